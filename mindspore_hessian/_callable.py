@@ -1,0 +1,199 @@
+"""Make the user's callable compilable: any callable, called with any arguments, becomes a function of flat Tensors."""
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, MethodType
+from typing import Any
+
+from mindspore import Tensor, nn
+
+from mindspore_hessian import _compat, _source
+from mindspore_hessian._capture import GRAPH, Captures, foreign_modules
+from mindspore_hessian._errors import NotCompilableError
+
+
+def unwrap_partial(fn: Any) -> tuple[Any, tuple, dict]:
+    """The callable under ``functools.partial`` (nested too), with the arguments bound on the way."""
+    args: tuple = ()
+    kwargs: dict = {}
+    while isinstance(fn, functools.partial):
+        args, kwargs, fn = fn.args + args, {**fn.keywords, **kwargs}, fn.func
+    if isinstance(fn, MethodType) and isinstance(fn.__self__, type):  # a classmethod
+        args, fn = (fn.__self__, *args), fn.__func__
+    return fn, args, kwargs
+
+
+def parsable(fn: Any, memo: dict[int, Any] | None = None) -> Any:
+    """The same behaviour as something that MindSpore's parser reads rightly.
+
+    A lambda gets a source of its own, also where a closure captured it; an object with ``__call__`` becomes its bound
+    method; a partial becomes a function.
+
+    Raises:
+        TypeError: `fn` is not callable.
+        NotCompilableError: `fn` has no Python source.
+    """
+    memo = {} if memo is None else memo
+    if id(fn) in memo:
+        return memo[id(fn)]
+    if isinstance(fn, functools.partial):
+        inner, args, kwargs = unwrap_partial(fn)
+        return _bound(parsable(inner, memo), args, kwargs)
+    if isinstance(fn, nn.Cell):
+        return fn
+    if isinstance(fn, MethodType):
+        return MethodType(parsable(fn.__func__, memo), fn.__self__)
+    if isinstance(fn, FunctionType):
+        return _parsable_function(fn, memo)
+    if isinstance(fn, BuiltinFunctionType | MethodDescriptorType | type) or _compat.is_tensor_method(fn):
+        raise NotCompilableError(
+            f"{fn!r} has no Python source that MindSpore could compile. Wrap it: def f(x): return ...")
+    if isinstance(fn, _compat.PRIMITIVE_TYPES):
+        return fn
+    if hasattr(fn, "__wrapped__"):
+        raise NotCompilableError(
+            f"{_source.where(fn)} is a {type(fn).__name__} around a function (functools.lru_cache or alike), which "
+            "MindSpore cannot compile. Pass the function itself: its `__wrapped__`.")
+    if callable(fn):
+        return parsable(fn.__call__, memo)
+    raise TypeError(f"fn must be callable, but got {type(fn).__name__}")
+
+
+def _bound(fn: Any, args: tuple, kwargs: dict) -> Callable:
+    def bound(*more):
+        return fn(*args, *more, **kwargs)
+    return bound
+
+
+def _parsable_function(fn: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    if getattr(fn, GRAPH, False) or hasattr(fn, "__wrapped_by_jit__"):
+        return fn
+    memo[id(fn)] = fn
+    out = _source.with_own_source(fn) if fn.__code__.co_name == "<lambda>" else fn
+    cells = []
+    for cell in fn.__closure__ or ():
+        content = cell.cell_contents if _assigned(cell) else None
+        hidden = isinstance(content, functools.partial) or (
+            isinstance(content, FunctionType) and not _source.is_readable(content))
+        cells.append(CellType(parsable(content, memo)) if hidden else cell)
+    if cells != list(fn.__closure__ or ()):
+        out = _source.copy_function(out, closure=tuple(cells))
+    memo[id(fn)] = out
+    return out
+
+
+def _assigned(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass
+class Call:
+    """A callable with its arguments: the Tensors are `leaves`, all else is part of the function.
+
+    Attributes:
+        leaves: the Tensors among the arguments, flat.
+        index: argument number -> leaf number, for arguments that are Tensors themselves.
+        template: the call as source text, such as ``fn(x0, (x1, c0), key=x2)``; part of the cache key.
+        constants: the arguments that are not Tensors, in order.
+    """
+
+    fn: Any
+    leaves: tuple[Tensor, ...] = ()
+    index: dict[int, int] = field(default_factory=dict)
+    template: str = ""
+    constants: tuple = ()
+
+    @classmethod
+    def bind(cls, fn: Any, args: tuple, kwargs: dict | None = None) -> Call:
+        """Split the arguments of a call into Tensors and the rest."""
+        target, before, named = unwrap_partial(fn)
+        leaves: list[Tensor] = []
+        constants: list = []
+
+        def text(value: Any) -> str:
+            if isinstance(value, Tensor):
+                leaves.append(_compat.plain_tensor(value))
+                return f"x{len(leaves) - 1}"
+            if type(value) in (tuple, list, dict) and _has_tensor(value):
+                if type(value) is dict:
+                    return "{" + ", ".join(f"{key!r}: {text(item)}" for key, item in value.items()) + "}"
+                inner = "".join(text(item) + ", " for item in value)
+                return f"({inner})" if type(value) is tuple else f"[{inner}]"
+            constants.append(value)
+            return f"c{len(constants) - 1}"
+
+        parts, index = [], {}
+        for number, value in enumerate((*before, *args)):
+            if isinstance(value, Tensor) and number >= len(before):
+                index[number - len(before)] = len(leaves)
+            parts.append(text(value))
+        parts += [f"{name}={text(value)}" for name, value in {**named, **(kwargs or {})}.items()]
+        return cls(target, tuple(leaves), index, f"fn({', '.join(parts)})", tuple(constants))
+
+    def captures(self, *more: Any, labels: bool = False) -> Captures:
+        """What the function, its constant arguments and `more` captured."""
+        return Captures(self.fn, self.constants, *more, labels=labels)
+
+    def function(self) -> Callable:
+        """The call as a function of its leaves, made for MindSpore's parser."""
+        make = _maker(self.template, len(self.leaves), len(self.constants))
+        return make(parsable(self.fn), *self.constants)
+
+    def one_argument(self) -> Callable:
+        """A callable bound without arguments, as a function of one Tensor."""
+        return _maker("fn(x0)", 1, 0)(parsable(self.fn))
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return any(_has_tensor(item) for item in items)
+
+
+@functools.lru_cache(maxsize=1024)
+def _maker(template: str, leaves: int, constants: int) -> Callable:
+    """``make(fn, *constants)`` -> a function with one plain parameter a leaf, which MindSpore can differentiate."""
+    free = "".join(f", c{number}" for number in range(constants))
+    names = ", ".join(f"x{number}" for number in range(leaves))
+    text = f"def make(fn{free}):\n    def call({names}):\n        return {template}\n    return call\n"
+    name = _source.register(text, "call")
+    space: dict[str, Any] = {"__name__": __name__}
+    exec(compile(text, name, "exec"), space)  # our own text: names and brackets only
+    return space["make"]
+
+
+@contextlib.contextmanager
+def readable(captures: Captures) -> Iterator[None]:
+    """While MindSpore compiles, let it read the user's functions as Python runs them.
+
+    Checks that their source is what Python runs; hides ``__wrapped__``, since the parser would skip the wrapper; and
+    puts the right globals in place of modules that are not the functions' own.
+    """
+    for fn in captures.functions:
+        if fn.__code__.co_name != "<lambda>":
+            _source.check_unchanged(fn)
+    hidden: list[tuple[Any, Any]] = [(fn, fn.__wrapped__) for fn in captures.functions if hasattr(fn, "__wrapped__")]
+    modules = foreign_modules(captures.functions)
+    before = {name: sys.modules.get(name) for name in modules}
+    for fn, _ in hidden:
+        del fn.__wrapped__
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for fn, inner in hidden:
+            fn.__wrapped__ = inner
+        for name, module in before.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module

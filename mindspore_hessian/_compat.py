@@ -1,0 +1,274 @@
+"""The only file that touches private or version-dependent MindSpore.
+
+Each name says what it needs from MindSpore and in which versions it was seen (2.7.2, 2.8.0, 2.9.0, 2.10.0).
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, _c_expression, nn, ops
+from mindspore._c_expression import DeviceContextManager, DeviceManagerConf, MSContext, PrimitiveFunction_
+from mindspore.ops._grad_experimental.grad_base import bprop_getters
+from mindspore.ops._vmap import vmap_base
+from mindspore.ops.operations import _grad_ops
+from mindspore.ops.primitive import Primitive
+
+try:  # 2.9 moved it, and warns at the old place
+    from mindspore.graph.api import _cell_graph_executor, _pynative_executor
+except ImportError:
+    from mindspore.common.api import _cell_graph_executor, _pynative_executor
+
+MS_VERSION: tuple[int, ...] = tuple(int(part) for part in ms.__version__.split(".")[:3] if part.isdigit())
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+PRIMITIVE_TYPES: tuple[type, ...] = (Primitive, PrimitiveFunction_)
+
+
+def is_tensor_method(fn: object) -> bool:
+    """Whether `fn` is a Tensor method as a plain function (``Tensor.sum``): C++, which the parser runs as Python."""
+    return getattr(fn, "__qualname__", "").startswith("Tensor.") or type(fn).__name__ == "instancemethod"
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """A Parameter as the Tensor it holds; other Tensors as they are."""
+    return tensor.value() if isinstance(tensor, ms.Parameter) else tensor
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """The values, perhaps as a view of MindSpore's memory. numpy has no bfloat16: it comes as float32."""
+    if tensor.dtype == ms.bfloat16:
+        tensor = tensor.astype(ms.float32)
+    return tensor.asnumpy()
+
+
+# --- compiling and running graphs (used by _compile.py) ----------------------------------------------------------
+
+class _Holder(nn.Cell):
+    """A Cell around one graph function. Deleting it frees the graph, which deleting a ``@jit`` function does not."""
+
+    def __init__(self, function: Callable, jit_level: str):
+        super().__init__(auto_prefix=False)
+        # past Cell.__setattr__: a network among what `function` captures must not become a child of this Cell
+        object.__setattr__(self, "function", function)
+        # STRICT: what MindSpore cannot compile it would otherwise run as Python inside the graph, with zero gradients
+        self.set_jit_config(ms.JitConfig(jit_level=jit_level, jit_syntax_level="STRICT"))
+
+    def construct(self, *args):
+        return self.function(*args)
+
+
+class Graph:
+    """A graph function, compiled once for the shapes and dtypes of its first arguments.
+
+    It reads the weights of the captured networks anew at every call (a ``@jit`` function would go on reading the
+    buffer of its first call after ``set_data``). It is not seen by PyNative's gradient recording: see `Recorded`.
+    """
+
+    def __init__(self, function: Callable, tensors: tuple, jit_level: str):
+        self._cell = _Holder(function, jit_level)
+        self._cell.compile(*tensors)
+        self._phase = self._cell.phase_cache[self._cell.phase]
+        self._executor = _cell_graph_executor._graph_executor
+
+    def __call__(self, tensors: tuple):
+        if not self._executor.has_compiled(self._phase):  # the user released all graphs (ms_memory_recycle)
+            self._cell.compile_cache.clear()
+            self._cell.compile(*tensors)
+            self._phase = self._cell.phase_cache[self._cell.phase]
+        return self._executor(tensors, self._phase)
+
+
+class Recorded:
+    """The same as a ``@jit`` function: PyNative's gradient recording sees it, so that it can be differentiated."""
+
+    def __init__(self, function: Callable, tensors: tuple, jit_level: str):
+        del tensors
+
+        def recorded(*args):
+            return function(*args)
+
+        self._call = ms.jit(recorded, fullgraph=True, jit_level=jit_level)
+
+    def __call__(self, tensors: tuple):
+        return self._call(*tensors)
+
+
+def is_recording() -> bool:
+    """Whether PyNative records a gradient now: the caller is inside ``ms.grad``, ``ms.vjp`` or a training step."""
+    flag = _pynative_executor.requires_grad
+    return bool(flag() if callable(flag) else flag)
+
+
+def disk_cache_enabled() -> bool:
+    """Whether MindSpore's on-disk compile cache is on, by context or by environment."""
+    return bool(ms.get_context("enable_compile_cache")) or os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1"
+
+
+def runtime_started() -> bool:
+    """Whether MindSpore has run a kernel in this process: its actor threads are there (Linux tells; else assume so)."""
+    try:
+        tasks = os.listdir("/proc/self/task")
+    except OSError:
+        return True
+    for task in tasks:
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/comm") as file:
+            if file.read().startswith(("ActorThread", "backend_queue")):
+                return True
+    return False
+
+
+def assign(parameter: ms.Parameter, value: np.ndarray) -> None:
+    """Write `value` into the buffer that the Parameter has (``set_data`` would give it another one)."""
+    ops.assign(parameter, Tensor(value, parameter.dtype))
+
+
+# --- rule registries (used by rules/) ---------------------------------------------------------------------------
+
+def derivative_registry() -> dict:
+    """Python derivatives of primitives: name -> getter(prim) -> bprop(*inputs, out, dout). Graph mode only."""
+    return bprop_getters
+
+
+def batching_registry() -> dict:
+    """Batching rules of primitives: name -> getter(prim, axis_size) -> rule(*(value, dim)) -> (out, dim)."""
+    return vmap_base.vmap_rules_getters
+
+
+class _Watched(dict):
+    """A registry of batching rules that refuses to answer "none": MindSpore would unroll the primitive."""
+
+    def __init__(self, registry: dict, missing: list[str]):
+        super().__init__(registry)
+        self._missing = missing
+
+    def get(self, key, default=None):
+        rule = super().get(key, None)
+        if rule is None and isinstance(key, str) and key not in _STRUCTURAL:
+            self._missing.append(key)
+            raise NotImplementedError(f"primitive {key} has no batching rule")
+        return default if rule is None else rule
+
+
+# applied to what has no batch axis, or to tuples: MindSpore handles these itself
+_STRUCTURAL = frozenset({"mutable", "Return", "Switch", "SwitchLayer", "Partial", "Load", "UpdateState"})
+
+
+@contextlib.contextmanager
+def missing_batching_rules() -> Iterator[list[str]]:
+    """While MindSpore compiles inside, a primitive without a batching rule is an error; its name is in the list."""
+    missing: list[str] = []
+    before = vmap_base.vmap_rules_getters
+    vmap_base.vmap_rules_getters = _Watched(before, missing)
+    try:
+        yield missing
+    finally:
+        vmap_base.vmap_rules_getters = before
+
+
+# --- device API (used by device.py) -------------------------------------------------------------------------------
+# The device API is public and the same in all four versions; private is only whether a device can still be chosen.
+
+def plugin_loaded(backend: str) -> bool:
+    """Whether this process loaded MindSpore's part for `backend`; that says nothing about the driver or a device."""
+    return MSContext.get_instance().is_pkg_support_device(backend)
+
+
+def device_in_use() -> tuple[str, int] | None:
+    """The backend and number that this process can no longer change: set before, or in use by a kernel that ran."""
+    conf, contexts = DeviceManagerConf.get_instance(), DeviceContextManager.get_instance()
+    if conf.is_device_enable():
+        return conf.get_device_target(), conf.get_device_id()
+    target = ms.get_context("device_target")
+    context = contexts.get_device_context(target)  # None until a first kernel
+    return (target, ms.get_context("device_id")) if context is not None and context.initialized() else None
+
+
+def deterministic_is_set() -> bool:
+    """Whether `mindspore.set_deterministic` was called: it raises the second time."""
+    return DeviceManagerConf.get_instance().is_deterministic_configured()
+
+
+def hf32_is_set(switch: str, value: bool) -> bool:
+    """Whether Ascend's `switch` was set before to something else than `value`: it can be set once."""
+    conf = _c_expression.AscendOpPrecisionConf.get_instance()  # exists where the Ascend part is loaded
+    return getattr(conf, f"is_{switch}_configured")() and getattr(conf, switch)() != str(int(value))
+
+
+# --- primitives used by derivative rules --------------------------------------------------------------------------
+
+from mindspore.ops.auto_generate.gen_ops_prim import (  # noqa: E402, F401
+    PowTensorScalar,
+    ResizeBicubic,
+    ResizeBilinearV2,
+    ResizeLinear1D,
+    ResizeNearestNeighborV2,
+    UpsampleNearest3D,
+    UpsampleTrilinear3D,
+)
+from mindspore.ops.operations._grad_ops import (  # noqa: E402, F401
+    AvgPool3DGrad,
+    Conv3DBackpropFilter,
+    LSTMGrad,
+    MaxPoolGrad,
+)
+from mindspore.ops.operations.nn_ops import Conv3DBackpropInput  # noqa: E402, F401
+
+pow_tensor_scalar = PowTensorScalar()
+
+
+def class_keys(name: str) -> list[int]:
+    """The keys under which MindSpore files its Python rules besides the name: the ids of the classes of that name."""
+    found, waiting = [], [Primitive]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if cls.__name__ == name:
+            found.append(id(cls))
+    return found
+
+
+def heeds_python_derivatives() -> bool:
+    """Whether MindSpore reads MS_DEV_USE_PY_BPROP, or read it, with PadV3 in it. Compiles one tiny gradient.
+
+    MindSpore asks the registry for the derivative of a primitive made in Python at every compilation (it remembers
+    those of the others): whether it asks for that of PadV3 tells whether Python's rule goes before C++'s.
+    """
+    asked = []
+    ours = bprop_getters.get("PadV3", None)
+
+    def getter(prim):
+        asked.append(prim)
+
+        def bprop(x, paddings, value, out, dout):
+            return dout[1:3], 0, ops.zeros_like(value)
+        return bprop
+
+    pad = ops.PadV3()
+
+    def padded(x):
+        return pad(x, (1, 1), Tensor([0.0], ms.float32))
+
+    def gradient(x):
+        return ops.GradOperation()(padded)(x)
+
+    bprop_getters["PadV3"] = getter
+    try:
+        ms.jit(gradient)(Tensor(np.ones(2, np.float32)))
+    finally:
+        del bprop_getters["PadV3"]
+        if ours is not None:
+            bprop_getters["PadV3"] = ours
+    return bool(asked)
+
+
+# --- helpers used by batching rules ---
+
+def strided_slice_grad(*masks: int) -> ms.ops.Primitive:
+    """The backward of StridedSlice, which MindSpore has as a class of its own with the masks as attributes."""
+    return _grad_ops.StridedSliceGrad(*masks)

@@ -1,0 +1,109 @@
+"""Errors and warnings of this library. Each message names the offender, the value received and the remedy."""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+
+
+class HessianError(Exception):
+    """Base class of the errors that only this library raises."""
+
+
+class NotCompilableError(HessianError, TypeError):
+    """The user's callable cannot be compiled by MindSpore (its source is out of reach, or not supported)."""
+
+
+class MissingRuleError(HessianError, NotImplementedError):
+    """A primitive of the function has no derivative, so its second derivative would be dropped or cannot be made."""
+
+
+class UnsafeRuntimeError(HessianError, RuntimeError):
+    """The process is in a state in which MindSpore returns wrong numbers or hangs (disk cache, forked child)."""
+
+
+class DeviceError(HessianError, RuntimeError):
+    """A device was asked for that this process cannot use."""
+
+
+class NonFiniteWarning(RuntimeWarning):
+    """A derivative holds NaN or Inf. Make it an error with ``warnings.simplefilter("error", NonFiniteWarning)``."""
+
+
+class RecompileWarning(RuntimeWarning):
+    """A caller compiles again at every call."""
+
+
+class FallbackWarning(RuntimeWarning):
+    """A primitive has no batching rule: the products run one after another."""
+
+
+class LateRulesWarning(RuntimeWarning):
+    """The rules were installed after the first gradient of the process: MindSpore ignores some of them."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's code that called this library."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+_MISSING = re.compile(r"Primitive (\w+)'s bprop not defined")
+_KERNEL = re.compile(r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator )\[?(\w+)")
+_PYTHON = re.compile(r"jit_syntax_level to LAX|In JIT strict mode|__call_func_str__")
+
+
+def translate(err: BaseException) -> BaseException:
+    """MindSpore's pages of text as one paragraph of ours; the original stays as the cause."""
+    if isinstance(err, HessianError):
+        return err
+    text = str(err)
+    if found := _MISSING.search(text):
+        return MissingRuleError(
+            f"primitive {found[1]} has no derivative in MindSpore, so this second derivative cannot be computed. "
+            f"Write the function with another operation, or supply the rule: "
+            f"mindspore_hessian.rules.register_derivative({found[1]!r}, getter).")
+    short = first_paragraph(text)
+    if "compile temporary source code in terminal" in text or "could not get source code" in text:
+        return NotCompilableError(
+            "a function that is called inside has no source (typed at a plain Python prompt, `python -c`, or exec()), "
+            f"and MindSpore compiles source text. Put it into a .py file or a notebook cell. MindSpore says: {short}")
+    if _PYTHON.search(text):
+        return NotCompilableError(
+            "a part of the function cannot be compiled: MindSpore would run it as Python, where its gradient is lost "
+            f"(numpy or another library on a Tensor, asnumpy(), a functools object). MindSpore says: {short}")
+    if found := _KERNEL.search(text):
+        return MissingRuleError(f"primitive {found[1]} has no kernel for this device and dtype: {short}")
+    if isinstance(err, ValueError | TypeError | NotImplementedError | AttributeError | NameError | IndexError):
+        return type(err)(short)
+    return NotCompilableError(f"MindSpore cannot compile this function: {short}")
+
+
+def first_paragraph(text: str) -> str:
+    """The part of a MindSpore message that a user can read: before its stacks and rules of dashes, in one line."""
+    body = re.split(r"\n-{10,}", text, maxsplit=1)[0]
+    line = " ".join(body.split()).strip("' ")
+    places = [place for place in re.findall(r"In file (\S+?:\d+)", text) if "mindspore_hessian/" not in place]
+    return line if not places or line.startswith("fn must") else f"{line} (in {places[-1]})"
+
+
+@contextlib.contextmanager
+def debris_removed() -> Iterator[None]:
+    """Remove the ``rank_0/om/analyze_fail.ir`` that MindSpore leaves in the working directory when it fails."""
+    top = os.path.join(os.getcwd(), f"rank_{os.environ.get('RANK_ID', '0')}")
+    om, file = os.path.join(top, "om"), os.path.join(top, "om", "analyze_fail.ir")
+    before = {path: os.path.exists(path) for path in (file, om, top)}
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if not before[file] and os.path.exists(file):
+                os.remove(file)
+            for folder in (om, top):
+                if not before[folder] and os.path.isdir(folder):
+                    os.rmdir(folder)  # only where it is empty

@@ -1,0 +1,157 @@
+"""Derivative and batching rules that MindSpore lacks or has wrong, supplied through its own registries.
+
+`install` runs once when the package is imported. It is a polite guest: it records what it changed, can be undone,
+and leaves every rule that MindSpore already has alone unless the row says that MindSpore's is broken.
+"""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import LateRulesWarning
+from mindspore_hessian.rules import (
+    batching_math,
+    batching_nn,
+    derivatives_linalg,
+    derivatives_math,
+    derivatives_nn,
+    derivatives_resize,
+    derivatives_rnn,
+)
+from mindspore_hessian.rules._define import Batching, Derivative, Rule
+
+__all__ = ["install", "uninstall", "status", "in_force", "register_derivative", "register_batching", "RuleStatus"]
+
+TABLES: tuple[tuple[Rule, ...], ...] = (
+    derivatives_math.RULES, derivatives_nn.RULES, derivatives_linalg.RULES, derivatives_resize.RULES,
+    derivatives_rnn.RULES, batching_math.RULES, batching_nn.RULES)
+
+_ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
+_ABSENT = object()
+_registered: dict[tuple[str, str], tuple[Rule, object, list]] = {}  # (kind, primitive) -> our rule, what was there
+# before, and the other keys under which that was (MindSpore files its Python rules under the id of the class as well)
+_read: dict[str, bool] = {}  # "replacing": whether MindSpore heeds _ENV, known once it has read it
+
+
+@dataclass(frozen=True)
+class RuleStatus:
+    """One line of `status`: which rule, whose it is now, and why it exists."""
+
+    kind: str
+    primitive: str
+    active: str  # "ours", "mindspore" (it has one and we did not replace it), "removed"
+    replaces: bool
+    why: str
+
+
+def _registry(kind: str) -> dict:
+    return _compat.derivative_registry() if kind == "derivative" else _compat.batching_registry()
+
+
+def _register(rule: Rule) -> None:
+    entry, registry = (rule.kind, rule.primitive), _registry(rule.kind)
+    before = registry.get(rule.primitive, _ABSENT)
+    aliases: list = []
+    if entry in _registered and before is _registered[entry][0].getter:
+        _, before, aliases = _registered[entry]
+    elif before is not _ABSENT:
+        if not rule.replaces:
+            return
+        if rule.kind == "derivative":
+            aliases = [key for key in _compat.class_keys(rule.primitive) if key in registry and registry[key] is before]
+    for name in (rule.primitive, *aliases):
+        registry[name] = rule.getter
+    _registered[entry] = (rule, before, aliases)
+    if rule.kind == "derivative" and rule.replaces:
+        names = [name for name in os.environ.get(_ENV, "").split(",") if name]
+        if rule.primitive not in names:
+            os.environ[_ENV] = ",".join([*names, rule.primitive])
+            if _read:
+                _warn_late(rule.primitive)
+
+
+def _warn_late(names: str) -> None:
+    warnings.warn(
+        f"MindSpore ignores our derivative of {names}: it chooses between its own rules and Python's at the first "
+        "gradient of a process, and that has been computed. Second derivatives through these primitives can fail, and "
+        "those of SoftmaxCrossEntropyWithLogits and SeLU be wrong. Import mindspore_hessian and register rules before "
+        "the first gradient.", LateRulesWarning, stacklevel=3)
+
+
+def in_force() -> bool:
+    """Whether the rules that replace MindSpore's are heeded, found out by one tiny compilation; warns if they are not.
+
+    Call it before the first second derivative of a process. From then on the answer is known.
+    """
+    if not _read:
+        _read["replacing"] = _compat.heeds_python_derivatives()
+        if not _read["replacing"]:
+            _warn_late(", ".join(name for (kind, name), (rule, _, _) in sorted(_registered.items())
+                                 if kind == "derivative" and rule.replaces))
+    return _read["replacing"]
+
+
+def _rows() -> list[Rule]:
+    return [rule for table in TABLES for rule in table if rule.applies(_compat.MS_VERSION)]
+
+
+def install() -> None:
+    """Register every rule for this MindSpore version. Idempotent."""
+    for rule in _rows():
+        _register(rule)
+
+
+def uninstall() -> None:
+    """Give MindSpore's registries back what they held (compiled functions keep the rules they were built with)."""
+    while _registered:
+        (kind, name), (rule, before, aliases) = _registered.popitem()
+        registry = _registry(kind)
+        if registry.get(name, None) is not rule.getter:
+            continue  # somebody registered after us: theirs stays
+        if before is _ABSENT:
+            del registry[name]
+        else:
+            registry.update(dict.fromkeys((name, *aliases), before))
+        if rule.replaces and kind == "derivative":
+            names = os.environ.get(_ENV, "").split(",")
+            os.environ[_ENV] = ",".join(other for other in names if other not in ("", name))
+
+
+def status() -> list[RuleStatus]:
+    """The rules of this library for this MindSpore version, a row each."""
+    rows = {(rule.kind, rule.primitive): rule for rule in _rows()}
+    rows.update({key: rule for key, (rule, _, _) in _registered.items()})
+    out = []
+    for (kind, name), rule in sorted(rows.items()):
+        now = _registry(kind).get(name, None)
+        active = "ours" if now is rule.getter else "removed" if now is None else "mindspore"
+        out.append(RuleStatus(kind, name, active, rule.replaces, rule.why))
+    return out
+
+
+def register_derivative(primitive: str, getter: Callable, why: str = "", replaces: bool = False) -> None:
+    """Supply the derivative of a primitive.
+
+    Args:
+        primitive: MindSpore's name of it, as an error message or `audit` shows it.
+        getter: ``getter(prim)`` returns ``bprop(*inputs, out, dout)``, a function MindSpore can compile that returns
+            the gradient of each input. Write it with differentiable operations, so that higher orders work.
+        why: a sentence shown by `status`.
+        replaces: MindSpore has a rule and this one must win. Takes effect only before the process's first gradient.
+    """
+    _register(Derivative(primitive, getter, why or "registered by the user", replaces))
+
+
+def register_batching(primitive: str, getter: Callable, why: str = "", replaces: bool = False) -> None:
+    """Supply the batching rule of a primitive.
+
+    Args:
+        primitive: MindSpore's name of it.
+        getter: ``getter(prim, axis_size)`` returns ``rule(*(value, dim)) -> (out, out_dim)``.
+        why: a sentence shown by `status`.
+        replaces: the rule takes the place of MindSpore's.
+    """
+    _register(Batching(primitive, getter, why or "registered by the user", replaces))

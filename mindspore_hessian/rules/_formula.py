@@ -1,0 +1,71 @@
+"""The derivative of a backward primitive from a formula of it.
+
+A backward primitive such as ``GeLUGrad(dy, x, y)`` is a function like any other. Written with differentiable
+operations, `by_formula` differentiates it by MindSpore itself: one line of maths a row, and every higher order works.
+A primitive whose saved outputs (``y`` above) depend on its inputs (``x``) may be written without them: on the values
+that occur both say the same, so the total derivative is the same.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mindspore import mutable, ops
+
+# pull(f)(a, b, d): the gradients of <f(a, b), d>. MindSpore leaves out an argument whose value it knows as it compiles
+# (a captured Tensor), so that the others change place: pass every argument through `mutable`, which hides the value.
+# It must stand where f is defined: MindSpore fails to compile a closure that another function differentiates.
+pull = ops.GradOperation(get_all=True, sens_param=True)
+
+
+def by_formula(formula: Callable, tensors: int, options: int = 0) -> Callable:
+    """The getter of a primitive that computes ``formula(*tensors, *options)``, differentiable in the tensors only.
+
+    MindSpore compiles the functions below from their source and takes no ``*args`` there: hence one per count.
+    """
+    bprop = _BPROPS[tensors, options](formula)
+
+    def getter(prim):
+        return bprop
+    return getter
+
+
+def _of_2_0(formula):
+    def bprop(a, b, out, dout):
+        return pull(formula)(mutable(a), mutable(b), dout)
+    return bprop
+
+
+def _of_2_1(formula):
+    def bprop(a, b, p, out, dout):
+        def f(a, b):
+            return formula(a, b, p)
+        da, db = pull(f)(mutable(a), mutable(b), dout)
+        return da, db, 0
+    return bprop
+
+
+def _of_3_0(formula):
+    def bprop(a, b, c, out, dout):
+        return pull(formula)(mutable(a), mutable(b), mutable(c), dout)
+    return bprop
+
+
+def _of_3_2(formula):
+    def bprop(a, b, c, p, q, out, dout):
+        def f(a, b, c):
+            return formula(a, b, c, p, q)
+        da, db, dc = pull(f)(mutable(a), mutable(b), mutable(c), dout)
+        return da, db, dc, 0, 0
+    return bprop
+
+
+def _of_3_3(formula):
+    def bprop(a, b, c, p, q, r, out, dout):
+        def f(a, b, c):
+            return formula(a, b, c, p, q, r)
+        da, db, dc = pull(f)(mutable(a), mutable(b), mutable(c), dout)
+        return da, db, dc, 0, 0, 0
+    return bprop
+
+
+_BPROPS = {(2, 0): _of_2_0, (2, 1): _of_2_1, (3, 0): _of_3_0, (3, 2): _of_3_2, (3, 3): _of_3_3}

@@ -1,0 +1,363 @@
+"""What batching rules are made of: moving the batch axis, and the families most primitives fall into.
+
+A rule receives a (value, dim) pair per input, where dim is the axis of value that holds the batch (None: unbatched),
+and returns such a pair per output. MindSpore compiles the inner functions, so they keep to tensors, tuples and
+constants; `constexpr` functions run as Python while it does. Shapes and dims are constants there, and each `if` costs
+compile time: the families test the common case (batch in front, nothing to reshape) first.
+
+Unbatched operands are never copied along the batch unless a kernel insists: they broadcast.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mindspore import Tensor, ops
+from mindspore.ops import Primitive, constexpr
+
+transpose, reshape, broadcast_to = ops.Transpose(), ops.Reshape(), ops.BroadcastTo
+mul, ones_like = ops.Mul(), ops.OnesLike()
+
+
+def primitive(prim):
+    """The primitive itself: MindSpore hands over some by name."""
+    return Primitive(prim) if isinstance(prim, str) else prim
+
+
+# --- the batch axis ---------------------------------------------------------------------------------------------
+
+@constexpr
+def _move(rank, src, dst):
+    """Permutation that takes axis src to dst, or None if there is nothing to do."""
+    src, dst = src % rank, dst % rank
+    order = [axis for axis in range(rank) if axis != src]
+    order.insert(dst, src)
+    return None if src == dst else tuple(order)
+
+
+def move(x, src, dst):
+    """x with axis src at dst."""
+    order = _move(x.ndim, src, dst)
+    if order is None:
+        return x
+    return transpose(x, order)
+
+
+def front(x, dim):
+    """x with its batch axis first; an unbatched x as it is."""
+    if dim is None or dim == 0:
+        return x
+    return move(x, dim, 0)
+
+
+@constexpr
+def batch_first(dim):
+    """Where `front` puts the batch."""
+    return None if dim is None else 0
+
+
+@constexpr
+def _repeated(shape, size):
+    return (size, *shape)
+
+
+def filled(x, dim, size):
+    """x with its batch axis first; an unbatched x is copied along it (for kernels that take no less)."""
+    if dim is None:
+        return ops.broadcast_to(ops.expand_dims(x, 0), _repeated(x.shape, size))
+    return front(x, dim)
+
+
+@constexpr
+def _aligned_shape(shape, rank):
+    return (shape[0],) + (1,) * (rank + 1 - len(shape)) + tuple(shape[1:])
+
+
+def aligned(x, dim, rank):
+    """x ready to broadcast against operands of `rank` axes a sample: (B, 1, ..., 1, *sample shape)."""
+    if dim is None:
+        return x
+    x = front(x, dim)
+    if x.ndim == rank + 1:
+        return x
+    return reshape(x, _aligned_shape(x.shape, rank))
+
+
+def values(pairs):
+    """The values of parameters (numbers, axes, flags, dtypes): constants, which are never batched.
+
+    Not a constexpr: a number that goes through Python comes back in float32. Views carry a token at the end (None here)
+    that orders them after writes in place; our graphs have none.
+    """
+    out = ()
+    for pair in pairs:
+        if pair is not None:
+            value, dim = pair
+            if dim is not None:
+                raise ValueError("mindspore_hessian batches no parameters (numbers, axes, flags), and one is batched")
+            out = out + (value,)
+    return out
+
+
+@constexpr
+def any_batched(dims):
+    """Whether some dim is an axis."""
+    return any(dim is not None for dim in dims)
+
+
+@constexpr
+def all_batched(dims):
+    """Whether every dim is an axis."""
+    return all(dim is not None for dim in dims)
+
+
+def _behind(axis):
+    """The same axis (or axes) behind a batch axis in front: negative ones count from the end and stay."""
+    if isinstance(axis, (tuple, list)):
+        return tuple(one + 1 if one >= 0 else one for one in axis)
+    return axis + 1 if axis >= 0 else axis
+
+
+shifted = constexpr(_behind)
+
+
+def paired(out):
+    """The outputs of a primitive, batch in front, as the pairs a rule returns."""
+    if isinstance(out, tuple):
+        return tuple([(one, 0) for one in out])
+    return out, 0
+
+
+def unpaired(out):
+    """The outputs of a primitive that met no batch, as pairs."""
+    if isinstance(out, tuple):
+        return tuple([(one, None) for one in out])
+    return out, None
+
+
+# --- families ---------------------------------------------------------------------------------------------------
+
+def unary(prim, axis_size):
+    """One tensor, then parameters, entry by entry: the batch may sit on any axis and stays there."""
+    prim = primitive(prim)
+
+    def rule(x_pair, *rest):
+        x, dim = x_pair
+        if not rest:
+            return prim(x), dim
+        return prim(x, *values(rest)), dim
+
+    return rule
+
+
+@constexpr
+def _binary_plan(x_dim, x_rank, y_dim, y_rank):
+    """(ready to call, rank of a sample's result, dim of the result)."""
+    x_sample, y_sample = x_rank - (x_dim is not None), y_rank - (y_dim is not None)
+    rank = max(x_sample, y_sample)
+    ready = all(dim is None or (dim == 0 and sample == rank) for dim, sample in ((x_dim, x_sample), (y_dim, y_sample)))
+    return ready, rank, None if x_dim is None and y_dim is None else 0
+
+
+def binary(prim, axis_size):
+    """Two tensors that broadcast, then parameters."""
+    prim = primitive(prim)
+
+    def rule(x_pair, y_pair, *rest):
+        x, x_dim = x_pair
+        y, y_dim = y_pair
+        ready, rank, out_dim = _binary_plan(x_dim, x.ndim, y_dim, y.ndim)
+        if not ready:
+            x, y = aligned(x, x_dim, rank), aligned(y, y_dim, rank)
+        if not rest:
+            return prim(x, y), out_dim
+        return prim(x, y, *values(rest)), out_dim
+
+    return rule
+
+
+@constexpr
+def _largest(ranks):
+    return max(ranks)
+
+
+def sample_rank(x, dim):
+    """Axes of one sample; 0 for what is not a tensor."""
+    if not isinstance(x, Tensor):
+        return 0
+    return x.ndim if dim is None else x.ndim - 1
+
+
+def broadcasting(prim, axis_size):
+    """Any number of tensors that broadcast, among parameters."""
+    prim = primitive(prim)
+
+    def rule(*pairs):
+        rank = _largest(tuple([sample_rank(x, dim) for x, dim in pairs]))
+        out = prim(*[aligned(x, dim, rank) for x, dim in pairs])
+        if any_batched(_dims(pairs)):
+            return paired(out)
+        return unpaired(out)
+
+    return rule
+
+
+def _tensors(pairs):
+    return tuple([x for x, _ in pairs])
+
+
+def _dims(pairs):
+    return tuple([dim for _, dim in pairs])
+
+
+def same_shape(count: int) -> Callable:
+    """`count` tensors of one shape, then parameters, entry by entry, by a kernel that does not broadcast."""
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(*pairs):
+            tensors, rest = pairs[:count], values(pairs[count:])
+            if any_batched(_dims(tensors)):
+                return paired(prim(*[filled(x, dim, axis_size) for x, dim in tensors], *rest))
+            return unpaired(prim(*_tensors(tensors), *rest))
+
+        return rule
+
+    return getter
+
+
+def cotangent_second(prim, axis_size):
+    """A backward f(y, dy, ...), entry by entry and linear in dy, by a kernel that does not broadcast.
+
+    With only dy batched its factor is computed once, from ones, and broadcasts; the kernel would want y copied along
+    the batch.
+    """
+    prim = primitive(prim)
+
+    def rule(y_pair, dy_pair, *rest):
+        y, y_dim = y_pair
+        dy, dy_dim = dy_pair
+        if y_dim is None and dy_dim is not None:
+            return mul(front(dy, dy_dim), prim(y, ones_like(y), *values(rest))), 0
+        if y_dim == dy_dim:
+            return prim(y, dy, *values(rest)), y_dim
+        return prim(front(y, y_dim), filled(dy, dy_dim, axis_size), *values(rest)), 0
+
+    return rule
+
+
+def cotangent_first(prim, axis_size):
+    """The same for a backward f(dy, x, ...)."""
+    prim = primitive(prim)
+
+    def rule(dy_pair, x_pair, *rest):
+        x, x_dim = x_pair
+        dy, dy_dim = dy_pair
+        if x_dim is None and dy_dim is not None:
+            return mul(front(dy, dy_dim), prim(ones_like(x), x, *values(rest))), 0
+        if x_dim == dy_dim:
+            return prim(dy, x, *values(rest)), x_dim
+        return prim(filled(dy, dy_dim, axis_size), front(x, x_dim), *values(rest)), 0
+
+    return rule
+
+
+@constexpr
+def _reduced(axis, rank):
+    """Axes to reduce with the batch in front of `rank` axes: none given means all but the batch."""
+    if axis is None or (isinstance(axis, (tuple, list)) and not axis):
+        return tuple(range(1, rank + 1))
+    return _behind(axis)
+
+
+@constexpr
+def _one_axis(axis):
+    """Axis of a sample that has none (MindSpore then allows 0 and -1), after it was given one."""
+    return (1,) if axis is None or isinstance(axis, (tuple, list)) else 1
+
+
+@constexpr
+def _size_only(shape):
+    return (shape[0],)
+
+
+def _all_flat(outs, shape):
+    if isinstance(outs, tuple):
+        return tuple([(reshape(one, shape), 0) for one in outs])
+    return reshape(outs, shape), 0
+
+
+def over_axis(shift: Callable) -> Callable:
+    """One tensor, an axis, then parameters: reductions, and what runs along an axis."""
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(x_pair, axis_pair, *rest):
+            x, dim = x_pair
+            axis, _ = axis_pair
+            if dim is None:
+                return unpaired(prim(x, axis, *values(rest)))
+            x = front(x, dim)
+            if x.ndim == 1:  # a sample is a scalar: without an axis of its own, the batch would be reduced
+                shape = x.shape
+                return _all_flat(prim(reshape(x, (-1, 1)), _one_axis(axis), *values(rest)), shape)
+            return paired(prim(x, shift(axis, x.ndim - 1), *values(rest)))
+
+        return rule
+
+    return getter
+
+
+@constexpr
+def _along(axis, rank):
+    return _behind(axis)
+
+
+reduction = over_axis(_reduced)
+along_axis = over_axis(_along)
+
+
+def axis_at(position: int) -> Callable:
+    """One tensor, then parameters, the one at `position` (1, 2, ...) an axis or a tuple of them."""
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(x_pair, *rest):
+            x, dim = x_pair
+            if dim is None:
+                return unpaired(prim(x, *values(rest)))
+            return paired(prim(front(x, dim), *_shifted_at(values(rest), position - 1)))
+
+        return rule
+
+    return getter
+
+
+@constexpr
+def _shifted_at(constants, position):
+    return (*constants[:position], _behind(constants[position]), *constants[position + 1:])
+
+
+def leading(prim, axis_size):
+    """One tensor, then parameters, by a kernel that treats any leading axes as a batch."""
+    prim = primitive(prim)
+
+    def rule(x_pair, *rest):
+        x, dim = x_pair
+        if dim is None:
+            return unpaired(prim(x, *values(rest)))
+        return paired(prim(front(x, dim), *values(rest)))
+
+    return rule
+
+
+def constant(prim, axis_size):
+    """No tensor that could be batched: the batch does not matter."""
+    prim = primitive(prim)
+
+    def rule(*pairs):
+        return prim(*values(pairs)), None
+
+    return rule

@@ -1,0 +1,66 @@
+"""Batching rules: arithmetic, reductions and scans."""
+from __future__ import annotations
+
+from mindspore_hessian.rules import batching_index, batching_matmul, batching_shape
+from mindspore_hessian.rules._define import Batching
+from mindspore_hessian.rules.batching_kit import (
+    all_batched,
+    along_axis,
+    any_batched,
+    binary,
+    broadcasting,
+    cotangent_second,
+    front,
+    primitive,
+    reduction,
+    unary,
+)
+
+_UNROLLED = "MindSpore has no rule for it and unrolls the batch"
+_COPIES = "MindSpore's rule copies the unbatched operand along the batch"
+_SLOW = "MindSpore's rule gives an unbatched operand a batch axis of its own: twice the nodes and the compile time"
+
+ENTRYWISE = (
+    "Muls", "Divs", "AddScalar", "SubScalar", "PowTensorScalar", "ClampScalar", "GreaterEqualScalar", "LessScalar",
+    "EqScalar", "ZerosLikeExt", "OnesLikeExt",
+)
+
+
+BINARY = (
+    "Add", "Sub", "Mul", "Div", "RealDiv", "Pow", "Maximum", "Minimum", "Atan2", "Greater", "GreaterEqual", "Less",
+    "LessEqual", "Equal", "NotEqual", "Xlogy", "Xdivy",
+)
+
+
+def add_n(prim, axis_size):
+    """Sum of a tuple of tensors of one shape: unbatched ones broadcast."""
+    prim = primitive(prim)
+
+    def rule(pairs):
+        terms = tuple([front(x, dim) for x, dim in pairs])
+        if all_batched(tuple([dim for _, dim in pairs])):
+            return prim(terms), 0
+        if not any_batched(tuple([dim for _, dim in pairs])):
+            return prim(terms), None
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total, 0
+
+    return rule
+
+
+RULES: tuple[Batching, ...] = (
+    *batching_matmul.RULES,
+    *batching_shape.RULES,
+    *batching_index.RULES,
+    *(Batching(name, unary, _UNROLLED) for name in ENTRYWISE),
+    *(Batching(name, binary, _SLOW, replaces=True) for name in BINARY),
+    *(Batching(name, reduction, _UNROLLED) for name in ("SumExt", "MeanExt")),
+    *(Batching(name, along_axis, _UNROLLED) for name in ("CumSum", "CumProd")),
+    *(Batching(name, cotangent_second, _COPIES, replaces=True) for name in ("TanhGrad", "SqrtGrad", "RsqrtGrad")),
+    Batching("Select", broadcasting, "MindSpore's rule is wrong for nested batches of unequal rank (2.7.2)",
+             replaces=True),
+    Batching("AddN", add_n, _COPIES, replaces=True),
+    Batching("SigmoidGrad", cotangent_second, _UNROLLED),
+)

@@ -1,0 +1,180 @@
+"""Batching rules: matrix products.
+
+One large product beats many small ones: with one operand batched, the batch joins the rows or columns of a single
+product and the unbatched operand is read as it is. Only with both batched is it a batch of products.
+"""
+from __future__ import annotations
+
+from math import prod
+
+from mindspore import ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian.rules._define import Batching
+from mindspore_hessian.rules.batching_kit import (
+    aligned,
+    batch_first,
+    broadcast_to,
+    front,
+    primitive,
+    reshape,
+    sample_rank,
+    transpose,
+    values,
+)
+
+_COPIES = "MindSpore's rule copies the unbatched operand along the batch"
+
+
+def _split(shape, dim):
+    """(batch size or None, sample shape, axes of the sample) of a batched or unbatched shape."""
+    axes = [axis for axis in range(len(shape)) if dim is None or axis != dim % len(shape)]
+    return None if dim is None else shape[dim], tuple(shape[axis] for axis in axes), axes
+
+
+def _broadcast(one, two):
+    rank = max(len(one), len(two))
+    pairs = zip((1,) * (rank - len(one)) + one, (1,) * (rank - len(two)) + two, strict=True)
+    return tuple(b if a == 1 else a for a, b in pairs)
+
+
+def _operand(shape, dim, place, target):
+    """(order, shape, full shape): how to transpose, reshape and broadcast an operand; None for a step not needed.
+
+    Its sample axes keep their order, the batch goes to `place` among them; `target` is the shape before broadcasting
+    and the shape after.
+    """
+    order = [axis for axis in range(len(shape)) if dim is None or axis != dim % len(shape)]
+    if dim is not None:
+        order.insert(place, dim % len(shape))
+    moved = tuple(shape[axis] for axis in order)
+    before, after = target
+    return (None if order == sorted(order) else tuple(order), None if moved == before else before,
+            None if before == after else after)
+
+
+@constexpr
+def product_plan(a_shape, b_shape, a_dim, b_dim, flip_a, flip_b):
+    """What to do to a, to b, flags and kind of the product, and how its result unfolds: (shape or None, dim).
+
+    Samples are (*leading, rows, inner) and (*leading, inner, columns), the last two swapped where the flag says so;
+    leading axes broadcast; a sample of one axis is a vector, a row on the left and a column on the right.
+    """
+    size_a, a_sample, _ = _split(a_shape, a_dim)
+    size_b, b_sample, _ = _split(b_shape, b_dim)
+    size = size_a or size_b
+    a_vector, b_vector = len(a_sample) == 1, len(b_sample) == 1
+    if a_vector:
+        a_sample, flip_a = (1, *a_sample), False
+    if b_vector:
+        b_sample, flip_b = (1, *b_sample), True
+    inner = a_sample[-2] if flip_a else a_sample[-1]
+    columns = b_sample[-2] if flip_b else b_sample[-1]
+    a_leading, b_leading, rows = a_sample[:-2], b_sample[:-2], (a_sample[-1] if flip_a else a_sample[-2],)
+    if a_leading and not b_leading and not flip_a:  # b is one matrix: leading axes are but more rows
+        a_leading, rows = (), a_leading + rows
+    leading, height = _broadcast(a_leading, b_leading), prod(rows)
+    row_axes = 0 if a_vector else len(a_sample) - 2 - len(a_leading) + 1
+    rows_out, columns_out = () if a_vector else rows, () if b_vector else (columns,)
+
+    def target(own, first, second, flip):
+        last = (second, first) if flip else (first, second)
+        ones = (1,) * (len(leading) - len(own)) + own
+        return batch + ones + last, batch + leading + last
+
+    batch = (size,) if size_a and size_b else ()
+    a_times, b_times = (1, 1) if batch else (size_a or 1, size_b or 1)
+    a_place = 0 if batch else len(a_leading) + (1 if flip_a else 0)
+    b_place = 0 if batch or b_vector else len(b_leading) + (0 if flip_b else 1)
+    to_a = _operand(a_shape, a_dim, a_place, target(a_leading, height * a_times, inner, flip_a))
+    to_b = _operand(b_shape, b_dim, b_place, target(b_leading, inner, columns * b_times, flip_b))
+    if batch:
+        out, dim = (*batch, *leading, *rows_out, *columns_out), 0
+    elif size_a:
+        out, dim = (*leading, size, *rows_out, *columns_out), len(leading)
+    else:
+        out, dim = (*leading, *rows_out, size, *columns_out), len(leading) + row_axes
+    made = batch + leading + (height * a_times, columns * b_times)
+    return to_a, to_b, (flip_a, flip_b, len(made) > 2), (None if made == out else out, dim)
+
+
+def _prepared(x, steps):
+    order, shape, full = steps
+    if order is not None:
+        x = transpose(x, order)
+    if shape is not None:
+        x = reshape(x, shape)
+    if full is not None:
+        x = broadcast_to(full)(x)
+    return x
+
+
+def multiply(a, b, a_dim, b_dim, flip_a, flip_b):
+    """Batched product (at least one operand is batched) and where its batch is."""
+    to_a, to_b, kind, out = product_plan(a.shape, b.shape, a_dim, b_dim, flip_a, flip_b)
+    a, b = _prepared(a, to_a), _prepared(b, to_b)
+    flip_a, flip_b, stacked = kind
+    shape, dim = out
+    product = ops.BatchMatMul(flip_a, flip_b)(a, b) if stacked else ops.MatMul(flip_a, flip_b)(a, b)
+    if shape is None:
+        return product, dim
+    return reshape(product, shape), dim
+
+
+def matmul(prim, axis_size):
+    """Matrix product; MatMul and BatchMatMul have a flag for each operand that transposes it."""
+    prim = primitive(prim)
+
+    def rule(a_pair, b_pair, *flags):
+        a, a_dim = a_pair
+        b, b_dim = b_pair
+        if a_dim is None and b_dim is None:
+            return prim(a, b, *values(flags)), None
+        flip_a, flip_b = values(flags)
+        return multiply(a, b, a_dim, b_dim, flip_a, flip_b)
+
+    return rule
+
+
+def matmul_ext(prim, axis_size):
+    """Matrix product as numpy.matmul: vectors allowed, no flags."""
+    prim = primitive(prim)
+
+    def rule(a_pair, b_pair):
+        a, a_dim = a_pair
+        b, b_dim = b_pair
+        if a_dim is None and b_dim is None:
+            return prim(a, b), None
+        return multiply(a, b, a_dim, b_dim, False, False)
+
+    return rule
+
+
+def dense(prim, axis_size):
+    """Dense: x @ w.T + b; x of any rank, w a matrix, b a vector or None."""
+    prim = primitive(prim)
+
+    def rule(x_pair, w_pair, b_pair):
+        x, x_dim = x_pair
+        w, w_dim = w_pair
+        b, b_dim = b_pair
+        if w_dim is None and b_dim is None:
+            return prim(front(x, x_dim), w, b), batch_first(x_dim)
+        if x_dim is None and w_dim is None:
+            out, dim = prim(x, w, None), None
+        else:
+            out, dim = multiply(x, w, x_dim, w_dim, False, True)
+        if b is None:
+            return out, dim
+        rank = sample_rank(out, dim)
+        return aligned(out, dim, rank) + aligned(b, b_dim, rank), 0
+
+    return rule
+
+
+RULES: tuple[Batching, ...] = (
+    Batching("MatMul", matmul, _COPIES, replaces=True),
+    Batching("BatchMatMul", matmul, _COPIES, replaces=True),
+    Batching("MatMulExt", matmul_ext, "MindSpore's rule ignores the batch axes it is given", replaces=True),
+    Batching("Dense", dense, _COPIES, replaces=True),
+)

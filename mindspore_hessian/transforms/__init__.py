@@ -1,0 +1,1 @@
+"""Transforms: compositions of MindSpore's gradients, compiled once."""

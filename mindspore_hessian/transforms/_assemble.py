@@ -1,0 +1,192 @@
+"""Matrices too large for one pass, or without batching rules: computed in pieces, put together in numpy."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import FallbackWarning, HessianError, UnsafeRuntimeError, warn
+from mindspore_hessian._tree import Variables, map_structure
+from mindspore_hessian.transforms import _rows
+from mindspore_hessian.transforms._run import Problem
+
+
+def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], Any]) -> Any:
+    """`batched`, or where a batching rule is missing or fails, `loop` with a warning that names the primitive.
+
+    MindSpore itself would unroll a primitive without a rule into as many copies as there are rows.
+    """
+    try:
+        with _compat.missing_batching_rules() as missing:
+            return batched()
+    except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as err:
+        refused = err
+    if isinstance(refused, UnsafeRuntimeError):
+        raise refused
+    result = loop()  # where the function itself is at fault, this says so better than the batched version
+    cause = f"primitive {missing[0]} has no batching rule" if missing else f"batching failed ({refused})"
+    remedy = f" Supply one: mindspore_hessian.rules.register_batching({missing[0]!r}, getter)." if missing else ""
+    warn(f"{name}: {cause}, so the rows are computed one after another.{remedy}", FallbackWarning)
+    return result
+
+
+def starts(total: int, count: int) -> list[int]:
+    """First rows of the pieces; the last piece overlaps its neighbour, so that all have one shape."""
+    return [min(start, total - count) for start in range(0, total, count)]
+
+
+def is_several(result: Any) -> bool:
+    """Whether a kernel's result is that of several outputs: a tuple of tuples."""
+    return isinstance(result, tuple) and bool(result) and isinstance(result[0], tuple)
+
+
+def hessian_in_chunks(problem: Problem, chunk: int) -> Any:
+    """The blocks of the Hessian, `chunk` rows at a time."""
+    vars_ = problem.vars
+    total = sum(vars_.sizes)
+    count = min(chunk, total)
+
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        return _rows.hessian_rows(f, v.positions, v.parameters, count)
+
+    rows: Any = None
+    aux = None
+    for start in starts(total, count):
+        result = problem.run("hessian", kernel, ("rows", count), (Tensor(start, ms.int64),))
+        value, aux = result if problem.has_aux else (result, None)
+        several = is_several(value)
+        for number, output in enumerate(value if several else (value,)):
+            arrays = [_compat.to_numpy(part) for part in output]
+            if rows is None:
+                rows = []
+            if number == len(rows):
+                lead = arrays[0].ndim - 1 - len(vars_.shapes[0])
+                rows.append((lead, [np.empty((*a.shape[:lead], total, *a.shape[lead + 1:]), a.dtype) for a in arrays]))
+            lead, buffers = rows[number]
+            for buffer, array in zip(buffers, arrays, strict=True):
+                buffer[(slice(None),) * lead + (slice(start, start + count),)] = array
+    blocks = tuple(_blocks(vars_, lead, buffers) for lead, buffers in rows)
+    value = blocks if several else blocks[0]
+    return (value, aux) if problem.has_aux else value
+
+
+def _blocks(vars_: Variables, lead: int, rows: list[np.ndarray]) -> tuple:
+    """Arrays out.shape + (N,) + x_j.shape cut into H[i][j]. One variable: no copy."""
+    out = []
+    start = 0
+    for size, shape in zip(vars_.sizes, vars_.shapes, strict=True):
+        cut = (slice(None),) * lead + (slice(start, start + size),)
+        out.append(tuple(_tensor(row[cut].reshape(*row.shape[:lead], *shape, *row.shape[lead + 1:]), dtype)
+                         for row, dtype in zip(rows, vars_.dtypes, strict=True)))
+        start += size
+    return tuple(out)
+
+
+def _tensor(array: np.ndarray, dtype: Any) -> Tensor:
+    tensor = Tensor.from_numpy(np.require(array, requirements="C"))
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
+
+
+def outputs(problem: Problem) -> Any:
+    """The outputs of the function, compiled: their shapes are needed before a loop over them."""
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        return _rows.tensors(f)
+    return problem.run("outputs", kernel)
+
+
+def hessian_in_loop(problem: Problem) -> Any:
+    """The blocks of the Hessian, a product at a time."""
+    vars_ = problem.vars
+    result = outputs(problem)
+    value, aux = result if problem.has_aux else (result, None)
+    several = isinstance(value, tuple)
+    outs = value if several else (value,)
+    width, total = sum(out.size for out in outs), sum(vars_.sizes)
+
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        return _rows.hessian_row(f, v.positions, v.parameters)
+
+    plain = Problem(problem.call, vars_, False) if not problem.has_aux else problem
+    buffers = [np.empty((width, total, *shape), _numpy_dtype(dtype))
+               for shape, dtype in zip(vars_.shapes, vars_.dtypes, strict=True)]
+    for m in range(width):
+        u = Tensor(np.eye(1, width, m)[0], outs[0].dtype)
+        for row in range(total):
+            parts = plain.run("hessian", kernel, ("row",), (Tensor(row, ms.int64), u))
+            for buffer, part in zip(buffers, parts[0] if problem.has_aux else parts, strict=True):
+                buffer[m, row] = _compat.to_numpy(part)
+    blocks, start = [], 0
+    for out in outs:
+        shape = tuple(out.shape)
+        pieces = [b[start:start + out.size].reshape(*shape, *b.shape[1:]) for b in buffers]
+        blocks.append(_blocks(vars_, len(shape), pieces))
+        start += out.size
+    value = tuple(blocks) if several else blocks[0]
+    return (value, aux) if problem.has_aux else value
+
+
+def _numpy_dtype(dtype: Any) -> Any:
+    return np.float32 if dtype == ms.bfloat16 else ms.dtype_to_nptype(dtype)
+
+
+def jacobian_in_chunks(problem: Problem, chunk: int, batched: bool = True) -> Any:
+    """The Jacobian, `chunk` outputs at a time, or one at a time without batching."""
+    vars_ = problem.vars
+    result = outputs(problem)
+    value, aux = result if problem.has_aux else (result, None)
+    several = isinstance(value, tuple)
+    outs = value if several else (value,)
+    total = sum(out.size for out in outs)
+    count = min(chunk, total)
+
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        return _rows.jacobian_rows(f, v.positions, v.parameters, count if batched else None)
+
+    buffers = [np.empty((total, *shape), _numpy_dtype(dtype))
+               for shape, dtype in zip(vars_.shapes, vars_.dtypes, strict=True)]
+    for start in starts(total, count):
+        parts = problem.run("jacobian", kernel, ("rows", count, batched), (Tensor(start, ms.int64),))
+        for buffer, part in zip(buffers, parts[0] if problem.has_aux else parts, strict=True):
+            buffer[start:start + count] = _compat.to_numpy(part)
+    lines, start = [], 0
+    for out in outs:
+        lines.append(tuple(_tensor(b[start:start + out.size].reshape(*out.shape, *shape), dtype)
+                           for b, shape, dtype in zip(buffers, vars_.shapes, vars_.dtypes, strict=True)))
+        start += out.size
+    value = tuple(lines) if several else lines[0]
+    return (value, aux) if problem.has_aux else value
+
+
+def in_sample_chunks(problem: Problem, axes: tuple[int | None, ...], chunk: int | None,
+                     run: Callable[[Problem], Any]) -> Any:
+    """A batched transform, `chunk` samples at a time, joined along axis 0.
+
+    Args:
+        axes: the batch axis of each leaf; None where it has none.
+        run: computes one chunk, given the problem with its leaves cut.
+    """
+    sizes = {leaf.shape[axis] for leaf, axis in zip(problem.call.leaves, axes, strict=True) if axis is not None}
+    total = sizes.pop()
+    if chunk is None or chunk >= total:
+        return run(problem)
+    pieces: list[Any] = []
+    done = 0
+    for start in starts(total, chunk):
+        leaves = tuple(leaf if axis is None else leaf.narrow(axis, start, chunk)
+                       for leaf, axis in zip(problem.call.leaves, axes, strict=True))
+        part = run(replace(problem, call=replace(problem.call, leaves=leaves)))
+        skip = done - start  # the last chunk overlaps the one before
+        pieces.append(map_structure(lambda t, skip=skip: _compat.to_numpy(t)[skip:].copy(), part))
+        done = start + chunk
+    return _join(pieces)
+
+
+def _join(pieces: list[Any]) -> Any:
+    if isinstance(pieces[0], tuple):
+        return tuple(_join([piece[i] for piece in pieces]) for i in range(len(pieces[0])))
+    return Tensor(np.concatenate(pieces))

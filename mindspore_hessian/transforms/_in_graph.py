@@ -1,0 +1,62 @@
+"""The transforms inside the user's own graphs (``@jit`` functions, ``Cell.construct``), where nothing is cached.
+
+MindSpore's parser follows ``__wrapped__``: each public function carries there a version for graphs. Those build their
+composition with `InGraph`, in Python, at the moment when MindSpore compiles the user's graph; so the differentiated
+function must be known then: defined outside the graph, or a method.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mindspore as ms
+
+from mindspore_hessian._callable import parsable
+from mindspore_hessian._capture import GRAPH
+
+
+def readable_in_graph(graph: Callable) -> Callable:
+    """Decorator: MindSpore, compiling the user's own graph, reads `graph` in the place of the decorated function."""
+    def decorate(eager: Callable) -> Callable:
+        eager.__wrapped__ = graph  # type: ignore[attr-defined]
+        setattr(eager, GRAPH, True)
+        return eager
+    return decorate
+
+
+@ms.jit_class
+class InGraph:
+    """A graph function, ``build(fn, [other,] *options)``, made while MindSpore compiles the user's graph."""
+
+    def __init__(self, build, fn, options, other=None):
+        if not callable(fn) or not (other is None or callable(other)):
+            raise TypeError("inside your own graph, the function to differentiate must be defined outside of it: a "
+                            "function of the module or a method, not a def or lambda in the graph")
+        functions = (parsable(fn),) if other is None else (parsable(fn), parsable(other))
+        self.call = build(*functions, *options)
+
+    def __call__(self, *args):
+        return self.call(*args)
+
+
+def outside(build: Callable, fn: Callable, options: tuple, weights: object) -> Callable:
+    """The same for a function returned by a transform: made now, once it is first needed in a graph."""
+    if weights is not None:
+        def refused(*args):
+            raise NotImplementedError("weights= is not supported inside your own graph here: call the transform "
+                                      "outside of @jit and Cell.construct")
+        return refused
+    try:
+        call = build(parsable(fn), *options)
+    except TypeError:  # no source, say: the eager call explains it
+        def call(*args):
+            raise TypeError("this function cannot be compiled; call the transform outside of @jit to see why")
+
+    def in_graph(*args):
+        return call(*args)
+    return in_graph
+
+
+def positions_in_graph(grad_position) -> tuple[bool, tuple[int, ...]]:
+    """Whether several positions were asked for, and which."""
+    several = isinstance(grad_position, tuple | list)
+    return several, tuple(grad_position) if several else (0 if grad_position is None else int(grad_position),)

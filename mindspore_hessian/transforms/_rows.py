@@ -1,0 +1,384 @@
+"""Matrices from products, as functions that MindSpore compiles: products over the rows of the identity, batched.
+
+As in `_graph`, the factories run in Python and what they return is compiled. A function with several outputs is
+treated as one with a vector of M outputs, and cut into the outputs at the end.
+"""
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mutable, ops, vmap
+
+from mindspore_hessian.transforms import _graph
+
+# What is batched or differentiated goes through `mutable`: MindSpore's vmap and gradient lose arguments whose value is
+# known as they compile.
+# Primitives and constants instead of the functions of `mindspore.ops`: a graph of these compiles in half the time.
+_EQUAL, _CAST, _RESHAPE, _SLICE, _CONCAT = ops.Equal(), ops.Cast(), ops.Reshape(), ops.Slice(), ops.Concat()
+
+
+@ops.constexpr
+def _line(start, size, shape):
+    """The numbers start, start + 1, ... as a constant of the graph."""
+    return Tensor(np.arange(start, start + size).reshape(shape), ms.int32)
+
+
+@ops.constexpr
+def _size(shape):
+    return int(np.prod(shape, dtype=np.int64))
+
+
+@ops.constexpr
+def _corner(rank, axis, start):
+    return (0,) * axis + (start,) + (0,) * (rank - axis - 1)
+
+
+@ops.constexpr
+def _replaced(shape, axis, size):
+    return shape[:axis] + (size,) + shape[axis + 1:]
+
+
+def cut(x, axis, start, size):
+    """``x[..., start:start + size, ...]`` along an axis; `x` itself where that is all of it."""
+    if x.shape[axis] == size:
+        return x
+    return _SLICE(x, _corner(x.ndim, axis, start), _replaced(x.shape, axis, size))
+
+
+def tensors(f):
+    """`f`, refusing an output that is neither a Tensor nor a tuple."""
+    def checked(*xs):
+        out = f(*xs)
+        if not isinstance(out, (Tensor, tuple)):  # noqa: UP038 -- compiled by MindSpore
+            raise TypeError("fn must return a Tensor or a tuple of Tensors; it returned something else. "
+                            "Where it returns (value, aux), pass has_aux=True.")
+        return out
+    return checked
+
+
+def flat(f):
+    """``F(*xs)``: every output of `f` in one vector of length M."""
+    def flattened(*xs):
+        out = f(*xs)
+        if isinstance(out, tuple):
+            parts = ()
+            for item in out:
+                parts = parts + (_RESHAPE(item, (-1,)),)
+            return _CONCAT(parts)
+        return _RESHAPE(out, (-1,))
+    return flattened
+
+
+def width(out):
+    """M, the number of entries of all outputs."""
+    if isinstance(out, tuple):
+        total = 0
+        for item in out:
+            total = total + _size(item.shape)
+        return total
+    return _size(out.shape)
+
+
+def dtype_of(out):
+    """The dtype of the flat outputs."""
+    if isinstance(out, tuple):
+        return out[0].dtype
+    return out.dtype
+
+
+def per_output(convert):
+    """``assemble(out, xs, parts)``: cut axis 0 (of length M) of every part into the outputs.
+
+    ``convert(xs, parts, shape)`` shapes the parts of one output, whose shape it is given.
+    """
+    def assemble(out, xs, parts):
+        if not isinstance(out, tuple):
+            return convert(xs, parts, out.shape)
+        result = ()
+        start = 0
+        for item in out:
+            size = _size(item.shape)
+            pieces = ()
+            for part in parts:
+                pieces = pieces + (cut(part, 0, start, size),)
+            result = result + (convert(xs, pieces, item.shape),)
+            start = start + size
+        return result
+    return assemble
+
+
+def variables_of(pos, ws):
+    """``select(xs)``: the differentiated variables, positions first."""
+    params = () if ws is None else tuple(ws)
+
+    def select(xs):
+        out = ()
+        for p in pos:
+            out = out + (xs[p],)
+        return out + params
+    return select
+
+
+def basis(pos, ws, count):
+    """``make(xs, start)``: rows start to start + count of the identity (all, for None), a block for each variable."""
+    select = variables_of(pos, ws)
+
+    def make(xs, start):
+        number = count
+        if count is None:
+            number = 0
+            for x in select(xs):
+                number = number + _size(x.shape)
+        lines = _line(0, number, (-1, 1))
+        if isinstance(start, Tensor):
+            lines = lines + start
+        out = ()
+        column = 0
+        for x in select(xs):
+            size = _size(x.shape)
+            block = _CAST(_EQUAL(lines, _line(column, size, (1, -1))), x.dtype)
+            out = out + (mutable(_RESHAPE(block, (number,) + x.shape)),)
+            column = column + size
+        return out
+    return make
+
+
+def identity(size, dtype):
+    """The identity matrix, in any dtype."""
+    return mutable(_CAST(_EQUAL(_line(0, size, (-1, 1)), _line(0, size, (1, -1))), dtype))
+
+
+# --- products: (xs, u, vs) -> one Tensor a variable, the Hessian of <f, u> times vs ---------------------------------
+
+def over_reverse(direction):
+    """The derivative, in a direction, of the gradient."""
+    def make(f, pos, ws):
+        derivative = direction(_graph.seeded_gradient(f, pos, ws), pos, ws)
+
+        def product(xs, u, vs):
+            return derivative(xs + (u,), vs)
+        return product
+    return make
+
+
+def reverse_over_forward(f, pos, ws):
+    """The gradient of <J vs, u>."""
+    push = _graph.jvp(f, pos, ws)
+    count = len(pos) + (0 if ws is None else len(ws))
+
+    def directional(*args):
+        return push(args[:-count], args[-count:])
+    pull = _graph.vjp(directional, pos, ws)
+
+    def product(xs, u, vs):
+        return pull(xs + vs, u)
+    return product
+
+
+def forward_over_forward(f, pos, ws):
+    """u^T (d/de_j) (J vs) for every row e_j of the identity."""
+    push = _graph.jvp(f, pos, ws)
+    count = len(pos) + (0 if ws is None else len(ws))
+
+    def directional(*args):
+        return push(args[:-count], args[-count:])
+    second = _graph.jvp(directional, pos, ws)
+    make, split = basis(pos, ws, None), split_line(pos, ws)
+
+    def one(xs, vs, es):
+        return second(xs + vs, es)
+    columns = vmap(one, in_axes=(None, None, 0))
+
+    def product(xs, u, vs):
+        return split(xs, ops.mul(columns(xs, vs, make(xs, 0)), u).sum(-1))
+    return product
+
+
+PRODUCTS = {"revrev": over_reverse(_graph.vjp), "fwdrev": over_reverse(_graph.jvp), "revfwd": reverse_over_forward,
+            "fwdfwd": forward_over_forward}
+
+
+def many(product):
+    """``rows(xs, out, vs)``: `product` for every output and every row of vs: parts (M, rows, *x.shape)."""
+    over_vectors = vmap(product, in_axes=(None, None, 0))
+    over_outputs = vmap(over_vectors, in_axes=(None, 0, None))
+
+    def rows(xs, out, vs):
+        size = width(out)
+        if size > 1:
+            return over_outputs(xs, identity(size, dtype_of(out)), vs)
+        parts = ()
+        for part in over_vectors(xs, mutable(_CAST(_line(1, 1, (1,)), dtype_of(out))), vs):
+            parts = parts + (_RESHAPE(part, (1,) + part.shape),)
+        return parts
+    return rows
+
+
+# --- Hessians -------------------------------------------------------------------------------------------------------
+
+def hessian(f, pos, ws, mode):
+    """``H(*xs)``: for each output the blocks H[i][j] of shape out.shape + x_i.shape + x_j.shape."""
+    f = tensors(f)
+    rows, make, select = many(PRODUCTS[mode](flat(f), pos, ws)), basis(pos, ws, None), variables_of(pos, ws)
+
+    def blocks(xs, parts, shape):
+        result = ()
+        start = 0
+        for x in select(xs):
+            size = _size(x.shape)
+            line = ()
+            for part, y in zip(parts, select(xs)):  # noqa: B905 -- compiled by MindSpore, which has no strict=
+                line = line + (_RESHAPE(cut(part, 1, start, size), shape + x.shape + y.shape),)
+            result = result + (line,)
+            start = start + size
+        return result
+    assemble = per_output(blocks)
+
+    def matrix(*xs):
+        out = f(*xs)
+        return assemble(out, xs, rows(xs, out, make(xs, 0)))
+    return matrix
+
+
+def hessian_rows(f, pos, ws, count):
+    """``H(*xs, start)``: `count` rows of the Hessian: for each output and variable out.shape + (count,) + x.shape."""
+    f = tensors(f)
+    rows, make = many(PRODUCTS["revrev"](flat(f), pos, ws)), basis(pos, ws, count)
+
+    def shaped(xs, parts, shape):
+        out = ()
+        for part in parts:
+            out = out + (_RESHAPE(part, shape + part.shape[1:]),)
+        return out
+    assemble = per_output(shaped)
+
+    def some(*args):
+        xs = args[:-1]
+        out = f(*xs)
+        return assemble(out, xs, rows(xs, out, make(xs, args[-1])))
+    return some
+
+
+def hessian_row(f, pos, ws):
+    """``h(*xs, start, u)``: one row for one cotangent of the flat outputs, without batching: the fallback."""
+    product, make = PRODUCTS["revrev"](flat(f), pos, ws), basis(pos, ws, 1)
+
+    def row(*args):
+        vs = ()
+        for v in make(args[:-2], args[-2]):
+            vs = vs + (_RESHAPE(v, v.shape[1:]),)
+        return product(args[:-2], args[-1], vs)
+    return row
+
+
+def diagonal(f, pos, ws, count, total):
+    """``d(*xs, start)``: entries of the Hessian's diagonal: for each output out.shape + (count,), or their sum."""
+    f = tensors(f)
+    rows, make = many(PRODUCTS["revrev"](flat(f), pos, ws)), basis(pos, ws, count)
+
+    def shaped(xs, parts, shape):
+        return _RESHAPE(parts[0], shape + parts[0].shape[1:])
+    assemble = per_output(shaped)
+
+    def some(*args):
+        xs = args[:-1]
+        out = f(*xs)
+        vs = make(xs, args[-1])
+        entries = 0.0
+        for part, v in zip(rows(xs, out, vs), vs):  # noqa: B905 -- compiled by MindSpore
+            entries = entries + _RESHAPE(part * v, part.shape[:2] + (-1,)).sum(-1)
+        if total:
+            entries = entries.sum(-1)
+        return assemble(out, xs, (entries,))
+    return some
+
+
+def split_line(pos, ws):
+    """``split(xs, entries)``: N entries, one for each entry of the variables, as one Tensor for each variable."""
+    select = variables_of(pos, ws)
+
+    def split(xs, entries):
+        line = _RESHAPE(entries, (-1,))
+        out = ()
+        start = 0
+        for x in select(xs):
+            size = _size(x.shape)
+            out = out + (_CAST(_RESHAPE(cut(line, 0, start, size), x.shape), x.dtype),)
+            start = start + size
+        return out
+    return split
+
+
+# --- Jacobians ------------------------------------------------------------------------------------------------------
+
+def jacobian_reverse(f, pos, ws):
+    """``J(*xs)``: a reverse pass for each output, batched: for each output the tuple over the variables."""
+    f = tensors(f)
+    pulls, select = vmap(_graph.vjp(flat(f), pos, ws), in_axes=(None, 0)), variables_of(pos, ws)
+
+    def shaped(xs, parts, shape):
+        out = ()
+        for part, x in zip(parts, select(xs)):  # noqa: B905 -- compiled by MindSpore
+            out = out + (_RESHAPE(part, shape + x.shape),)
+        return out
+    assemble = per_output(shaped)
+
+    def matrix(*xs):
+        out = f(*xs)
+        return assemble(out, xs, pulls(xs, identity(width(out), dtype_of(out))))
+    return matrix
+
+
+def jacobian_rows(f, pos, ws, count):
+    """``J(*xs, start)``: `count` rows of the Jacobian of the flat outputs: (count,) + x.shape for each variable.
+
+    With count None, one row of shape x.shape, without batching.
+    """
+    f = tensors(f)
+    pull = _graph.vjp(flat(f), pos, ws)
+    pulls = vmap(pull, in_axes=(None, 0))
+
+    def some(*args):
+        out = f(*args[:-1])
+        columns = _line(0, width(out), (1, -1))
+        if count is None:
+            return pull(args[:-1], _RESHAPE(_CAST(_EQUAL(columns, args[-1]), dtype_of(out)), (-1,)))
+        return pulls(args[:-1], _CAST(_EQUAL(_line(0, count, (-1, 1)) + args[-1], columns), dtype_of(out)))
+    return some
+
+
+def jacobian_forward(f, pos, ws):
+    """``J(*xs)``: a forward product for each input entry, batched; the result as of `jacobian_reverse`."""
+    f = tensors(f)
+    make, select = basis(pos, ws, None), variables_of(pos, ws)
+    pushes = vmap(_graph.jvp(flat(f), pos, ws), in_axes=(None, 0))
+
+    def shaped(xs, parts, shape):
+        out = ()
+        start = 0
+        for x in select(xs):
+            size = _size(x.shape)
+            out = out + (_CAST(_RESHAPE(cut(parts[0], 1, start, size), shape + x.shape), x.dtype),)
+            start = start + size
+        return out
+    assemble = per_output(shaped)
+
+    def matrix(*xs):
+        return assemble(f(*xs), xs, (pushes(xs, make(xs, 0)).swapaxes(0, 1),))
+    return matrix
+
+
+def literal_hessian(f, pos, mode):
+    """``mindspore.jacfwd``/``jacrev`` of ``jacfwd``/``jacrev``, as they are: float32 only."""
+    outer, inner = {"fwd": ms.jacfwd, "rev": ms.jacrev}[mode[:3]], {"fwd": ms.jacfwd, "rev": ms.jacrev}[mode[3:]]
+    if len(pos) > 1:
+        matrix = outer(inner(f, pos), pos)
+
+        def literal(*xs):
+            return matrix(*xs)
+    else:  # for one position they return the block alone
+        block = outer(inner(f, pos[0]), pos[0])
+
+        def literal(*xs):
+            return ((block(*xs),),)
+    return literal

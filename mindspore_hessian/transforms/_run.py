@@ -1,0 +1,112 @@
+"""From a public call to a compiled graph: what every transform shares."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore as ms
+
+from mindspore_hessian import _compile
+from mindspore_hessian._callable import Call
+from mindspore_hessian._tree import Variables, as_args, check_finite, variables
+from mindspore_hessian.transforms import _graph
+
+HVP_MODES = {"auto": "revrev", "revrev": "revrev", "fwdrev": "fwdrev"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A user's call, checked: the function with its arguments, and what is differentiated."""
+
+    call: Call
+    vars: Variables
+    has_aux: bool
+
+    @classmethod
+    def of(cls, fn: Any, args: tuple, kwargs: dict, grad_position: Any, weights: Any, has_aux: Any,
+           one: bool = False) -> Problem:
+        """Check the arguments that all transforms have in common."""
+        check_transform(fn, has_aux)
+        call = Call.bind(fn, args, kwargs)
+        return cls(call, variables(call, args, grad_position, weights, one), has_aux)
+
+    @classmethod
+    def of_inputs(cls, fn: Any, inputs: Any, grad_position: Any, weights: Any, has_aux: Any) -> Problem:
+        """The same for products, which take ``inputs``: a Tensor or a tuple."""
+        return cls.of(fn, as_args(inputs), {}, grad_position, weights, has_aux, isinstance(inputs, ms.Tensor))
+
+    def run(self, name: str, kernel: Callable, options: tuple = (), extras: tuple = (), also: tuple = (),
+            guard: Callable | None = None) -> Any:
+        """Compile (once) and run a kernel.
+
+        Args:
+            name: of the public function, for the cache and for messages.
+            kernel: ``kernel(f, n, variables)`` gives the graph function of the n leaves and then `extras`. It
+                returns the result; with ``has_aux``, the auxiliary outputs are added to it.
+            options: what `kernel` depends on beside its arguments, hashable.
+            extras: Tensors after the leaves.
+            also: captured callables beside the function.
+            guard: a kernel that must compile, and give the same numbers at the first call.
+        """
+        n, vars_, has_aux = len(self.call.leaves), self.vars, self.has_aux
+
+        def build(f: Callable) -> Callable:
+            if not has_aux:
+                return kernel(f, n, vars_)
+            return _with_aux(kernel(_graph.first(f), n, vars_), _graph.rest(f), n)
+
+        def build_guard(f: Callable) -> Callable:
+            assert guard is not None
+            checked = guard(_graph.first(f) if has_aux else f, n, vars_)
+            return _with_aux(checked, _graph.rest(f), n) if has_aux else checked
+
+        return _compile.execute(name, self.call, build, (*options, *vars_.key, has_aux), extras, vars_.weights, also,
+                                build_guard if guard else None)
+
+    def finish(self, name: str, result: Any, pack: Callable) -> Any:
+        """Check a kernel's result, put it in the user's structure, and add the auxiliary outputs."""
+        value, aux = result if self.has_aux else (result, None)
+        check_finite(name, value)
+        return (pack(value), aux) if self.has_aux else pack(value)
+
+
+def _with_aux(kernel: Callable, auxiliary: Callable, n: int) -> Callable:
+    def both(*tensors):
+        return kernel(*tensors), auxiliary(*tensors[:n])
+    return both
+
+
+def product_kernel(mode: str) -> Callable:
+    """The kernel of H v: leaves, then the vectors; returns one Tensor a variable."""
+    def kernel(f: Callable, n: int, vars_: Variables) -> Callable:
+        product = _graph.hessian_product(_graph.scalar(f), vars_.positions, vars_.parameters, mode)
+
+        def run(*tensors):
+            return product(tensors[:n], tensors[n:])
+        return run
+    return kernel
+
+
+def check_transform(fn: Any, has_aux: Any) -> None:
+    """What a transform that only knows its function can check."""
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, but got {type(fn).__name__}")
+    if not isinstance(has_aux, bool):
+        raise TypeError(f"has_aux must be a bool, but got {has_aux!r}")
+
+
+def check_choice(name: str, value: Any, allowed: Any) -> None:
+    """Raise ValueError where `value` is not one of `allowed`."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but got {value!r}")
+
+
+def check_chunk(chunk_size: Any) -> None:
+    """Raise where `chunk_size` is neither None nor a positive int."""
+    if chunk_size is None:
+        return
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
+        raise TypeError(f"chunk_size must be an int or None, but got {chunk_size!r}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be positive, but got {chunk_size}")

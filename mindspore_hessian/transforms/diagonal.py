@@ -1,0 +1,301 @@
+"""Diagonals, Laplacians and per-sample Hessians: without the full matrix, or a small one for each sample."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, vmap
+
+from mindspore_hessian import _compat
+from mindspore_hessian._tree import FIRST, Variables
+from mindspore_hessian.transforms import _graph, _rows
+from mindspore_hessian.transforms._assemble import _tensor, in_sample_chunks, is_several, starts
+from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
+from mindspore_hessian.transforms._run import Problem, check_chunk, check_transform
+
+
+def sample_axes(problem: Problem, in_axes: Any, args: tuple) -> tuple[int | None, ...]:
+    """The batch axis of each leaf, checked: ``in_axes`` is an int for every Tensor argument, or a tuple."""
+    per_argument = in_axes if isinstance(in_axes, tuple | list) else (in_axes,) * len(args)
+    if len(per_argument) != len(args):
+        raise ValueError(f"in_axes must have one entry for each of the {len(args)} arguments, but has "
+                         f"{len(per_argument)}")
+    axes: list[int | None] = [None] * len(problem.call.leaves)
+    sizes: dict[int, int] = {}
+    for number, (argument, axis) in enumerate(zip(args, per_argument, strict=True)):
+        if axis is None or number not in problem.call.index:
+            continue
+        if not isinstance(axis, int) or isinstance(axis, bool):
+            raise TypeError(f"in_axes must hold ints and None, but got {axis!r}")
+        if not -argument.ndim <= axis < argument.ndim:
+            raise ValueError(f"in_axes: argument {number} of shape {tuple(argument.shape)} has no axis {axis}")
+        axes[problem.call.index[number]] = axis % argument.ndim
+        sizes[number] = argument.shape[axis]
+    if not sizes:
+        raise ValueError("in_axes: no Tensor argument has a batch axis")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"in_axes: the arguments have batches of different sizes: {sizes}")
+    return tuple(axes)
+
+
+def per_sample(problem: Problem, axes: tuple[int | None, ...]) -> Problem:
+    """The problem of one sample: the shapes of the variables without their batch axis."""
+    v = problem.vars
+    shapes = list(v.shapes)
+    for number, leaf in enumerate(v.positions):
+        axis = axes[leaf]
+        if axis is not None:
+            shapes[number] = shapes[number][:axis] + shapes[number][axis + 1:]
+    return replace(problem, vars=replace(v, shapes=tuple(shapes)))
+
+
+def batched_kernel(matrix: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """``vmap`` of a kernel over the samples; inputs without a batch axis, and weights, are shared."""
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        return vmap(matrix(f, v), in_axes=axes if n > 1 else axes[0])
+    return kernel
+
+
+def _vmapped_in_graph(matrix, in_axes):
+    def call(*xs):
+        return vmap(matrix, in_axes=in_axes)(*xs)
+    return call if in_axes is not None else matrix
+
+
+def _build_in_graph(fn, grad_position, has_aux, in_axes, kind):
+    several, pos = positions_in_graph(grad_position)
+    f = _graph.first(fn) if has_aux else fn
+    auxiliary = _graph.rest(fn)
+    if kind == "hessian":
+        matrix = _rows.hessian(f, pos, None, "revrev")
+    else:
+        matrix = _rows.diagonal(f, pos, None, None, kind == "laplacian")
+    split = _rows.split_line(pos, None)
+
+    def one(*xs):
+        out = matrix(*xs) if kind == "hessian" else matrix(*xs, 0)
+        if kind == "diagonal":
+            out = split(xs, out)
+        if kind != "laplacian" and not several:
+            out = out[0][0] if kind == "hessian" else out[0]
+        if has_aux:
+            return out, auxiliary(*xs)
+        return out
+    return _vmapped_in_graph(one, tuple(in_axes) if isinstance(in_axes, list) else in_axes)
+
+
+def _hessian_diag_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, in_axes=None, chunk_size=None):
+    return InGraph(_build_in_graph, fn, (grad_position, has_aux, in_axes, "diagonal"))
+
+
+def _laplacian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, in_axes=None, chunk_size=None):
+    return InGraph(_build_in_graph, fn, (grad_position, has_aux, in_axes, "laplacian"))
+
+
+def _batched_hessian_in_graph(fn, grad_position=0, has_aux=False, *, in_axes=0, chunk_size=None):
+    return InGraph(_build_in_graph, fn, (grad_position, has_aux, in_axes, "hessian"))
+
+
+@readable_in_graph(_hessian_diag_in_graph)
+def hessian_diag(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None,
+                 in_axes: Any = None, chunk_size: int | None = None) -> Callable:
+    r"""Exact diagonal of the Hessian, :math:`\partial^2 f / \partial x_i^2`, without storing the Hessian.
+
+    Costs one Hessian-vector product for each entry, `chunk_size` of them at a time. (For an estimate with fewer
+    products see the estimators.)
+
+    Args:
+        fn: any callable that returns one number, or with `in_axes` one for each sample.
+        grad_position, has_aux, weights: as `hessian`.
+        in_axes: None: one point. An int, or a tuple with an entry (int or None) for each argument: the axis of the
+            samples, and `fn` takes one sample; the result has the samples on axis 0.
+        chunk_size: so many entries (with `in_axes`: samples) at a time; the memory is that of as many products.
+
+    Returns:
+        ``diag_fn(*args)``: shaped like what is differentiated (a Tensor; a tuple for a tuple of positions or
+        weights); with `has_aux`, ``(diagonal, aux)``.
+
+    Raises:
+        TypeError, ValueError, NotCompilableError, MissingRuleError: as `hessian`.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapter 5.
+
+    Examples:
+        >>> import mindspore as ms
+        >>> from mindspore_hessian import hessian_diag
+        >>> print(hessian_diag(lambda x: (x ** 3).sum())(ms.Tensor([1.0, 2.0])))
+        [ 6. 12.]
+    """
+    return _diagonal_fn(hessian_diag, fn, grad_position, has_aux, weights, in_axes, chunk_size, "diagonal")
+
+
+@readable_in_graph(_laplacian_in_graph)
+def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, in_axes: Any = None,
+              chunk_size: int | None = None) -> Callable:
+    r"""Laplacian, the trace of the Hessian, :math:`\Delta f = \sum_i \partial^2 f / \partial x_i^2`, exactly.
+
+    Costs one Hessian-vector product for each entry of x, in one batch; the Hessian is not stored. For a network on
+    many points (a PINN), pass ``in_axes=0`` and a function of one point.
+
+    Args:
+        fn: any callable that returns a Tensor (the Laplacian of each entry) or a tuple of Tensors.
+        grad_position, has_aux, weights, in_axes, chunk_size: as `hessian_diag`. Over several positions it is the sum
+            of their Laplacians.
+
+    Returns:
+        ``lap_fn(*args)``: shaped like the output of `fn`; with `in_axes`, the samples come first; with `has_aux`,
+        ``(laplacian, aux)``.
+
+    Raises:
+        TypeError, ValueError, NotCompilableError, MissingRuleError: as `hessian`.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        R. Li et al., A computational framework for neural network-based variational Monte Carlo with Forward
+        Laplacian, Nature Machine Intelligence 6, 2024 (the problem; the method here is the plain sum).
+
+    Examples:
+        >>> import mindspore as ms
+        >>> from mindspore_hessian import laplacian
+        >>> points = ms.Tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> print(laplacian(lambda x: (x ** 3).sum(), in_axes=0)(points))
+        [18. 42.]
+    """
+    return _diagonal_fn(laplacian, fn, grad_position, has_aux, weights, in_axes, chunk_size, "laplacian")
+
+
+def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, weights: Any, in_axes: Any,
+                 chunk_size: int | None, kind: str) -> Callable:
+    check_transform(fn, has_aux)
+    check_chunk(chunk_size)
+    name = public.__name__
+
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, in_axes, kind), weights))
+    @functools.wraps(public, assigned=("__module__",), updated=())
+    def diag_fn(*args, **kwargs):
+        problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
+        v = problem.vars
+        if in_axes is None:
+            result = _in_pieces(problem, name, kind, chunk_size)
+            return problem.finish(name, result, v.pack if kind == "diagonal" else lambda value: value)
+        axes = sample_axes(problem, in_axes, args)
+
+        def matrix(f: Callable, vars_: Variables) -> Callable:
+            entries = _rows.diagonal(f, vars_.positions, vars_.parameters, None, kind == "laplacian")
+            split = _rows.split_line(vars_.positions, vars_.parameters)
+
+            def one(*xs):
+                out = entries(*(xs + (0,)))
+                if kind == "diagonal":
+                    return split(xs, out)
+                return out
+            return one
+
+        def run(part: Problem) -> Any:
+            return part.run(name, batched_kernel(matrix, axes), (kind, axes))
+
+        result = in_sample_chunks(problem, axes, chunk_size, run)
+        return problem.finish(name, result, v.pack if kind == "diagonal" else lambda value: value)
+    return diag_fn
+
+
+def _in_pieces(problem: Problem, name: str, kind: str, chunk_size: int | None) -> Any:
+    """At one point: entries of the diagonal, a chunk at a time; flat over the variables, or their sum."""
+    v = problem.vars
+    total = sum(v.sizes)
+    count = min(chunk_size or total, total)
+    whole = count == total and kind == "laplacian"
+
+    def kernel(f: Callable, n: int, vars_: Variables) -> Callable:
+        g = f if kind == "laplacian" else _graph.scalar(f)
+        return _rows.diagonal(g, vars_.positions, vars_.parameters, count, whole)
+
+    pieces, aux, done = [], None, 0
+    for start in starts(total, count):
+        result = problem.run(name, kernel, (count, whole), (Tensor(start, ms.int64),))
+        value, aux = result if problem.has_aux else (result, None)
+        if whole:
+            return result
+        skip, done = done - start, start + count  # the last piece overlaps the one before
+        pieces.append([_compat.to_numpy(part)[..., skip:].copy()
+                       for part in (value if isinstance(value, tuple) else (value,))])
+    joined = [np.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True)]
+    if kind == "laplacian":
+        sums = tuple(_tensor(np.asarray(entries.sum(-1)), v.dtypes[0]) for entries in joined)
+        done_value: Any = sums if isinstance(value, tuple) else sums[0]
+    else:
+        cuts = np.cumsum(v.sizes)[:-1]
+        done_value = tuple(_tensor(part.reshape(shape), dtype) for part, shape, dtype in zip(
+            np.split(joined[0].reshape(-1), cuts), v.shapes, v.dtypes, strict=True))
+    return (done_value, aux) if problem.has_aux else done_value
+
+
+@readable_in_graph(_batched_hessian_in_graph)
+def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, in_axes: Any = 0,
+                    chunk_size: int | None = None) -> Callable:
+    r"""Hessian of each sample of a batch: ``vmap(hessian(fn))``, compiled once.
+
+    Costs one Hessian-vector product for each input entry of a sample, over all samples and entries in one batch.
+
+    Args:
+        fn: any callable of **one sample** (so samples cannot mix, as they would in a batch norm in training mode).
+        grad_position, has_aux: as `hessian`.
+        in_axes: the axis of the samples: an int for every Tensor argument, or a tuple with an entry (int or None) for
+            each argument.
+        chunk_size: so many samples at a time.
+
+    Returns:
+        ``hess_fn(*args)``: as `hessian`, with the samples on axis 0.
+
+    Raises:
+        TypeError, ValueError, NotCompilableError, MissingRuleError: as `hessian`.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapter 5.
+
+    Examples:
+        >>> import mindspore as ms
+        >>> from mindspore_hessian import batched_hessian
+        >>> points = ms.Tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> print(batched_hessian(lambda x: (x ** 3).sum())(points).shape)
+        (2, 2, 2)
+    """
+    check_transform(fn, has_aux)
+    check_chunk(chunk_size)
+    if in_axes is None:
+        raise ValueError("in_axes is None; for one point use hessian()")
+
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, in_axes, "hessian"), None))
+    @functools.wraps(batched_hessian, assigned=("__module__",), updated=())
+    def hess_fn(*args, **kwargs):
+        problem = Problem.of(fn, args, kwargs, grad_position, None, has_aux)
+        axes = sample_axes(problem, in_axes, args)
+
+        def matrix(f: Callable, v: Variables) -> Callable:
+            return _rows.hessian(f, v.positions, None, "revrev")
+
+        def run(part: Problem) -> Any:
+            return part.run("batched_hessian", batched_kernel(matrix, axes), (axes,))
+
+        result = in_sample_chunks(problem, axes, chunk_size, run)
+        return problem.finish("batched_hessian", result, lambda value: _pack(problem, value))
+    return hess_fn
+
+
+def _pack(problem: Problem, blocks: Any) -> Any:
+    if is_several(blocks) and is_several(blocks[0]):
+        return tuple(_pack(problem, output) for output in blocks)
+    return blocks[0][0] if problem.vars.form == "one" else blocks

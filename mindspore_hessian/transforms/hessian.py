@@ -1,0 +1,211 @@
+"""The Hessian as a matrix: one compiled product over the rows of the identity, or jacfwd/jacrev as asked."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+
+from mindspore_hessian._tree import FIRST, Variables
+from mindspore_hessian.transforms import _graph, _rows
+from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
+from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
+from mindspore_hessian.transforms._run import Problem, check_choice, check_chunk, check_transform
+
+MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
+
+
+def hessian_kernel(mode: str) -> Callable:
+    """The kernel of the blocks H[i][j]: ours over a batch of rows, or MindSpore's own transforms where they can."""
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        matrix = _rows.hessian(f, v.positions, v.parameters, "revrev" if mode == "auto" else mode)
+        if mode == "auto" or v.weights:
+            return matrix
+        literal = _rows.literal_hessian(f, v.positions, mode)
+
+        def run(*xs):
+            single = not isinstance(f(*xs), tuple)
+            for x in xs:  # MindSpore's own build a float32 basis and broadcast every input with it
+                single = single and x.dtype == ms.float32
+            if single:
+                return literal(*xs)
+            return matrix(*xs)
+        return run
+    return kernel
+
+
+def _guard(mode: str) -> Callable | None:
+    """An outer forward derivative drops a term where a rule is missing; an outer reverse one says so."""
+    if mode[:3] != "fwd":
+        return None
+
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        return _rows.hessian(f, v.positions, v.parameters, "rev" + mode[3:])
+    return kernel
+
+
+def _build_in_graph(fn, grad_position, has_aux, mode, with_value):
+    several, pos = positions_in_graph(grad_position)
+    f = _graph.first(fn) if has_aux else fn
+    matrix = _rows.hessian(_graph.scalar(f) if with_value else f, pos, None, "revrev" if mode == "auto" else mode)
+    gradient, auxiliary = _graph.gradient(f, pos, None), _graph.rest(fn)
+
+    def pack(blocks):
+        return blocks if several else blocks[0][0]
+
+    def call(*xs):
+        blocks = matrix(*xs)
+        if isinstance(blocks[0][0], tuple):
+            out = ()
+            for output in blocks:
+                out = out + (pack(output),)
+        else:
+            out = pack(blocks)
+        if with_value:
+            slope = gradient(*xs)
+            out = (f(*xs), slope if several else slope[0], out)
+        if has_aux:
+            return out, auxiliary(*xs)
+        return out
+    return call
+
+
+def _hessian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto", chunk_size=None):
+    return InGraph(_build_in_graph, fn, (grad_position, has_aux, mode, False))
+
+
+def _value_grad_and_hessian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto",
+                                     chunk_size=None):
+    return InGraph(_build_in_graph, fn, (grad_position, has_aux, mode, True))
+
+
+@readable_in_graph(_hessian_in_graph)
+def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, mode: str = "auto",
+            chunk_size: int | None = None) -> Callable:
+    r"""Hessian of a function, :math:`H_{ij} = \partial^2 f / \partial x_i \partial x_j`.
+
+    Costs one Hessian-vector product (two to three gradients) for each entry of the differentiated variables, all of
+    them in one batch. Compiled at the first call of the returned function.
+
+    Args:
+        fn: any callable that returns a Tensor of any shape, or a tuple of Tensors.
+        grad_position: which inputs are differentiated: an int or a tuple of ints. None, or left out where `weights`
+            are given: only the weights.
+        has_aux: `fn` returns ``(output, aux, ...)``; only the output is differentiated.
+        weights: Parameters to differentiate: one, or a list, tuple or ParameterTuple.
+        mode: ``"auto"``: the product above, batched over the identity; the inputs are not copied, and where a
+            primitive cannot be batched the products run one after another (`FallbackWarning`). ``"fwdfwd"``,
+            ``"fwdrev"``, ``"revfwd"``, ``"revrev"``: outer over inner, ``mindspore.jacfwd``/``jacrev`` of
+            ``jacfwd``/``jacrev``; for dtypes other than float32, several outputs and weights, the same compositions
+            of ours.
+        chunk_size: with ``"auto"``, compute so many rows at a time: less memory, the same result.
+
+    Returns:
+        ``hess_fn(*args)``. One position and one output: a Tensor of shape ``out.shape + x.shape + x.shape``. A tuple
+        of positions: nested tuples ``H[i][j]`` of shape ``out.shape + x_i.shape + x_j.shape``. With `weights`: the
+        same over the weights; positions first, then weights, where both are given. Several outputs: a tuple of these.
+        With `has_aux`: ``(H, aux)``. The dtype is that of x_j.
+
+    Raises:
+        TypeError: a wrong type or dtype, an integer input to differentiate.
+        ValueError: a position out of range, an empty input, an unknown mode, a Parameter that is not in the function.
+        NotCompilableError: MindSpore cannot compile `fn`; the message says why.
+        MissingRuleError: a primitive has no second derivative; the message names it.
+
+    Warns:
+        NonFiniteWarning, FallbackWarning.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapter 5.
+
+    Examples:
+        >>> import mindspore as ms
+        >>> from mindspore_hessian import hessian
+        >>> print(hessian(lambda x: (x ** 3).sum())(ms.Tensor([1.0, 2.0])))
+        [[ 6.  0.]
+         [ 0. 12.]]
+    """
+    check_transform(fn, has_aux)
+    check_choice("mode", mode, MODES)
+    check_chunk(chunk_size)
+    if chunk_size is not None and mode != "auto":
+        raise ValueError(f"chunk_size works with mode='auto' only, but mode is {mode!r}")
+
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode, False), weights))
+    @functools.wraps(hessian, assigned=("__module__",), updated=())
+    def hess_fn(*args, **kwargs):
+        problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
+        return problem.finish("hessian", _blocks(problem, mode, chunk_size), lambda value: _pack(problem, value))
+    return hess_fn
+
+
+def _blocks(problem: Problem, mode: str, chunk_size: int | None) -> Any:
+    if mode != "auto":
+        return problem.run("hessian", hessian_kernel(mode), (mode,), guard=_guard(mode))
+    if chunk_size is not None and chunk_size < sum(problem.vars.sizes):
+        return batched_or_loop("hessian", lambda: hessian_in_chunks(problem, chunk_size),
+                               lambda: hessian_in_loop(problem))
+    return batched_or_loop("hessian", lambda: problem.run("hessian", hessian_kernel("auto"), ("auto",)),
+                           lambda: hessian_in_loop(problem))
+
+
+def _pack(problem: Problem, blocks: Any) -> Any:
+    """Nested tuples H[i][j], or the one block, for every output."""
+    if is_several(blocks) and is_several(blocks[0]):
+        return tuple(_pack(problem, output) for output in blocks)
+    return blocks[0][0] if problem.vars.form == "one" else blocks
+
+
+@readable_in_graph(_value_grad_and_hessian_in_graph)
+def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None,
+                           mode: str = "auto", chunk_size: int | None = None) -> Callable:
+    r"""Value, gradient and Hessian of a scalar function, :math:`(f, \nabla f, \nabla^2 f)`.
+
+    Arguments, cost, errors, platforms and source are those of `hessian`, for a function that returns one number.
+
+    Returns:
+        ``fn(*args)`` giving ``(value, gradient, H)``; with `has_aux`, ``((value, gradient, H), aux)``.
+
+    Raises:
+        TypeError, ValueError, NotCompilableError, MissingRuleError: as `hessian`.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Examples:
+        >>> import mindspore as ms
+        >>> from mindspore_hessian import value_grad_and_hessian
+        >>> value, gradient, h = value_grad_and_hessian(lambda x: (x ** 3).sum())(ms.Tensor([1.0, 2.0]))
+        >>> print(value, gradient)
+        9.0 [ 3. 12.]
+    """
+    check_transform(fn, has_aux)
+    check_choice("mode", mode, MODES)
+    check_chunk(chunk_size)
+    if chunk_size is not None and mode != "auto":
+        raise ValueError(f"chunk_size works with mode='auto' only, but mode is {mode!r}")
+
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode, True), weights))
+    @functools.wraps(value_grad_and_hessian, assigned=("__module__",), updated=())
+    def all_fn(*args, **kwargs):
+        problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
+
+        def kernel(f: Callable, n: int, v: Variables) -> Callable:
+            value = _graph.scalar(f)
+            gradient = _graph.gradient(value, v.positions, v.parameters)
+
+            def run(*xs):
+                return value(*xs), gradient(*xs)
+            return run
+
+        first = problem.run("value_grad_and_hessian", kernel)
+        (value, gradient), aux = first if has_aux else (first, None)
+        blocks = _blocks(problem, mode, chunk_size)
+        blocks = (((value, gradient), blocks[0]), aux) if has_aux else ((value, gradient), blocks)
+        return problem.finish("value_grad_and_hessian", blocks, lambda result: (
+            result[0][0], problem.vars.pack(result[0][1]), _pack(problem, result[1])))
+    return all_fn

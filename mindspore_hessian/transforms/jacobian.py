@@ -1,0 +1,104 @@
+"""The Jacobian, in the dtype of the input, a reverse pass for each output in one batch."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from mindspore_hessian._tree import FIRST, Variables
+from mindspore_hessian.transforms import _graph, _rows
+from mindspore_hessian.transforms._assemble import batched_or_loop, is_several, jacobian_in_chunks
+from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
+from mindspore_hessian.transforms._run import Problem, check_choice, check_chunk, check_transform
+
+MATRICES = {"auto": _rows.jacobian_reverse, "rev": _rows.jacobian_reverse, "fwd": _rows.jacobian_forward}
+
+
+def _build_in_graph(fn, grad_position, has_aux, mode):
+    several, pos = positions_in_graph(grad_position)
+    matrix, auxiliary = MATRICES[mode](_graph.first(fn) if has_aux else fn, pos, None), _graph.rest(fn)
+
+    def call(*xs):
+        lines = matrix(*xs)
+        out = lines
+        if isinstance(lines[0], tuple):
+            if not several:
+                out = ()
+                for line in lines:
+                    out = out + line
+        elif not several:
+            out = lines[0]
+        if has_aux:
+            return out, auxiliary(*xs)
+        return out
+    return call
+
+
+def _jacobian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto", chunk_size=None):
+    return InGraph(_build_in_graph, fn, (grad_position, has_aux, mode))
+
+
+@readable_in_graph(_jacobian_in_graph)
+def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, mode: str = "auto",
+             chunk_size: int | None = None) -> Callable:
+    r"""Jacobian of a function, :math:`J_{ij} = \partial f_i / \partial x_j`.
+
+    Unlike ``mindspore.jacrev`` and ``jacfwd`` it takes every float dtype, copies no input, compiles once, and takes
+    weights. Costs one gradient for each output entry, all of them in one batch.
+
+    Args:
+        fn: any callable that returns a Tensor of any shape, or a tuple of Tensors.
+        grad_position, has_aux, weights: as `hessian`.
+        mode: ``"rev"`` (a reverse pass for each output entry), ``"fwd"`` (a forward product for each input entry,
+            three gradients each: better only where inputs are far fewer), or ``"auto"``, which is ``"rev"``.
+        chunk_size: with ``"auto"`` or ``"rev"``, so many output entries at a time.
+
+    Returns:
+        ``jac_fn(*args)``. One position and one output: a Tensor of shape ``out.shape + x.shape``; a tuple of
+        positions or weights: a tuple of these; several outputs: a tuple over the outputs. With `has_aux`:
+        ``(J, aux)``.
+
+    Raises:
+        TypeError, ValueError, NotCompilableError, MissingRuleError: as `hessian`.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapter 3.
+
+    Examples:
+        >>> import mindspore as ms
+        >>> from mindspore_hessian import jacobian
+        >>> print(jacobian(lambda x: x ** 2)(ms.Tensor([1.0, 2.0])))
+        [[2. 0.]
+         [0. 4.]]
+    """
+    check_transform(fn, has_aux)
+    check_choice("mode", mode, MATRICES)
+    check_chunk(chunk_size)
+    if chunk_size is not None and mode == "fwd":
+        raise ValueError("chunk_size works with mode='auto' or 'rev' only, but mode is 'fwd'")
+
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode), weights))
+    @functools.wraps(jacobian, assigned=("__module__",), updated=())
+    def jac_fn(*args, **kwargs):
+        problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
+
+        def kernel(f: Callable, n: int, v: Variables) -> Callable:
+            return MATRICES[mode](f, v.positions, v.parameters)
+
+        def batched():
+            if chunk_size is not None:
+                return jacobian_in_chunks(problem, chunk_size)
+            return problem.run("jacobian", kernel, (mode,))
+
+        lines = batched_or_loop("jacobian", batched, lambda: jacobian_in_chunks(problem, 1, batched=False))
+        return problem.finish("jacobian", lines, lambda value: _pack(problem, value))
+    return jac_fn
+
+
+def _pack(problem: Problem, lines: Any) -> Any:
+    if is_several(lines):
+        return tuple(_pack(problem, output) for output in lines)
+    return lines[0] if problem.vars.form == "one" else lines

@@ -1,0 +1,148 @@
+"""The layout is kept by a test: who may import whom, who may touch private MindSpore, how long a file may be."""
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mindspore_hessian"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A module imports only from rows above its own, and from its own folder. A new module gets a place here first.
+LEVELS = [
+    {"_compat"},
+    {"_errors"},
+    {"_source"},
+    {"_capture"},
+    {"_callable"},
+    {"_tree"},
+    {"device"},
+    {"rules"},
+    {"_compile"},
+    {"transforms"},
+    {"operators"},
+    {"estimators"},
+    {"audit", "testing", "callback", "plot"},
+    {"mindspore_hessian"},  # the package itself: what __init__ re-exports
+    {"__main__"},
+]
+PRIVATE_MODULES = ("mindspore.common.api", "mindspore.graph")
+MOST_LINES = 400
+
+
+def level(component: str) -> int:
+    found = [number for number, row in enumerate(LEVELS) if component in row]
+    assert found, f"{component} has no place in LEVELS of tests/test_architecture.py"
+    return found[0]
+
+
+def component(path: Path) -> str:
+    """The row of LEVELS that a file belongs to: its name, or that of its folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return "mindspore_hessian" if parts == ("__init__",) else parts[0]
+
+
+def imports(tree: ast.AST):
+    """(line, dotted name, name it is bound to) of every import, in functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, alias.asname or alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}", alias.asname or alias.name
+
+
+def of_mindspore(name: str) -> bool:
+    return name.split(".")[0] == "mindspore"
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def upward_imports(source: str, own: str, components: set[str]) -> list[str]:
+    wrong = []
+    for line, name, _ in imports(ast.parse(source)):
+        first, *rest = name.split(".")
+        if first != "mindspore_hessian":
+            continue
+        other = rest[0] if rest and rest[0] in components else first
+        if other != own and level(other) >= level(own):
+            wrong.append(f"line {line}: {own} imports {name}")
+    return wrong
+
+
+def private_mindspore(source: str) -> list[str]:
+    tree, wrong, bound = ast.parse(source), [], set()
+    for line, name, local in imports(tree):
+        if of_mindspore(name):
+            bound.add(local)
+            if any(map(private, name.split("."))) or f"{name}.".startswith(tuple(f"{m}." for m in PRIVATE_MODULES)):
+                wrong.append(f"line {line}: imports {name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            base = node.value
+            while isinstance(base, ast.Attribute):
+                base = base.value
+            if isinstance(base, ast.Name) and base.id in bound:
+                wrong.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return wrong
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_up_the_list(path):
+    assert upward_imports(path.read_text(), component(path), {component(p) for p in MODULES}) == []
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "_compat.py"], ids=name_of)
+def test_only_compat_touches_private_mindspore(path):
+    assert private_mindspore(path.read_text()) == []
+
+
+def test_no_file_is_long():
+    files = [p for folder in ("mindspore_hessian", "tests", "ci") for p in sorted((ROOT / folder).rglob("*"))
+             if p.suffix in (".py", ".sh")]
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in files}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+UPWARD = [
+    "from mindspore_hessian import transforms",
+    "from mindspore_hessian.transforms.products import hvp",
+    "from mindspore_hessian import hvp",
+    "def f():\n    import mindspore_hessian.device",
+]
+PRIVATE = [
+    "import mindspore._c_expression",
+    "from mindspore import _c_expression",
+    "from mindspore.ops._vmap import vmap_base",
+    "from mindspore.ops.operations._grad_ops import TanhGrad",
+    "from mindspore.common.api import jit",
+    "import mindspore.graph.api as api",
+    "import mindspore as ms\nms.common._utils.f()",
+    "from mindspore import ops\nops._primitive_cache",
+]
+PUBLIC = [
+    "import mindspore as ms\nms.__version__",
+    "from mindspore import ops\nclass A:\n    def f(self):\n        return self._x",
+    "from mindspore.ops import operations as P\nP.Tanh()",
+    "import mindspore_hessian._compat",
+]
+
+
+@pytest.mark.parametrize("source", UPWARD)
+def test_an_upward_import_is_seen(source):
+    assert upward_imports(source, "_errors", {"transforms", "device", "_compat", "_errors"})
+
+
+@pytest.mark.parametrize(("source", "count"), [*((s, 1) for s in PRIVATE), *((s, 0) for s in PUBLIC)])
+def test_private_mindspore_is_seen(source, count):
+    assert len(private_mindspore(source)) == count
