@@ -160,6 +160,29 @@ def test_a_primitive_without_a_batching_rule_is_named_and_the_result_right():
     np.testing.assert_allclose(j.asnumpy(), 9 * np.eye(2) + np.outer([1, 2], [3, 12]), rtol=1e-6)
 
 
+def branching(x):
+    if x.sum() > 0:
+        return (x ** 3).sum()
+    return (x ** 2).sum()
+
+
+@pytest.mark.filterwarnings("ignore::mindspore_hessian.FallbackWarning")
+def test_diagonals_and_samples_without_batching_rules():
+    points = Tensor(np.array([[1.0, 2.0], [-3.0, 1.0]], np.float32))  # either branch
+    diagonals = [[6.0, 12.0], [2.0, 2.0]]
+    close = np.testing.assert_allclose
+    close(mh.hessian_diag(branching)(X).asnumpy(), [6, 12], rtol=1e-6)
+    close(mh.laplacian(branching)(X).asnumpy(), 18, rtol=1e-6)
+    lap = mh.laplacian(lambda x: (branching(x) * ops.ones(3), x.sum() ** 2))(X)
+    close(lap[0].asnumpy(), [18, 18, 18], rtol=1e-6)
+    close(lap[1].asnumpy(), 4, rtol=1e-6)
+    close(mh.hessian_diag(branching, in_axes=0)(points).asnumpy(), diagonals, rtol=1e-6)
+    close(mh.laplacian(branching, in_axes=1)(Tensor(points.asnumpy().T.copy())).asnumpy(), [18, 4], rtol=1e-6)
+    close(mh.batched_hessian(branching)(points).asnumpy(), [np.diag(d) for d in diagonals], rtol=1e-6)
+    with pytest.raises(ValueError, match="one number"):
+        mh.hessian_diag(lambda x: branching(x) * x)(X)
+
+
 def test_forward_over_reverse_that_would_lose_a_term_is_refused():
     def f(x):
         if x.sum() > 0:

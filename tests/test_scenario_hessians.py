@@ -59,13 +59,7 @@ def test_every_composition_is_the_closed_form_or_refused(scenario, dtype, mode):
     agree(scenario, dtype, transform(*xs), expected)
 
 
-#: a batching rule meets a pair where it expects a Tensor: refused (NotCompilableError), not wrong; to be mended
-REFUSED = pytest.mark.xfail(reason="strided convolution cannot be batched in hessian_diag yet", strict=False)
-
-
-@pytest.mark.parametrize("scenario", [
-    pytest.param(s, id=s.name, marks=[REFUSED] if s.name == "conv2d_strided" else [])
-    for s in [s for s in SCENARIOS if "vector" not in s.tags][1::9]])
+@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if "vector" not in s.tags][1::9], ids=lambda s: s.name)
 @pytest.mark.filterwarnings("ignore::mindspore_hessian.FallbackWarning")
 def test_chunks_diagonal_laplacian_and_value(scenario):
     dtype = scenario.dtypes[-1]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import LateRulesWarning
 from mindspore_hessian.rules import (
+    batching_conv,
     batching_math,
     batching_nn,
     derivatives_linalg,
@@ -27,7 +28,8 @@ __all__ = ["install", "uninstall", "status", "in_force", "register_derivative", 
 
 TABLES: tuple[tuple[Rule, ...], ...] = (
     derivatives_math.RULES, derivatives_nn.RULES, derivatives_linalg.RULES, derivatives_resize.RULES,
-    derivatives_rnn.RULES, batching_math.RULES, batching_nn.RULES)
+    derivatives_rnn.RULES, batching_math.RULES, batching_nn.RULES,
+    batching_conv.RULES)
 
 _ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
 _ABSENT = object()

@@ -82,20 +82,21 @@ def aligned(x, dim, rank):
     return reshape(x, _aligned_shape(x.shape, rank))
 
 
+@constexpr
+def _parameter_count(pairs):
+    pairs = [pair for pair in pairs if pair is not None]  # a view's ordering token, always last, arrives as None
+    if any(dim is not None for _, dim in pairs):
+        raise ValueError("mindspore_hessian batches no parameters (numbers, axes, flags), and one is batched")
+    return len(pairs)
+
+
 def values(pairs):
     """The values of parameters (numbers, axes, flags, dtypes): constants, which are never batched.
 
-    Not a constexpr: a number that goes through Python comes back in float32. Views carry a token at the end (None here)
-    that orders them after writes in place; our graphs have none.
+    Only their count is taken by a constexpr: a number that goes through Python comes back in float32. Views carry a
+    token at the end that orders them after writes in place; our graphs have none.
     """
-    out = ()
-    for pair in pairs:
-        if pair is not None:
-            value, dim = pair
-            if dim is not None:
-                raise ValueError("mindspore_hessian batches no parameters (numbers, axes, flags), and one is batched")
-            out = out + (value,)
-    return out
+    return _tensors(pairs[:_parameter_count(pairs)])
 
 
 @constexpr

@@ -34,7 +34,7 @@ class Point:
         self.size = _sizes(problem)
         self.contraction, self._u = np.ones(1), ()
         if not scalar:
-            outs = tensors_of(_tuple(outputs(problem)))
+            outs = outputs(problem)[0]
             count = sum(out.size for out in outs)
             self.contraction = np.ones(1) if count == 1 else np.random.default_rng(count).normal(size=count)
             self._u = tuple(_tensor(part, out.dtype) for part, out in zip(

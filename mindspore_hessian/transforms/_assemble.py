@@ -1,7 +1,7 @@
 """Matrices too large for one pass, or without batching rules: computed in pieces, put together in numpy."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -81,45 +81,49 @@ def _blocks(vars_: Variables, lead: int, rows: list[np.ndarray]) -> tuple:
     start = 0
     for size, shape in zip(vars_.sizes, vars_.shapes, strict=True):
         cut = (slice(None),) * lead + (slice(start, start + size),)
-        out.append(tuple(_tensor(row[cut].reshape(*row.shape[:lead], *shape, *row.shape[lead + 1:]), dtype)
+        out.append(tuple(to_tensor(row[cut].reshape(*row.shape[:lead], *shape, *row.shape[lead + 1:]), dtype)
                          for row, dtype in zip(rows, vars_.dtypes, strict=True)))
         start += size
     return tuple(out)
 
 
-def _tensor(array: np.ndarray, dtype: Any) -> Tensor:
+def to_tensor(array: np.ndarray, dtype: Any) -> Tensor:
+    """The array as a Tensor of a dtype."""
     tensor = Tensor.from_numpy(np.require(array, requirements="C"))
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
-def outputs(problem: Problem) -> Any:
-    """The outputs of the function, compiled: their shapes are needed before a loop over them."""
+def outputs(problem: Problem) -> tuple[tuple[Tensor, ...], bool, Any]:
+    """(outputs, whether there are several, aux), compiled: their shapes are needed before a loop over them."""
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
         return _rows.tensors(f)
-    return problem.run("outputs", kernel)
+    result = problem.run("outputs", kernel)
+    value, aux = result if problem.has_aux else (result, None)
+    return (value, True, aux) if isinstance(value, tuple) else ((value,), False, aux)
+
+
+def _row_by_row(problem: Problem, width: int, dtype: Any) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+    """Every row of the Hessian of every flat output, a product each: (output, row, the row over the variables)."""
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        return _rows.hessian_row(f, v.positions, v.parameters)
+
+    for m in range(width):
+        u = Tensor(np.eye(1, width, m)[0], dtype)
+        for row in range(sum(problem.vars.sizes)):
+            parts = problem.run("hessian", kernel, ("row",), (Tensor(row, ms.int64), u))
+            yield m, row, [_compat.to_numpy(part) for part in (parts[0] if problem.has_aux else parts)]
 
 
 def hessian_in_loop(problem: Problem) -> Any:
     """The blocks of the Hessian, a product at a time."""
     vars_ = problem.vars
-    result = outputs(problem)
-    value, aux = result if problem.has_aux else (result, None)
-    several = isinstance(value, tuple)
-    outs = value if several else (value,)
+    outs, several, aux = outputs(problem)
     width, total = sum(out.size for out in outs), sum(vars_.sizes)
-
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return _rows.hessian_row(f, v.positions, v.parameters)
-
-    plain = Problem(problem.call, vars_, False) if not problem.has_aux else problem
     buffers = [np.empty((width, total, *shape), _numpy_dtype(dtype))
                for shape, dtype in zip(vars_.shapes, vars_.dtypes, strict=True)]
-    for m in range(width):
-        u = Tensor(np.eye(1, width, m)[0], outs[0].dtype)
-        for row in range(total):
-            parts = plain.run("hessian", kernel, ("row",), (Tensor(row, ms.int64), u))
-            for buffer, part in zip(buffers, parts[0] if problem.has_aux else parts, strict=True):
-                buffer[m, row] = _compat.to_numpy(part)
+    for m, row, parts in _row_by_row(problem, width, outs[0].dtype):
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer[m, row] = part
     blocks, start = [], 0
     for out in outs:
         shape = tuple(out.shape)
@@ -130,6 +134,32 @@ def hessian_in_loop(problem: Problem) -> Any:
     return (value, aux) if problem.has_aux else value
 
 
+def diagonal_in_loop(problem: Problem, total: bool) -> Any:
+    """Entries of the Hessian's diagonal, a product each: flat, one Tensor a variable; or for `total`, their sum."""
+    vars_ = problem.vars
+    outs, several, aux = outputs(problem)
+    width = sum(out.size for out in outs)
+    if width != 1 and not total:
+        raise ValueError(f"fn must return one number (a Tensor with one element); it returned {width} of them")
+    dtype = _numpy_dtype(vars_.dtypes[0])
+    entries = np.empty((width, sum(vars_.sizes)), np.result_type(*map(_numpy_dtype, vars_.dtypes)))
+    for m, row, parts in _row_by_row(problem, width, outs[0].dtype):
+        entries[m, row] = np.concatenate([part.reshape(-1) for part in parts])[row]
+    if total:
+        sums = np.split(entries.sum(-1).astype(dtype), np.cumsum([out.size for out in outs])[:-1])
+        shaped = tuple(Tensor(part.reshape(tuple(out.shape))) for part, out in zip(sums, outs, strict=True))
+        value: Any = shaped if several else shaped[0]
+    else:
+        value = cut_line(vars_, entries[0])
+    return (value, aux) if problem.has_aux else value
+
+
+def cut_line(vars_: Variables, line: np.ndarray) -> tuple[Tensor, ...]:
+    """N entries, one for each entry of the variables, as one Tensor for each variable."""
+    return tuple(to_tensor(part.reshape(shape), dtype) for part, shape, dtype in zip(
+        np.split(line, np.cumsum(vars_.sizes)[:-1]), vars_.shapes, vars_.dtypes, strict=True))
+
+
 def _numpy_dtype(dtype: Any) -> Any:
     return np.float32 if dtype == ms.bfloat16 else ms.dtype_to_nptype(dtype)
 
@@ -137,10 +167,7 @@ def _numpy_dtype(dtype: Any) -> Any:
 def jacobian_in_chunks(problem: Problem, chunk: int, batched: bool = True) -> Any:
     """The Jacobian, `chunk` outputs at a time, or one at a time without batching."""
     vars_ = problem.vars
-    result = outputs(problem)
-    value, aux = result if problem.has_aux else (result, None)
-    several = isinstance(value, tuple)
-    outs = value if several else (value,)
+    outs, several, aux = outputs(problem)
     total = sum(out.size for out in outs)
     count = min(chunk, total)
 
@@ -155,7 +182,7 @@ def jacobian_in_chunks(problem: Problem, chunk: int, batched: bool = True) -> An
             buffer[start:start + count] = _compat.to_numpy(part)
     lines, start = [], 0
     for out in outs:
-        lines.append(tuple(_tensor(b[start:start + out.size].reshape(*out.shape, *shape), dtype)
+        lines.append(tuple(to_tensor(b[start:start + out.size].reshape(*out.shape, *shape), dtype)
                            for b, shape, dtype in zip(buffers, vars_.shapes, vars_.dtypes, strict=True)))
         start += out.size
     value = tuple(lines) if several else lines[0]
@@ -184,6 +211,29 @@ def in_sample_chunks(problem: Problem, axes: tuple[int | None, ...], chunk: int 
         pieces.append(map_structure(lambda t, skip=skip: _compat.to_numpy(t)[skip:].copy(), part))
         done = start + chunk
     return _join(pieces)
+
+
+def sample_by_sample(problem: Problem, axes: tuple[int | None, ...], run: Callable[[Problem], Any]) -> Any:
+    """A batched transform without batching: `run`, given the problem of one sample, for each; stacked on axis 0."""
+    size = next(leaf.shape[axis] for leaf, axis in zip(problem.call.leaves, axes, strict=True) if axis is not None)
+    pieces = []
+    for number in range(size):
+        leaves = tuple(leaf if axis is None else leaf.narrow(axis, number, 1).squeeze(axis)
+                       for leaf, axis in zip(problem.call.leaves, axes, strict=True))
+        part = run(replace(per_sample(problem, axes), call=replace(problem.call, leaves=leaves)))
+        pieces.append(map_structure(lambda t: _compat.to_numpy(t)[None].copy(), part))
+    return _join(pieces)
+
+
+def per_sample(problem: Problem, axes: tuple[int | None, ...]) -> Problem:
+    """The problem of one sample: the shapes of the variables without their batch axis."""
+    v = problem.vars
+    shapes = list(v.shapes)
+    for number, leaf in enumerate(v.positions):
+        axis = axes[leaf]
+        if axis is not None:
+            shapes[number] = shapes[number][:axis] + shapes[number][axis + 1:]
+    return replace(problem, vars=replace(v, shapes=tuple(shapes)))
 
 
 def _join(pieces: list[Any]) -> Any:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
@@ -13,9 +12,19 @@ from mindspore import Tensor, vmap
 from mindspore_hessian import _compat
 from mindspore_hessian._tree import FIRST, Variables
 from mindspore_hessian.transforms import _graph, _rows
-from mindspore_hessian.transforms._assemble import _tensor, in_sample_chunks, is_several, starts
+from mindspore_hessian.transforms._assemble import (
+    batched_or_loop,
+    cut_line,
+    diagonal_in_loop,
+    in_sample_chunks,
+    is_several,
+    sample_by_sample,
+    starts,
+    to_tensor,
+)
 from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
 from mindspore_hessian.transforms._run import Problem, check_chunk, check_transform
+from mindspore_hessian.transforms.hessian import blocks_at_one_point
 
 
 def sample_axes(problem: Problem, in_axes: Any, args: tuple) -> tuple[int | None, ...]:
@@ -40,17 +49,6 @@ def sample_axes(problem: Problem, in_axes: Any, args: tuple) -> tuple[int | None
     if len(set(sizes.values())) > 1:
         raise ValueError(f"in_axes: the arguments have batches of different sizes: {sizes}")
     return tuple(axes)
-
-
-def per_sample(problem: Problem, axes: tuple[int | None, ...]) -> Problem:
-    """The problem of one sample: the shapes of the variables without their batch axis."""
-    v = problem.vars
-    shapes = list(v.shapes)
-    for number, leaf in enumerate(v.positions):
-        axis = axes[leaf]
-        if axis is not None:
-            shapes[number] = shapes[number][:axis] + shapes[number][axis + 1:]
-    return replace(problem, vars=replace(v, shapes=tuple(shapes)))
 
 
 def batched_kernel(matrix: Callable, axes: tuple[int | None, ...]) -> Callable:
@@ -184,29 +182,35 @@ def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, w
     @functools.wraps(public, assigned=("__module__",), updated=())
     def diag_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
-        v = problem.vars
+
+        def at_one_point(part: Problem) -> Any:
+            return batched_or_loop(name, lambda: _in_pieces(part, name, kind, chunk_size if in_axes is None else None),
+                                   lambda: diagonal_in_loop(part, kind == "laplacian"))
+
+        def at_points(part: Problem) -> Any:
+            return part.run(name, batched_kernel(functools.partial(_entries, kind=kind), axes), (kind, axes))
+
         if in_axes is None:
-            result = _in_pieces(problem, name, kind, chunk_size)
-            return problem.finish(name, result, v.pack if kind == "diagonal" else lambda value: value)
-        axes = sample_axes(problem, in_axes, args)
-
-        def matrix(f: Callable, vars_: Variables) -> Callable:
-            entries = _rows.diagonal(f, vars_.positions, vars_.parameters, None, kind == "laplacian")
-            split = _rows.split_line(vars_.positions, vars_.parameters)
-
-            def one(*xs):
-                out = entries(*(xs + (0,)))
-                if kind == "diagonal":
-                    return split(xs, out)
-                return out
-            return one
-
-        def run(part: Problem) -> Any:
-            return part.run(name, batched_kernel(matrix, axes), (kind, axes))
-
-        result = in_sample_chunks(problem, axes, chunk_size, run)
-        return problem.finish(name, result, v.pack if kind == "diagonal" else lambda value: value)
+            result = at_one_point(problem)
+        else:
+            axes = sample_axes(problem, in_axes, args)
+            result = batched_or_loop(name, lambda: in_sample_chunks(problem, axes, chunk_size, at_points),
+                                     lambda: sample_by_sample(problem, axes, at_one_point))
+        return problem.finish(name, result, problem.vars.pack if kind == "diagonal" else lambda value: value)
     return diag_fn
+
+
+def _entries(f: Callable, v: Variables, kind: str) -> Callable:
+    """The diagonal, a Tensor a variable, or its sum, at one point: for `batched_kernel`."""
+    entries = _rows.diagonal(f, v.positions, v.parameters, None, kind == "laplacian")
+    split = _rows.split_line(v.positions, v.parameters)
+
+    def one(*xs):
+        out = entries(*(xs + (0,)))
+        if kind == "diagonal":
+            return split(xs, out)
+        return out
+    return one
 
 
 def _in_pieces(problem: Problem, name: str, kind: str, chunk_size: int | None) -> Any:
@@ -231,12 +235,10 @@ def _in_pieces(problem: Problem, name: str, kind: str, chunk_size: int | None) -
                        for part in (value if isinstance(value, tuple) else (value,))])
     joined = [np.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True)]
     if kind == "laplacian":
-        sums = tuple(_tensor(np.asarray(entries.sum(-1)), v.dtypes[0]) for entries in joined)
+        sums = tuple(to_tensor(np.asarray(entries.sum(-1)), v.dtypes[0]) for entries in joined)
         done_value: Any = sums if isinstance(value, tuple) else sums[0]
     else:
-        cuts = np.cumsum(v.sizes)[:-1]
-        done_value = tuple(_tensor(part.reshape(shape), dtype) for part, shape, dtype in zip(
-            np.split(joined[0].reshape(-1), cuts), v.shapes, v.dtypes, strict=True))
+        done_value = cut_line(v, joined[0].reshape(-1))
     return (done_value, aux) if problem.has_aux else done_value
 
 
@@ -290,7 +292,8 @@ def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, i
         def run(part: Problem) -> Any:
             return part.run("batched_hessian", batched_kernel(matrix, axes), (axes,))
 
-        result = in_sample_chunks(problem, axes, chunk_size, run)
+        result = batched_or_loop("batched_hessian", lambda: in_sample_chunks(problem, axes, chunk_size, run),
+                                 lambda: sample_by_sample(problem, axes, blocks_at_one_point))
         return problem.finish("batched_hessian", result, lambda value: _pack(problem, value))
     return hess_fn
 

@@ -139,11 +139,13 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
     @functools.wraps(hessian, assigned=("__module__",), updated=())
     def hess_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
-        return problem.finish("hessian", _blocks(problem, mode, chunk_size), lambda value: _pack(problem, value))
+        blocks = blocks_at_one_point(problem, mode, chunk_size)
+        return problem.finish("hessian", blocks, lambda value: _pack(problem, value))
     return hess_fn
 
 
-def _blocks(problem: Problem, mode: str, chunk_size: int | None) -> Any:
+def blocks_at_one_point(problem: Problem, mode: str = "auto", chunk_size: int | None = None) -> Any:
+    """The blocks H[i][j] of every output, in the way that `mode` and `chunk_size` ask for."""
     if mode != "auto":
         return problem.run("hessian", hessian_kernel(mode), (mode,), guard=_guard(mode))
     if chunk_size is not None and chunk_size < sum(problem.vars.sizes):
@@ -204,7 +206,7 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
 
         first = problem.run("value_grad_and_hessian", kernel)
         (value, gradient), aux = first if has_aux else (first, None)
-        blocks = _blocks(problem, mode, chunk_size)
+        blocks = blocks_at_one_point(problem, mode, chunk_size)
         blocks = (((value, gradient), blocks[0]), aux) if has_aux else ((value, gradient), blocks)
         return problem.finish("value_grad_and_hessian", blocks, lambda result: (
             result[0][0], problem.vars.pack(result[0][1]), _pack(problem, result[1])))

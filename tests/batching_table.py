@@ -1,0 +1,270 @@
+"""Rows for test_rules_batching.py: calls of primitives, each of which is batched and compared with a loop."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mindspore
+import numpy as np
+from mindspore import Tensor, ops
+from mindspore.ops.auto_generate import gen_ops_prim as gen
+from mindspore.ops.operations import _grad_ops
+
+from mindspore_hessian import _compat
+
+_random = np.random.default_rng(0)
+
+
+def t(*shape, low=0.1, high=1.1):
+    return _random.uniform(low, high, shape).astype(np.float32)
+
+
+def n(*shape):
+    return _random.standard_normal(shape).astype(np.float32)
+
+
+def i(shape, high):
+    return _random.integers(0, high, shape).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A call of a primitive: its tensors come first, constants after them, unless `call` says how."""
+
+    name: str
+    tensors: tuple
+    constants: tuple = ()
+    call: object = None
+    option: str = ""
+    fixed: tuple = field(default=())  # positions that are never batched
+    axes: tuple = (0, -1)  # batch axes tried for each operand
+    since: tuple = (2, 7, 2)  # the first version with a CPU kernel
+
+    def function(self):
+        primitive = self.call or getattr(gen, self.name)()
+        constants = self.constants
+
+        def one(x):
+            return primitive(x, *constants)
+
+        def two(x, y):
+            return primitive(x, y, *constants)
+
+        def three(x, y, z):
+            return primitive(x, y, z, *constants)
+
+        def four(x, y, z, u):
+            return primitive(x, y, z, u, *constants)
+
+        def five(x, y, z, u, v):
+            return primitive(x, y, z, u, v, *constants)
+
+        def eight(x, y, z, u, v, a, b, c):
+            return primitive(x, y, z, u, v, a, b, c, *constants)
+
+        return {1: one, 2: two, 3: three, 4: four, 5: five, 8: eight}[len(self.tensors)]
+
+    @property
+    def id(self):
+        return self.name + ("-" + self.option if self.option else "")
+
+
+def rows(names, *tensors, constants=()):
+    return [Row(name, tensors, constants) for name in names.split()]
+
+
+INDEX = Tensor(np.array([1, 0, 1], np.int32))
+
+
+def gather(x):
+    return ops.gather(x, INDEX, 0)
+
+
+def gather_last(x):
+    return ops.gather(x, INDEX, -1)
+
+
+def gather_both(x, index):
+    return ops.gather(x, index, 0)
+
+
+def gather_both_last(x, index):
+    return ops.gather(x, index, -1)
+
+
+def gather_d(x, index):
+    return gen.GatherD()(x, 0, index)
+
+
+def gather_d_last(x, index):
+    return gen.GatherD()(x, -1, index)
+
+
+def gather_d_grad(x, index, dout):
+    return gen.GatherDGradV2()(x, 1, index, dout)
+
+
+def add_n(x, y, z):
+    return gen.AddN()((x, y, z))
+
+
+def eye(x):
+    return x * gen.Eye()(3, 3, mindspore.float32)
+
+
+def sequence(x):
+    return x * ops.cast(gen.Range()(0, 3, 1), mindspore.float32)
+
+
+def slice_grad(dy):
+    return _compat.strided_slice_grad(0, 0, 0, 0, 2)(dy, (3, 4), (1, 2), (3, 3), (1, 1))
+
+
+def slice_ellipsis(x):
+    return ops.StridedSlice(0, 0, 1, 0, 0)(x, (0, 1), (1, 4), (1, 2))
+
+
+def slice_masks(x):
+    return ops.StridedSlice(1, 2, 0, 0, 4)(x, (1, -2, 1), (2, 1, 2), (1, 1, 1))
+
+
+def new_axis(x):
+    return x[:, None, ::2]
+
+
+def pad_constant(x):
+    return ops.pad(x, (1, 2), value=3.0)
+
+
+def pad_reflect(x):
+    return ops.pad(x, (1, 1), mode="reflect")
+
+
+def masked_fill(x, mask):
+    return ops.masked_fill(x, mask > 0.5, 2.0)
+
+
+def batch_norm(x, scale, shift, mean, variance):
+    return ops.BatchNorm(False)(x, scale, shift, mean, variance)[0]
+
+
+def batch_norm_grad(dy, x, scale, mean, variance):
+    return gen.BatchNormGrad(True, 1e-5, "NCHW")(dy, x, scale, mean, variance, mean)
+
+
+def where(condition, x, y):
+    return ops.Select()(condition > 0.5, x, y)
+
+
+def dense_no_bias(x, w):
+    return ops.dense(x, w)
+
+
+def conv_transpose(x, w):
+    return ops.Conv2DTranspose(3, 3)(x, w, (2, 2, 6, 6))
+
+
+def conv(option):
+    """Conv2D and its two backwards, as functions of their tensors; 4 channels in, 6 out, 5 by 5 pixels."""
+    settings = {"plain": {}, "strided": {"stride": 2, "pad_mode": "pad", "pad": 1}, "grouped": {"group": 2}}[option]
+    groups = settings.get("group", 1)
+    forward, backward = ops.Conv2D(6, 3, **settings), ops.operations.Conv2DBackpropInput(6, 3, **settings)
+    kernel = _grad_ops.Conv2DBackpropFilter(6, 3, pad_list=(settings.get("pad", 0),) * 4, **settings)
+
+    def by_x(dy, w):
+        return backward(dy, w, (2, 4, 5, 5))
+
+    def by_w(dy, x):
+        return kernel(dy, x, (6, 4 // groups, 3, 3))
+    x, w, dy = n(2, 4, 5, 5), n(6, 4 // groups, 3, 3), n(2, 6, 3, 3)
+    return [Row("Conv2D", (x, w), call=forward, option=option),
+            Row("Conv2DBackpropInput", (dy, w), call=by_x, option=option),
+            Row("Conv2DBackpropFilter", (dy, x), call=by_w, option=option)]
+
+
+GRADS = "SiLUGrad EluGrad HSigmoidGrad ReluGrad"
+ENTRYWISE = [
+    *rows("Muls Divs PowTensorScalar", t(2, 3), constants=(0.5,)),
+    *(Row(name, (t(2, 3),), (0.5,), since=(2, 10, 0)) for name in ("GreaterEqualScalar", "LessScalar", "EqScalar")),
+    *rows("AddScalar SubScalar", t(2, 3), constants=(2.0, 3)),
+    *rows("ZerosLikeExt OnesLikeExt", t(2, 3), constants=(None,)),
+    Row("ClampScalar", (t(2, 3),), (0.4, 0.8)),
+    *rows("Add Sub Mul Div RealDiv Pow Maximum Minimum Atan2 Greater GreaterEqual NotEqual", t(2, 3), t(3)),
+    *(Row(name, (t(2, 3), t(3)), call=getattr(ops, name)())
+      for name in ("Less", "LessEqual", "Equal", "Xlogy", "Xdivy")),
+    Row("Add", (t(), t(3)), option="scalar"),
+    Row("Mul", (t(3), t(2, 1)), option="rank"),
+    *rows("TanhGrad SqrtGrad RsqrtGrad SigmoidGrad", t(2, 3), t(2, 3)),
+    *rows(GRADS, n(2, 3), n(2, 3)),
+    Row("GeLUGrad", (n(2, 3), n(2, 3), n(2, 3))),
+    *rows("SiLU", n(2, 3)),
+    Row("AddN", (n(2, 3), n(2, 3), n(2, 3)), call=add_n),
+    Row("Select", (t(2, 3), n(3), n(2, 1)), call=where),
+    Row("MaskedFill", (n(2, 3), t(3)), call=masked_fill),
+]
+REDUCTIONS = [
+    *(Row("SumExt", (n(2, 3, 2),), (axis, keep, None), option=f"{axis}-{keep}")
+      for axis, keep in ((None, False), (0, False), (-1, True), ((0, 2), False), ((-1, 1), True))),
+    Row("SumExt", (n(),), (None, False, None), option="number"),
+    Row("MeanExt", (n(2, 3),), ((-1,), False, None)),
+    *(Row("CumSum", (n(2, 3),), (axis,), option=f"{axis}") for axis in (0, -1)),
+    Row("CumProd", (n(2, 3),), call=gen.CumProd(), constants=(0,)),
+]
+SHAPES = [
+    Row("StridedSlice", (n(2, 3, 4),), call=slice_ellipsis, option="ellipsis"),
+    Row("StridedSlice", (n(2, 3, 4),), call=slice_masks, option="masks"),
+    Row("StridedSlice", (n(2, 3, 4),), call=new_axis, option="new-axis"),
+    Row("StridedSliceGrad", (n(2),), call=slice_grad, option="shrink"),
+    *(Row("Tile", (n(2, 3),), (by,), call=ops.tile, option=f"{len(by)}") for by in ((2,), (2, 1), (3, 1, 2))),
+    *(Row("BroadcastTo", (n(2, 3),), call=ops.BroadcastTo(to), option=f"{to}") for to in ((4, 2, 3), (4, -1, -1))),
+    Row("TransposeExtView", (n(2, 3, 4),), (0, -1), since=(2, 10, 0)),
+    Row("Diagonal", (n(2, 3, 3),), (0, 1, -1), call=ops.diagonal),
+    Row("PadV3", (n(2, 3),), call=pad_constant, option="constant"),
+    Row("PadV3", (n(2, 3, 4),), call=pad_reflect, option="reflect"),
+    Row("SplitWithSize", (n(2, 3),), ((1, 2), -1), since=(2, 10, 0)),
+    Row("ReverseV2", (n(2, 3),), call=ops.ReverseV2((0,))),
+    Row("Tril", (n(3, 3),), (1,), call=ops.tril),
+    Row("Triu", (n(3, 3),), (1,), call=ops.triu),
+]
+INDEXING = [
+    Row("Gather", (n(4, 3),), call=gather),
+    Row("Gather", (n(4, 3),), call=gather_last, option="last"),
+    Row("Gather", (n(4, 3), i((2, 2), 4)), call=gather_both, option="both"),
+    Row("Gather", (n(4, 3), i((2, 2), 3)), call=gather_both_last, option="both-last"),
+    Row("GatherD", (n(4, 3), i((2, 3), 4)), call=gather_d),
+    Row("GatherD", (n(4, 3), i((4, 2), 3)), call=gather_d_last, option="last"),
+    Row("GatherDGradV2", (n(4, 3), i((4, 2), 3), n(4, 2)), call=gather_d_grad),
+    Row("TensorScatterElements", (n(4, 3), i((2, 3), 4), n(2, 3)), call=ops.TensorScatterElements(0, "add")),
+    Row("TensorScatterAdd", (n(4, 3), i((2, 1), 4), n(2, 3)), call=ops.TensorScatterAdd()),
+    Row("Sort", (n(4, 3),), call=ops.Sort(0)),
+    Row("Diag", (n(3),), call=ops.Diag()),
+    Row("DiagPart", (n(3, 3),), call=ops.DiagPart()),
+    Row("Range", (n(3),), call=sequence),
+    Row("Eye", (n(3, 3),), call=eye),
+]
+MATMUL = [
+    *(Row(name, (n(*lead, *a), n(*lead, *b)), call=getattr(gen, name)(flip_a, flip_b), option=f"{flip_a}-{flip_b}")
+      for name, lead in (("MatMul", ()), ("BatchMatMul", (2,)))
+      for a, flip_a in (((2, 3), False), ((3, 2), True)) for b, flip_b in (((3, 4), False), ((4, 3), True))),
+    *(Row("MatMulExt", (n(*a), n(*b)), option=f"{a}-{b}") for a, b in (
+        ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)),
+        ((2, 1, 2, 3), (5, 3, 4)), ((5, 2, 3), (3,)), ((3,), (5, 3, 4)))),
+    Row("Dense", (n(2, 3), n(4, 3), n(4))),
+    Row("Dense", (n(2, 3), n(4, 3)), call=dense_no_bias, option="no-bias"),
+    Row("Dense", (n(3), n(4, 3), n(4)), option="vector"),
+]
+NETWORKS = [
+    Row("SoftmaxBackward", (n(2, 3), t(2, 3)), (-1,)),
+    Row("SoftmaxBackward", (n(2, 3), t(2, 3)), (0,), option="0"),
+    Row("LogSoftmaxGrad", (-t(2, 3), n(2, 3)), call=gen.LogSoftmaxGrad(0)),
+    Row("MatrixInverse", (n(3, 3) + 3 * np.eye(3, dtype=np.float32),), call=ops.MatrixInverse()),
+    Row("Cholesky", (np.eye(3, dtype=np.float32) + 0.1,), call=ops.Cholesky()),
+    Row("BatchNorm", (n(2, 3, 2, 2), t(3), n(3), n(3), t(3)), call=batch_norm, axes=(0,)),
+    Row("BatchNormGrad", (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3)), call=batch_norm_grad, axes=(0,)),
+    Row("BatchNormGradGrad", (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3), n(2, 3, 2, 2), n(3), n(3)),
+        call=gen.BatchNormGradGrad(False, 1e-5, "NCHW"), axes=(0,)),
+    Row("LayerNormGradGrad", (n(2, 3), n(2, 3), t(2, 1), n(2, 1), t(3), n(2, 3), n(3), n(3)),
+        call=gen.LayerNormGradGrad(1, 1), axes=(0,)),
+]
+CONVOLUTIONS = [*conv("plain"), *conv("strided"), *conv("grouped"),
+                Row("Conv2DTranspose", (n(2, 3, 4, 4), n(3, 2, 3, 3)), call=conv_transpose)]
+TABLE = [*ENTRYWISE, *REDUCTIONS, *SHAPES, *INDEXING, *MATMUL, *NETWORKS, *CONVOLUTIONS]
