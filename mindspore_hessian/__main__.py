@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import platform
 import sys
 import time
@@ -11,7 +13,9 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_hessian import device, rules
-from mindspore_hessian._errors import DeviceError
+from mindspore_hessian._capture import Captures
+from mindspore_hessian._errors import DeviceError, HessianError
+from mindspore_hessian._tree import FLOATS
 
 # dtype -> largest relative error of the self-check
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
@@ -71,11 +75,42 @@ def self_check(dtype: str) -> bool:
     return right
 
 
+def audit(arguments: argparse.Namespace) -> int:
+    """Print which rules the second derivative of a function needs. 0 where all are there, else 1."""
+    from mindspore_hessian.audit import audit as report_on
+    module, _, name = arguments.function.partition(":")
+    try:
+        fn = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        inputs = tuple(_drawn(shape, arguments.dtype, seed) for seed, shape in enumerate(arguments.shape))
+        differentiated = tuple(number for number, x in enumerate(inputs) if x.dtype in FLOATS)
+        weights = [p for p in Captures(fn).parameters.values() if p.requires_grad] if arguments.weights else None
+        report = report_on(fn, inputs, None if weights else differentiated, weights=weights)
+    except (ImportError, AttributeError, TypeError, ValueError, HessianError) as error:
+        print(f"{type(error).__name__}: {error}")
+        return 1
+    print(report)
+    return 1 if report.missing or not report.compiles.hvp else 0
+
+
+def _drawn(text: str, dtype: str, seed: int) -> ms.Tensor:
+    """A Tensor of a shape such as ``3,4``, standard normal; zeros for an integer type, as in ``8:int32``."""
+    shape, _, own = text.partition(":")
+    kind = getattr(ms, own or dtype)
+    numbers = np.random.default_rng(seed).standard_normal([int(size) for size in shape.split(",") if size])
+    return ms.Tensor(numbers if kind in FLOATS else np.zeros(numbers.shape)).astype(kind)
+
+
 # name -> what it does, what it runs, its options
 Command = tuple[str, Callable[[argparse.Namespace], int], dict[str, dict]]
 COMMANDS: dict[str, Command] = {
     "info": ("versions, devices, self-check (the default)", info, {
         "--device": {"choices": ("auto", *device.BACKENDS), "default": "auto", "help": "where the self-check runs"}}),
+    "audit": ("rules that a function's second derivative needs", audit, {
+        "function": {"metavar": "module:function", "help": "a function that returns one number"},
+        "--shape": {"action": "append", "default": [], "help": "of an input, such as 3,4, or 8:int32 for labels "
+                    "(zeros); repeat it for several inputs"},
+        "--dtype": {"default": "float32", "help": "of the inputs, which are standard normal (float32)"},
+        "--weights": {"action": "store_true", "help": "differentiate the trainable weights, not the inputs"}}),
 }
 
 

@@ -25,6 +25,34 @@ except ImportError:
 MS_VERSION: tuple[int, ...] = tuple(int(part) for part in ms.__version__.split(".")[:3] if part.isdigit())
 
 
+# --- graphs written to files (used by _audit_graph.py) -----------------------------------------------------------
+
+@contextlib.contextmanager
+def graphs_saved_in(folder: str, passes: str) -> Iterator[None]:
+    """While MindSpore compiles inside, it writes the graphs after some passes into a folder.
+
+    The public ``set_context(save_graphs=...)`` prints a warning. The variable for the folder goes before the context;
+    that for the passes is read once in a process.
+    """
+    context, names = MSContext.get_instance(), _c_expression.ms_ctx_param
+    settings = {names.save_graphs: 1, names.save_graphs_path: folder}
+    variables = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": passes}
+    before = {key: context.get_param(key) for key in settings}, {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
+    for key, value in settings.items():
+        context.set_param(key, value)
+    try:
+        yield
+    finally:
+        for key, value in before[0].items():
+            context.set_param(key, value)
+        for name, text in before[1].items():
+            if text is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = text
+
+
 # --- values ------------------------------------------------------------------------------------------------------
 
 PRIMITIVE_TYPES: tuple[type, ...] = (Primitive, PrimitiveFunction_)
@@ -167,6 +195,31 @@ def missing_batching_rules() -> Iterator[list[str]]:
     vmap_base.vmap_rules_getters = _Watched(before, missing)
     try:
         yield missing
+    finally:
+        vmap_base.vmap_rules_getters = before
+
+
+class _Noted(dict):
+    """A registry of batching rules that notes what it is asked for."""
+
+    def __init__(self, registry: dict, asked: dict[str, bool]):
+        super().__init__(registry)
+        self._asked = asked
+
+    def get(self, key, default=None):
+        if isinstance(key, str) and key not in _STRUCTURAL:
+            self._asked[key] = super().get(key, None) is not None
+        return super().get(key, default)
+
+
+@contextlib.contextmanager
+def batching_rules_asked_for() -> Iterator[dict[str, bool]]:
+    """While MindSpore compiles inside: each primitive that it wants a batching rule for, and whether there is one."""
+    asked: dict[str, bool] = {}
+    before = vmap_base.vmap_rules_getters
+    vmap_base.vmap_rules_getters = _Noted(before, asked)
+    try:
+        yield asked
     finally:
         vmap_base.vmap_rules_getters = before
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindspore_hessian import _compat, device, rules
+from mindspore_hessian import _audit_graph, _compat, device, rules
 from mindspore_hessian._callable import Call, readable
 from mindspore_hessian._capture import Captures
 from mindspore_hessian._errors import (
@@ -170,7 +170,12 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
             if guard is not None:
                 _check_against(_compat.Graph(guard(function), tensors, "O0"), graph, tensors)
         except Exception as err:
-            raise translate(err) from err
+            error = translate(err)
+            if isinstance(error, MissingRuleError):
+                level = device.jit_level() or "O0"
+                where = _audit_graph.lines_of_missing(lambda: kind(build(function), tensors, level))
+                error = MissingRuleError(f"{error} {where}".strip())
+            raise error from err
         finally:
             for parameter, value in zip(statistics, before, strict=True):
                 _compat.assign(parameter, value)

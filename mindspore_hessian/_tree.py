@@ -195,6 +195,11 @@ def _weights(weights: Any) -> tuple[tuple[Parameter, ...], str]:
     return tuple(weights), "tuple"
 
 
+def check_weights(weights: Any) -> tuple[Parameter, ...]:
+    """Raise where `weights` is not a list or tuple of different floating-point Parameters."""
+    return _weights(weights)[0]
+
+
 def check_finite(name: str, value: Any) -> None:
     """Warn (`NonFiniteWarning`) where a result holds NaN or Inf."""
     for place, tensor in enumerate(tensors_of(value)):

@@ -15,6 +15,7 @@ LEVELS = [
     {"_compat"},
     {"_errors"},
     {"_source"},
+    {"_audit_graph"},
     {"_capture"},
     {"_callable"},
     {"_tree"},

@@ -51,7 +51,8 @@ def test_help_and_unknown_commands(capsys):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == status
-    assert all(name in capsys.readouterr().out for name in COMMANDS)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
 
 
 def test_a_missing_device_is_status_one(monkeypatch, capsys):

@@ -1,0 +1,70 @@
+"""Checks of arguments before anything is computed. Each error names the argument, the value and the remedy."""
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    if value not in (known := list(choices)):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but got {value!r}")
+
+
+def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
+    limits = f"at least {least}" if most is None else f"from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int {limits}, but got {value!r}")
+    if int(value) < least or (most is not None and int(value) > most):
+        raise ValueError(f"{name} must be {limits}{why}, but got {value}")
+
+
+def check_real(name: str, value: Any, least: float = 0.0, *, strict: bool = True) -> None:
+    """A finite number greater than `least`, or equal to it where not `strict`."""
+    limit = f"{'greater than' if strict else 'at least'} {least:g}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number {limit}, but got {value!r}")
+    if not math.isfinite(value) or value < least or (strict and value == least):
+        raise ValueError(f"{name} must be finite and {limit}, but got {value}")
+
+
+def check_vector(name: str, value: Any, n: int) -> np.ndarray:
+    """`value` as a float64 array of shape (n,)."""
+    if np.shape(value) != (n,):
+        raise ValueError(f"{name} must be a flat array of shape ({n},), as op is {n} x {n}, but has shape "
+                         f"{np.shape(value)}")
+    vector = np.array(value, dtype=np.float64)
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{name} must be finite, but holds NaN or Inf")
+    return vector
+
+
+def dimension_of(op: Any) -> int:
+    """n of an operator of shape (n, n)."""
+    shape = getattr(op, "shape", None)
+    if shape is None or not hasattr(op, "__matmul__"):
+        raise TypeError(f"op must have .shape and `@` (a HessianOperator, an array, a scipy LinearOperator), but got "
+                        f"{type(op).__name__}")
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
+        raise ValueError(f"op must be square with at least one row, but has shape {tuple(shape)}")
+    return int(shape[0])
+
+
+def dtype_of(op: Any) -> np.dtype:
+    """What the operator is fed with: its own floating dtype; float64 for integers and where it names none."""
+    own = getattr(op, "dtype", None)
+    try:
+        dtype = np.dtype(np.float64 if own is None else own)
+    except TypeError:
+        raise TypeError(f"op.dtype must be a numpy dtype or None, but is {own!r}") from None
+    if dtype.kind == "c":
+        raise TypeError(f"op must be real, but has dtype {dtype}: pass its real part")
+    return dtype if dtype.kind in "fV" else np.dtype(np.float64)
+
+
+def epsilon_of(dtype: np.dtype) -> float:
+    """The rounding unit of a floating dtype; 2**-7 for one that numpy does not know (bfloat16)."""
+    return float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0 ** -7

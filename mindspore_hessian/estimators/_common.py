@@ -1,0 +1,195 @@
+"""What every estimator needs: an operator that counts and checks its products, probes, progress and checkpoints."""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mindspore_hessian.estimators._checks import check_choice, check_integer, dimension_of, dtype_of, epsilon_of
+
+DISTRIBUTIONS = ("rademacher", "normal", "sphere")
+FEWEST = 10  # samples before a standard error is trusted to stop at `tol`
+
+
+class BudgetSpent(Exception):
+    """More products were asked for than `max_products` leaves. Caught inside the package."""
+
+
+class Run:
+    """One call of an estimator: ``run @ block`` is a checked and counted product of ``op + damping I``, in float64.
+
+    A context manager, which shows the progress bar and keeps the time. `state` holds the arrays of the checkpoint
+    that this call goes on from, and is empty where there is none.
+    """
+
+    def __init__(self, function: str, op: Any, *, seed: int, max_products: int | None, progress: bool | None,
+                 checkpoint: str | os.PathLike | None, damping: float = 0.0, **arguments: Any) -> None:
+        self.op, self.n, self.dtype, self.seed, self.damping = op, dimension_of(op), dtype_of(op), seed, damping
+        check_integer("seed", seed, 0)
+        if max_products is not None:
+            check_integer("max_products", max_products, 1)
+        if progress not in (None, True, False):
+            raise ValueError(f"progress must be None (a bar after 2 s), True (at once) or False, but got {progress!r}")
+        self.eps, self.max_products, self.num_products = epsilon_of(self.dtype), max_products, 0
+        self.state: dict[str, np.ndarray] = {}
+        self._function, self._progress, self._started, self._by_columns = function, progress, time.perf_counter(), False
+        self._path = None if checkpoint is None else os.fspath(checkpoint)
+        self._arguments = {"function": function, "n": self.n, "dtype": str(self.dtype), "seed": int(seed),
+                           "max_products": max_products, "damping": damping, **arguments}
+        self._witness: tuple[np.ndarray, ...] | None = None  # the first product, to know the operator again
+        self._bar: tqdm | None = None
+
+    @property
+    def remaining(self) -> int:
+        return (sys.maxsize if self.max_products is None else self.max_products) - self.num_products
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def __enter__(self) -> Run:
+        if self._path is not None and os.path.exists(self._path):
+            self._load(self._path)
+        self._bar = tqdm(total=self.max_products, initial=self.num_products, desc=self._function, unit="product",
+                         delay=0 if self._progress else 2, disable=self._progress is False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._bar is not None
+        self._bar.close()
+
+    def __matmul__(self, block: np.ndarray) -> np.ndarray:
+        columns = 1 if block.ndim == 1 else block.shape[1]
+        if columns > self.remaining:
+            raise BudgetSpent
+        out = self._multiply(block)
+        self.num_products += columns
+        if not np.isfinite(out).all():
+            raise ValueError(f"op returned NaN or Inf, seen after {self.num_products} products: look at the function "
+                             f"and the point that it is differentiated at")
+        if self._witness is None:
+            self._witness = tuple(np.array(part if part.ndim == 1 else part[:, 0]) for part in (block, out))
+        if self._bar is not None:
+            self._bar.update(columns)
+        return out + self.damping * block if self.damping else out
+
+    def probes(self, first: int, count: int, distribution: str = "rademacher") -> np.ndarray:
+        """Random columns number `first` to ``first + count - 1`` with E z z^T = I; each has a generator of its own,
+        so it does not depend on how the probes are cut into blocks."""
+        block = np.empty((self.n, count))
+        for column in range(count):
+            generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(first + column,)))
+            if distribution == "rademacher":
+                block[:, column] = 2.0 * generator.integers(0, 2, self.n) - 1.0
+                continue
+            z = generator.standard_normal(self.n)
+            block[:, column] = z if distribution == "normal" else z * (np.sqrt(self.n) / np.linalg.norm(z))
+        return self.rounded(block)
+
+    def rounded(self, block: np.ndarray) -> np.ndarray:
+        """What the operator really sees of a float64 array, in float64."""
+        return block if self.dtype == np.float64 else block.astype(self.dtype).astype(np.float64)
+
+    def save(self, **state: Any) -> None:
+        """Write the checkpoint: a new file beside it, then a rename, so that there is a whole one at any time."""
+        if self._path is None:
+            return
+        assert self._witness is not None
+        temporary = f"{self._path}.{os.getpid()}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, _arguments=np.array(json.dumps(self._arguments)), _products=self.num_products,
+                         _seconds=self.seconds, _probe=self._witness[0], _product=self._witness[1],
+                         **{name: np.asarray(value) for name, value in state.items()})
+            os.replace(temporary, self._path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+
+    def _multiply(self, block: np.ndarray) -> np.ndarray:
+        if block.ndim == 2 and block.shape[1] == 1:
+            return self._multiply(block[:, 0])[:, None]
+        if block.ndim == 2 and self._by_columns:
+            return np.stack([self._multiply(column) for column in block.T], axis=1)
+        fed = np.array(block, dtype=self.dtype, order="C")
+        try:
+            out = np.array(self.op @ fed, dtype=np.float64)
+            if out.shape != block.shape:
+                raise ValueError(f"op @ an array of shape {block.shape} must have that shape, but has {out.shape}")
+            return out
+        except (TypeError, ValueError):
+            if block.ndim == 1:
+                raise
+        self._by_columns = True  # an operator that takes vectors only; a real error comes again
+        return self._multiply(block)
+
+    def _load(self, path: str) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                state = {name: file[name] for name in file.files}
+            made_with = json.loads(str(state.pop("_arguments")))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
+            raise ValueError(f"checkpoint {path!r} is no checkpoint of ours ({err}): pass another name") from err
+        ours = json.loads(json.dumps(self._arguments))
+        different = [f"{name}={made_with.get(name)!r} there and {ours.get(name)!r} here"
+                     for name in {**ours, **made_with} if made_with.get(name) != ours.get(name)]
+        if different:
+            raise ValueError(f"checkpoint {path!r} was made with other arguments: {', '.join(different)}. Repeat "
+                             f"those, or pass another file name")
+        probe, product = state.pop("_probe"), state.pop("_product")
+        again = self._multiply(probe)  # not counted: the uninterrupted run does not make it
+        if not np.linalg.norm(again - product) <= 1e3 * self.eps * np.linalg.norm(product):
+            raise ValueError(f"checkpoint {path!r} was made with another operator: its first product is not that of "
+                             f"op. Pass another file name")
+        self._witness, self.num_products = (probe, product), int(state.pop("_products"))
+        self._started -= float(state.pop("_seconds"))
+        self.state = state
+
+
+def check_probing(run: Run, distribution: str, batch: int) -> None:
+    check_choice("distribution", distribution, DISTRIBUTIONS)
+    check_integer("batch", batch, 1)
+
+
+def fingerprint(array: np.ndarray | None) -> str | None:
+    """A short name for the contents of an array among the arguments of a checkpoint."""
+    return None if array is None else hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def mean_and_error(samples: np.ndarray) -> tuple[Any, Any]:
+    """Mean over the first axis and its standard error, from the unbiased sample variance."""
+    count = len(samples)
+    return samples.mean(axis=0), samples.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.inf
+
+
+def stop_reason(value: Any, error: Any, tol: float | None, samples: int, affordable: int) -> str | None:
+    """Why sampling ends here: "tol", "budget", or None where it goes on."""
+    if tol is not None and samples >= FEWEST and np.linalg.norm(error) <= tol * np.linalg.norm(value):
+        return "tol"
+    return "budget" if affordable < 1 else None
+
+
+def sample(run: Run, measure: Callable[[int, int], np.ndarray], tol: float | None, batch: int, cost: int = 1,
+           summary: Callable[[Any, Any], tuple[Any, Any]] = lambda mean, error: (mean, error),
+           **kept: Any) -> tuple[np.ndarray, float, float, str]:
+    """Samples (on the first axis), value, standard error and stop reason. ``measure(first, count)`` makes samples at
+    up to `cost` products each; `kept` goes into the checkpoint with them."""
+    samples = run.state.get("samples", np.empty(0))
+    while True:
+        affordable = run.remaining // cost
+        if len(samples):
+            value, error = summary(*mean_and_error(samples))
+            if reason := stop_reason(value, error, tol, len(samples), affordable):
+                return samples, float(value), float(error), reason
+        new = measure(len(samples), min(batch, affordable))
+        samples = np.concatenate([samples, new]) if len(samples) else new
+        run.save(samples=samples, **kept)

@@ -1,0 +1,169 @@
+"""Curvature by layers."""
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of, dtype_of
+from mindspore_hessian.estimators._common import Run, fingerprint, mean_and_error, sample
+from mindspore_hessian.estimators.eigen import eigsh
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: number of parameters, trace of its diagonal block with standard error, share of the whole trace,
+    mean of the diagonal, and the largest eigenvalue of the block with its residual."""
+
+    name: str
+    parameters: int
+    trace: float
+    trace_error: float
+    share: float
+    mean_diagonal: float
+    top_eigenvalue: float
+    top_residual: float
+    top_converged: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReport:
+    """What `layer_report` found. Printing it shows a table."""
+
+    rows: tuple[LayerRow, ...]
+    num_products: int
+    seconds: float
+    seed: int
+    stopped_by: str
+
+    def __str__(self) -> str:
+        cells = [[field.name for field in fields(LayerRow)]]
+        cells += [[value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else str(value)
+                   for value in astuple(row)] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+                         for line in cells)
+
+    def to_csv(self, path: str | os.PathLike | None = None) -> str:
+        """The table as text with commas; written to `path` too, where one is given."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([field.name for field in fields(LayerRow)])
+        writer.writerows(map(astuple, self.rows))
+        if path is not None:
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                file.write(text.getvalue())
+        return text.getvalue()
+
+    def to_pandas(self) -> Any:
+        """The table as a pandas DataFrame."""
+        try:
+            import pandas
+        except ImportError as err:
+            raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas, or use "
+                              "to_csv()") from err
+        return pandas.DataFrame([astuple(row) for row in self.rows], columns=[f.name for f in fields(LayerRow)])
+
+
+class _Block:
+    """The diagonal block of a run's operator for the entries in `index`."""
+
+    def __init__(self, op: Any, index: np.ndarray) -> None:
+        self.op, self.index, self.dtype = op, index, dtype_of(op)
+        self.shape = (len(index), len(index))
+
+    def __matmul__(self, block: np.ndarray) -> np.ndarray:
+        whole = np.zeros((dimension_of(self.op), *block.shape[1:]), dtype=self.dtype)
+        whole[self.index] = block
+        return np.asarray(self.op @ whole)[self.index]
+
+
+def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products: int = 200, seed: int = 0,
+                 batch: int = 8, progress: bool | None = None,
+                 checkpoint: str | os.PathLike | None = None) -> LayerReport:
+    r"""Trace and largest eigenvalue of the diagonal block of each layer.
+
+    The traces of all layers come from the same Rademacher probes, :math:`\sum_{i \in layer} z_i (H z)_i`, the
+    eigenvalues from Lanczos on the operator restricted to the layer. Costs `num_probes` products, and for each layer
+    those of ``eigsh(block, 1)``. Each of these is a product of the whole operator.
+
+    Args:
+        op: a symmetric operator with ``.shape`` (n, n), ``@`` and ``.layers``, a dict from the name of a layer to the
+            indices of its entries.
+        num_probes: at least 2.
+        tol: of the eigenvalues, as for `eigsh`.
+        max_products: budget of each layer's eigenvalue, at least 2.
+        seed: of the probes and of the start vectors.
+        batch: probes in one product with a matrix.
+        progress: as for `trace`; for the traces and for each layer.
+        checkpoint: a file name for the traces, as for `trace`; each layer adds its number to it for its own.
+
+    Returns:
+        LayerReport, with one row for each layer in the operator's order. `share` is the trace over that of the whole
+        operator, estimated from the same probes. `stopped_by` is "tol" where all eigenvalues have converged.
+
+    Raises:
+        TypeError: `op` is no operator, or has no layers.
+        ValueError: an argument out of its range, an index out of range, a product with NaN or Inf.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        M. Hutchinson, A stochastic estimator of the trace of the influence matrix, Comm. Stat. 19(2), 1990.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mindspore_hessian.estimators import layer_report
+        >>> class Operator:
+        ...     shape, layers = (3, 3), {"first": np.array([0, 1]), "second": np.array([2])}
+        ...     def __matmul__(self, x):
+        ...         return np.diag([3.0, 1.0, 4.0]) @ x
+        >>> for row in layer_report(Operator()).rows:
+        ...     print(row.name, row.trace, row.share, round(row.top_eigenvalue, 6))
+        first 4.0 0.5 3.0
+        second 4.0 0.5 4.0
+    """
+    layers = _checked_layers(op)
+    check_integer("num_probes", num_probes, 2)
+    check_integer("batch", batch, 1)
+    check_integer("max_products", max_products, 2)
+    check_real("tol", tol)
+    with Run("layer_report", op, seed=seed, max_products=num_probes, progress=progress, checkpoint=checkpoint,
+             batch=batch, layers={name: fingerprint(index) for name, index in layers.items()}) as run:
+
+        def measure(first: int, count: int) -> np.ndarray:
+            z = run.probes(first, count)
+            parts = z * (run @ z)
+            return np.stack([parts.sum(axis=0), *(parts[index].sum(axis=0) for index in layers.values())], axis=1)
+
+        samples = sample(run, measure, None, batch, summary=lambda mean, error: (0.0, 0.0))[0]
+    (whole, *traces), (_, *errors) = (part.tolist() for part in mean_and_error(samples))
+    rows, products, seconds = [], run.num_products, run.seconds
+    for number, (name, index) in enumerate(layers.items()):
+        top = eigsh(_Block(op, index), 1, tol=tol, seed=seed, max_products=max_products, progress=progress,
+                    checkpoint=None if checkpoint is None else f"{os.fspath(checkpoint)}.{number}")
+        products, seconds = products + top.num_products, seconds + top.seconds
+        share = traces[number] / whole if whole else float("nan")
+        rows.append(LayerRow(name, len(index), traces[number], errors[number], share, traces[number] / len(index),
+                             float(top.eigenvalues[0]), float(top.residuals[0]), bool(top.converged[0])))
+    return LayerReport(tuple(rows), products, seconds, seed,
+                       "tol" if all(row.top_converged for row in rows) else "budget")
+
+
+def _checked_layers(op: Any) -> dict[str, np.ndarray]:
+    n, layers = dimension_of(op), getattr(op, "layers", None)
+    if not isinstance(layers, Mapping) or not layers:
+        raise TypeError(f"op must have .layers, a dict from names to index arrays, for a report by layers, but "
+                        f"{type(op).__name__} has {layers!r}")
+    checked = {str(name): np.asarray(index) for name, index in layers.items()}
+    for name, index in checked.items():
+        if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= n:
+            raise ValueError(f"op.layers[{name!r}] must be a 1-D array of at least one index from 0 to {n - 1}, but is "
+                             f"{np.array2string(index, threshold=6)}")
+    return checked

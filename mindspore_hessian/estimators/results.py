@@ -1,0 +1,186 @@
+"""What the estimators return: frozen dataclasses that say what was found, how well, and what it cost."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A random estimate.
+
+    Attributes:
+        value: the estimate: a float, or an array of shape (n,) for a diagonal.
+        standard_error: one standard deviation of `value`, estimated from the same samples; shaped like it.
+        num_products: products with the operator, counted by columns.
+        seconds: wall time, that before an interruption included.
+        seed: of the probes.
+        stopped_by: ``"tol"``, ``"budget"``, or ``"exact"`` where nothing is left to chance.
+        bias: a systematic error that `standard_error` does not hold (the truncation of a Lanczos quadrature),
+            estimated; 0 where there is none.
+    """
+
+    value: Any
+    standard_error: Any
+    num_products: int
+    seconds: float
+    seed: int
+    stopped_by: str
+    bias: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class EigshResult:
+    """Eigenpairs of `eigsh`.
+
+    Attributes:
+        eigenvalues: (k,), Rayleigh quotients of the returned vectors. Descending for "LA", "LM" and "BE" (by value,
+            not by magnitude), ascending for "SA".
+        eigenvectors: (n, k), orthonormal columns.
+        residuals: (k,), ||H v - lambda v|| from one product for each returned pair. Within that distance of each
+            eigenvalue lies a true one.
+        converged: (k,), ``residuals <= tol * max |lambda|``.
+        num_products, seconds, seed: the cost, and the seed of the random vectors.
+        stopped_by: ``"tol"``, ``"budget"``, or ``"stagnation"`` where rounding keeps the residuals above the goal.
+    """
+
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+    residuals: np.ndarray
+    converged: np.ndarray
+    num_products: int
+    seconds: float
+    seed: int
+    stopped_by: str
+    unflatten: Callable[[np.ndarray], Any] | None = field(default=None, repr=False)
+
+    def vector(self, i: int) -> np.ndarray:
+        """Eigenvector number i, of shape (n,)."""
+        return self.eigenvectors[:, i]
+
+    def structured(self, i: int) -> Any:
+        """Eigenvector number i with the structure of the operator's variables."""
+        if self.unflatten is None:
+            raise ValueError("the operator has no unflatten(), so an eigenvector has no structure: use vector(i)")
+        return self.unflatten(self.vector(i))
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralDensity:
+    """Density of the eigenvalues by stochastic Lanczos quadrature.
+
+    Attributes:
+        grid: the points, (g,).
+        density: the mean over the probes at each point; per unit of the eigenvalue, or per decade for "log".
+        standard_error: of `density`, over the probes.
+        nodes: (probes, steps), the Ritz values of each probe.
+        weights: (probes, steps), their weights, which sum to 1 for each probe (0 for padding).
+        sigma: width of the Gaussian (of a bin, for the histogram).
+        num_products, seconds, seed: the cost, and the seed of the probes.
+        stopped_by: ``"probes"`` where all were run, or ``"budget"``.
+    """
+
+    grid: np.ndarray
+    density: np.ndarray
+    standard_error: np.ndarray
+    nodes: np.ndarray
+    weights: np.ndarray
+    sigma: float
+    num_products: int
+    seconds: float
+    seed: int
+    stopped_by: str
+
+    def mass_below(self, x: float) -> float:
+        """Estimated share of the eigenvalues below x, without smoothing."""
+        return float((self.weights * (self.nodes < x)).sum() / len(self.nodes))
+
+    def moment(self, k: int) -> float:
+        """Estimate of trace(H^k) / n."""
+        return float((self.weights * self.nodes ** k).sum() / len(self.nodes))
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionNumber:
+    """Condition number |lambda|_max / |lambda|_min.
+
+    Attributes:
+        value: the estimate; a lower bound where `resolved` is False.
+        resolved: both eigenvalues are known to the relative tolerance.
+        largest, smallest: the eigenvalues of largest and smallest magnitude that were found, with their signs.
+        residual: (2,), ||H v - lambda v|| of the two.
+        num_products, seconds, seed: the cost, and the seed of the random vectors.
+        stopped_by: ``"tol"``, ``"budget"``, ``"stagnation"``, or ``"singular"`` where |lambda|_min is zero to working
+            precision.
+    """
+
+    value: float
+    resolved: bool
+    largest: float
+    smallest: float
+    residual: np.ndarray
+    num_products: int
+    seconds: float
+    seed: int
+    stopped_by: str
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeCurvature:
+    """Most negative eigenpair.
+
+    Attributes:
+        found: `value` is negative beyond rounding. `vector` is then a proof: v^T H v = value < 0 for a unit vector.
+        value: Rayleigh quotient of `vector`; the smallest eigenvalue is not above it.
+        vector: (n,), of norm 1.
+        residual: ||H v - value v||; an eigenvalue lies within that distance of `value`.
+        converged: the residual meets the tolerance.
+        num_products, seconds, seed: the cost, and the seed of the start vector.
+        stopped_by: as for `eigsh`.
+    """
+
+    found: bool
+    value: float
+    vector: np.ndarray
+    residual: float
+    converged: bool
+    num_products: int
+    seconds: float
+    seed: int
+    stopped_by: str
+
+    def __str__(self) -> str:
+        verdict = f"negative curvature {self.value:.6g}" if self.found else (
+            f"none found: the smallest Rayleigh quotient is {self.value:.6g}")
+        return f"{verdict} (residual {self.residual:.1e}, {self.num_products} products, stopped by {self.stopped_by})"
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Solution of (H + damping I) x = b.
+
+    Attributes:
+        value: x, (n,).
+        residual: ||b - (H + damping I) x|| / ||b||, from a product of its own.
+        converged: ``residual <= tol``.
+        direction: for "negative curvature" a vector p with p^T (H + damping I) p <= 0; otherwise None.
+        num_products, seconds: the cost.
+        stopped_by: ``"tol"``, ``"budget"``, ``"negative curvature"``, ``"stagnation"``, ``"divergence"``, or
+            ``"least squares"`` where b is out of reach and x is the least-squares solution.
+    """
+
+    value: np.ndarray
+    residual: float
+    converged: bool
+    direction: np.ndarray | None
+    num_products: int
+    seconds: float
+    stopped_by: str
+
+    @property
+    def x(self) -> np.ndarray:
+        """The same as `value`."""
+        return self.value

@@ -1,0 +1,145 @@
+"""Linear systems with a symmetric operator."""
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, lsmr
+
+from mindspore_hessian.estimators._checks import check_choice, check_integer, check_real, check_vector, dimension_of
+from mindspore_hessian.estimators._common import Run, fingerprint
+from mindspore_hessian.estimators._krylov import ConjugateGradients, MinimalResiduals, Neumann
+from mindspore_hessian.estimators.eigen import extreme_pairs
+from mindspore_hessian.estimators.results import Solution
+
+_STEPPERS: dict[str, Any] = {"cg": ConjugateGradients, "minres": MinimalResiduals, "neumann": Neumann}
+_LEAST = {"cg": 2, "minres": 2, "neumann": 4, "lsmr": 7}
+_SAVED_EVERY = 20  # steps
+
+
+def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float = 1e-6, max_products: int = 1000,
+          learning_rate: float | None = None, seed: int = 0, progress: bool | None = None,
+          checkpoint: str | os.PathLike | None = None) -> Solution:
+    r"""Solution of :math:`(H + d I) x = b`, without the matrix.
+
+    ``"cg"`` is for positive definite systems: it stops at the first direction with :math:`p^T (H + d I) p \le 0` (to
+    rounding), and returns the iterate before it and that direction. ``"minres"`` takes indefinite systems.
+    ``"lsmr"`` gives the least-squares solution of singular ones, at two products a step. ``"neumann"`` is the
+    series of :math:`x \leftarrow x + \eta (b - (H + d I) x)`, which needs eigenvalues between 0 and :math:`2 / \eta`.
+
+    The returned residual is recomputed from a product of its own. Where it is above `tol` though the recurrence is
+    not, the solver starts again from the iterate; where that does not halve it, it stops by "stagnation" and returns
+    the better of the two. "minres" stops by "least squares" where H maps the residual nearly to zero (square root of
+    the rounding unit): b is then out of reach, or within reach of negligible eigenvalues only.
+
+    Args:
+        op: a symmetric operator with ``.shape`` (n, n) and ``@``.
+        b: right-hand side, of shape (n,).
+        damping: d, any finite number.
+        method: ``"cg"``, ``"minres"``, ``"lsmr"`` or ``"neumann"``.
+        tol: goal for ``||b - (H + d I) x|| / ||b||``.
+        max_products: budget, at least 2 (4 for "neumann", 7 for "lsmr").
+        learning_rate: :math:`\eta` of "neumann"; where None, one over the largest eigenvalue, estimated by Lanczos.
+        seed: of that estimate.
+        progress: as for `trace`.
+        checkpoint: as for `trace`, after each 20 steps; not for "lsmr".
+
+    Returns:
+        Solution.
+
+    Raises:
+        TypeError: `op` is no operator, or an argument has a wrong type.
+        ValueError: an argument out of its range, an operator that is not square, a product with NaN or Inf, a
+            checkpoint of another call.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        M. Hestenes and E. Stiefel, Methods of conjugate gradients, J. Res. NBS 49(6), 1952. C. Paige and M. Saunders,
+        Solution of sparse indefinite systems of linear equations, SIAM J. Numer. Anal. 12(4), 1975. D. Fong and
+        M. Saunders, LSMR, SIAM J. Sci. Comput. 33(5), 2011.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mindspore_hessian.estimators import solve
+        >>> found = solve(np.diag([1.0, 3.0]), np.array([2.0, 2.0]), damping=1.0)
+        >>> print(found.x.round(6), found.stopped_by)
+        [1.  0.5] tol
+    """
+    check_choice("method", method, _LEAST)
+    right = check_vector("b", b, dimension_of(op))
+    check_real("damping", damping, -np.inf)
+    check_real("tol", tol)
+    check_integer("max_products", max_products, _LEAST[method], None, f" for method {method!r}")
+    if learning_rate is not None:
+        check_real("learning_rate", learning_rate)
+        if method != "neumann":
+            raise ValueError(f"learning_rate is for method 'neumann', but method is {method!r}: leave it None")
+    if method == "lsmr" and checkpoint is not None:
+        raise ValueError("checkpoint is not for method 'lsmr': leave it None, or take method 'minres'")
+    with Run("solve", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,
+             damping=float(damping), method=method, tol=tol, learning_rate=learning_rate,
+             b=fingerprint(right)) as run:
+        if not right.any():
+            return Solution(np.zeros(run.n), 0.0, True, None, 0, run.seconds, "tol")
+        x, residual, direction, reason = (_least_squares(run, right, tol) if method == "lsmr" else
+                                          _iterate(run, right, tol, _STEPPERS[method], learning_rate))
+    return Solution(x, residual, residual <= tol, direction, run.num_products, run.seconds, reason)
+
+
+def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,
+             learning_rate: float | None) -> tuple[np.ndarray, float, np.ndarray | None, str]:
+    """Steps until the recurrence says that it is done, and again while true residuals at least halve."""
+    goal, best, best_x, steps = float(np.linalg.norm(b)), np.inf, np.zeros(run.n), 0
+    if "x" in run.state:
+        state: dict[str, Any] = {name: value if value.ndim else float(value)
+                                 for name, value in run.state.items()}
+        best, best_x, steps = state.pop("best"), state.pop("best_x"), int(state.pop("steps"))
+        solver = stepper(**state)
+    else:
+        if stepper is Neumann and learning_rate is None:
+            pairs = extreme_pairs(run, 1, "LA", 0.05, 24)
+            if pairs.values[0] <= 0:
+                return np.zeros(run.n), 1.0, pairs.vectors[:, 0], "negative curvature"
+            learning_rate = 1.0 / float(pairs.values[0] + pairs.residuals[0])
+        solver = stepper.at(np.zeros(run.n), b, learning_rate or 0.0)
+    reason = None
+    while True:
+        while reason is None and solver.size > 0.8 * tol * goal and run.remaining > 1:
+            reason, steps = solver.step(run), steps + 1
+            if reason is None and steps % _SAVED_EVERY == 0:
+                run.save(**vars(solver), best=best, best_x=best_x, steps=steps)
+        if not run.remaining:  # nothing is left after the estimate of the learning rate
+            return solver.x, float(np.linalg.norm(solver.r)) / goal, None, "budget"
+        r = b - run @ solver.x
+        residual = float(np.linalg.norm(r)) / goal
+        if residual <= tol:
+            return solver.x, residual, None, "tol"
+        if reason is not None:
+            return solver.x, residual, solver.p if reason == "negative curvature" else None, reason
+        spent = solver.size > 0.8 * tol * goal or run.remaining < 2
+        if spent or residual > 0.5 * best:
+            x, residual = (solver.x, residual) if residual < best else (best_x, best)
+            return x, residual, None, "budget" if spent else "stagnation"
+        best, best_x, solver = residual, solver.x, stepper.at(solver.x, r, solver.learning_rate)
+
+
+def _least_squares(run: Run, b: np.ndarray, tol: float) -> tuple[np.ndarray, float, None, str]:
+    matrix = LinearOperator((run.n, run.n), matvec=lambda v: run @ v.ravel(), rmatvec=lambda v: run @ v.ravel(),
+                            dtype=np.dtype(np.float64))
+    x, best_x, best, goal = np.zeros(run.n), np.zeros(run.n), np.inf, float(np.linalg.norm(b))
+    while True:
+        # two products a step, two to begin with, and one for the residual
+        x, istop = lsmr(matrix, b, atol=max(0.01 * tol, 10 * run.eps), btol=max(0.5 * tol, run.eps), conlim=0,
+                        maxiter=(run.remaining - 3) // 2, x0=x if x.any() else None)[:2]
+        residual = float(np.linalg.norm(b - run @ x)) / goal
+        if residual <= tol:
+            return x, residual, None, "tol"
+        reason = ("least squares" if istop in (0, 2, 5) else "budget" if istop == 7 or run.remaining < 7 else
+                  "stagnation" if residual > 0.5 * best else None)
+        if residual < best:
+            best, best_x = residual, x
+        if reason is not None:
+            return best_x, best, None, reason

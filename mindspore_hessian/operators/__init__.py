@@ -1,0 +1,1 @@
+"""Matrix-free operators: the curvature of a network on its data."""

@@ -1,0 +1,103 @@
+"""Honesty before speed: two passes over the data must agree and products be symmetric; if not, the cause is named."""
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mindspore import Tensor
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import HessianError
+from mindspore_hessian.operators.data import Batch
+
+if TYPE_CHECKING:
+    from mindspore_hessian.operators.curvature import CurvatureOperator
+
+TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-9}
+
+
+class NotDeterministicError(HessianError, RuntimeError):
+    """Two passes over the data gave different numbers, so that there is no one matrix to speak of."""
+
+
+def _hashes(value: Any) -> set[bytes]:
+    """A hash of each sample (row) of the Tensors in a batch."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
+        return set().union(*map(_hashes, value)) if value else set()
+    if not isinstance(value, Tensor):
+        return set()
+    array = np.ascontiguousarray(np.atleast_1d(_compat.to_numpy(value)))
+    return {hashlib.sha256(row.tobytes()).digest() for row in array}
+
+
+class _Record:
+    """What one pass saw: the content of the batches in order, and of the samples in any order."""
+
+    def __init__(self) -> None:
+        self.batches: list[frozenset[bytes]] = []
+
+    def see(self, batch: Batch) -> None:
+        self.batches.append(frozenset(_hashes((batch.args, batch.kwargs, batch.targets))))
+
+    def samples(self) -> frozenset[bytes]:
+        return frozenset().union(*self.batches)
+
+
+def check_deterministic(op: CurvatureOperator) -> None:
+    """Compare gradient and loss of two passes, and u^T A v with v^T A u for random u and v.
+
+    Raises:
+        NotDeterministicError: they differ beyond rounding.
+    """
+    tolerance = TOLERANCE[op.dtype]
+    passes, values = [], []
+    for _ in range(2):
+        record = _Record()
+        values.append(op.risk.gradient_and_loss(op.progress, record.see))
+        passes.append(record)
+    (slope, loss), (slope2, loss2) = values
+    gap = max(_gap(slope, slope2), abs(loss - loss2) / max(abs(loss), abs(loss2), 1e-30))
+    if gap > tolerance:
+        raise NotDeterministicError(
+            f"two passes over the data differ: the loss is {loss:.8g} and {loss2:.8g}, the gradient differs by "
+            f"{_gap(slope, slope2):.2g} of its size. {_cause(op, *passes)}")
+    gap = symmetry_gap(op)
+    if gap > 10 * tolerance:
+        raise NotDeterministicError(
+            f"products are not symmetric: u^T A v and v^T A u differ by {gap:.2g} of |A u| |v|. {_cause(op, *passes)}")
+
+
+def symmetry_gap(op: Any, seed: int = 0) -> float:
+    """|u^T A v - v^T A u| / (|A u| |v| + |A v| |u|) for two random vectors; about the precision of the dtype for a
+    symmetric operator. Two products."""
+    pair = np.random.default_rng(seed).standard_normal((op.shape[0], 2)).astype(op.dtype)
+    image = np.stack([np.asarray(op @ column, np.float64) for column in pair.T], 1)
+    if not np.isfinite(image).all():
+        return 0.0  # the product has warned
+    norms, images = np.linalg.norm(pair, axis=0), np.linalg.norm(image, axis=0)
+    scale = images[0] * norms[1] + images[1] * norms[0]
+    return float(abs(pair[:, 0] @ image[:, 1] - pair[:, 1] @ image[:, 0]) / scale) if scale else 0.0
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    scale = max(np.linalg.norm(a), np.linalg.norm(b))
+    return float(np.linalg.norm(a - b) / scale) if scale else 0.0
+
+
+def _cause(op: CurvatureOperator, first: _Record, second: _Record) -> str:
+    active = op.risk.training()
+    dropout = [name for name, cell in active if "Dropout" in type(cell).__name__]
+    if first.samples() != second.samples():
+        return ("The data differ: the pipeline augments at random, or shuffles and drops the rest. Use a pipeline "
+                "without random operations and with shuffle=False")
+    if dropout:
+        return (f"Dropout is active in {', '.join(dropout)}: call network.set_train(False), or give it a fixed mask")
+    if first.batches != second.batches:
+        norms = [name for name, cell in active if "BatchNorm" in type(cell).__name__]
+        also = f", and batch norm is in training mode ({', '.join(norms)})" if norms else ""
+        return f"The pipeline shuffles, so that the batches differ{also}. Use shuffle=False"
+    return "The data are the same in both passes; the network or the loss draws random numbers, or keeps a state"

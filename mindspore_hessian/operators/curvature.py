@@ -1,0 +1,166 @@
+"""What the operators of a network and its data have in common: arguments, weights, products, checks, blocks."""
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+
+from mindspore_hessian import _compat
+from mindspore_hessian.operators import weights as weight_choice
+from mindspore_hessian.operators.base import Operator, check_vectors
+from mindspore_hessian.operators.checks import check_deterministic as deterministic
+from mindspore_hessian.operators.data import Batch, Data
+from mindspore_hessian.operators.distributed import communicator
+from mindspore_hessian.operators.plan import Plan, default_chunk, plan
+from mindspore_hessian.operators.progress import Partial, fingerprint
+from mindspore_hessian.operators.risk import Kernel, Risk
+from mindspore_hessian.transforms._run import check_choice
+
+BLOCKS = ("layer", "parameter")
+
+
+class CurvatureOperator(Operator):
+    """The base of `HessianOperator`, `GGNOperator`, `FisherOperator` and `EmpiricalFisherOperator`.
+
+    Attributes:
+        reduction: "mean" or "sum": how the loss treats its batch, as given or found out.
+        num_data: N, the number of samples.
+        num_batches: of one pass.
+    """
+
+    kernel: Kernel
+    needs_loss = True
+
+    def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, block_diagonal: str | None = None,
+                 reduction: str | None = None, num_data: int | None = None, batch_size_fn: Callable | None = None,
+                 micro_batch: int | None = None, chunk_size: int | None = None, distributed: bool = False,
+                 check_deterministic: bool = True, progress: bool | None = None):
+        if not callable(network):
+            raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}")
+        if loss_fn is not None and not callable(loss_fn):
+            raise TypeError(f"loss_fn must be callable or None, but got {type(loss_fn).__name__}")
+        if loss_fn is None and self.needs_loss:
+            raise ValueError(f"{type(self).__name__} needs loss_fn: it is about the loss at the network's output. "
+                             "For a function that returns the loss itself there is HessianOperator")
+        if block_diagonal is not None:
+            check_choice("block_diagonal", block_diagonal, BLOCKS)
+        if reduction is not None:
+            check_choice("reduction", reduction, ("mean", "sum"))
+        for name, number in (("num_data", num_data), ("chunk_size", chunk_size)):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise ValueError(f"{name} must be a positive int or None, but got {number!r}")
+        self.weights = weight_choice.choose(network, weights)
+        self.block_diagonal, self.chunk_size, self.progress = block_diagonal, chunk_size, progress
+        self.dtype = self.weights.numpy_dtype
+        self.shape = (sum(self.weights.sizes),) * 2
+        self.risk = Risk(network, loss_fn, Data(data, network, loss_fn is not None, batch_size_fn, micro_batch),
+                         self.weights, reduction, num_data, communicator(distributed, self.dtype))
+        self._set_up()
+        if check_deterministic:
+            deterministic(self)
+
+    def _set_up(self) -> None:
+        """What a subclass finds out once."""
+
+    reduction = property(lambda self: self.risk.reduction)
+    num_data = property(lambda self: self.risk.num_data)
+    num_batches = property(lambda self: self.risk.num_batches)
+
+    @property
+    def layers(self) -> Mapping[str, np.ndarray]:
+        return self.weights.layers
+
+    def flatten(self, structure: Any) -> np.ndarray:
+        return self.weights.flatten(structure)
+
+    def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
+        return self.weights.unflatten(flat)
+
+    def gradient_and_loss(self) -> tuple[tuple[Tensor, ...], float]:
+        """The gradient of the risk, shaped like the weights, and the risk: one pass over the data."""
+        slope, value = self.risk.gradient_and_loss(self.progress)
+        return self.unflatten(slope), value
+
+    def columns(self, matrix: np.ndarray) -> np.ndarray:
+        return self.product(matrix)
+
+    def product(self, vectors: Any, checkpoint: str | os.PathLike | None = None) -> np.ndarray:
+        """``op @ vectors`` for a flat vector or a matrix, with the partial sum kept in a file.
+
+        Args:
+            vectors: (n,) or (n, k).
+            checkpoint: a file for the sum over the batches done so far, written every few seconds. A call with the
+                same vectors and weights goes on from there; at the end the file is removed. A distributed operator
+                keeps a file for each rank, which adds its number to the name. None: no file.
+        """
+        array = check_vectors(vectors, self.shape[0], self.dtype)
+        matrix = array.reshape(self.shape[0], -1)
+        out = self._blockwise(matrix, checkpoint) if self.block_diagonal else self._chunked(matrix, checkpoint)
+        return out.reshape(array.shape)
+
+    def _blockwise(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
+        """Each block times its part of the columns: as many products as there are blocks, batched."""
+        blocks = list(self.weights.blocks(self.block_diagonal or "").values())
+        masked = np.zeros((matrix.shape[0], matrix.shape[1] * len(blocks)), matrix.dtype)
+        for number, block in enumerate(blocks):
+            masked[block, number::len(blocks)] = matrix[block]
+        products = self._chunked(masked, checkpoint)
+        out = np.empty_like(matrix)
+        for number, block in enumerate(blocks):
+            out[block] = products[block, number::len(blocks)]
+        return out
+
+    def _chunked(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
+        """So many columns at a time, filled up with zeros to a power of two, so that few shapes are compiled."""
+        count = matrix.shape[1]
+        most = self.chunk_size or default_chunk(self.shape[0])
+        pieces = []
+        for start in range(0, count, most):
+            piece = matrix[:, start:start + most]
+            width = min(1 << (piece.shape[1] - 1).bit_length(), most)
+            filled = np.zeros((matrix.shape[0], width), matrix.dtype)
+            filled[:, :piece.shape[1]] = piece
+            partial = self._partial(checkpoint, filled, start)
+            pieces.append(self.risk.products(self._make, filled, self.progress, partial)[:, :piece.shape[1]])
+        return np.concatenate(pieces, axis=1)
+
+    def _partial(self, checkpoint: Any, matrix: np.ndarray, start: int) -> Partial | None:
+        if checkpoint is None:
+            return None
+        values = [_compat.to_numpy(p.value()) for p in self.weights.parameters]
+        token = fingerprint(matrix, np.array([start, self.num_batches, self.num_data]), *values)
+        comm = self.risk.comm
+        return Partial(f"{os.fspath(checkpoint)}.{comm.rank}" if comm.size > 1 else checkpoint,
+                       f"{type(self).__name__} {token}")
+
+    def plan(self, columns: int = 1, max_memory: int | None = None) -> Plan:
+        """What ``op @ V`` for `columns` columns will cost, and how to keep it within `max_memory` bytes.
+
+        One product with the first batch is measured (after one that compiles it); the rest is arithmetic.
+        """
+        return plan(self, columns, max_memory)
+
+    def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
+        """The kernel for a batch, and what it takes between the targets and the vectors."""
+        return self.kernel, ()
+
+    def block(self, name: str) -> CurvatureOperator:
+        """The diagonal block of a layer or of one Parameter: the same operator of these weights alone."""
+        chosen = [p for p in self.weights.parameters if p.name == name or p.name.rpartition(".")[0] == name]
+        if not chosen:
+            raise ValueError(f"there is no layer or weight {name!r}; there are {', '.join(self.weights.layers)} and "
+                             f"{', '.join(self.weights.slices)}")
+        out = copy.copy(self)
+        out.weights = weight_choice.Weights(tuple(chosen))
+        out.shape = (sum(out.weights.sizes),) * 2
+        out.risk = copy.copy(self.risk)
+        out.risk.weights = out.weights
+        return out
+
+    def __repr__(self) -> str:
+        return (f"<{type(self).__name__} of shape {self.shape}, {self.dtype}: {self.num_data} samples in "
+                f"{self.num_batches} batches, a {self.reduction} loss>")

@@ -1,0 +1,163 @@
+"""The Fisher information of a network on its data: exact, by Monte Carlo, and the empirical one."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+
+from mindspore_hessian import _compat
+from mindspore_hessian._tree import FLOATS
+from mindspore_hessian.operators import kernels
+from mindspore_hessian.operators.curvature import CurvatureOperator
+from mindspore_hessian.operators.data import Batch
+from mindspore_hessian.operators.likelihoods import LIKELIHOODS, Likelihood, likelihood_of
+from mindspore_hessian.operators.risk import Kernel
+from mindspore_hessian.transforms._run import check_choice
+
+
+class _OutputCurvature(CurvatureOperator):
+    """J^T M J with an M at the network's output that does not come from the loss as a function."""
+
+    likelihood: Likelihood | None
+
+    def _outer(self) -> Kernel:
+        per_position = self.likelihood is LIKELIHOODS["categorical"]
+        return Kernel(f"{type(self).__name__}.outer", kernels.outer(per_position), (per_position,))
+
+    def _given(self, likelihood: str | None) -> Likelihood | None:
+        if likelihood is None:
+            return likelihood_of(self.risk.loss_fn)
+        check_choice("likelihood", likelihood, LIKELIHOODS)
+        return LIKELIHOODS[likelihood]
+
+    def _output(self, batch: Batch) -> np.ndarray:
+        return _compat.to_numpy(self.risk.run(batch, Kernel("output", kernels.output))).copy()
+
+    def _per_term(self, batch: Batch, shape: tuple[int, ...]) -> float:
+        """What the loss of a batch multiplies the loss of one draw (or, where they are unknown, one sample) by."""
+        if self.reduction == "sum":
+            return 1.0
+        return 1.0 / (self.likelihood.terms(shape) if self.likelihood is not None else batch.size)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return Tensor(np.ascontiguousarray(values, self.dtype))
+
+
+class FisherOperator(_OutputCurvature):
+    r"""Fisher information of a network on its data, :math:`\sum_n c_n J_n^T F_n J_n`.
+
+    F is the expectation of :math:`\nabla \ell \nabla \ell^T` over targets drawn from the network's own prediction; the
+    true targets do not matter. Exact for cross-entropy (categorical), binary cross-entropy with logits (Bernoulli) and
+    squared error (Gaussian of variance 1/2), where it equals the Gauss-Newton matrix. With `mc_samples` the expectation
+    is the mean over so many draws for each sample.
+
+    Arguments, errors and warnings are those of `HessianOperator`, and these. `reduction` "mean" means the mean over
+    all terms of the loss (samples and positions, and for the squared error and binary cross-entropy all entries).
+
+    Args:
+        likelihood: "categorical" (classes on axis 1), "bernoulli" or "gaussian"; None: as `loss_fn` says, where it is
+            one of MindSpore's without weights or label smoothing.
+        mc_samples: 0: exact. Else the number of draws for each sample.
+        seed: of the draws; the same seed gives the same matrix, for the same batches in the same order.
+
+    Raises:
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as `HessianOperator`; also
+            where the likelihood of the loss is not known and not given.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        J. Martens, New insights and perspectives on the natural gradient method, JMLR 21, 2020.
+
+    Examples:
+        >>> import mindspore as ms, numpy as np
+        >>> from mindspore import nn
+        >>> from mindspore_hessian import FisherOperator
+        >>> net = nn.Dense(2, 1, weight_init="ones", has_bias=False)
+        >>> x, y = ms.Tensor([[1.0, 0.0], [0.0, 2.0]]), ms.Tensor([[0.0], [0.0]])
+        >>> op = FisherOperator(net, nn.MSELoss(), (x, y))
+        >>> print(op @ np.array([1.0, 1.0]))
+        [1. 4.]
+    """
+
+    def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, likelihood: str | None = None,
+                 mc_samples: int = 0, seed: int = 0, **options: Any):
+        if not isinstance(mc_samples, int) or isinstance(mc_samples, bool) or mc_samples < 0:
+            raise ValueError(f"mc_samples must be 0 (exact) or a positive int, but got {mc_samples!r}")
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"seed must be an int of 0 or more, but got {seed!r}")
+        self.mc_samples, self.seed, self._asked = mc_samples, seed, likelihood
+        super().__init__(network, loss_fn, data, weights, **options)
+
+    def _set_up(self) -> None:
+        self.likelihood = self._given(self._asked)
+        if self.likelihood is None:
+            raise ValueError("the likelihood of this loss is not known (a loss of your own, or one with weights or "
+                             f"label smoothing). Say likelihood={', '.join(map(repr, LIKELIHOODS))}, or use "
+                             "GGNOperator or EmpiricalFisherOperator")
+        if self.mc_samples:
+            self.kernel = self._outer()
+        else:
+            self.kernel = Kernel("FisherOperator", kernels.fisher(self.likelihood.curvature), (self.likelihood.name,))
+
+    def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
+        assert self.likelihood is not None
+        out = self._output(batch)
+        scale = self._per_term(batch, out.shape)
+        if not self.mc_samples:
+            return self.kernel, (self._tensor(np.array(scale)),)
+        rng = np.random.default_rng([self.seed, self.risk.comm.rank, number])
+        draws = np.stack([self.likelihood.draw(out, rng) for _ in range(self.mc_samples)])
+        return self.kernel, (self._tensor(draws * np.sqrt(scale / self.mc_samples)),)
+
+
+class EmpiricalFisherOperator(_OutputCurvature):
+    r"""Empirical Fisher of a network on its data, :math:`\sum_n c_n \nabla \ell_n \nabla \ell_n^T`.
+
+    :math:`\ell_n` is the loss of sample n (row n of the network's output; for cross-entropy over many positions, of
+    each of them) with its true target, and c_n what it is multiplied by in the risk: 1 for a summed loss, 1 over the
+    number of terms for a mean. The number of terms is that of the likelihood (`FisherOperator`), so that its
+    expectation over targets is the Fisher information; for a loss whose likelihood is not known, the number of samples.
+    Samples must not depend on each other (no batch norm in training mode).
+
+    Arguments, errors and warnings are those of `HessianOperator`, and `likelihood`, as `FisherOperator` has it.
+
+    Raises:
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as `HessianOperator`.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        F. Kunstner, L. Balles and P. Hennig, Limitations of the empirical Fisher approximation for natural gradient
+        descent, NeurIPS 2019.
+
+    Examples:
+        >>> import mindspore as ms, numpy as np
+        >>> from mindspore import nn
+        >>> from mindspore_hessian import EmpiricalFisherOperator
+        >>> net = nn.Dense(2, 1, weight_init="ones", has_bias=False)
+        >>> x, y = ms.Tensor([[1.0, 0.0], [0.0, 2.0]]), ms.Tensor([[0.0], [0.0]])
+        >>> op = EmpiricalFisherOperator(net, nn.MSELoss(), (x, y))
+        >>> print(op @ np.array([1.0, 1.0]))
+        [ 2. 32.]
+    """
+
+    def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, likelihood: str | None = None,
+                 **options: Any):
+        self._asked = likelihood
+        super().__init__(network, loss_fn, data, weights, **options)
+
+    def _set_up(self) -> None:
+        self.likelihood = self._given(self._asked)
+        self.kernel = self._outer()
+
+    def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
+        slope = self.risk.run(batch, Kernel("output_gradient", kernels.output_gradient))
+        assert isinstance(slope, Tensor) and slope.dtype in FLOATS
+        array = _compat.to_numpy(slope).astype(np.float64)  # c times the gradient of each sample's loss
+        scale = self._per_term(batch, array.shape)
+        return self.kernel, (self._tensor(array[None] / np.sqrt(scale)),)
+

@@ -1,0 +1,158 @@
+"""What MindSpore compiles for the operators: functions of a batch's inputs, its targets, and flat vectors.
+
+Each factory takes the network `f`, the loss (None: `f` is the loss itself), the number n of the network's inputs, and
+the weights. Vectors are flat, one (N,) or several (k, N), which are batched; so are the products.
+"""
+from __future__ import annotations
+
+from mindspore import ops, vmap
+
+from mindspore_hessian.transforms import _graph, _rows
+
+_CAST, _RESHAPE, _CONCAT = ops.Cast(), ops.Reshape(), ops.Concat()
+
+
+def risk(f, loss, n):
+    """The loss as a function of inputs and targets."""
+    if loss is None:
+        return _graph.scalar(f)
+
+    def both(*xs):
+        return loss(f(*xs[:n]), *xs[n:])
+    return _graph.scalar(both)
+
+
+def value(f, loss, n, params):
+    """The loss of a batch."""
+    return risk(f, loss, n)
+
+
+def _flat(parts, like):
+    out = ()
+    for part in parts:
+        out = out + (_CAST(_RESHAPE(part, (-1,)), like.dtype),)
+    if len(out) == 1:
+        return out[0]
+    return _CONCAT(out)
+
+
+def widest(params):
+    """A Parameter of the dtype of flat vectors."""
+    order = {"Float64": 0, "Float32": 1}
+    return min(params, key=lambda p: order.get(str(p.dtype), 2))
+
+
+def gradient(f, loss, n, params):
+    """The loss of a batch, and its flat gradient."""
+    h = risk(f, loss, n)
+    slope = _graph.gradient(h, (), params)
+    like = widest(params)
+
+    def both(*xs):
+        return h(*xs), _flat(slope(*xs), like)
+    return both
+
+
+def on_flat_vectors(product, params):
+    """``product(xs, vs)``, vs a Tensor a weight, as a function of xs and flat vectors."""
+    split = _rows.split_line((), params)
+
+    def one(xs, v):
+        return _flat(product(xs, split(xs, v)), v)
+    many = vmap(one, in_axes=(None, 0))
+
+    def run(*tensors):
+        xs, v = tensors[:-1], tensors[-1]
+        if v.ndim == 1:
+            return one(xs, v)
+        return many(xs, v)
+    return run
+
+
+def hessian(f, loss, n, params):
+    """H v of the loss of a batch."""
+    return on_flat_vectors(_graph.hessian_product(risk(f, loss, n), (), params, "revrev"), params)
+
+
+def _around(f, n, params, metric):
+    """J^T M J v: ``metric(out, rest, u)`` is M u at the network's output, given what follows the inputs."""
+    out = _graph.one_tensor(f)
+    push, pull = _graph.jvp(out, (), params), _graph.vjp(out, (), params)
+
+    def product(xs, vs):
+        inputs = xs[:n]
+        return pull(inputs, metric(out(*inputs), xs[n:], push(inputs, vs)))
+    return on_flat_vectors(product, params)
+
+
+def ggn(f, loss, n, params):
+    """J^T H_loss J v."""
+    curve = _graph.hessian_product(_graph.scalar(loss), (0,), None, "revrev")
+
+    def metric(out, targets, u):
+        return curve((out,) + targets, (u,))[0]
+    return _around(f, n, params, metric)
+
+
+def fisher(curvature):
+    """J^T F J v, where ``curvature(out, u)`` is the Fisher information of the likelihood at the output, times u."""
+    def make(f, loss, n, params):
+        def metric(out, rest, u):
+            return _CAST(rest[-1] * curvature(out, u), out.dtype)
+        return _around(f, n, params, metric)
+    return make
+
+
+def outer(per_position):
+    """J^T (sum of g g^T) J v, for gradients g of shape (S, *out.shape), which come after the targets.
+
+    One g g^T a sample (row of the output), or for `per_position` one for each position of a sample, over axis 1.
+    """
+    def make(f, loss, n, params):
+        def metric(out, rest, u):
+            g = rest[-1]
+            if per_position:
+                return (g * (g * u).sum(2, keepdims=True)).sum(0)
+            lead = g.shape[:2]
+            along = _RESHAPE(g * u, lead + (-1,)).sum(-1)
+            return (g * _RESHAPE(along, lead + (1,) * (g.ndim - 2))).sum(0)
+        return _around(f, n, params, metric)
+    return make
+
+
+def output(f, loss, n, params):
+    """The network's output."""
+    out = _graph.one_tensor(f)
+
+    def forward(*xs):
+        return out(*xs[:n])
+    return forward
+
+
+def output_gradient(f, loss, n, params):
+    """The gradient of the loss by the network's output."""
+    out = _graph.one_tensor(f)
+    slope = _graph.gradient(_graph.scalar(loss), (0,), None)
+
+    def forward(*xs):
+        return slope(out(*xs[:n]), *xs[n:])[0]
+    return forward
+
+
+# --- the Fisher information of a likelihood by its parameters (classes and channels are on axis 1) ----------------
+
+def categorical(logits, u):
+    """diag(p) - p p^T."""
+    p = ops.softmax(logits, 1)
+    return p * (u - (p * u).sum(1, keepdims=True))
+
+
+def bernoulli(logits, u):
+    """p (1 - p)."""
+    p = ops.sigmoid(logits)
+    return p * (1 - p) * u
+
+
+def gaussian(mean, u):
+    """2, of the squared error (y - mean)^2: a variance of 1/2."""
+    return 2 * u

@@ -1,0 +1,95 @@
+"""The likelihood behind a loss: a loss that is -log p(y | output) has a Fisher information, which needs no targets."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mindspore import mint, nn, ops
+
+from mindspore_hessian.operators import kernels
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A distribution of targets, given the network's output.
+
+    Attributes:
+        curvature: its Fisher information by the output, times a vector, as MindSpore compiles it.
+        terms: how many independent draws an output of a shape stands for; a mean loss divides by their number.
+        draw: ``draw(output, generator)`` samples targets and gives the gradient of the loss of each draw.
+    """
+
+    name: str
+    curvature: Callable
+    terms: Callable[[tuple[int, ...]], int]
+    draw: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def _draw_categorical(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    p = _softmax(logits.astype(np.float64))
+    level = rng.random((p.shape[0], 1, *p.shape[2:]))
+    index = np.minimum((np.cumsum(p, 1) < level).sum(1, keepdims=True), p.shape[1] - 1)
+    return p - (np.arange(p.shape[1]).reshape(1, -1, *(1,) * (p.ndim - 2)) == index)
+
+
+def _draw_bernoulli(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return p - (rng.random(p.shape) < p)
+
+
+def _draw_gaussian(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return 2 * rng.normal(0.0, np.sqrt(0.5), mean.shape)
+
+
+def _positions(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape)) // shape[1]
+
+
+def _entries(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape))
+
+
+LIKELIHOODS = {
+    "categorical": Likelihood("categorical", kernels.categorical, _positions, _draw_categorical),
+    "bernoulli": Likelihood("bernoulli", kernels.bernoulli, _entries, _draw_bernoulli),
+    "gaussian": Likelihood("gaussian", kernels.gaussian, _entries, _draw_gaussian),
+}
+
+_CLASSES: dict[Any, str] = {
+    nn.CrossEntropyLoss: "categorical", nn.SoftmaxCrossEntropyWithLogits: "categorical",
+    nn.MSELoss: "gaussian", nn.BCEWithLogitsLoss: "bernoulli",
+}
+_FUNCTIONS: dict[Any, str] = {
+    ops.cross_entropy: "categorical", ops.mse_loss: "gaussian", ops.binary_cross_entropy_with_logits: "bernoulli",
+    mint.nn.functional.cross_entropy: "categorical", mint.nn.functional.mse_loss: "gaussian",
+    mint.nn.functional.binary_cross_entropy_with_logits: "bernoulli",
+}
+_MODIFIED = ("weight", "weights", "pos_weight", "label_smoothing")  # options that change the likelihood
+
+
+def likelihood_of(loss_fn: Any) -> Likelihood | None:
+    """The likelihood whose negative logarithm the loss is; None where it is not known."""
+    name = _CLASSES.get(type(loss_fn)) if isinstance(loss_fn, nn.Cell) else _function(loss_fn)
+    if name is None or any(_set(getattr(loss_fn, option, None)) for option in _MODIFIED):
+        return None
+    return LIKELIHOODS[name]
+
+
+def _function(loss_fn: Any) -> str | None:
+    try:
+        return _FUNCTIONS.get(loss_fn)
+    except TypeError:  # not hashable
+        return None
+
+
+def _set(option: Any) -> bool:
+    if option is None:
+        return False
+    return option != 0 if isinstance(option, int | float) else True

@@ -1,0 +1,114 @@
+"""What a product will cost, from one that was measured."""
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from mindspore_hessian import _compat
+
+if TYPE_CHECKING:
+    from mindspore_hessian.operators.curvature import CurvatureOperator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An estimate of ``op @ V``, and the settings that keep it within a limit of memory.
+
+    Attributes:
+        columns: of V.
+        seconds: expected for all of them, after compilation; an upper bound, as batched columns cost less.
+        compile_seconds: what compiling the product for the first batch took just now (0: it was compiled before).
+        vector_bytes: V and A V, and the float64 sum.
+        working_bytes: by how much one product of one column with the first batch raised the memory of the process (of
+            the device, on GPU and Ascend). MindSpore keeps what it once took, so it is measured at the first product of
+            a process; later it is a lower bound.
+        chunk_size, micro_batch: for the operator's arguments of these names; None: no need to cut.
+    """
+
+    columns: int
+    seconds: float
+    compile_seconds: float
+    vector_bytes: int
+    working_bytes: int
+    chunk_size: int
+    micro_batch: int | None
+
+    def __str__(self) -> str:
+        cut = f", micro_batch={self.micro_batch}" if self.micro_batch else ""
+        return (f"{self.columns} columns: about {self.seconds:.3g} s, {self.vector_bytes / 2 ** 20:.1f} MiB of "
+                f"vectors, {self.working_bytes / 2 ** 20:.1f} MiB of work a column (chunk_size={self.chunk_size}{cut})")
+
+
+def default_chunk(size: int) -> int:
+    """Columns at a time: the vectors of a chunk take at most 64 MiB, and there are at most 64 of them."""
+    return 1 << max(0, min(6, (2 ** 26 // (8 * size)).bit_length() - 1))
+
+
+def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
+    """See `CurvatureOperator.plan`.
+
+    Raises:
+        ValueError: not positive numbers.
+    """
+    for name, number in (("columns", columns), ("max_memory", max_memory)):
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            raise ValueError(f"{name} must be a positive int, but got {number!r}")
+    size = op.shape[0]
+    batch = next(iter(op.risk.data))
+    kernel, extras = op._make(batch, 0)
+    vector = Tensor(np.ones(size, op.dtype))
+
+    def once() -> float:
+        start = time.perf_counter()
+        _compat.to_numpy(op.risk.run(batch, kernel, (*extras, vector)))
+        return time.perf_counter() - start
+
+    with _PeakMemory() as peak:
+        first = once()
+    second = min(once() for _ in range(2))
+    working = max(peak.growth, 4 * size * op.dtype.itemsize)
+    most, micro = op.chunk_size or default_chunk(size), op.risk.data.micro_batch
+    if max_memory is not None:
+        most = min(most, max(1, max_memory // working))
+        if working > max_memory:
+            micro = max(1, batch.size * max_memory // working)
+    return Plan(columns, second * columns * op.num_batches, first - second if first > 5 * second else 0.0,
+                size * columns * (2 * op.dtype.itemsize + 8), working, min(most, columns), micro)
+
+
+def memory_in_use() -> int:
+    """Bytes that this process holds: on the device, and (Linux) resident in the machine's memory."""
+    resident = 0
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident + int(ms.runtime.memory_allocated())
+
+
+class _PeakMemory:
+    """The growth of the memory in use, sampled every millisecond."""
+
+    growth = 0
+
+    def __enter__(self) -> _PeakMemory:
+        self._over = threading.Event()
+        self._start = memory_in_use()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.001):
+            self.growth = max(self.growth, memory_in_use() - self._start)
+
+    def __exit__(self, *_: object) -> None:
+        self.growth = max(self.growth, memory_in_use() - self._start)
+        self._over.set()
+        self._thread.join()

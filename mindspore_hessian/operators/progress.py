@@ -1,0 +1,74 @@
+"""Progress bars, and partial sums on disk."""
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+SHOWN_AFTER = 2.0  # seconds: what is quicker needs no bar
+
+
+def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int = 0) -> Any:
+    """A bar on stderr: True shows it at once, None after two seconds, False never; only rank 0 shows any."""
+    if progress not in (True, False, None):
+        raise TypeError(f"progress must be True, False or None, but got {progress!r}")
+    return tqdm(desc=what, total=total, initial=done, disable=progress is False or rank > 0, leave=False,
+                unit="batch", delay=0 if progress else SHOWN_AFTER)
+
+
+class Partial:
+    """The partial sum of a pass over the data, in a file, so that a pass that was cut off goes on where it was.
+
+    Written at most every `every` seconds, and in one step: a reader never sees half a file.
+    """
+
+    def __init__(self, path: str | os.PathLike, token: str, every: float = 5.0):
+        self.path, self.token, self.every = Path(path), token, every
+        self._last = time.monotonic()
+
+    def read(self) -> tuple[int, np.ndarray] | None:
+        """(number of batches done, their sum), or None where there is nothing.
+
+        Raises:
+            ValueError: the file is of another product (other weights, vectors or data).
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path) as stored:
+                token, done, total = str(stored["token"]), int(stored["done"]), stored["total"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
+            raise ValueError(f"checkpoint {str(self.path)!r} is not a partial sum of this library; delete it") from err
+        if token != self.token:
+            raise ValueError(f"checkpoint {str(self.path)!r} is of another product: the vectors, the weights or the "
+                             "number of batches differ. Delete it, or name another file")
+        return done, total
+
+    def write(self, done: int, total: np.ndarray) -> None:
+        """Keep the sum of the first `done` batches, if the last time was long enough ago."""
+        if time.monotonic() - self._last < self.every:
+            return
+        spare = self.path.with_name(self.path.name + ".part")
+        with open(spare, "wb") as file:
+            np.savez(file, token=self.token, done=done, total=total)
+        os.replace(spare, self.path)
+        self._last = time.monotonic()
+
+    def done(self) -> None:
+        """Remove the file: the pass is over."""
+        self.path.unlink(missing_ok=True)
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """A hash of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

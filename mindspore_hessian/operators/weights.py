@@ -1,0 +1,115 @@
+"""Which Parameters an operator is about, their flat order, and the layers they belong to."""
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn
+
+from mindspore_hessian import _compat
+from mindspore_hessian._tree import check_weights
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters in the order of the flat vector."""
+
+    parameters: tuple[Parameter, ...]
+
+    @cached_property
+    def parameter_tuple(self) -> ParameterTuple:
+        """As MindSpore's gradient takes them."""
+        return ParameterTuple(self.parameters)
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of each Parameter."""
+        return [tuple(p.shape) for p in self.parameters]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Numbers of entries."""
+        return [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+
+    @cached_property
+    def dtype(self) -> Any:
+        """MindSpore's dtype of flat vectors: float64 where a weight is, else float32 (also for half precision)."""
+        return ms.float64 if any(p.dtype == ms.float64 for p in self.parameters) else ms.float32
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype:
+        """The numpy dtype of flat vectors."""
+        return np.dtype(np.float64 if self.dtype == ms.float64 else np.float32)
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Parameter name -> its part of a flat vector."""
+        ends = np.cumsum(self.sizes)
+        return {p.name: slice(int(end - size), int(end))
+                for p, size, end in zip(self.parameters, self.sizes, ends, strict=True)}
+
+    @cached_property
+    def layers(self) -> dict[str, np.ndarray]:
+        """Layer (the name before the last dot) -> the indices of its entries."""
+        out: dict[str, list[np.ndarray]] = {}
+        for name, part in self.slices.items():
+            out.setdefault(name.rpartition(".")[0] or name, []).append(np.arange(part.start, part.stop))
+        return {name: np.concatenate(parts) for name, parts in out.items()}
+
+    def blocks(self, kind: str) -> dict[str, np.ndarray]:
+        """The indices of each block of a block-diagonal operator: a layer, or a Parameter, each."""
+        if kind == "layer":
+            return self.layers
+        return {name: np.arange(part.start, part.stop) for name, part in self.slices.items()}
+
+    def flatten(self, structure: Any) -> np.ndarray:
+        """A Tensor or array for each Parameter, as one vector."""
+        if len(structure) != len(self.parameters):
+            raise ValueError(f"a vector shaped like the weights holds {len(self.parameters)} Tensors, but got "
+                             f"{len(structure)}")
+        parts = []
+        for value, shape, name in zip(structure, self.shapes, self.slices, strict=True):
+            array = _compat.to_numpy(value) if isinstance(value, Tensor) else np.asarray(value)
+            if tuple(array.shape) != shape:
+                raise ValueError(f"the vector for weight {name!r} must have its shape {shape}, but has shape "
+                                 f"{tuple(array.shape)}")
+            parts.append(array.reshape(-1))
+        return np.concatenate(parts)
+
+    def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
+        """One vector as a Tensor for each Parameter, in its dtype."""
+        cuts = np.cumsum(self.sizes)[:-1]
+        return tuple(Tensor(part.reshape(shape).copy()).astype(p.dtype) for part, shape, p in zip(
+            np.split(np.asarray(flat), cuts), self.shapes, self.parameters, strict=True))
+
+
+def choose(network: Any, weights: Any) -> Weights:
+    """The Parameters that `weights` says: None (all trainable), a pattern of names, Parameters, or several of these.
+
+    Raises:
+        TypeError, ValueError: not Parameters, none, unknown names.
+    """
+    if isinstance(weights, Weights):
+        return weights
+    trainable = tuple(network.trainable_params()) if isinstance(network, nn.Cell) else ()
+    if weights is None:
+        if not trainable:
+            raise ValueError("the network has no trainable weights; pass weights=" if isinstance(network, nn.Cell) else
+                             "the function is not a Cell, so say which Parameters: weights=net.trainable_params()")
+        return Weights(trainable)
+    several = weights if isinstance(weights, tuple | list) else (weights,)
+    chosen: list[Parameter] = []
+    for one in several:
+        if not isinstance(one, str):
+            chosen.append(one)
+            continue
+        found = [p for p in trainable if fnmatch.fnmatchcase(p.name, one)]
+        if not found:
+            raise ValueError(f"weights: no trainable Parameter has a name like {one!r}; there are "
+                             f"{', '.join(p.name for p in trainable) or 'none'}")
+        chosen += [p for p in found if not any(p is other for other in chosen)]
+    return Weights(check_weights(chosen))

@@ -1,0 +1,303 @@
+"""Operators of a network and its data, against closed forms: a linear network under squared error has a known Hessian.
+
+R = 1/N sum (w x - y)^2 for one output: H = 2/N X^T X, whatever w and y.
+"""
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+from scipy.sparse.linalg import cg, eigsh, lobpcg
+
+import mindspore_hessian as mh
+from mindspore_hessian import EmpiricalFisherOperator, FisherOperator, GGNOperator, HessianOperator, Identity
+
+RNG = np.random.default_rng(3)
+X = RNG.standard_normal((8, 3)).astype(np.float32)
+Y = RNG.standard_normal((8, 1)).astype(np.float32)
+H = 2 / 8 * X.T @ X
+SUM = X.T @ X * 2
+
+
+def linear():
+    return nn.Dense(3, 1, weight_init="ones", has_bias=False)
+
+
+class Cubic(nn.Cell):
+    """Sum over i of w_i^3 x_i: its Hessian by w is 6 w_i x_i on the diagonal, so it depends on the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = Parameter(Tensor([1.0, 2.0, 3.0], ms.float32), name="w")
+
+    def construct(self, x):
+        return (self.w ** 3 * x).sum(-1)
+
+
+def mean_output(out, y):
+    return (out - y).mean()
+
+
+def batches(*sizes):
+    out, start = [], 0
+    for size in sizes:
+        out.append((Tensor(X[start:start + size]), Tensor(Y[start:start + size])))
+        start += size
+    return out
+
+
+def close(got, want, rtol=1e-5):
+    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=rtol * np.abs(want).max())
+
+
+def quick(data, network=None, loss=None, kind=HessianOperator, **options):
+    options.setdefault("check_deterministic", False)
+    return kind(network or linear(), loss or nn.MSELoss(), data, **options)
+
+
+def pipeline(shuffle=False, batch=4, augment=None, drop=False):
+    columns = {"x": X, "y": Y}
+    data = ms.dataset.NumpySlicesDataset(columns, shuffle=shuffle)
+    if augment:
+        data = data.map(augment, ["x"])
+    return data.batch(batch, drop_remainder=drop)
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+class Columns(nn.Cell):
+    """A network with named inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = linear()
+
+    def construct(self, a, b):
+        return self.dense(ops.concat((a, b), 1))
+
+
+A, B = Tensor(X[:, :1].copy()), Tensor(X[:, 1:].copy())
+T, U = Tensor(X), Tensor(Y)
+FORMS = {
+    "one-tuple": (linear, (T, U)),
+    "one-dict": (Columns, {"b": B, "a": A, "label": U}),
+    "uneven": (linear, batches(3, 3, 2)),
+    "pipeline": (linear, pipeline()),
+    "pipeline-uneven": (linear, pipeline(batch=5)),
+    "two-inputs": (Columns, (A, B, U)),
+    "inputs-in-a-tuple": (Columns, [((A, B), U)]),
+    "inputs-in-a-dict": (Columns, [({"a": A, "b": B}, U)]),
+    "numpy": (linear, (X, Y)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_data(form):
+    make, data = FORMS[form]
+    op = quick(data, make())
+    assert (op.reduction, op.num_data) == ("mean", 8)
+    close(op.to_dense(), H)
+
+
+def test_sums_add_up_and_means_are_weighted():
+    close(quick(batches(5, 3), loss=nn.MSELoss(reduction="sum")).to_dense(), SUM)
+    close(quick(batches(5, 3), num_data=16).to_dense(), H / 2)
+    close(quick(batches(5, 3), batch_size_fn=lambda batch: 1).to_dense(),  # two samples, as far as it says
+          (2 / 5 * X[:5].T @ X[:5] + 2 / 3 * X[5:].T @ X[5:]) / 2)
+
+
+@pytest.mark.parametrize(("loss", "reduction", "truth"), [
+    (lambda out, y: ((out - y) ** 2).mean(), "mean", H),
+    (lambda out, y: ((out - y) ** 2).sum(), "sum", SUM),
+])
+def test_the_reduction_of_a_function_is_found_out(loss, reduction, truth):
+    op = quick(batches(5, 3), loss=loss)
+    assert op.reduction == reduction and reduction in repr(op)
+    close(op.to_dense(), truth)
+
+
+def test_a_loss_that_is_neither_is_asked_about():
+    with pytest.raises(ValueError, match="neither a mean nor a sum.*reduction='mean' or 'sum'"):
+        quick(batches(5, 3), loss=lambda out, y: ((out - y) ** 2).sum() ** 0.5)
+
+
+def test_micro_batches_change_nothing():
+    close(quick(batches(5, 3), micro_batch=2).to_dense(), H)
+    close(quick(pipeline(batch=8), micro_batch=4).to_dense(), H)
+
+
+def test_a_function_that_returns_the_loss_itself():
+    network = linear()
+
+    def cube(x):
+        return network(x).sum() ** 3
+
+    def residual(points):  # a PINN: the loss has second derivatives by its inputs inside
+        return (mh.laplacian(cube, in_axes=0)(points) ** 2).mean()
+    points = Tensor(X[:4])
+    op = HessianOperator(residual, None, points, weights=network.trainable_params())
+
+    def truth(w):  # the Laplacian of (w.x)^3 is 6 |w|^2 w.x
+        return np.mean((6 * (w @ w) * (X[:4].astype(np.float64) @ w)) ** 2)
+    close(op.to_dense(), second_differences(truth, np.ones(3)), 1e-4)
+
+
+def second_differences(f, x, h=1e-3):
+    n, eye = len(x), h * np.eye(len(x))
+    out = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            a, b = eye[i], eye[j]
+            out[i, j] = (f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) / (4 * h * h)
+    return out
+
+
+# --- products ---------------------------------------------------------------------------------------------------
+
+def test_vectors_matrices_structures_and_tensors():
+    op = quick(batches(5, 3))
+    v, m = np.array([1.0, -2.0, 0.5]), np.arange(15.0).reshape(3, 5)
+    assert op.shape == (3, 3) and op.dtype == np.float32
+    assert (op @ v).dtype == np.float32
+    close(op @ v, H @ v)
+    close(op @ m, H @ m)
+    close((op @ Tensor(v, ms.float32)).asnumpy(), H @ v)
+    (structured,) = op @ (Tensor(v.reshape(1, 3), ms.float32),)
+    close(structured.asnumpy(), (H @ v).reshape(1, 3))
+    close(op @ [v.reshape(1, 3)], (H @ v).reshape(1, 1, 3))
+    close(v @ op, v @ H)
+    close(quick(batches(5, 3), chunk_size=2).to_dense(), H)
+    assert (op @ m[:, :0]).shape == (3, 0)
+
+
+def test_algebra():
+    op, v = quick((X, Y)), np.array([1.0, 2.0, -1.0])
+    eye = np.eye(3)
+    table = [
+        (op + 0.1 * Identity, H + 0.1 * eye), (0.1 * Identity + op, H + 0.1 * eye), (2 * op - op / 4, 1.75 * H),
+        (-op, -H), (op @ op, H @ H), ((op + Identity) @ (2 * op), (H + eye) @ (2 * H)), (op.T, H),
+        ((op @ (op + Identity)).T, (H + eye) @ H), (op - Identity, H - eye),
+    ]
+    for ours, truth in table:
+        assert ours.shape == (3, 3)
+        close(ours @ v, truth @ v)
+        close(ours.to_dense(), truth)
+    assert (op + Identity).layers.keys() == op.layers.keys()
+    (structured,) = (op + Identity) @ op.unflatten(v)
+    close(structured.asnumpy().reshape(-1), (H + eye) @ v)
+
+
+def test_scipy_takes_it():
+    op = (quick((X, Y)) + 0.5 * Identity).to_scipy()
+    truth = H.astype(np.float64) + 0.5 * np.eye(3)
+    close(eigsh(op, 1, which="LA")[0], np.linalg.eigvalsh(truth)[-1:], 1e-5)
+    close(cg(op, np.ones(3, np.float32), atol=1e-7)[0], np.linalg.solve(truth, np.ones(3)), 1e-4)
+    close(lobpcg(op, np.ones((3, 1), np.float32), tol=1e-4, maxiter=50)[0], np.linalg.eigvalsh(truth)[-1:], 1e-4)
+
+
+def test_gradient_and_loss():
+    op = quick(batches(5, 3))
+    (slope,), value = op.gradient_and_loss()
+    rest = X.astype(np.float64).sum(1, keepdims=True) - Y
+    close(value, np.mean(rest ** 2))
+    close(slope.asnumpy(), 2 / 8 * rest.T @ X)
+
+
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+def test_weights_are_read_at_every_product(mode):
+    net, ones = Cubic(), np.ones(3)
+    op = quick((X, Y[:, 0]), net, mean_output)
+
+    def truth():
+        return 6 * net.w.asnumpy() * X.mean(0)
+    before = ms.get_context("mode")
+    ms.set_context(mode=mode)
+    try:
+        close(op @ ones, truth())
+        net.w.set_data(Tensor([0.5, -1.0, 2.0], ms.float32))
+        close(op @ ones, truth())
+        ms.load_param_into_net(net, {"w": Parameter(Tensor([2.0, 1.0, -3.0], ms.float32), name="w")})
+        close(op @ ones, truth())
+        step = nn.TrainOneStepCell(nn.WithLossCell(net, mean_output), nn.SGD(net.trainable_params(), 0.1))
+        old = truth()
+        step(Tensor(X), Tensor(Y[:, 0].copy()))
+        assert np.abs(truth() - old).max() > 0.01
+        close(op @ ones, truth())
+    finally:
+        ms.set_context(mode=before)
+
+
+# --- weights and blocks -------------------------------------------------------------------------------------------
+
+class Two(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Dense(3, 2, weight_init="ones"), nn.Dense(2, 1, weight_init="ones")
+
+    def construct(self, x):
+        return self.second(self.first(x) ** 2)
+
+
+def test_patterns_blocks_and_layers():
+    net = Two()
+    full = quick((X, Y), net)
+    dense = full.to_dense()
+    assert list(full.layers) == ["first", "second"]
+    parts = {"first": slice(0, 8), "second": slice(8, 11), "first.weight": slice(0, 6), "second.bias": slice(10, 11)}
+    for name, part in parts.items():
+        close(full.block(name).to_dense(), dense[part, part], 2e-5)
+    close(quick((X, Y), net, weights="first.*").to_dense(), dense[:8, :8], 2e-5)
+    chosen = quick((X, Y), net, weights=["*.bias", net.first.weight])
+    order = [6, 7, 10, *range(6)]
+    close(chosen.to_dense(), dense[np.ix_(order, order)], 2e-5)
+    for kind, cuts in (("layer", [8]), ("parameter", [6, 8, 10])):
+        expected = np.zeros_like(dense)
+        for block in np.split(np.arange(11), cuts):
+            expected[np.ix_(block, block)] = dense[np.ix_(block, block)]
+        close(quick((X, Y), net, block_diagonal=kind).to_dense(), expected, 2e-5)
+    with pytest.raises(ValueError, match="no layer or weight 'third'; there are first, second"):
+        full.block("third")
+
+
+# --- Gauss-Newton and Fisher ---------------------------------------------------------------------------------------
+
+def test_gauss_newton_and_fisher_of_a_linear_network():
+    for kind in (GGNOperator, FisherOperator):
+        close(quick(batches(5, 3), kind=kind).to_dense(), H)
+        close(quick(batches(5, 3), loss=nn.MSELoss(reduction="sum"), kind=kind).to_dense(), SUM)
+    rest = X.sum(1) - Y[:, 0]
+    close(quick(batches(5, 3), kind=EmpiricalFisherOperator).to_dense(), 4 / 8 * (X.T * rest ** 2) @ X)
+
+
+def test_monte_carlo_fisher_is_within_its_standard_error():
+    """100 seeds: the mean over them against the truth, entry by entry, in units of their standard error."""
+    data = (X, RNG.integers(0, 2, 8).astype(np.int32))
+    net = nn.Dense(3, 2, has_bias=False)
+    loss, v = nn.CrossEntropyLoss(), np.array([1.0, -1.0, 0.5, 2.0, 0.0, 1.0])
+    exact = quick(data, net, loss, FisherOperator) @ v
+    draws = np.array([quick(data, net, loss, FisherOperator, mc_samples=4, seed=seed) @ v for seed in range(100)])
+    error = draws.std(0, ddof=1) / 10
+    assert (np.abs(draws.mean(0) - exact) < 4 * error).all()
+    assert (error < 0.1 * np.abs(exact).max()).all() and (draws.std(0) > 0).all()
+    again = quick(data, net, loss, FisherOperator, mc_samples=4, seed=7) @ v
+    np.testing.assert_array_equal(again, draws[7])
+
+
+def test_unknown_likelihoods_are_asked_for():
+    def loss(out, y):
+        return ((out - y) ** 2).mean()
+    for bad in (loss, nn.CrossEntropyLoss(label_smoothing=0.1), nn.CrossEntropyLoss(weight=Tensor([1.0, 2.0]))):
+        with pytest.raises(ValueError, match="likelihood of this loss is not known"):
+            quick((X, Y), loss=bad, kind=FisherOperator, reduction="mean")
+    close(quick((X, Y), loss=loss, kind=FisherOperator, likelihood="gaussian").to_dense(), H)
+
+
+def test_plan():
+    op = quick(batches(4, 4))
+    plan = op.plan(columns=5)
+    assert plan.columns == 5 and plan.seconds > 0 and plan.chunk_size == 5 and plan.micro_batch is None
+    assert plan.vector_bytes == 3 * 5 * (4 + 4 + 8) and plan.working_bytes > 0
+    tight = op.plan(columns=5, max_memory=1)
+    assert tight.chunk_size == 1 and tight.micro_batch == 1
+    assert "5 columns" in str(plan)

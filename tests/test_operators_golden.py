@@ -1,0 +1,38 @@
+"""Operators against the dense matrices of torch and curvlinops (ci/golden/make_operators.py)."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from operator_cases import DTYPES, NAMES, golden, load
+from scenarios import relative_error
+
+import mindspore_hessian as mh
+
+#: what the float32 networks of operator_cases reach in their gradients, and once more for the second derivative
+TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+KINDS = {"hessian": mh.HessianOperator, "ggn": mh.GGNOperator, "fisher": mh.FisherOperator,
+         "ef": mh.EmpiricalFisherOperator}
+FINEST = [(name, DTYPES[name][-1]) for name in NAMES]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "dtype"), FINEST)
+def test_dense_matrix_is_golden(name, dtype, kind):
+    case, expected = load(name, dtype), golden(name)
+    op = KINDS[kind](case.network(), case.loss_fn, case.batches, check_deterministic=False,
+                     **({} if kind in ("hessian", "ggn") else {"likelihood": case.likelihood}))
+    assert op.reduction == case.reduction
+    assert op.dtype == dtype
+    assert relative_error(op.to_dense(), expected[kind]) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", ["mlp_ce_mean", "lstm_mse_mean"])
+def test_float32_and_mindspores_own_losses(name):
+    case, expected = load(name, "float32"), golden(name)
+    for kind in ("hessian", "ggn", "fisher", "ef"):
+        op = KINDS[kind](case.network(), case.loss_fn, case.batches, check_deterministic=kind == "hessian")
+        vector = np.random.default_rng(1).standard_normal(op.shape[0])
+        assert relative_error(op @ vector, expected[kind] @ vector) < TOLERANCE["float32"], kind
+    slope, value = op.gradient_and_loss()
+    assert relative_error(op.flatten(slope), expected["gradient"]) < TOLERANCE["float32"]
+    assert relative_error(np.array(value), expected["loss"]) < TOLERANCE["float32"]
