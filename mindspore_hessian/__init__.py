@@ -12,9 +12,24 @@ from mindspore_hessian._errors import (
     RecompileWarning,
     UnsafeRuntimeError,
 )
+from mindspore_hessian.audit import AuditReport, audit
 from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info
+from mindspore_hessian.estimators import (
+    condition_number,
+    diagonal,
+    eigsh,
+    frobenius_norm,
+    layer_report,
+    logdet,
+    negative_curvature,
+    solve,
+    spectral_density,
+    trace,
+)
+from mindspore_hessian.operators import distributed
 from mindspore_hessian.operators.base import Identity, Operator
 from mindspore_hessian.operators.checks import NotDeterministicError
+from mindspore_hessian.operators.distributed import DistributedError
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.hessian import HessianOperator
@@ -25,13 +40,14 @@ from mindspore_hessian.transforms.products import curvature, ggnvp, grad_and_hvp
 
 __version__ = "0.1.0"
 __all__ = [
-    "CacheInfo", "DeviceError", "DeviceInfo", "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator",
-    "GGNOperator", "HessianError", "HessianOperator", "Identity", "LateRulesWarning", "MissingRuleError",
-    "NonFiniteWarning", "NotCompilableError", "NotDeterministicError", "Operator", "RecompileWarning",
-    "UnsafeRuntimeError",
-    "available_devices", "batched_hessian", "cache_info", "clear_cache", "configure", "curvature", "device_info",
-    "ggnvp", "grad_and_hvp", "hessian", "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "jacobian", "laplacian",
-    "rules", "set_cache_size", "testing", "value_grad_and_hessian",
+    "AuditReport", "CacheInfo", "DeviceError", "DeviceInfo", "DistributedError", "EmpiricalFisherOperator",
+    "FallbackWarning", "FisherOperator", "GGNOperator", "HessianError", "HessianOperator", "Identity",
+    "LateRulesWarning", "MissingRuleError", "NonFiniteWarning", "NotCompilableError", "NotDeterministicError",
+    "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices", "batched_hessian", "cache_info",
+    "clear_cache", "condition_number", "configure", "curvature", "device_info", "diagonal", "distributed", "eigsh",
+    "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian", "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "jacobian",
+    "laplacian", "layer_report", "logdet", "negative_curvature", "rules", "set_cache_size", "solve", "spectral_density",
+    "testing", "trace", "value_grad_and_hessian",
 ]
 
 rules.install()

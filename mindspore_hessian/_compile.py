@@ -187,15 +187,15 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
 
 
 def _check_against(reference: Callable, graph: Callable, tensors: tuple) -> None:
-    """Raise where a forward-over-reverse graph lost a term: MindSpore drops terms there without a word."""
+    """Raise where a graph with a forward derivative lost a term: MindSpore drops terms there without a word."""
     for expected, got in zip(tensors_of(reference(tensors)), tensors_of(graph(tensors)), strict=True):
         a, b = (_compat.to_numpy(t).astype(np.float64) for t in (expected, got))
         scale = np.abs(a).max(initial=0.0)
         if np.isfinite(scale) and not np.allclose(a, b, rtol=0, atol=0.05 * scale):
             raise MissingRuleError(
-                "forward-over-reverse loses a term of this second derivative in MindSpore (a data-dependent `if` or "
-                "`while` does that, and primitives without a rule): its result is off by "
-                f"{np.abs(a - b).max() / scale:.0%}. Use mode='auto' or a mode that ends in reverse over reverse.")
+                "a forward derivative in MindSpore loses a term of this second derivative (a data-dependent `if` or "
+                "`while` does that, and primitives without a rule): the result is off by "
+                f"{np.abs(a - b).max() / scale:.0%}. Use mode='auto' or mode='revrev'.")
 
 
 def _evict() -> None:

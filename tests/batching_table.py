@@ -159,6 +159,19 @@ def dense_no_bias(x, w):
     return ops.dense(x, w)
 
 
+def segment_sum(x, ids):
+    return ops.UnsortedSegmentSum()(x, ids, 4)
+
+
+def linspace(x):
+    return x * ops.LinSpace()(Tensor(0.0, mindspore.float32), Tensor(1.0, mindspore.float32), 3)
+
+
+def beside_a_batch(x, ids):
+    """A segment sum of which nothing is batched, where x is: MindSpore's rule is wrong there."""
+    return x + ops.UnsortedSegmentSum()(ops.cast(ids, mindspore.float32), ids, 3)
+
+
 def conv_transpose(x, w):
     return ops.Conv2DTranspose(3, 3)(x, w, (2, 2, 6, 6))
 
@@ -235,6 +248,10 @@ INDEXING = [
     Row("GatherDGradV2", (n(4, 3), i((4, 2), 3), n(4, 2)), call=gather_d_grad),
     Row("TensorScatterElements", (n(4, 3), i((2, 3), 4), n(2, 3)), call=ops.TensorScatterElements(0, "add")),
     Row("TensorScatterAdd", (n(4, 3), i((2, 1), 4), n(2, 3)), call=ops.TensorScatterAdd()),
+    Row("UnsortedSegmentSum", (n(5, 3), i((5,), 4)), call=segment_sum),
+    Row("UnsortedSegmentSum", (n(2, 3, 2), i((2, 3), 4)), call=segment_sum, option="rank"),
+    Row("UnsortedSegmentSum", (n(3), i((5,), 3)), call=beside_a_batch, option="beside"),
+    Row("LinSpace", (n(3),), call=linspace),
     Row("Sort", (n(4, 3),), call=ops.Sort(0)),
     Row("Diag", (n(3),), call=ops.Diag()),
     Row("DiagPart", (n(3, 3),), call=ops.DiagPart()),

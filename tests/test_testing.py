@@ -303,7 +303,7 @@ def test_the_report():
 def test_a_refused_mode_is_a_note():
     report = check_hvp(BY_NAME["branch"].fn, tensors("branch"))
     assert report.modes == ("auto", "revrev")
-    assert "mode 'fwdrev' was refused: forward-over-reverse loses a term" in report.notes[0]
+    assert "mode 'fwdrev' was refused: a forward derivative in MindSpore loses a term" in report.notes[0]
 
 
 def test_tolerances_can_be_set():

@@ -76,10 +76,14 @@ _MODIFIED = ("weight", "weights", "pos_weight", "label_smoothing")  # options th
 
 def likelihood_of(loss_fn: Any) -> Likelihood | None:
     """The likelihood whose negative logarithm the loss is; None where it is not known."""
-    name = _CLASSES.get(type(loss_fn)) if isinstance(loss_fn, nn.Cell) else _function(loss_fn)
+    name = _class(loss_fn) if isinstance(loss_fn, nn.Cell) else _function(loss_fn)
     if name is None or any(_set(getattr(loss_fn, option, None)) for option in _MODIFIED):
         return None
     return LIKELIHOODS[name]
+
+
+def _class(loss_fn: nn.Cell) -> str | None:
+    return next((name for cls, name in _CLASSES.items() if isinstance(loss_fn, cls)), None)
 
 
 def _function(loss_fn: Any) -> str | None:

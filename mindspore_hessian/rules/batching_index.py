@@ -1,7 +1,8 @@
 """Batching rules: gather, scatter and sort."""
 from __future__ import annotations
 
-from mindspore import ops
+import numpy as np
+from mindspore import Tensor, int32, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian.rules._define import Batching
@@ -172,7 +173,41 @@ def diag_part(prim, axis_size):
     return rule
 
 
+@constexpr
+def _offsets(batch, segments, rank):
+    """The number of the first segment of each sample, to be added to ids of `rank` axes a sample."""
+    return Tensor(np.arange(0, batch * segments, segments).reshape(batch, *(1,) * rank), int32)
+
+
+@constexpr
+def _apart(shape, batch):
+    return (batch, shape[0] // batch, *shape[1:])
+
+
+def segment_sum(prim, axis_size):
+    """Sums of the slices of x that have one id; ids stand for leading axes of x."""
+    plain = ops.UnsortedSegmentSum()  # that which MindSpore hands over may carry the mark of another batch
+
+    def rule(x_pair, ids_pair, count_pair):
+        x, x_dim = x_pair
+        ids, dim = ids_pair
+        count, _ = count_pair
+        if x_dim is None and dim is None:
+            return plain(x, ids, count), None
+        if dim is None:
+            out = plain(move(x, x_dim, -1), ids, count)
+            return out, out.ndim - 1
+        ids = front(ids, dim)
+        ids = ops.cast(ids, int32) + _offsets(axis_size, count, ids.ndim - 1)
+        out = plain(filled(x, x_dim, axis_size), ids, axis_size * count)
+        return reshape(out, _apart(out.shape, axis_size)), 0
+
+    return rule
+
+
 RULES: tuple[Batching, ...] = (
+    Batching("UnsortedSegmentSum", segment_sum, "MindSpore's rule is wrong where nothing is batched", replaces=True),
+    Batching("LinSpace", constant, "MindSpore's rule is wrong where nothing is batched", replaces=True),
     Batching("Gather", gather, "MindSpore's rule does not pass batch_dims on and fails", replaces=True),
     Batching("GatherD", gather_d, "MindSpore's rule fails where one operand or another axis is batched", replaces=True),
     Batching("GatherDGradV2", gather_d, "MindSpore's rule fails as that of GatherD does", replaces=True),

@@ -7,6 +7,7 @@ from typing import Any
 
 import mindspore as ms
 
+from mindspore_hessian._errors import HessianError
 from mindspore_hessian._tree import FIRST, Variables
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
@@ -17,32 +18,45 @@ MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
 
 
 def hessian_kernel(mode: str) -> Callable:
-    """The kernel of the blocks H[i][j]: ours over a batch of rows, or MindSpore's own transforms where they can."""
+    """The kernel of the blocks H[i][j], ours over a batch of rows."""
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        matrix = _rows.hessian(f, v.positions, v.parameters, "revrev" if mode == "auto" else mode)
-        if mode == "auto" or v.weights:
-            return matrix
-        literal = _rows.literal_hessian(f, v.positions, mode)
+        return _rows.hessian(f, v.positions, v.parameters, "revrev" if mode == "auto" else mode)
+    return kernel
+
+
+def literal_kernel(mode: str) -> Callable:
+    """The same by ``mindspore.jacfwd`` and ``jacrev`` as they are, for functions with one output."""
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        matrix, literal = _rows.hessian(f, v.positions, None, mode), _rows.literal_hessian(f, v.positions, mode)
 
         def run(*xs):
-            single = not isinstance(f(*xs), tuple)
-            for x in xs:  # MindSpore's own build a float32 basis and broadcast every input with it
-                single = single and x.dtype == ms.float32
-            if single:
-                return literal(*xs)
-            return matrix(*xs)
+            if isinstance(f(*xs), tuple):
+                return matrix(*xs)
+            return literal(*xs)
         return run
     return kernel
 
 
-def _guard(mode: str) -> Callable | None:
-    """An outer forward derivative drops a term where a rule is missing; an outer reverse one says so."""
-    if mode[:3] != "fwd":
-        return None
+_literal_fails: set[tuple] = set()
 
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return _rows.hessian(f, v.positions, v.parameters, "rev" + mode[3:])
-    return kernel
+
+def _as_asked(problem: Problem, mode: str) -> Any:
+    """MindSpore's own composition; where that fails, ours: theirs is for float32 and few axes, and copies the inputs.
+
+    Forward derivatives drop terms without a word where a rule is missing, so the first result is compared with that
+    of reverse over reverse.
+    """
+    guard = hessian_kernel("revrev") if mode != "revrev" else None
+    leaves = problem.call.leaves
+    attempt = (mode, problem.call.captures().token, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    if not problem.vars.weights and all(leaf.dtype == ms.float32 for leaf in leaves) and attempt not in _literal_fails:
+        try:
+            return problem.run("hessian", literal_kernel(mode), (mode, "literal"), guard=guard)
+        except (HessianError, ValueError, TypeError, RuntimeError):  # ours says so, if it is the function
+            if len(_literal_fails) > 1000:
+                _literal_fails.clear()
+            _literal_fails.add(attempt)
+    return problem.run("hessian", hessian_kernel(mode), (mode,), guard=guard)
 
 
 def _build_in_graph(fn, grad_position, has_aux, mode, with_value):
@@ -147,7 +161,7 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
 def blocks_at_one_point(problem: Problem, mode: str = "auto", chunk_size: int | None = None) -> Any:
     """The blocks H[i][j] of every output, in the way that `mode` and `chunk_size` ask for."""
     if mode != "auto":
-        return problem.run("hessian", hessian_kernel(mode), (mode,), guard=_guard(mode))
+        return _as_asked(problem, mode)
     if chunk_size is not None and chunk_size < sum(problem.vars.sizes):
         return batched_or_loop("hessian", lambda: hessian_in_chunks(problem, chunk_size),
                                lambda: hessian_in_loop(problem))
