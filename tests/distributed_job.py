@@ -1,0 +1,99 @@
+"""What test_distributed.py runs in each process of an msrun job: ``distributed_job.py agree|raise|die``."""
+from __future__ import annotations
+
+import os
+import sys
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+import mindspore_hessian as mh
+
+RNG = np.random.default_rng(3)
+X, Y = RNG.standard_normal((8, 3)), RNG.standard_normal((8, 1))
+H = 2 / 8 * X.T @ X
+
+
+def squared(out, y):
+    return ((out - y) ** 2).mean()
+
+
+def summed(out, y):
+    return ((out - y) ** 2).sum()
+
+
+def batches(rank, dtype):
+    """Unequal shards: 3 + 2 samples, and 3."""
+    cuts = [(0, 3), (3, 5)] if rank == 0 else [(5, 8)]
+    return [(Tensor(X[a:b].astype(dtype)), Tensor(Y[a:b].astype(dtype))) for a, b in cuts]
+
+
+def network(dtype):
+    return nn.Dense(3, 1, weight_init="ones", has_bias=False, dtype=getattr(ms, dtype))
+
+
+def agree(rank):
+    vector = np.array([1.0, -2.0, 0.5])
+    for dtype, tolerance in (("float32", 1e-6), ("float64", 1e-14)):
+        net = network(dtype)
+        op = mh.HessianOperator(net, squared, batches(rank, dtype), distributed=True)
+        assert (op.num_data, op.reduction) == (8, "mean"), op
+        close(op @ vector, H @ vector, tolerance)
+        rest = X.sum(1, keepdims=True) - Y
+        (slope,), value = op.gradient_and_loss()
+        close(value, np.mean(rest ** 2), tolerance)
+        close(slope.asnumpy(), 2 / 8 * rest.T @ X, tolerance)
+    close(op.to_dense(), H, tolerance)
+    close(mh.eigsh(op, 2).eigenvalues, np.linalg.eigvalsh(H)[:0:-1], 1e-12)
+    estimate = mh.trace(op, max_products=16, seed=5)
+    print("TRACE", repr(float(estimate.value)))  # the same on each rank: compared by the test
+    plain = {"distributed": True, "check_deterministic": False}
+    close(mh.GGNOperator(net, summed, batches(rank, "float64"), **plain) @ vector, 8 * H @ vector, 1e-14)
+    fisher = mh.FisherOperator(net, squared, batches(rank, "float64"), likelihood="gaussian", **plain)
+    close(fisher @ vector, H @ vector, 1e-14)
+
+
+def close(got, want, tolerance):
+    error = np.abs(np.asarray(got) - want).max() / np.abs(want).max()
+    assert error <= tolerance, f"off by {error:.2g}, more than {tolerance:.2g}"
+
+
+def fail(how):
+    """Rank 1 gets through one product, and fails in the next."""
+    def run(rank):
+        calls = []
+
+        def loss(out, y):
+            return squared(out, y)
+
+        op = mh.HessianOperator(network("float32"), loss, batches(rank, "float32"), distributed=True,
+                                check_deterministic=False, reduction="mean")
+        op @ np.ones(3)
+        calls.append(1)
+        if rank == 1:
+            op.risk.run = how
+        op @ np.ones(3)
+        print("NOT REACHED")
+    return run
+
+
+def raises(*_):
+    raise FloatingPointError("rank 1 has a problem of its own")
+
+
+def dies(*_):
+    os._exit(17)
+
+
+JOBS = {"agree": agree, "raise": fail(raises), "die": fail(dies)}
+
+if __name__ == "__main__":
+    try:
+        with mh.distributed.session(timeout=10) as (own_rank, size):
+            assert size == 2
+            JOBS[sys.argv[1]](own_rank)
+            print("DONE")
+    except Exception as err:
+        print(f"ERROR {type(err).__name__}: {err}", flush=True)
+        raise
