@@ -66,6 +66,9 @@ class Data:
 
     def _batch(self, raw: Any, number: int) -> Batch:
         args, kwargs, targets = self._split(raw, number)
+        for leaf in _leaves((args, kwargs, targets)):
+            if leaf.size == 0:
+                raise ValueError(f"batch {number} has no samples: a Tensor in it has shape {tuple(leaf.shape)}")
         args, kwargs, targets = (_tensors(part) for part in (args, kwargs, targets))
         size = self.batch_size_fn(raw) if self.batch_size_fn else _length((*args, *kwargs.values(), *targets), number)
         return Batch(args, kwargs, targets, int(size), raw)
@@ -157,8 +160,6 @@ def _length(value: Any, number: int) -> int:
     for leaf in _leaves(value):
         if leaf.ndim == 0:
             break
-        if leaf.shape[0] == 0:
-            raise ValueError(f"batch {number} has no samples: a Tensor in it has shape {tuple(leaf.shape)}")
         return int(leaf.shape[0])
     raise ValueError(f"the number of samples of batch {number} cannot be told, because its first Tensor has no axes. "
                      "Pass batch_size_fn=")

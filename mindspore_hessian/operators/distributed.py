@@ -46,12 +46,11 @@ class Processes(Communicator):
     """The processes of a job that ``mindspore.communication.init()`` has joined."""
 
     def __init__(self, dtype: np.dtype):
-        try:
-            self.rank, self.size = ms.communication.get_rank(), ms.communication.get_group_size()
-        except RuntimeError as err:
+        if not ms.communication.GlobalComm.INITED:  # without it a collective ends in a segmentation fault
             raise DistributedError(
                 "distributed=True, but this process has joined no job. Start the script with msrun and open "
-                "`with mindspore_hessian.operators.distributed.session():` first") from err
+                "`with mindspore_hessian.distributed.session():` first")
+        self.rank, self.size = ms.communication.get_rank(), ms.communication.get_group_size()
         self.dtype = np.dtype(dtype)
 
     def total(self, array: np.ndarray) -> np.ndarray:
