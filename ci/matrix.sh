@@ -14,8 +14,8 @@ result=ci/matrix.md
 arguments=()
 if [[ -n ${MATRIX_FAST:-} ]]; then
     result=ci/matrix_fast.md
-    arguments=(-k "test_products or test_in_graph or test_refusals or test_device or test_networks or test_rules or
-        test_operators.py or test_operator_checks or test_distributed or test_audit or test_estimators")
+    modules="products in_graph refusals device networks rules operators.py operator_checks distributed audit estimators"
+    arguments=(-k "test_${modules// / or test_}")
 fi
 
 count() {  # count WORD CLOSING_LINE: how many of that kind pytest's closing line says
