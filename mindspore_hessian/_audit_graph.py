@@ -57,6 +57,14 @@ def lines_of_missing(compile_again: Callable[[], Any]) -> str:
     return " ".join(f"{name} comes from {', '.join(places)}." for name, places in found.items())
 
 
+def primitives(compile_it: Callable[[], Any]) -> set[str]:
+    """The primitives of a graph that `compile_it` compiles."""
+    with saved() as folder:
+        compile_it()
+        graph = read(folder)
+    return {public_name(node.primitive) for node in graph.nodes.values()} if graph else set()
+
+
 @dataclass
 class Node:
     """One call of a primitive.

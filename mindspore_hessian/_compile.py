@@ -157,7 +157,7 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
         raise UnsafeRuntimeError(
             "MindSpore's on-disk compile cache is on, and it returns the numbers of another function. Turn it off: "
             "mindspore.set_context(enable_compile_cache=False), and unset MS_COMPILER_CACHE_ENABLE.")
-    rules.in_force()  # warns, once, where a gradient ran before our rules were there
+    late = not rules.in_force()  # warns, once, where a gradient ran before our rules were there
     site = _watch(transform, call, also, tensors)
     start = time.perf_counter()
     kind = _compat.Recorded if recording else _compat.Graph
@@ -166,6 +166,8 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     with debris_removed(), readable(captures):
         function = call.function()
         try:
+            if late:
+                _refuse_broken(lambda: _compat.Graph(function, tensors[:len(call.leaves)], "O0"))
             graph = kind(build(function), tensors, device.jit_level() or "O0")
             if guard is not None:
                 _check_against(_compat.Graph(guard(function), tensors, "O0"), graph, tensors)
@@ -184,6 +186,16 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     entry = _entries[key] = _Entry(graph, captures, statistics, site)
     _evict()
     return entry
+
+
+def _refuse_broken(compile_forward: Callable[[], Any]) -> None:
+    """Raise where the function has a primitive whose derivative is broken in MindSpore, and ours is not heeded."""
+    broken = _audit_graph.primitives(compile_forward) & rules.replaced()
+    if broken:
+        raise UnsafeRuntimeError(
+            f"the function uses {', '.join(sorted(broken))}, whose derivative in MindSpore is wrong or missing, and "
+            "ours is ignored, because a gradient was computed before mindspore_hessian was imported. Import it first, "
+            "in a new process.")
 
 
 def _check_against(reference: Callable, graph: Callable, tensors: tuple) -> None:

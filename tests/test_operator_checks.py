@@ -153,7 +153,7 @@ def test_nan_is_named_with_its_batch_and_weights():
     bad = X[4:].copy()
     bad[2, 1] = np.nan
     op = quick([data[0], (Tensor(bad), data[1][1])])
-    with pytest.warns(NonFiniteWarning, match="HessianOperator with batch 1 holds NaN or Inf, in the entries of weight"):
+    with pytest.warns(NonFiniteWarning, match="HessianOperator with batch 1 holds NaN or Inf, in .* of weight"):
         op @ np.ones(3)
 
 

@@ -216,7 +216,7 @@ def test_the_rules_are_in_force_here():
 LATE = """
 import warnings
 import numpy as np
-from mindspore import Tensor, jit, ops
+from mindspore import Tensor, jit, nn, ops
 def f(x): return (x * x).sum()
 def g(x): return ops.GradOperation()(f)(x)
 jit(g)(Tensor(np.ones(3, np.float32)))
@@ -227,6 +227,18 @@ with warnings.catch_warnings(record=True) as caught:
     assert not mindspore_hessian.rules.in_force()
 names = [warning.category.__name__ for warning in caught]
 assert names.count("LateRulesWarning") == 1, names
+x = Tensor(np.ones((2, 3), np.float32))
+assert np.allclose(mindspore_hessian.hvp(lambda x: (x ** 3).sum(), x, x).asnumpy(), 6)
+labels = Tensor(np.eye(3, dtype=np.float32)[:2])
+for name, wrong in (("SoftmaxCrossEntropyWithLogits", lambda x: nn.SoftmaxCrossEntropyWithLogits()(x, labels).sum()),
+                    ("SeLU", lambda x: ops.selu(x).sum()), ("PadV3", lambda x: (ops.pad(x, (1, 2)) ** 2).sum())):
+    for transform in (lambda f: mindspore_hessian.hvp(f, x, x), lambda f: mindspore_hessian.hessian(f)(x)):
+        try:
+            result = transform(wrong)
+        except mindspore_hessian.UnsafeRuntimeError as err:
+            assert name in str(err), err
+        else:
+            raise AssertionError(f"{name} was not refused: {result}")
 """
 
 

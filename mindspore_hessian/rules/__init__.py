@@ -78,9 +78,8 @@ def _register(rule: Rule) -> None:
 def _warn_late(names: str) -> None:
     warnings.warn(
         f"MindSpore ignores our derivative of {names}: it chooses between its own rules and Python's at the first "
-        "gradient of a process, and that has been computed. Second derivatives through these primitives can fail, and "
-        "those of SoftmaxCrossEntropyWithLogits and SeLU be wrong. Import mindspore_hessian and register rules before "
-        "the first gradient.", LateRulesWarning, stacklevel=3)
+        "gradient of a process, and that has been computed. Functions with these primitives are refused. Import "
+        "mindspore_hessian and register rules before the first gradient.", LateRulesWarning, stacklevel=3)
 
 
 def in_force() -> bool:
@@ -94,6 +93,11 @@ def in_force() -> bool:
             _warn_late(", ".join(name for (kind, name), (rule, _, _) in sorted(_registered.items())
                                  if kind == "derivative" and rule.replaces))
     return _read["replacing"]
+
+
+def replaced() -> set[str]:
+    """The primitives whose derivative in MindSpore is broken, so that it must not be used where ours is ignored."""
+    return {name for (kind, name), (rule, _, _) in _registered.items() if kind == "derivative" and rule.replaces}
 
 
 def _rows() -> list[Rule]:
