@@ -12,6 +12,7 @@ from scipy.sparse.linalg import cg, eigsh, lobpcg
 
 import mindspore_hessian as mh
 from mindspore_hessian import EmpiricalFisherOperator, FisherOperator, GGNOperator, HessianOperator, Identity
+from mindspore_hessian.operators.plan import chunks
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((8, 3)).astype(np.float32)
@@ -291,6 +292,14 @@ def test_unknown_likelihoods_are_asked_for():
         with pytest.raises(ValueError, match="likelihood of this loss is not known"):
             quick((X, Y), loss=bad, kind=FisherOperator, reduction="mean")
     close(quick((X, Y), loss=loss, kind=FisherOperator, likelihood="gaussian").to_dense(), H)
+
+
+@pytest.mark.parametrize(("columns", "chunk_size", "size", "widths"), [
+    (1, None, 10, [1]), (4, None, 10, [4]), (5, None, 10, [8]), (11, None, 10, [8, 3]), (33, None, 10, [64]),
+    (70, None, 10, [64, 8]), (20, 6, 10, [6, 6, 6, 2]), (3, 2, 10, [2, 1]), (6, None, 2 ** 24, [1] * 6),
+])
+def test_chunks(columns, chunk_size, size, widths):
+    assert chunks(columns, chunk_size, size) == widths
 
 
 def test_plan():

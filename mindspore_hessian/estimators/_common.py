@@ -105,11 +105,13 @@ class Run:
             return
         assert self._witness is not None
         temporary = f"{self._path}.{os.getpid()}.tmp"
+        fields: dict[str, Any] = {
+            "_arguments": np.array(json.dumps(self._arguments)), "_products": self.num_products,
+            "_seconds": self.seconds, "_probe": self._witness[0], "_product": self._witness[1],
+            **{name: np.asarray(value) for name, value in state.items()}}
         try:
             with open(temporary, "wb") as file:
-                np.savez(file, _arguments=np.array(json.dumps(self._arguments)), _products=self.num_products,
-                         _seconds=self.seconds, _probe=self._witness[0], _product=self._witness[1],
-                         **{name: np.asarray(value) for name, value in state.items()})
+                np.savez(file, **fields)
             os.replace(temporary, self._path)
         finally:
             with contextlib.suppress(FileNotFoundError):

@@ -15,7 +15,7 @@ from mindspore_hessian.operators.base import Operator, check_vectors
 from mindspore_hessian.operators.checks import check_deterministic as deterministic
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.distributed import communicator
-from mindspore_hessian.operators.plan import Plan, default_chunk, plan
+from mindspore_hessian.operators.plan import ONE_BY_ONE, Plan, chunks, plan
 from mindspore_hessian.operators.progress import Partial, fingerprint
 from mindspore_hessian.operators.risk import Kernel, Risk
 from mindspore_hessian.transforms._run import check_choice
@@ -115,17 +115,19 @@ class CurvatureOperator(Operator):
         return out
 
     def _chunked(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
-        """So many columns at a time, filled up with zeros to a power of two, so that few shapes are compiled."""
-        count = matrix.shape[1]
-        most = self.chunk_size or default_chunk(self.shape[0])
-        pieces = []
-        for start in range(0, count, most):
-            piece = matrix[:, start:start + most]
-            width = min(1 << (piece.shape[1] - 1).bit_length(), most)
-            filled = np.zeros((matrix.shape[0], width), matrix.dtype)
-            filled[:, :piece.shape[1]] = piece
+        """Columns in chunks of few widths, since each width is compiled: a chunk is filled up with zeros."""
+        pieces, start = [], 0
+        for width in chunks(matrix.shape[1], self.chunk_size, self.shape[0]):
+            piece = matrix[:, start:start + width]
+            if width > ONE_BY_ONE:
+                filled = np.zeros((matrix.shape[0], width), matrix.dtype)
+                filled[:, :piece.shape[1]] = piece
+            else:
+                filled = piece
             partial = self._partial(checkpoint, filled, start)
-            pieces.append(self.risk.products(self._make, filled, self.progress, partial)[:, :piece.shape[1]])
+            out = self.risk.products(self._make, filled, width > ONE_BY_ONE, self.progress, partial)
+            pieces.append(out[:, :piece.shape[1]])
+            start += width
         return np.concatenate(pieces, axis=1)
 
     def _partial(self, checkpoint: Any, matrix: np.ndarray, start: int) -> Partial | None:

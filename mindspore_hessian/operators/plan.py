@@ -47,9 +47,29 @@ class Plan:
                 f"vectors, {self.working_bytes / 2 ** 20:.1f} MiB of work a column (chunk_size={self.chunk_size}{cut})")
 
 
+ONE_BY_ONE = 4  # so few columns are multiplied one after another: no other width is compiled for them
+WIDTHS = (64, 8)
+
+
 def default_chunk(size: int) -> int:
     """Columns at a time: the vectors of a chunk take at most 64 MiB, and there are at most 64 of them."""
     return 1 << max(0, min(6, (2 ** 26 // (8 * size)).bit_length() - 1))
+
+
+def chunks(columns: int, chunk_size: int | None, size: int) -> list[int]:
+    """Widths of the chunks in which `columns` are multiplied; the last may be wider than what is left.
+
+    A width is used where it is filled by more than half, so that there are few widths (each is compiled) and few
+    columns of zeros.
+    """
+    most = chunk_size or default_chunk(size)
+    widths = [width for width in ((chunk_size,) if chunk_size else WIDTHS) if ONE_BY_ONE < width <= most]
+    out, left = [], columns
+    while left > 0:
+        width = next((w for w in widths if left > w // 2), min(ONE_BY_ONE, most, left))
+        out.append(width)
+        left -= width
+    return out
 
 
 def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:

@@ -126,24 +126,24 @@ class Risk:
         return joined[:-1].astype(self.weights.numpy_dtype), float(joined[-1])
 
     def products(self, make: Callable[[Batch, int], tuple[Kernel, tuple[Tensor, ...]]], matrix: np.ndarray,
-                 progress: bool | None = None, partial: Partial | None = None) -> np.ndarray:
-        """The sum over the batches of a kernel's products with the columns of a matrix.
+                 batched: bool, progress: bool | None = None, partial: Partial | None = None) -> np.ndarray:
+        """The sum over the batches of a kernel's products with the columns of a matrix, in one pass.
 
         Args:
             make: the kernel of a batch, given its number as well, and what it needs before the vectors.
             matrix: (n, k), of the dtype of the operator.
+            batched: all columns at once; else one after another.
             partial: where the partial sum is kept, so that a pass that was cut off goes on.
         """
         state = partial.read() if partial is not None else None
         start, total = state if state is not None else (0, np.zeros(matrix.shape))
         rows = np.ascontiguousarray(matrix.T)
-        vectors = Tensor(rows if len(rows) > 1 else rows[0])
         with self.comm.together(total.size):
             for number, batch in self.batches("product", progress, start):
                 kernel, extras = make(batch, number)
-                part = self._product(batch, kernel, extras, vectors)
+                part = self._product(batch, kernel, extras, rows, batched)
                 self._check(part, kernel, number)
-                total += self.factor(batch) * part.T.reshape(matrix.shape)
+                total += self.factor(batch) * part.T
                 if partial is not None:
                     partial.write(number + 1, total)
         out = self.comm.total(total).astype(matrix.dtype)
@@ -151,20 +151,22 @@ class Risk:
             partial.done()
         return out
 
-    def _product(self, batch: Batch, kernel: Kernel, extras: tuple[Tensor, ...], vectors: Tensor) -> np.ndarray:
-        if vectors.ndim == 1:
-            return _compat.to_numpy(self.run(batch, kernel, (*extras, vectors)))
+    def _product(self, batch: Batch, kernel: Kernel, extras: tuple[Tensor, ...], rows: np.ndarray,
+                 batched: bool) -> np.ndarray:
+        def loop() -> np.ndarray:
+            out = np.empty_like(rows)
+            for number, row in enumerate(rows):  # copied: the next call may write where this result is
+                out[number] = _compat.to_numpy(self.run(batch, kernel, (*extras, Tensor(row))))
+            return out
 
-        def loop() -> Any:
-            return np.stack([_compat.to_numpy(self.run(batch, kernel, (*extras, v))).copy() for v in vectors])
-        out = batched_or_loop(kernel.name, lambda: self.run(batch, kernel, (*extras, vectors)), loop)
-        return _compat.to_numpy(out) if isinstance(out, Tensor) else out
+        def at_once() -> np.ndarray:
+            return _compat.to_numpy(self.run(batch, kernel, (*extras, Tensor(rows))))
+        return batched_or_loop(kernel.name, at_once, loop) if batched else loop()
 
     def _check(self, part: np.ndarray, kernel: Kernel, number: int) -> None:
         if np.isfinite(part.sum(dtype=np.float64)) or np.isfinite(part).all():
             return
-        rows = np.atleast_2d(part)
-        bad = [name for name, where in self.weights.slices.items() if not np.isfinite(rows[:, where]).all()]
+        bad = [name for name, where in self.weights.slices.items() if not np.isfinite(part[:, where]).all()]
         warn(f"the product of {kernel.name} with batch {number} holds NaN or Inf, in the entries of "
              f"{', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''}", NonFiniteWarning)
 
