@@ -22,8 +22,8 @@ find_python() {
 }
 
 # make_venv FOLDER "PYTHON VERSIONS" REQUIREMENT...: an environment with these installed. One that is there already is
-# used again if it was made of the same pyproject.toml and requirements. One without a stamp was made by somebody else: it
-# is used as it is.
+# used again if it was made of the same pyproject.toml and requirements; else they are installed into it, and nothing is
+# removed. One without a stamp was made by somebody else: it is used as it is.
 make_venv() {
     local folder=$1 versions=$2 python stamp
     shift 2
@@ -33,7 +33,6 @@ make_venv() {
     fi
     python=$(find_python $versions) || return 1
     echo "installing into $folder with $("$python" --version) ..."
-    rm -rf "$folder"
     mkdir -p "$folder"
     echo unfinished >"$folder/stamp"
     # joined by &&, because `set -e` does not reach into the condition from which matrix.sh calls this

@@ -1,5 +1,5 @@
 """Second derivatives for MindSpore that are right or refused, and fast."""
-from mindspore_hessian import rules, testing
+from mindspore_hessian import plot, rules, testing
 from mindspore_hessian._compile import CacheInfo, cache_info, clear_cache, set_cache_size
 from mindspore_hessian._errors import (
     DeviceError,
@@ -13,7 +13,9 @@ from mindspore_hessian._errors import (
     UnsafeRuntimeError,
 )
 from mindspore_hessian.audit import AuditReport, audit
+from mindspore_hessian.callback import CurvatureMonitor, Measurement
 from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info
+from mindspore_hessian.diagnose import Diagnosis, diagnose
 from mindspore_hessian.estimators import (
     condition_number,
     diagonal,
@@ -40,14 +42,15 @@ from mindspore_hessian.transforms.products import curvature, ggnvp, grad_and_hvp
 
 __version__ = "0.1.0"
 __all__ = [
-    "AuditReport", "CacheInfo", "DeviceError", "DeviceInfo", "DistributedError", "EmpiricalFisherOperator",
-    "FallbackWarning", "FisherOperator", "GGNOperator", "HessianError", "HessianOperator", "Identity",
-    "LateRulesWarning", "MissingRuleError", "NonFiniteWarning", "NotCompilableError", "NotDeterministicError",
-    "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices", "batched_hessian", "cache_info",
-    "clear_cache", "condition_number", "configure", "curvature", "device_info", "diagonal", "distributed", "eigsh",
-    "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian", "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "jacobian",
-    "laplacian", "layer_report", "logdet", "negative_curvature", "rules", "set_cache_size", "solve", "spectral_density",
-    "testing", "trace", "value_grad_and_hessian",
+    "AuditReport", "CacheInfo", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis", "DistributedError",
+    "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator", "GGNOperator", "HessianError", "HessianOperator",
+    "Identity", "LateRulesWarning", "Measurement", "MissingRuleError", "NonFiniteWarning", "NotCompilableError",
+    "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices",
+    "batched_hessian", "cache_info", "clear_cache", "condition_number", "configure", "curvature", "device_info",
+    "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
+    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "jacobian", "laplacian", "layer_report", "logdet",
+    "negative_curvature", "plot", "rules", "set_cache_size", "solve", "spectral_density", "testing", "trace",
+    "value_grad_and_hessian",
 ]
 
 rules.install()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian.estimators.report import LayerReport
@@ -20,8 +21,7 @@ from mindspore_hessian.operators.progress import bar
 # Okabe and Ito's colours, which differ for every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MOST_NUMBERS = 10  # blocks a side, up to which the numbers fit into a heat map
-_COLUMNS = {"parameters": None, "trace": "trace_error", "share": None, "mean_diagonal": None,
-            "top_eigenvalue": "top_residual"}  # of a LayerReport, with the column of their errors
+_COLUMNS = {"trace": "trace_error", "top_eigenvalue": "top_residual"}  # of a LayerReport, with their errors
 
 
 def density(found: SpectralDensity, ax: Any = None, *, floor: float | None = None, label: str | None = None) -> Any:
@@ -33,8 +33,7 @@ def density(found: SpectralDensity, ax: Any = None, *, floor: float | None = Non
         label: for a legend; None: no legend.
 
     Raises:
-        TypeError: `found` is no SpectralDensity.
-        ValueError: `floor` is not positive.
+        TypeError, ValueError: `found` is no SpectralDensity; `floor` is not positive.
 
     Examples:
         >>> import numpy as np
@@ -49,15 +48,13 @@ def density(found: SpectralDensity, ax: Any = None, *, floor: float | None = Non
     ax = _axes(ax)
     logarithmic = _is_geometric(found.grid)
     floor = _lowest_peak(found.density) / 10 if floor is None else floor
-    colour = _next(ax)
+    colour, low, high = _next(ax), found.density - found.standard_error, found.density + found.standard_error
     ax.plot(found.grid, found.density, color=colour, linewidth=1.5, label=label)
-    ax.fill_between(found.grid, np.maximum(found.density - found.standard_error, floor),
-                    np.maximum(found.density + found.standard_error, floor), color=colour, alpha=0.25, linewidth=0)
-    ax.set_xscale("log" if logarithmic else "linear")
-    ax.set_yscale("log")
-    ax.set_ylim(bottom=floor, top=3 * float((found.density + found.standard_error).max()))
-    ax.set_xlabel("magnitude of the eigenvalue" if logarithmic else "eigenvalue")
-    ax.set_ylabel("density per decade" if logarithmic else "density")
+    ax.fill_between(found.grid, np.maximum(low, floor), np.maximum(high, floor), color=colour, alpha=0.25, linewidth=0)
+    ax.set(xscale="log" if logarithmic else "linear", yscale="log")
+    ax.set_ylim(bottom=floor, top=3 * float(high.max()))
+    ax.set(xlabel="magnitude of the eigenvalue" if logarithmic else "eigenvalue",
+           ylabel="density per decade" if logarithmic else "density")
     return _finish(ax, label is not None)
 
 
@@ -66,13 +63,12 @@ def training(history: Iterable, ax: Any = None, *, learning_rate: float | None =
 
     Args:
         history: objects or dicts with ``step``, ``sharpness``, and ``threshold`` or ``learning_rate`` where known,
-            such as the history of a CurvatureMonitor.
+            such as the history of a CurvatureMonitor. Those without sharpness are left out.
         learning_rate: for the line; None: the line of each measurement, where it has one.
         label: of the sharpness, in the legend.
 
     Raises:
-        TypeError, ValueError: nothing to draw, a measurement without a step or sharpness, a learning rate that is not
-            positive.
+        ValueError: nothing to draw; a learning rate that is not positive.
 
     Examples:
         >>> from mindspore_hessian import plot
@@ -81,20 +77,19 @@ def training(history: Iterable, ax: Any = None, *, learning_rate: float | None =
         >>> print(ax.lines[1].get_ydata())  # doctest: +SKIP
         [20. 20. 20.]
     """
+    measurements = [one for one in history if _field(one, "step") is not None and _field(one, "sharpness") is not None]
+    if not measurements:
+        raise ValueError("the history holds no measurement with step and sharpness: there is nothing to draw")
     if learning_rate is not None and not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, but got {learning_rate!r}")
-    measurements = list(history)
-    if not measurements:
-        raise ValueError("history is empty: there is nothing to draw")
-    steps = [_needed(one, "step", number) for number, one in enumerate(measurements)]
-    sharpness = [float(_needed(one, "sharpness", number)) for number, one in enumerate(measurements)]
+    steps, sharpness = ([_field(one, name) for one in measurements] for name in ("step", "sharpness"))
     thresholds = [_threshold(one, learning_rate) for one in measurements]
     ax = _axes(ax)
-    ax.plot(steps, sharpness, color=_next(ax), linewidth=1.5, marker="o", markersize=4, label=label)
+    colour = _next(ax)
+    ax.plot(steps, sharpness, color=colour, linewidth=1.5, marker="o", markersize=4, label=label)
     if np.isfinite(thresholds).any():
-        ax.plot(steps, thresholds, color=_next(ax), linewidth=1.5, linestyle="--", label="2 / learning rate")
-    ax.set_xlabel("step")
-    ax.set_ylabel("largest eigenvalue of the Hessian")
+        ax.plot(steps, thresholds, color=colour, linewidth=1.5, linestyle="--", label="2 / learning rate")
+    ax.set(xlabel="step", ylabel="largest eigenvalue of the Hessian")
     ax.set_ylim(bottom=min(0.0, *ax.get_ylim()))
     return _finish(ax, True)
 
@@ -114,8 +109,7 @@ def loss_line(op: CurvatureOperator, vector: Any, radius: float = 1.0, points: i
         label: of the loss, in the legend.
 
     Raises:
-        TypeError: `op` is no operator of a network.
-        ValueError: a zero vector, one of another shape, a radius or number of points out of range.
+        TypeError, ValueError: `op` is no operator of a network; another argument does not fit.
 
     Examples:
         >>> import mindspore as ms
@@ -132,14 +126,14 @@ def loss_line(op: CurvatureOperator, vector: Any, radius: float = 1.0, points: i
     direction = _unit(op, "vector", vector)
     at = _distances(radius, points)
     ax = _axes(ax)
-    losses = _losses(op, at[:, None] * direction)
+    losses = _losses(op, (t * direction for t in at), points)
     slope, here = op.risk.gradient_and_loss(op.progress)
     bend = direction @ (op @ direction.astype(op.dtype)).astype(np.float64)
-    ax.plot(at, losses, color=_next(ax), linewidth=1.5, marker="o", markersize=4, label=label)
-    ax.plot(at, here + at * (slope @ direction) + at ** 2 / 2 * bend, color=_next(ax), linewidth=1.5, linestyle="--",
+    colour = _next(ax)
+    ax.plot(at, losses, color=colour, linewidth=1.5, marker="o", markersize=4, label=label)
+    ax.plot(at, here + at * (slope @ direction) + at ** 2 / 2 * bend, color=colour, linewidth=1.5, linestyle="--",
             label="from gradient and curvature")
-    ax.set_xlabel("distance from the weights, along the direction")
-    ax.set_ylabel("loss")
+    ax.set(xlabel="distance from the weights, along the direction", ylabel="loss")
     return _finish(ax, True)
 
 
@@ -157,19 +151,15 @@ def loss_plane(op: CurvatureOperator, v1: Any, v2: Any, radius: float = 1.0, poi
         points: along each axis, odd, so that the weights are one of them.
 
     Raises:
-        TypeError: `op` is no operator of a network.
-        ValueError: a zero vector, one of another shape, parallel ones, a radius or number of points out of range.
+        TypeError, ValueError: `op` is no operator of a network; another argument does not fit, parallel directions.
 
     Examples:
         >>> import mindspore as ms
         >>> from mindspore import nn
         >>> from mindspore_hessian import HessianOperator, plot
         >>> net = nn.Dense(2, 1, weight_init="ones", has_bias=False)
-        >>> x, y = ms.Tensor([[1.0, 0.0], [0.0, 2.0]]), ms.Tensor([[0.0], [0.0]])
-        >>> op = HessianOperator(net, nn.MSELoss(), (x, y))
+        >>> op = HessianOperator(net, nn.MSELoss(), (ms.ops.eye(2), ms.ops.zeros((2, 1))))
         >>> ax = plot.loss_plane(op, [1.0, 0.0], [0.0, 1.0], radius=2, points=5)  # doctest: +SKIP
-        >>> print(net.weight.asnumpy())
-        [[1. 1.]]
     """
     first, second = _unit(op, "v1", v1), _unit(op, "v2", v2)
     second = second - (second @ first) * first
@@ -184,9 +174,7 @@ def loss_plane(op: CurvatureOperator, v1: Any, v2: Any, radius: float = 1.0, poi
     ax.contour(at, at, losses, levels=filled.levels, colors="white", linewidths=0.4, alpha=0.6)
     ax.plot(0, 0, marker="+", markersize=12, markeredgewidth=2, color="white")
     ax.figure.colorbar(filled, ax=ax, label="loss")
-    ax.set_aspect("equal")
-    ax.set_xlabel("distance along v1")
-    ax.set_ylabel("distance along v2")
+    ax.set(aspect="equal", xlabel="distance along v1", ylabel="distance along v2")
     return ax
 
 
@@ -200,8 +188,7 @@ def blocks(matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None,
             layers, on a scale that is logarithmic on both sides of zero.
 
     Raises:
-        TypeError: no layers are known.
-        ValueError: the matrix is not square and finite, or an index of a layer is outside of it.
+        TypeError, ValueError: no layers are known; the matrix is not square and finite, an index is outside of it.
 
     Examples:
         >>> import numpy as np
@@ -212,13 +199,13 @@ def blocks(matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None,
         [[ 5.  0.]
          [ 0. 12.]]
     """
-    layers = layers if layers is not None else getattr(matrix, "layers", None)
+    layers = getattr(matrix, "layers", None) if layers is None else layers
     if not isinstance(layers, Mapping) or not layers:
         raise TypeError(f"layers must be a dict from names to indices, such as op.layers, but got {layers!r}")
     dense = np.asarray(matrix.to_dense() if hasattr(matrix, "to_dense") else matrix, dtype=np.float64)
     if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not np.isfinite(dense).all():
-        raise ValueError(f"matrix must be square and finite, but has shape {dense.shape} and "
-                         f"{int((~np.isfinite(dense)).sum())} entries that are NaN or Inf")
+        bad = int((~np.isfinite(dense)).sum())
+        raise ValueError(f"matrix must be square and finite, but has shape {dense.shape} and {bad} entries NaN or Inf")
     chosen = {str(name): np.asarray(index) for name, index in layers.items()}
     for name, index in chosen.items():
         if not index.size or index.min() < 0 or index.max() >= len(dense):
@@ -236,8 +223,7 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
             for all.
 
     Raises:
-        TypeError: `report` is no LayerReport.
-        ValueError: an unknown column, or none.
+        TypeError, ValueError: `report` is no LayerReport; an unknown column, or none.
 
     Examples:
         >>> import numpy as np
@@ -247,26 +233,24 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
         ...     def __matmul__(self, x):
         ...         return np.diag([3.0, 1.0, 4.0]) @ x
         >>> ax = plot.layers(layer_report(Operator()))  # doctest: +SKIP
-        >>> print([bar.get_width() for bar in ax.containers[0]])  # doctest: +SKIP
+        >>> print([bar.get_width() for bar in ax.patches[:2]])  # doctest: +SKIP
         [4.0, 4.0]
     """
     _check_kind("report", report, LayerReport, "layer_report")
-    unknown = [name for name in columns if name not in _COLUMNS]
-    if unknown or not columns or isinstance(columns, str):
-        raise ValueError(f"columns must be some of {', '.join(_COLUMNS)}, as a list or tuple, but got {columns!r}")
+    choices = {"parameters", "share", "mean_diagonal", *_COLUMNS}
+    if isinstance(columns, str) or not columns or not set(columns) <= choices:
+        raise ValueError(f"columns must be some of {', '.join(sorted(choices))}, in a list, but got {columns!r}")
     ax = _axes(ax)
     height, rows = 0.8 / len(columns), np.arange(len(report.rows))
     for number, name in enumerate(columns):
         values = [float(getattr(row, name)) for row in report.rows]
-        of_errors = _COLUMNS[name]
-        errors = [float(getattr(row, of_errors)) for row in report.rows] if of_errors else None
+        errors = [float(getattr(row, _COLUMNS[name])) for row in report.rows] if name in _COLUMNS else None
         ax.barh(rows + (number + 0.5) * height - 0.4, values, height, xerr=errors, color=COLOURS[number],
                 ecolor="black", capsize=3, label=name.replace("_", " "))
     ax.set_yticks(rows, [row.name for row in report.rows])
     ax.invert_yaxis()  # the first layer on top
     ax.axvline(0, color="#777777", linewidth=0.8)
-    ax.set_xlabel(columns[0].replace("_", " ") if len(columns) == 1 else "curvature")
-    ax.set_ylabel("layer")
+    ax.set(xlabel=columns[0].replace("_", " ") if len(columns) == 1 else "curvature", ylabel="layer")
     return _finish(ax, len(columns) > 1)
 
 
@@ -275,7 +259,7 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
 def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
     """A direction as a flat vector of length 1."""
     _check_kind("op", op, CurvatureOperator, "HessianOperator")
-    structured = isinstance(vector, tuple | list) and np.ndim(vector[0] if len(vector) else 0) > 0
+    structured = isinstance(vector, tuple | list) and any(isinstance(part, Tensor | np.ndarray) for part in vector)
     flat = np.asarray(op.flatten(vector) if structured else vector, dtype=np.float64)
     if flat.shape != op.shape[:1]:
         raise ValueError(f"{name} must have shape ({op.shape[0]},), or that of the weights, but has shape {flat.shape}")
@@ -293,11 +277,9 @@ def _distances(radius: float, points: int) -> np.ndarray:
     return np.linspace(-radius, radius, points)
 
 
-def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int | None = None) -> np.ndarray:
-    """The risk at the weights plus each shift, summed over the processes of a distributed operator."""
-    parameters, risk = op.weights.parameters, op.risk
-    count = count if count is not None else len(shifts)  # type: ignore[arg-type]
-    values = np.zeros(count)
+def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """The risk at the weights plus each of `count` shifts, summed over the processes of a distributed operator."""
+    parameters, risk, values = op.weights.parameters, op.risk, np.zeros(count)
     with _kept(parameters) as before, risk.comm.together(count), \
             bar("loss", count, op.progress, risk.comm.rank) as shown:
         base = np.concatenate([array.reshape(-1) for array in before]).astype(np.float64)
@@ -313,7 +295,7 @@ def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int | No
 @contextlib.contextmanager
 def _kept(parameters: Sequence[Any]) -> Iterator[list[np.ndarray]]:
     """The values of the Parameters, which are back in place at the end."""
-    before = [_compat.to_numpy(parameter.value()).copy() for parameter in parameters]
+    before = [_compat.to_numpy(parameter).copy() for parameter in parameters]
     try:
         yield before
     finally:
@@ -340,8 +322,8 @@ def _axes(ax: Any) -> Any:
 
 
 def _next(ax: Any) -> str:
-    """The colour of the next line."""
-    return COLOURS[len(ax.lines) % len(COLOURS)]
+    """The colour of the next solid line, and of the dashed one that belongs to it."""
+    return COLOURS[sum(line.get_linestyle() == "-" for line in ax.lines) % len(COLOURS)]
 
 
 def _finish(ax: Any, legend: bool) -> Any:
@@ -361,13 +343,6 @@ def _field(measurement: Any, name: str) -> Any:
     return measurement.get(name) if isinstance(measurement, Mapping) else getattr(measurement, name, None)
 
 
-def _needed(measurement: Any, name: str, number: int) -> Any:
-    value = _field(measurement, name)
-    if value is None:
-        raise TypeError(f"measurement {number} of the history has no {name}: {measurement!r}")
-    return value
-
-
 def _threshold(measurement: Any, learning_rate: float | None) -> float:
     """2 / learning rate, NaN where it is not known."""
     threshold = _field(measurement, "threshold") if learning_rate is None else None
@@ -376,11 +351,9 @@ def _threshold(measurement: Any, learning_rate: float | None) -> float:
 
 
 def _is_geometric(grid: np.ndarray) -> bool:
-    """Whether the points have a constant ratio and not a constant difference: the density was per decade."""
-    if grid[0] <= 0 or len(grid) < 3 or np.allclose(np.diff(grid), grid[1] - grid[0], rtol=1e-3):
-        return False
-    steps = np.diff(np.log(grid))
-    return bool(np.allclose(steps, steps[0], rtol=1e-3))
+    """Whether it is rather the ratios of the points that are even than their differences: a density per decade."""
+    linear, logarithmic = np.diff(grid), np.diff(np.log(np.abs(grid) + 1e-300))
+    return bool(grid[0] > 0 and np.ptp(logarithmic) / logarithmic.mean() < np.ptp(linear) / linear.mean())
 
 
 def _lowest_peak(heights: np.ndarray) -> float:
@@ -410,21 +383,18 @@ def _entries(dense: np.ndarray, layers: dict[str, np.ndarray], ax: Any) -> Any:
     largest = float(np.abs(dense).max()) or 1.0
     scale = _matplotlib().colors.SymLogNorm(linthresh=1e-3 * largest, vmin=-largest, vmax=largest)
     image = ax.imshow(dense[np.ix_(order, order)], cmap="PuOr", norm=scale, interpolation="nearest")
-    ends = np.cumsum([len(index) for index in layers.values()])
+    sizes = np.array([len(index) for index in layers.values()])
+    ends = np.cumsum(sizes)
     for end in ends[:-1]:
         ax.axhline(end - 0.5, color="black", linewidth=0.6)
         ax.axvline(end - 0.5, color="black", linewidth=0.6)
-    middles = ends - np.array([len(index) for index in layers.values()]) / 2 - 0.5
-    return _named(ax, image, list(layers), middles, "entry")
+    return _named(ax, image, list(layers), ends - sizes / 2 - 0.5, "entry")
 
 
 def _named(ax: Any, image: Any, names: list[str], places: np.ndarray, label: str) -> Any:
     ax.figure.colorbar(image, ax=ax, label=label)
-    if max(map(len, names)) > 5:
-        ax.set_xticks(places, names, rotation=30, ha="right")
-    else:
-        ax.set_xticks(places, names)
+    long = max(map(len, names)) > 5
+    ax.set_xticks(places, names, rotation=30 if long else 0, ha="right" if long else "center")
     ax.set_yticks(places, names)
-    ax.set_xlabel("layer")
-    ax.set_ylabel("layer")
+    ax.set(xlabel="layer", ylabel="layer")
     return ax

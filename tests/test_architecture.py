@@ -25,7 +25,7 @@ LEVELS = [
     {"transforms"},
     {"operators"},
     {"estimators"},
-    {"audit", "testing", "callback", "plot"},
+    {"audit", "testing", "diagnose", "callback", "plot"},
     {"mindspore_hessian"},  # the package itself: what __init__ re-exports
     {"__main__"},
 ]

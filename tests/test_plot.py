@@ -1,0 +1,361 @@
+"""Pictures: the artists hold the numbers, the axes have labels, the weights are as they were."""
+from __future__ import annotations
+
+import builtins
+import doctest
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from mindspore_hessian import HessianOperator, Identity, eigsh, layer_report, plot, spectral_density
+from mindspore_hessian.operators.risk import Risk
+
+matplotlib = pytest.importorskip("matplotlib", reason="pip install mindspore-hessian[plot]")
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+X = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], np.float32)
+Y = np.array([[0.3], [-0.7], [0.1]], np.float32)
+DIAGONAL = np.diag([-1.0, 0.0, 0.5, 3.0])
+
+
+@pytest.fixture(autouse=True)
+def figures_closed():
+    yield
+    pyplot.close("all")
+
+
+@pytest.fixture(scope="module")
+def op():
+    """Mean of (w . x - y)^2 over X, Y: a parabola in the weights, in two batches of different sizes."""
+    net = nn.Dense(2, 1, weight_init=Tensor([[0.1, -0.2]], ms.float32), has_bias=False)
+    data = [(Tensor(X[:2]), Tensor(Y[:2])), (Tensor(X[2:]), Tensor(Y[2:]))]
+    return HessianOperator(net, nn.MSELoss(), data, check_deterministic=False)
+
+
+def risk(w) -> float:
+    return float(((X @ np.reshape(w, 2) - Y[:, 0]) ** 2).mean())
+
+
+def labelled(ax) -> bool:
+    return bool(ax.get_xlabel() and ax.get_ylabel())
+
+
+def band(ax) -> np.ndarray:
+    return ax.collections[0].get_paths()[0].vertices
+
+
+# --- densities ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_density(scale):
+    found = spectral_density(DIAGONAL, num_probes=4, scale=scale)
+    ax = plot.density(found, label="here")
+    line, = ax.lines
+    np.testing.assert_array_equal(line.get_xdata(), found.grid)
+    np.testing.assert_array_equal(line.get_ydata(), found.density)
+    top = np.argmax(found.density + found.standard_error)
+    assert band(ax)[:, 1].max() == pytest.approx((found.density + found.standard_error)[top])
+    assert (ax.get_xscale(), ax.get_yscale()) == (scale, "log")
+    assert ax.get_legend().get_texts()[0].get_text() == "here"
+    assert labelled(ax)
+    assert ("decade" in ax.get_ylabel()) == (scale == "log")
+
+
+def test_density_shows_every_peak():
+    found = spectral_density(np.diag([*np.zeros(60), 5.0]), num_probes=8)
+    low, high = plot.density(found).get_ylim()
+    peak = found.density[np.abs(found.grid - 5).argmin()]
+    assert low < peak < found.density.max() < high
+    assert plot.density(found, floor=1e-7).get_ylim()[0] == 1e-7
+
+
+def test_density_draws_into_given_axes_and_another_colour():
+    ax = Figure().subplots()
+    found = spectral_density(DIAGONAL, num_probes=2)
+    assert plot.density(found, ax) is ax
+    plot.density(found, ax)
+    assert len({line.get_color() for line in ax.lines}) == 2
+    assert not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("call", [
+    lambda: plot.density(DIAGONAL),
+    lambda: plot.density(spectral_density(DIAGONAL, num_probes=2), floor=0.0),
+])
+def test_density_refuses(call):
+    with pytest.raises((TypeError, ValueError), match="found must be a SpectralDensity|floor must be positive"):
+        call()
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", [dict, SimpleNamespace])
+@pytest.mark.parametrize("known", ["threshold", "learning_rate", "argument", "nothing"])
+def test_training(kind, known):
+    extra = {"threshold": 20.0} if known == "threshold" else {"learning_rate": 0.1} if known == "learning_rate" else {}
+    history = [kind(step=step, sharpness=3.0 * step, loss=1.0, **extra) for step in (0, 5, 9)]
+    ax = plot.training(history, learning_rate=0.1 if known == "argument" else None)
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [0, 5, 9])
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0, 15, 27])
+    assert len(ax.lines) == (1 if known == "nothing" else 2)
+    if known != "nothing":
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), [20, 20, 20])
+    assert labelled(ax)
+
+
+def test_training_follows_a_schedule_and_holes():
+    history = [{"step": 0, "sharpness": 1.0, "threshold": 4.0}, {"step": 1, "sharpness": None},
+               {"step": 2, "sharpness": 2.0, "threshold": None}]
+    sharpness, threshold = plot.training(history).lines
+    assert sharpness.get_color() == threshold.get_color()
+    np.testing.assert_array_equal(sharpness.get_xdata(), [0, 2])
+    np.testing.assert_array_equal(threshold.get_ydata(), [4.0, np.nan])
+
+
+@pytest.mark.parametrize(("history", "rate", "message"), [
+    ([], None, "no measurement"),
+    ([{"step": 0}], None, "no measurement"),
+    ([{"step": 0, "sharpness": 1.0}], -0.1, "learning_rate must be positive"),
+])
+def test_training_refuses(history, rate, message):
+    with pytest.raises(ValueError, match=message):
+        plot.training(history, learning_rate=rate)
+
+
+# --- the loss beside the weights ----------------------------------------------------------------------------------
+
+def test_loss_line_is_the_loss_and_its_parabola(op):
+    before = op.weights.parameters[0].asnumpy().copy()
+    ax = plot.loss_line(op, [3.0, 4.0], radius=2, points=5)
+    loss, parabola = ax.lines
+    np.testing.assert_allclose(loss.get_xdata(), [-2, -1, 0, 1, 2])
+    np.testing.assert_allclose(loss.get_ydata(), [risk(before + t * np.array([0.6, 0.8])) for t in range(-2, 3)],
+                               rtol=1e-5)
+    np.testing.assert_allclose(parabola.get_ydata(), loss.get_ydata(), rtol=1e-4)  # this loss is one
+    assert op.weights.parameters[0].asnumpy().tobytes() == before.tobytes()
+    assert labelled(ax)
+
+
+@pytest.mark.parametrize("kind", ["list", "array", "tensors", "arrays"])
+def test_loss_line_takes_every_form_of_a_vector(op, kind):
+    vector = {"list": [0.0, 1.0], "array": np.array([0.0, 1.0]), "tensors": (Tensor([[0.0, 1.0]]),),
+              "arrays": [np.array([[0.0, 1.0]])]}[kind]
+    found = plot.loss_line(op, vector, points=3).lines[0].get_ydata()
+    np.testing.assert_allclose(found, [risk([0.1, -0.2 + t]) for t in (-1, 0, 1)], rtol=1e-5)
+
+
+def test_loss_plane(op):
+    before = op.weights.parameters[0].asnumpy().copy()
+    ax = plot.loss_plane(op, [1.0, 0.0], [1.0, 1.0], radius=1, points=3)
+    filled = ax.collections[0]
+    truth = [risk(before + np.array([a, b])) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+    low, high = filled.get_clim()
+    assert low <= min(truth) * (1 + 1e-5)
+    assert high >= max(truth) * (1 - 1e-5)
+    assert (filled.levels[0], filled.levels[-1]) == (low, high)
+    assert op.weights.parameters[0].asnumpy().tobytes() == before.tobytes()
+    assert labelled(ax)
+    assert ax.figure.axes[1].get_ylabel() == "loss"
+
+
+def test_the_plane_has_v1_to_the_right_and_v2_upwards(op):
+    at, w = plot._distances(1.0, 3), op.weights.parameters[0].asnumpy()
+    ax = Figure().subplots()
+    seen = {}
+    ax.contourf = lambda x, y, z, **_: seen.update(z=z) or Figure().subplots().contourf(x, y, z)
+    ax.contour, ax.figure.colorbar = (lambda *_, **__: None,) * 2
+    plot.loss_plane(op, [1.0, 0.0], [0.0, 1.0], points=3, ax=ax)
+    np.testing.assert_allclose(seen["z"], [[risk(w + np.array([a, b])) for a in at] for b in at], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [ms.float16, ms.float32, ms.float64], ids=str)
+def test_weights_are_restored_bit_for_bit_in_every_dtype(dtype):
+    class Net(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.w = Parameter(Tensor([1 / 3, -0.0, 1e-3], dtype), name="w")
+
+        def construct(self, x):
+            return ((self.w * x) ** 2).mean()
+    net = Net()
+    op = HessianOperator(net, None, (Tensor(np.ones(3), dtype),), reduction="mean", check_deterministic=False)
+    before = net.w.value().copy()
+    plot.loss_line(op, [1.0, 1.0, 1.0], points=3)
+    assert net.w.dtype == dtype
+    assert net.w.asnumpy().tobytes() == before.asnumpy().tobytes()
+
+
+def test_weights_are_restored_after_an_error(op, monkeypatch):
+    before, calls = op.weights.parameters[0].asnumpy().copy(), []
+
+    def fails(self, batch):
+        calls.append(op.weights.parameters[0].asnumpy().copy())
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return 0.0
+    monkeypatch.setattr(Risk, "loss", fails)
+    with pytest.raises(KeyboardInterrupt):
+        plot.loss_line(op, [1.0, 0.0], points=3)
+    assert not np.array_equal(calls[0], before)
+    assert op.weights.parameters[0].asnumpy().tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
+def test_the_loss_is_drawn_in_both_modes(op, mode):
+    before, w = ms.get_context("mode"), op.weights.parameters[0].asnumpy().copy()
+    ms.set_context(mode=mode)
+    try:
+        loss = plot.loss_line(op, [0.0, 1.0], points=3).lines[0].get_ydata()
+    finally:
+        ms.set_context(mode=before)
+    np.testing.assert_allclose(loss, [risk(w + [0.0, t]) for t in (-1, 0, 1)], rtol=1e-5)
+    assert op.weights.parameters[0].asnumpy().tobytes() == w.tobytes()
+
+
+def test_a_users_compiled_function_reads_the_restored_weights(op):
+    net = op.risk.network
+
+    @ms.jit
+    def compiled(x):
+        return net(x)
+    first = compiled(Tensor(X)).asnumpy().copy()
+    plot.loss_line(op, [1.0, 0.0], points=3)
+    np.testing.assert_array_equal(compiled(Tensor(X)).asnumpy(), first)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda op: plot.loss_line(op.to_dense(), [1.0, 0.0]), "op must be a CurvatureOperator"),
+    (lambda op: plot.loss_line(op + Identity, [1.0, 0.0]), "op must be a CurvatureOperator"),
+    (lambda op: plot.loss_line(op, [1.0, 0.0, 0.0]), r"vector must have shape \(2,\)"),
+    (lambda op: plot.loss_line(op, [0.0, 0.0]), "not zero"),
+    (lambda op: plot.loss_line(op, [np.nan, 0.0]), "finite"),
+    (lambda op: plot.loss_line(op, [1.0, 0.0], radius=0), "radius must be positive"),
+    (lambda op: plot.loss_line(op, [1.0, 0.0], points=4), "odd number"),
+    (lambda op: plot.loss_plane(op, [1.0, 0.0], [-2.0, 0.0]), "parallel"),
+])
+def test_the_loss_refuses(op, call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(op)
+
+
+# --- blocks and layers --------------------------------------------------------------------------------------------
+
+MATRIX = np.array([[3.0, 0.0, -1.0], [0.0, 4.0, 2.0], [-1.0, 2.0, 12.0]])
+LAYERS = {"first": [0, 2], "second": np.array([1])}
+
+
+def test_block_norms():
+    ax = plot.blocks(MATRIX, LAYERS)
+    truth = [[np.sqrt(9 + 144 + 2), 2.0], [2.0, 4.0]]
+    np.testing.assert_allclose(ax.images[0].get_array(), truth)
+    assert [t.get_text() for t in ax.get_yticklabels()] == [t.get_text() for t in ax.get_xticklabels()] == [*LAYERS]
+    assert [t.get_text() for t in ax.texts] == ["12", "2", "2", "4"]
+    assert labelled(ax)
+    assert ax.figure.axes[1].get_ylabel() == "Frobenius norm of the block"
+
+
+def test_block_entries():
+    ax = plot.blocks(MATRIX, LAYERS, entries=True)
+    np.testing.assert_array_equal(ax.images[0].get_array(), MATRIX[np.ix_([0, 2, 1], [0, 2, 1])])
+    assert ax.images[0].norm.vmax == -ax.images[0].norm.vmin == 12.0
+    assert len(ax.lines) == 2  # one cut, both ways
+    assert labelled(ax)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.diag([1.0, 1.0, 0.0])], ids=["zero", "blocks of zero"])
+@pytest.mark.parametrize("entries", [False, True])
+def test_blocks_of_zeros_are_drawn(matrix, entries):
+    plot.blocks(matrix, LAYERS, entries=entries).figure.canvas.draw()
+
+
+def test_blocks_of_an_operator(op):
+    ax = plot.blocks(op)
+    np.testing.assert_allclose(ax.images[0].get_array(), [[np.linalg.norm(2 / 3 * X.T @ X)]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("matrix", "layers", "message"), [
+    (MATRIX, None, "layers must be a dict"), (MATRIX[:2], LAYERS, "square"), (MATRIX * np.nan, LAYERS, "9 entries"),
+    (MATRIX, {"a": [3]}, "'a' must have indices from 0 to 2"), (MATRIX, {"a": []}, "'a' must have indices"),
+])
+def test_blocks_refuses(matrix, layers, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        plot.blocks(matrix, layers)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return layer_report(SimpleOperator(), num_probes=4)
+
+
+class SimpleOperator:
+    shape, layers = (3, 3), {"first": np.array([0, 2]), "second": np.array([1])}
+
+    def __matmul__(self, x):
+        return MATRIX @ x
+
+
+def test_layers(report):
+    ax = plot.layers(report)
+    traces, tops = ([bar.get_width() for bar in container] for container in
+                    (c for c in ax.containers if hasattr(c, "patches")))
+    assert traces == [row.trace for row in report.rows]
+    assert tops == [row.top_eigenvalue for row in report.rows]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second"]
+    assert ax.yaxis_inverted()
+    assert labelled(ax)
+
+
+def test_layers_with_one_column(report):
+    ax = plot.layers(report, columns=["mean_diagonal"])
+    assert [bar.get_width() for bar in ax.containers[0]] == [row.mean_diagonal for row in report.rows]
+    assert ax.get_xlabel() == "mean diagonal"
+
+
+@pytest.mark.parametrize("columns", ["trace", [], ["no such"]])
+def test_layers_refuses(report, columns):
+    with pytest.raises(ValueError, match="columns must be some of"):
+        plot.layers(report, columns=columns)
+    with pytest.raises(TypeError, match="report must be a LayerReport"):
+        plot.layers([1])
+
+
+# --- with and without matplotlib ----------------------------------------------------------------------------------
+
+def test_without_matplotlib_the_error_says_what_to_install(op, report, monkeypatch):
+    true = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(f"No module named {name!r}")
+        return true(name, *args, **kwargs)
+    monkeypatch.setattr(builtins, "__import__", without)
+    found = spectral_density(DIAGONAL, num_probes=2)
+    for call in (lambda: plot.density(found), lambda: plot.training([{"step": 0, "sharpness": 1.0}]),
+                 lambda: plot.loss_line(op, [1.0, 0.0]), lambda: plot.loss_plane(op, [1.0, 0.0], [0.0, 1.0]),
+                 lambda: plot.blocks(MATRIX, LAYERS), lambda: plot.layers(report)):
+        with pytest.raises(ImportError, match=r"pip install mindspore-hessian\[plot\]"):
+            call()
+
+
+def test_examples_run_where_matplotlib_is():
+    """The doctests skip the lines that need matplotlib, which may be missing; here they run."""
+    runner = doctest.DocTestRunner()
+    found = [test for test in doctest.DocTestFinder().find(plot) if test.examples]
+    for test in found:
+        for example in test.examples:
+            example.options.pop(doctest.SKIP, None)
+        runner.run(test)
+    assert len(found) == 6
+    assert runner.summarize().failed == 0
+
+
+def test_an_eigenvector_can_be_drawn(op):
+    top = eigsh(op, k=2)
+    for vector in (top.vector(0), top.structured(0)):
+        loss, parabola = plot.loss_line(op, vector, points=3).lines
+        np.testing.assert_allclose(loss.get_ydata(), parabola.get_ydata(), rtol=1e-4)
