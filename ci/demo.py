@@ -42,7 +42,7 @@ def main() -> None:
     chosen = SPLIT + int(right.argmin())  # one that it gets wrong: a confident answer has next to no curvature
     title = f"one digit: {labels[chosen]}, taken for {guess[chosen]}"
     pixels(loss, ms.Tensor(images[chosen:chosen + 1]), ms.Tensor(labels[chosen:chosen + 1]), title, net)
-    sharpness(net, loss, ms.Tensor(images[:SPLIT]), ms.Tensor(labels[:SPLIT]))
+    spectrum(net, loss, images[:SPLIT], labels[:SPLIT])
 
 
 def train(net, loss, images, labels) -> None:
@@ -116,36 +116,33 @@ def recipe_alone(net, image, label, v, expected) -> list[str]:
     return run.stdout.splitlines()
 
 
-def sharpness(net, loss, images, labels) -> None:
-    """Largest eigenvalue of the loss's Hessian with respect to all weights, by power iteration."""
-    weights = net.trainable_params()
-    print(f"\nHessian of the loss over {len(images)} digits with respect to all {sum(p.size for p in weights)} weights")
-
-    def product(v):
-        return flat(mh.hvp(loss, (images, labels), like(v, weights), weights=weights))
-
-    mh.clear_cache()
-    v = rng.standard_normal(sum(p.size for p in weights)).astype(np.float32)
+def spectrum(net, loss, images, labels) -> None:
+    """What the Hessian of the loss on the training digits, with respect to all weights, says."""
+    data = [(ms.Tensor(images[i:i + 500]), ms.Tensor(labels[i:i + 500])) for i in range(0, len(images), 500)]
+    op, first = wall(lambda: mh.HessianOperator(net, nn.CrossEntropyLoss(), data))
+    print(f"\nHessian of the loss over {op.num_data} digits with respect to all {op.shape[0]} weights")
+    v = rng.standard_normal(op.shape[0]).astype(np.float32)
     v /= np.linalg.norm(v)
-    error = distance(product(v), central_difference(loss, images, labels, weights, v))
+    product, seconds = wall(lambda: op @ v)
+    expected = central_difference(loss, ms.Tensor(images), ms.Tensor(labels), net.trainable_params(), v)
+    _, gradient = wall(op.gradient_and_loss)
+    top, time_top = wall(lambda: mh.eigsh(op, k=3, tol=1e-4))
+    trace, time_trace = wall(lambda: mh.trace(op, method="xtrace", max_products=96))
+    values = ", ".join(f"{value:.3f}" for value in top.eigenvalues)
+    print(f"  operator           {first:.1f} s: compiled, two passes over the data agree, products are symmetric\n"
+          f"  relative error     {distance(product, expected):.1e} of a product, against central differences of the "
+          f"gradient\n"
+          f"  time               {seconds * 1e3:.0f} ms a product: {seconds / gradient:.1f} gradients\n"
+          f"  largest eigenvalues {values}; residuals up to {top.residuals.max():.0e}, {top.num_products} products, "
+          f"{time_top:.1f} s\n"
+          f"  trace              {trace.value:.2f} +- {trace.standard_error:.2f}, {trace.num_products} products, "
+          f"{time_trace:.1f} s\n\n{mh.layer_report(op, num_probes=16)}\n\n{mh.diagnose(op, 1e-2, max_products=60)}")
+
+
+def wall(call) -> tuple:
     start = time.perf_counter()
-    with tqdm(total=100, desc="power iteration", ncols=100) as bar:
-        for _ in range(bar.total):
-            hv = product(v)
-            largest = v @ hv
-            residual = np.linalg.norm(hv - largest * v) / largest
-            bar.set_postfix(eigenvalue=f"{largest:.3f}", residual=f"{residual:.0e}")
-            bar.update()
-            if residual < 1e-3:
-                break
-            v = hv / np.linalg.norm(hv)
-    seconds = (time.perf_counter() - start) / bar.n
-    print(f"  relative error     {error:.1e} of a Hessian-vector product, against central differences of the gradient\n"
-          f"  time               {seconds * 1e3:.0f} ms a product; {mh.cache_info().misses} compilation, "
-          f"{mh.cache_info().hits} calls without\n"
-          f"  largest eigenvalue {largest:.3f}, with residual |Hv - lambda v| / lambda = {residual:.0e} after "
-          f"{bar.n} steps of power iteration\n"
-          f"  sharpness bound    gradient descent is unstable at learning rates above 2 / lambda = {2 / largest:.3f}")
+    result = call()
+    return result, time.perf_counter() - start
 
 
 def central_difference(loss, images, labels, weights, v) -> np.ndarray:

@@ -219,6 +219,7 @@ REDUCTIONS = [
       for axis, keep in ((None, False), (0, False), (-1, True), ((0, 2), False), ((-1, 1), True))),
     Row("SumExt", (n(),), (None, False, None), option="number"),
     Row("MeanExt", (n(2, 3),), ((-1,), False, None)),
+    *(Row("ProdExt", (t(2, 3),), (axis, keep, None), option=f"{axis}") for axis, keep in ((None, False), (-1, True))),
     *(Row("CumSum", (n(2, 3),), (axis,), option=f"{axis}") for axis in (0, -1)),
     Row("CumProd", (n(2, 3),), call=gen.CumProd(), constants=(0,)),
 ]

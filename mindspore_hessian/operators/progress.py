@@ -15,10 +15,14 @@ SHOWN_AFTER = 2.0  # seconds: what is quicker needs no bar
 
 
 def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int = 0) -> Any:
-    """A bar on stderr: True shows it at once, None after two seconds, False never; only rank 0 shows any."""
+    """A bar on stderr: True shows it at once, None after two seconds, False never; only rank 0 shows any.
+
+    None shows none inside of another bar, that of an estimator.
+    """
     if progress not in (True, False, None):
         raise TypeError(f"progress must be True, False or None, but got {progress!r}")
-    return tqdm(desc=what, total=total, initial=done, disable=progress is False or rank > 0, leave=False,
+    inside = progress is None and len(getattr(tqdm, "_instances", ())) > 0
+    return tqdm(desc=what, total=total, initial=done, disable=progress is False or rank > 0 or inside, leave=False,
                 unit="batch", delay=0 if progress else SHOWN_AFTER)
 
 

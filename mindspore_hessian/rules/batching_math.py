@@ -1,6 +1,8 @@
 """Batching rules: arithmetic, reductions and scans."""
 from __future__ import annotations
 
+from mindspore.ops import constexpr
+
 from mindspore_hessian.rules import batching_index, batching_matmul, batching_shape
 from mindspore_hessian.rules._define import Batching
 from mindspore_hessian.rules.batching_kit import (
@@ -13,6 +15,8 @@ from mindspore_hessian.rules.batching_kit import (
     front,
     primitive,
     reduction,
+    reshape,
+    shifted,
     unary,
 )
 
@@ -50,6 +54,28 @@ def add_n(prim, axis_size):
     return rule
 
 
+@constexpr
+def _kept(shape, keep_dims):
+    return (shape[0],) + (1,) * (len(shape) - 1) * keep_dims
+
+
+def product(prim, axis_size):
+    """ProdExt(x, axis, keep_dims, dtype), which takes one axis or none."""
+    prim = primitive(prim)
+
+    def rule(x_pair, axis_pair, keep_pair, dtype_pair):
+        x, dim = x_pair
+        axis, keep_dims, dtype = axis_pair[0], keep_pair[0], dtype_pair[0]
+        if dim is None:
+            return prim(x, axis, keep_dims, dtype), None
+        x = front(x, dim)
+        if axis is None or x.ndim == 1:
+            return reshape(prim(reshape(x, (axis_size, -1)), 1, False, dtype), _kept(x.shape, keep_dims)), 0
+        return prim(x, shifted(axis), keep_dims, dtype), 0
+
+    return rule
+
+
 RULES: tuple[Batching, ...] = (
     *batching_matmul.RULES,
     *batching_shape.RULES,
@@ -61,6 +87,7 @@ RULES: tuple[Batching, ...] = (
     *(Batching(name, cotangent_second, _COPIES, replaces=True) for name in ("TanhGrad", "SqrtGrad", "RsqrtGrad")),
     Batching("Select", broadcasting, "MindSpore's rule is wrong for nested batches of unequal rank (2.7.2)",
              replaces=True),
+    Batching("ProdExt", product, _UNROLLED),
     Batching("AddN", add_n, _COPIES, replaces=True),
     Batching("SigmoidGrad", cotangent_second, _UNROLLED),
 )
