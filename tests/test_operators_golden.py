@@ -30,7 +30,7 @@ def test_products_are_golden(name, dtype, kind):
         assert relative_error(op @ vector, expected[kind] @ vector) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize(("name", "dtype"), FINEST if FULL else FINEST[:1] + FINEST[6:7])
+@pytest.mark.parametrize(("name", "dtype"), FINEST if FULL else FINEST[:1])
 def test_dense_matrices_are_golden(name, dtype):
     case, expected = load(name, dtype), golden(name)
     for kind in KINDS:
@@ -38,7 +38,7 @@ def test_dense_matrices_are_golden(name, dtype):
         assert relative_error(op.to_dense(), expected[kind]) < TOLERANCE[dtype], kind
 
 
-@pytest.mark.parametrize("name", ["mlp_ce_mean", "lstm_mse_mean"])
+@pytest.mark.parametrize("name", ["mlp_ce_mean", "lstm_mse_mean"] if FULL else ["mlp_ce_mean"])
 def test_float32_and_mindspores_own_losses(name):
     case, expected = load(name, "float32"), golden(name)
     for kind in ("hessian", "ggn", "fisher", "ef"):
