@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian.operators.data import Batch
+from mindspore_hessian.operators.data import Data
 
 if TYPE_CHECKING:
     from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -33,17 +33,9 @@ def _hashes(value: Any) -> set[bytes]:
     return {hashlib.sha256(row.tobytes()).digest() for row in array}
 
 
-class _Record:
-    """What one pass saw: the content of the batches in order, and of the samples in any order."""
-
-    def __init__(self) -> None:
-        self.batches: list[frozenset[bytes]] = []
-
-    def see(self, batch: Batch) -> None:
-        self.batches.append(frozenset(_hashes((batch.args, batch.kwargs, batch.targets))))
-
-    def samples(self) -> frozenset[bytes]:
-        return frozenset().union(*self.batches)
+def _content(data: Data) -> list[frozenset[bytes]]:
+    """The hashes of the samples of each batch, in the order of one more pass over the data."""
+    return [frozenset(_hashes((batch.args, batch.kwargs, batch.targets))) for batch in data]
 
 
 def check_deterministic(op: CurvatureOperator) -> None:
@@ -53,28 +45,23 @@ def check_deterministic(op: CurvatureOperator) -> None:
         NotDeterministicError: they differ beyond rounding.
     """
     tolerance = TOLERANCE[op.dtype]
-    passes, values = [], []
-    for _ in range(2):
-        record = _Record()
-        values.append(op.risk.gradient_and_loss(op.progress, record.see))
-        passes.append(record)
-    (slope, loss), (slope2, loss2) = values
+    (slope, loss), (slope2, loss2) = (op.risk.gradient_and_loss(op.progress) for _ in range(2))
     gap = max(_gap(slope, slope2), abs(loss - loss2) / max(abs(loss), abs(loss2), 1e-30))
     if gap > tolerance:
         raise NotDeterministicError(
             f"two passes over the data differ: the loss is {loss:.8g} and {loss2:.8g}, the gradient differs by "
-            f"{_gap(slope, slope2):.2g} of its size. {_cause(op, *passes)}")
+            f"{_gap(slope, slope2):.2g} of its size. {_cause(op)}")
     gap = symmetry_gap(op)
     if gap > 10 * tolerance:
         raise NotDeterministicError(
-            f"products are not symmetric: u^T A v and v^T A u differ by {gap:.2g} of |A u| |v|. {_cause(op, *passes)}")
+            f"products are not symmetric: u^T A v and v^T A u differ by {gap:.2g} of |A u| |v|. {_cause(op)}")
 
 
 def symmetry_gap(op: Any, seed: int = 0) -> float:
     """|u^T A v - v^T A u| / (|A u| |v| + |A v| |u|) for two random vectors; about the precision of the dtype for a
-    symmetric operator. Two products."""
+    symmetric operator. Two products, in one pass."""
     pair = np.random.default_rng(seed).standard_normal((op.shape[0], 2)).astype(op.dtype)
-    image = np.stack([np.asarray(op @ column, np.float64) for column in pair.T], 1)
+    image = np.asarray(op @ pair, np.float64)
     if not np.isfinite(image).all():
         return 0.0  # the product has warned
     norms, images = np.linalg.norm(pair, axis=0), np.linalg.norm(image, axis=0)
@@ -88,15 +75,16 @@ def _gap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / scale) if scale else 0.0
 
 
-def _cause(op: CurvatureOperator, first: _Record, second: _Record) -> str:
+def _cause(op: CurvatureOperator) -> str:
+    first, second = _content(op.risk.data), _content(op.risk.data)
     active = op.risk.training()
     dropout = [name for name, cell in active if "Dropout" in type(cell).__name__]
-    if first.samples() != second.samples():
+    if frozenset().union(*first) != frozenset().union(*second):
         return ("The data differ: the pipeline augments at random, or shuffles and drops the rest. Use a pipeline "
                 "without random operations and with shuffle=False")
     if dropout:
         return (f"Dropout is active in {', '.join(dropout)}: call network.set_train(False), or give it a fixed mask")
-    if first.batches != second.batches:
+    if first != second:
         norms = [name for name, cell in active if "BatchNorm" in type(cell).__name__]
         also = f", and batch norm is in training mode ({', '.join(norms)})" if norms else ""
         return f"The pipeline shuffles, so that the batches differ{also}. Use shuffle=False"

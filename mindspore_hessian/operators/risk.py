@@ -111,14 +111,11 @@ class Risk:
                 yield number, batch
                 shown.update()
 
-    def gradient_and_loss(self, progress: bool | None = None,
-                          see: Callable[[Batch], None] | None = None) -> tuple[np.ndarray, float]:
-        """The gradient of the risk, flat, and the risk; `see` is shown every batch."""
+    def gradient_and_loss(self, progress: bool | None = None) -> tuple[np.ndarray, float]:
+        """The gradient of the risk, flat, and the risk."""
         total, value = np.zeros(sum(self.weights.sizes)), 0.0
         with self.comm.together(total.size + 1):
             for _, batch in self.batches("gradient", progress):
-                if see is not None:
-                    see(batch)
                 loss, slope = self.run(batch, Kernel("gradient", kernels.gradient))
                 total += self.factor(batch) * _compat.to_numpy(slope)
                 value += self.factor(batch) * float(_compat.to_numpy(loss))
