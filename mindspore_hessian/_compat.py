@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -154,6 +154,18 @@ def runtime_started() -> bool:
 def assign(parameter: ms.Parameter, value: np.ndarray) -> None:
     """Write `value` into the buffer that the Parameter has (``set_data`` would give it another one)."""
     ops.assign(parameter, Tensor(value, parameter.dtype))
+
+
+@contextlib.contextmanager
+def kept(parameters: Sequence[ms.Parameter]) -> Iterator[list[np.ndarray]]:
+    """The values of the Parameters; at the end, also after an error, those that changed are back, bit for bit."""
+    before = [to_numpy(parameter).copy() for parameter in parameters]
+    try:
+        yield before
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            if to_numpy(parameter).tobytes() != value.tobytes():
+                assign(parameter, value)
 
 
 # --- rule registries (used by rules/) ---------------------------------------------------------------------------

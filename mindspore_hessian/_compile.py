@@ -6,11 +6,12 @@ error), and a graph freezes what its function captured (it is part of the key).
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -100,6 +101,20 @@ def set_cache_size(maxsize: int) -> None:
         _evict()
 
 
+@contextlib.contextmanager
+def left_alone() -> Iterator[None]:
+    """No other thread compiles or runs meanwhile, and what is compiled inside leaves the cache, at the end."""
+    with _lock:
+        stores: tuple[dict, ...] = (_entries, _sites, _counts)
+        before = [dict(store) for store in stores]
+        try:
+            yield
+        finally:
+            for store, content in zip(stores, before, strict=True):
+                store.clear()
+                store.update(content)
+
+
 def execute(name: str, call: Call, build: Callable[[Callable], Callable], options: tuple = (),
             extras: tuple[Tensor, ...] = (), weights: tuple[Parameter, ...] = (), also: tuple = (),
             guard: Callable[[Callable], Callable] | None = None) -> Any:
@@ -140,12 +155,8 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
 def _run(entry: _Entry, tensors: tuple) -> Any:
     if not entry.statistics:
         return entry.graph(tensors)
-    before = [p.asnumpy().copy() for p in entry.statistics]
-    try:
+    with _compat.kept(entry.statistics):
         return entry.graph(tensors)
-    finally:
-        for parameter, value in zip(entry.statistics, before, strict=True):
-            _compat.assign(parameter, value)
 
 
 def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors: tuple, captures: Captures,
@@ -162,8 +173,7 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     start = time.perf_counter()
     kind = _compat.Recorded if recording else _compat.Graph
     statistics = [p for p in captures.parameters.values() if not p.requires_grad] if captures.training else []
-    before = [p.asnumpy().copy() for p in statistics]
-    with debris_removed(), readable(captures):
+    with debris_removed(), readable(captures), _compat.kept(statistics):
         function = call.function()
         try:
             if late:
@@ -178,9 +188,6 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
                 where = _audit_graph.lines_of_missing(lambda: kind(build(function), tensors, level))
                 error = MissingRuleError(f"{error} {where}".strip())
             raise error from err
-        finally:
-            for parameter, value in zip(statistics, before, strict=True):
-                _compat.assign(parameter, value)
     _counts["misses"] += 1
     _counts["seconds"] += time.perf_counter() - start
     entry = _entries[key] = _Entry(graph, captures, statistics, site)

@@ -1,11 +1,10 @@
 """What a second derivative is made of: its primitives, whose rules they use, which are missing, and what is zero."""
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -204,24 +203,10 @@ def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = Non
     problem = Problem.of_inputs(fn, inputs, grad_position, weights, False)
     random_state = ms.get_rng_state()
     try:
-        with _cache_as_it_was():
+        with _compile.left_alone():
             return _report(problem, rules.in_force())
     finally:
         ms.set_rng_state(random_state)
-
-
-@contextlib.contextmanager
-def _cache_as_it_was() -> Iterator[None]:
-    """No other thread compiles or runs meanwhile, and what is compiled here leaves the cache."""
-    with _compile._lock:
-        stores: tuple[dict, ...] = (_compile._entries, _compile._sites, _compile._counts)
-        before = [dict(store) for store in stores]
-        try:
-            yield
-        finally:
-            for store, content in zip(stores, before, strict=True):
-                store.clear()
-                store.update(content)
 
 
 def _report(problem: Problem, replacing: bool) -> AuditReport:

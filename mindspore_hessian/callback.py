@@ -77,19 +77,16 @@ COLUMNS = tuple(field.name for field in fields(Measurement) if field.name != "de
 def undisturbed(cells: tuple[nn.Cell, ...]) -> Iterator[None]:
     """Inference mode inside; afterwards all training flags, statistics and random states are as they were."""
     training = [cell for top in cells for _, cell in top.cells_and_names() if cell.training]
-    statistics = [(p, _compat.to_numpy(p).copy()) for top in cells for p in top.get_parameters()
-                  if not p.requires_grad]
+    statistics = [p for top in cells for p in top.get_parameters() if not p.requires_grad]
     python, numpys, mindspores = random.getstate(), np.random.get_state(), _compat.to_numpy(ms.get_rng_state()).copy()
     try:
         for cell in training:
             cell.add_flags(training=False)
-        yield
+        with _compat.kept(statistics):
+            yield
     finally:
         for cell in training:
             cell.add_flags(training=True)
-        for parameter, value in statistics:
-            if _compat.to_numpy(parameter).tobytes() != value.tobytes():
-                _compat.assign(parameter, value)
         random.setstate(python)
         np.random.set_state(numpys)
         if _compat.to_numpy(ms.get_rng_state()).tobytes() != mindspores.tobytes():

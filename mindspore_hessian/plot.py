@@ -5,8 +5,7 @@ loaded at the first picture; where it is not installed, that is an ImportError w
 """
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -280,7 +279,7 @@ def _distances(radius: float, points: int) -> np.ndarray:
 def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int) -> np.ndarray:
     """The risk at the weights plus each of `count` shifts, summed over the processes of a distributed operator."""
     parameters, risk, values = op.weights.parameters, op.risk, np.zeros(count)
-    with _kept(parameters) as before, risk.comm.together(count), \
+    with _compat.kept(parameters) as before, risk.comm.together(count), \
             bar("loss", count, op.progress, risk.comm.rank) as shown:
         base = np.concatenate([array.reshape(-1) for array in before]).astype(np.float64)
         for number, shift in enumerate(shifts):
@@ -290,17 +289,6 @@ def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int) -> 
             values[number] = sum(risk.factor(batch) * risk.loss(batch) for batch in risk.data)
             shown.update()
     return risk.comm.total(values)
-
-
-@contextlib.contextmanager
-def _kept(parameters: Sequence[Any]) -> Iterator[list[np.ndarray]]:
-    """The values of the Parameters, which are back in place at the end."""
-    before = [_compat.to_numpy(parameter).copy() for parameter in parameters]
-    try:
-        yield before
-    finally:
-        for parameter, value in zip(parameters, before, strict=True):
-            _compat.assign(parameter, value)
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------
