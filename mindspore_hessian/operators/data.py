@@ -21,7 +21,6 @@ class Batch:
     kwargs: dict[str, Any]
     targets: tuple
     size: int
-    raw: Any
 
 
 class Data:
@@ -48,13 +47,10 @@ class Data:
         self.source, self.pipeline = _source(data, has_loss), hasattr(data, "create_tuple_iterator")
 
     def __iter__(self) -> Iterator[Batch]:
-        raws: Iterable = self._rows() if self.pipeline else self.source
+        raws = self.source.create_dict_iterator(num_epochs=1) if self.pipeline else self.source
         for number, raw in enumerate(raws):
             for piece in self._pieces(raw):
                 yield self._batch(piece, number)
-
-    def _rows(self) -> Iterator[dict]:
-        yield from self.source.create_dict_iterator(num_epochs=1)
 
     def count(self) -> int | None:
         """The number of batches, where it is known without going through them."""
@@ -69,9 +65,9 @@ class Data:
         for leaf in _leaves((args, kwargs, targets)):
             if leaf.size == 0:
                 raise ValueError(f"batch {number} has no samples: a Tensor in it has shape {tuple(leaf.shape)}")
-        args, kwargs, targets = (_tensors(part) for part in (args, kwargs, targets))
+        args, kwargs, targets = (_mapped(_tensor, part) for part in (args, kwargs, targets))
         size = self.batch_size_fn(raw) if self.batch_size_fn else _length((*args, *kwargs.values(), *targets), number)
-        return Batch(args, kwargs, targets, int(size), raw)
+        return Batch(args, kwargs, targets, int(size))
 
     def _split(self, raw: Any, number: int) -> tuple[tuple, dict, tuple]:
         if isinstance(raw, dict):
@@ -105,9 +101,13 @@ class Data:
         if self.micro_batch is None:
             yield raw
             return
-        total = _first_length(raw)
+        total = _length(raw, 0)
         for start in range(0, total, self.micro_batch):
-            yield _cut(raw, start, min(self.micro_batch, total - start), total)
+            stop = min(start + self.micro_batch, total)
+
+            def cut(value: Any, start: int = start, stop: int = stop) -> Any:
+                return value[start:stop] if _is_samples(value, total) else value
+            yield _mapped(cut, raw)
 
 
 def _source(data: Any, has_loss: bool) -> Any:
@@ -139,13 +139,15 @@ def _parameter_names(network: Any) -> set[str] | None:
     return {name for name, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def _tensors(value: Any) -> Any:
-    """Arrays as Tensors of the same dtype, in nested tuples and dicts."""
-    if isinstance(value, np.ndarray):
-        return Tensor(value)
-    if isinstance(value, tuple | list):
-        return tuple(_tensors(item) for item in value)
-    return {name: _tensors(item) for name, item in value.items()} if isinstance(value, dict) else value
+def _tensor(value: Any) -> Any:
+    return Tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _mapped(convert: Callable[[Any], Any], value: Any) -> Any:
+    """`convert` on whatever is neither tuple, list nor dict; lists become tuples."""
+    if isinstance(value, dict):
+        return {name: _mapped(convert, item) for name, item in value.items()}
+    return tuple(_mapped(convert, item) for item in value) if isinstance(value, tuple | list) else convert(value)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -165,29 +167,14 @@ def _length(value: Any, number: int) -> int:
                      "Pass batch_size_fn=")
 
 
-def _first_length(raw: Any) -> int:
-    return _length(raw, 0)
-
-
-def _cut(value: Any, start: int, count: int, total: int) -> Any:
-    """Samples of every Tensor that has one row a sample."""
-    if isinstance(value, dict):
-        return {name: _cut(item, start, count, total) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_cut(item, start, count, total) for item in value)
-    if isinstance(value, Tensor | np.ndarray) and value.ndim and value.shape[0] == total:
-        return value[start:start + count]
-    return value
+def _is_samples(value: Any, count: int) -> bool:
+    """Whether it is a Tensor or array with one row a sample."""
+    return isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and value.shape[0] == count
 
 
 def twice(batch: Batch) -> Batch:
     """The batch with every sample in it twice: its mean loss is the same, its summed loss doubles."""
     def double(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: double(item) for name, item in value.items()}
-        if isinstance(value, tuple):
-            return tuple(double(item) for item in value)
-        if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch.size:
-            return ms.ops.concat((value, value))
-        return value
-    return Batch(double(batch.args), double(batch.kwargs), double(batch.targets), 2 * batch.size, batch.raw)
+        return ms.ops.concat((value, value)) if _is_samples(value, batch.size) else value
+    args, kwargs, targets = (_mapped(double, part) for part in (batch.args, batch.kwargs, batch.targets))
+    return Batch(args, kwargs, targets, 2 * batch.size)

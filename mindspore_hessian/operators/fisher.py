@@ -1,13 +1,13 @@
 """The Fisher information of a network on its data: exact, by Monte Carlo, and the empirical one."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._tree import FLOATS
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.data import Batch
@@ -21,27 +21,21 @@ class _OutputCurvature(CurvatureOperator):
 
     likelihood: Likelihood | None
 
-    def _outer(self) -> Kernel:
-        per_position = self.likelihood is LIKELIHOODS["categorical"]
-        return Kernel(f"{type(self).__name__}.outer", kernels.outer(per_position), (per_position,))
-
     def _given(self, likelihood: str | None) -> Likelihood | None:
         if likelihood is None:
             return likelihood_of(self.risk.loss_fn)
         check_choice("likelihood", likelihood, LIKELIHOODS)
         return LIKELIHOODS[likelihood]
 
-    def _output(self, batch: Batch) -> np.ndarray:
-        return _compat.to_numpy(self.risk.run(batch, Kernel("output", kernels.output))).copy()
+    @property
+    def _per_position(self) -> bool:
+        """Whether each position of a sample is a draw of its own."""
+        return self.likelihood is LIKELIHOODS["categorical"]
 
-    def _per_term(self, batch: Batch, shape: tuple[int, ...]) -> float:
-        """What the loss of a batch multiplies the loss of one draw (or, where they are unknown, one sample) by."""
-        if self.reduction == "sum":
-            return 1.0
-        return 1.0 / (self.likelihood.terms(shape) if self.likelihood is not None else batch.size)
-
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return Tensor(np.ascontiguousarray(values, self.dtype))
+    @property
+    def _terms(self) -> Callable | None:
+        """The number of draws that the loss is a mean of, by the shape of the output; None for a sum, or unknown."""
+        return self.likelihood.terms if self.likelihood is not None and self.reduction == "mean" else None
 
 
 class FisherOperator(_OutputCurvature):
@@ -98,19 +92,20 @@ class FisherOperator(_OutputCurvature):
                              f"label smoothing). Say likelihood={', '.join(map(repr, LIKELIHOODS))}, or use "
                              "GGNOperator or EmpiricalFisherOperator")
         if self.mc_samples:
-            self.kernel = self._outer()
+            self.kernel = Kernel("FisherOperator.mc", kernels.sampled(self._per_position), (self._per_position,))
         else:
-            self.kernel = Kernel("FisherOperator", kernels.fisher(self.likelihood.curvature), (self.likelihood.name,))
+            build = kernels.fisher(self.likelihood.curvature, self._terms)
+            self.kernel = Kernel("FisherOperator", build, (self.likelihood.name, self.reduction))
 
     def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
-        assert self.likelihood is not None
-        out = self._output(batch)
-        scale = self._per_term(batch, out.shape)
         if not self.mc_samples:
-            return self.kernel, (self._tensor(np.array(scale)),)
+            return self.kernel, ()
+        assert self.likelihood is not None
+        out = _compat.to_numpy(self.risk.run(batch, Kernel("output", kernels.output))).copy()
         rng = np.random.default_rng([self.seed, self.risk.comm.rank, number])
         draws = np.stack([self.likelihood.draw(out, rng) for _ in range(self.mc_samples)])
-        return self.kernel, (self._tensor(draws * np.sqrt(scale / self.mc_samples)),)
+        scale = 1.0 if self._terms is None else 1.0 / self._terms(out.shape)
+        return self.kernel, (Tensor((draws * np.sqrt(scale / self.mc_samples)).astype(self.dtype)),)
 
 
 class EmpiricalFisherOperator(_OutputCurvature):
@@ -152,12 +147,10 @@ class EmpiricalFisherOperator(_OutputCurvature):
 
     def _set_up(self) -> None:
         self.likelihood = self._given(self._asked)
-        self.kernel = self._outer()
+        self._counted = self.likelihood is None and self.reduction == "mean"
+        name = self.likelihood.name if self.likelihood is not None else None
+        self.kernel = Kernel("EmpiricalFisherOperator", kernels.empirical(
+            self._per_position, self._terms, self._counted), (name, self.reduction))
 
     def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
-        slope = self.risk.run(batch, Kernel("output_gradient", kernels.output_gradient))
-        assert isinstance(slope, Tensor) and slope.dtype in FLOATS
-        array = _compat.to_numpy(slope).astype(np.float64)  # c times the gradient of each sample's loss
-        scale = self._per_term(batch, array.shape)
-        return self.kernel, (self._tensor(array[None] / np.sqrt(scale)),)
-
+        return self.kernel, (Tensor(np.array(batch.size, self.dtype)),) if self._counted else ()

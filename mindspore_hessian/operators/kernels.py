@@ -5,6 +5,7 @@ the weights. Vectors are flat, one (N,) or several (k, N), which are batched; so
 """
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import ops, vmap
 
 from mindspore_hessian.transforms import _graph, _rows
@@ -27,29 +28,28 @@ def value(f, loss, n, params):
     return risk(f, loss, n)
 
 
-def _flat(parts, like):
+def flat_dtype(params):
+    """The dtype of flat vectors: float64 where a weight is, else float32 (also for half precision)."""
+    return ms.float64 if any(p.dtype == ms.float64 for p in params) else ms.float32
+
+
+def _flat(parts, dtype):
     out = ()
     for part in parts:
-        out = out + (_CAST(_RESHAPE(part, (-1,)), like.dtype),)
+        out = out + (_CAST(_RESHAPE(part, (-1,)), dtype),)
     if len(out) == 1:
         return out[0]
     return _CONCAT(out)
-
-
-def widest(params):
-    """A Parameter of the dtype of flat vectors."""
-    order = {"Float64": 0, "Float32": 1}
-    return min(params, key=lambda p: order.get(str(p.dtype), 2))
 
 
 def gradient(f, loss, n, params):
     """The loss of a batch, and its flat gradient."""
     h = risk(f, loss, n)
     slope = _graph.gradient(h, (), params)
-    like = widest(params)
+    dtype = flat_dtype(params)
 
     def both(*xs):
-        return h(*xs), _flat(slope(*xs), like)
+        return h(*xs), _flat(slope(*xs), dtype)
     return both
 
 
@@ -58,7 +58,7 @@ def on_flat_vectors(product, params):
     split = _rows.split_line((), params)
 
     def one(xs, v):
-        return _flat(product(xs, split(xs, v)), v)
+        return _flat(product(xs, split(xs, v)), v.dtype)
     many = vmap(one, in_axes=(None, 0))
 
     def run(*tensors):
@@ -94,28 +94,64 @@ def ggn(f, loss, n, params):
     return _around(f, n, params, metric)
 
 
-def fisher(curvature):
-    """J^T F J v, where ``curvature(out, u)`` is the Fisher information of the likelihood at the output, times u."""
+def fisher(curvature, terms):
+    """J^T F J v, where ``curvature(out, u)`` is the Fisher information of one draw at the output, times u.
+
+    ``terms(shape)``: the number of draws that a mean divides by; None for a sum.
+    """
+    count = None if terms is None else ops.constexpr(terms)
+
     def make(f, loss, n, params):
-        def metric(out, rest, u):
-            return _CAST(rest[-1] * curvature(out, u), out.dtype)
+        def metric(out, targets, u):
+            if count is None:
+                return curvature(out, u)
+            return curvature(out, u) / count(out.shape)
         return _around(f, n, params, metric)
     return make
 
 
-def outer(per_position):
-    """J^T (sum of g g^T) J v, for gradients g of shape (S, *out.shape), which come after the targets.
+def _rank_one(per_position):
+    """The sum over s of g_s g_s^T u for gradients g of shape (S, *out.shape).
 
     One g g^T a sample (row of the output), or for `per_position` one for each position of a sample, over axis 1.
     """
+    def contract(g, u):
+        if per_position:
+            return (g * (g * u).sum(2, keepdims=True)).sum(0)
+        lead = g.shape[:2]
+        along = _RESHAPE(g * u, lead + (-1,)).sum(-1)
+        return (g * _RESHAPE(along, lead + (1,) * (g.ndim - 2))).sum(0)
+    return contract
+
+
+def sampled(per_position):
+    """J^T (sum of g g^T) J v, for gradients g that come after the targets."""
+    contract = _rank_one(per_position)
+
     def make(f, loss, n, params):
         def metric(out, rest, u):
-            g = rest[-1]
-            if per_position:
-                return (g * (g * u).sum(2, keepdims=True)).sum(0)
-            lead = g.shape[:2]
-            along = _RESHAPE(g * u, lead + (-1,)).sum(-1)
-            return (g * _RESHAPE(along, lead + (1,) * (g.ndim - 2))).sum(0)
+            return contract(rest[-1], u)
+        return _around(f, n, params, metric)
+    return make
+
+
+def empirical(per_position, terms, counted):
+    """J^T (sum of g g^T) J v, for the gradients g of the loss at the output, times the number of terms of a mean.
+
+    ``terms(shape)`` gives it, or with `counted` it comes after the targets; it is 1 where neither is there.
+    """
+    contract, count = _rank_one(per_position), None if terms is None else ops.constexpr(terms)
+
+    def make(f, loss, n, params):
+        slope = _graph.gradient(_graph.scalar(loss), (0,), None)
+
+        def metric(out, rest, u):
+            targets, number = rest, 1
+            if counted:
+                targets, number = rest[:-1], rest[-1]
+            elif count is not None:
+                number = count(out.shape)
+            return contract(ops.expand_dims(slope(out, *targets)[0], 0), u) * number
         return _around(f, n, params, metric)
     return make
 
@@ -126,16 +162,6 @@ def output(f, loss, n, params):
 
     def forward(*xs):
         return out(*xs[:n])
-    return forward
-
-
-def output_gradient(f, loss, n, params):
-    """The gradient of the loss by the network's output."""
-    out = _graph.one_tensor(f)
-    slope = _graph.gradient(_graph.scalar(loss), (0,), None)
-
-    def forward(*xs):
-        return slope(out(*xs[:n]), *xs[n:])[0]
     return forward
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from mindspore_hessian import _compat
 from mindspore_hessian._tree import check_weights
+from mindspore_hessian.operators import kernels
+from mindspore_hessian.transforms._assemble import cut_line
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,9 @@ class Weights:
         return [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
 
     @cached_property
-    def dtype(self) -> Any:
-        """MindSpore's dtype of flat vectors: float64 where a weight is, else float32 (also for half precision)."""
-        return ms.float64 if any(p.dtype == ms.float64 for p in self.parameters) else ms.float32
-
-    @cached_property
     def numpy_dtype(self) -> np.dtype:
         """The numpy dtype of flat vectors."""
-        return np.dtype(np.float64 if self.dtype == ms.float64 else np.float32)
+        return np.dtype(str(kernels.flat_dtype(self.parameters)).lower())
 
     @cached_property
     def slices(self) -> dict[str, slice]:
@@ -82,9 +78,7 @@ class Weights:
 
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
         """One vector as a Tensor for each Parameter, in its dtype."""
-        cuts = np.cumsum(self.sizes)[:-1]
-        return tuple(Tensor(part.reshape(shape).copy()).astype(p.dtype) for part, shape, p in zip(
-            np.split(np.asarray(flat), cuts), self.shapes, self.parameters, strict=True))
+        return cut_line(self.shapes, [p.dtype for p in self.parameters], np.array(flat))
 
 
 def choose(network: Any, weights: Any) -> Weights:

@@ -1,7 +1,7 @@
 """Matrices too large for one pass, or without batching rules: computed in pieces, put together in numpy."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -150,14 +150,15 @@ def diagonal_in_loop(problem: Problem, total: bool) -> Any:
         shaped = tuple(Tensor(part.reshape(tuple(out.shape))) for part, out in zip(sums, outs, strict=True))
         value: Any = shaped if several else shaped[0]
     else:
-        value = cut_line(vars_, entries[0])
+        value = cut_line(vars_.shapes, vars_.dtypes, entries[0])
     return (value, aux) if problem.has_aux else value
 
 
-def cut_line(vars_: Variables, line: np.ndarray) -> tuple[Tensor, ...]:
-    """N entries, one for each entry of the variables, as one Tensor for each variable."""
-    return tuple(to_tensor(part.reshape(shape), dtype) for part, shape, dtype in zip(
-        np.split(line, np.cumsum(vars_.sizes)[:-1]), vars_.shapes, vars_.dtypes, strict=True))
+def cut_line(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], line: np.ndarray) -> tuple[Tensor, ...]:
+    """N numbers, one for each entry of the variables, as one Tensor for each variable."""
+    cuts = np.cumsum([int(np.prod(shape, dtype=np.int64)) for shape in shapes])[:-1]
+    return tuple(to_tensor(part.reshape(shape), dtype)
+                 for part, shape, dtype in zip(np.split(line, cuts), shapes, dtypes, strict=True))
 
 
 def _numpy_dtype(dtype: Any) -> Any:

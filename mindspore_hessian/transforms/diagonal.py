@@ -238,7 +238,7 @@ def _in_pieces(problem: Problem, name: str, kind: str, chunk_size: int | None) -
         sums = tuple(to_tensor(np.asarray(entries.sum(-1)), v.dtypes[0]) for entries in joined)
         done_value: Any = sums if isinstance(value, tuple) else sums[0]
     else:
-        done_value = cut_line(v, joined[0].reshape(-1))
+        done_value = cut_line(v.shapes, v.dtypes, joined[0].reshape(-1))
     return (done_value, aux) if problem.has_aux else done_value
 
 
