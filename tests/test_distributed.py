@@ -42,6 +42,7 @@ def test_two_processes_equal_one(tmp_path):
         assert "DONE" in log, log[-3000:]
     traces = [re.search(r"TRACE (\S+)", log)[1] for log in logs]
     assert traces[0] == traces[1]
+    assert ["trace:" in log for log in logs] == [True, False]  # the progress bar
 
 
 def test_a_rank_that_raises_stops_the_other_at_once(tmp_path):

@@ -318,3 +318,14 @@ def test_the_package_needs_no_mindspore():
                 [node.module] if isinstance(node, ast.ImportFrom) else [])
             assert not any(m.startswith("mindspore") and not m.startswith("mindspore_hessian.estimators")
                            for m in modules), path
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_an_operator_can_say_that_another_process_shows_the_bar(shows, capfd):
+    class Ranked:
+        shape, shows_progress = INDEFINITE.shape, shows
+
+        def __matmul__(self, block):
+            return INDEFINITE @ block
+    trace(Ranked(), max_products=20, progress=True)
+    assert ("trace" in capfd.readouterr().err) == shows

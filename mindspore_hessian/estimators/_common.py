@@ -60,7 +60,8 @@ class Run:
         if self._path is not None and os.path.exists(self._path):
             self._load(self._path)
         self._bar = tqdm(total=self.max_products, initial=self.num_products, desc=self._function, unit="product",
-                         delay=0 if self._progress else 2, disable=self._progress is False)
+                         delay=0 if self._progress else 2,
+                         disable=self._progress is False or not getattr(self.op, "shows_progress", True))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -59,6 +59,7 @@ class CurvatureOperator(Operator):
         self.shape = (sum(self.weights.sizes),) * 2
         self.risk = Risk(network, loss_fn, Data(data, network, loss_fn is not None, batch_size_fn, micro_batch),
                          self.weights, reduction, num_data, communicator(distributed, self.dtype))
+        self.shows_progress = self.risk.comm.rank == 0
         self._set_up()
         if check_deterministic:
             deterministic(self)
