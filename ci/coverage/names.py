@@ -1,0 +1,44 @@
+"""The public names of mindspore.ops, nn, mint and Tensor, and which of them have no line in the table yet.
+
+Usage: python ci/coverage/names.py
+"""
+from __future__ import annotations
+
+import inspect
+
+import mindspore
+import table
+from mindspore import mint, nn, ops
+
+PLACES = {"ops": ops, "mint": mint, "F": mint.nn.functional, "linalg": getattr(mint, "linalg", None),
+          "special": getattr(mint, "special", None), "Tensor": mindspore.Tensor, "nn": nn, "mint.nn": mint.nn}
+
+
+def public(space: str) -> list[str]:
+    """Names of the functions (in nn and mint.nn: of the classes) of one namespace. In `ops`, whose namespace holds
+    helpers of the compiler too, those with a documented platform; `ops` classes are the primitives under them."""
+    place = PLACES[space]
+    if place is None:
+        return []
+    names = [name for name in getattr(place, "__all__", None) or dir(place) if not name.startswith("_")]
+    if space in table.LAYERS:
+        return sorted(n for n in names if inspect.isclass(getattr(place, n, None)))
+    names = sorted(n for n in set(names) if callable(getattr(place, n, None)) and not inspect.isclass(getattr(place, n)))
+    if space == "ops":
+        return [n for n in names if "Supported Platforms" in (inspect.getdoc(getattr(ops, n)) or "")]
+    return names
+
+
+def unknown() -> dict[str, list[str]]:
+    """Public names that neither a line of the table nor left_out.txt mentions."""
+    heads, reasons = {call.head for call in table.calls()}, table.left_out()
+    return {space: [n for n in public(space) if n not in heads and n not in reasons] for space in PLACES}
+
+
+def main() -> None:
+    for space, names in unknown().items():
+        print(f"{space}: {len(public(space))} public, without a line: {' '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()

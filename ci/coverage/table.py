@@ -1,0 +1,157 @@
+"""The calls of calls/*.txt: every public differentiable function, with arguments. numpy only.
+
+A line is ``spaces: expression | name spec | name spec``. Without spaces the function is looked for in all of `SPACES`.
+A spec is ``shape low high`` for a float input that is differentiated, drawn uniformly (``none`` is the shape of a
+number), or ``=int64[...]``, ``=float[...]``, ``=bool[...]``, ``=[...]`` (int32), ``=ones shape`` for a constant. x, y and
+z are 2 x 3 in (-2, 2) unless said otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once.
+"""
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+SPACES = ("ops", "mint", "F", "linalg", "special", "Tensor")
+TITLES = {"F": "mint.nn.functional", "linalg": "mint.linalg", "special": "mint.special"}
+LAYERS = ("nn", "mint.nn")
+_DTYPES = {"": np.int32, "int64": np.int64, "float": np.float64, "bool": np.bool_}
+_NAME = re.compile(r"(?<![\w.'])([a-z])(?![\w('])")
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A line of the table: `text` with its `inputs` in order; those in `free` are differentiated."""
+
+    line: str
+    topic: str
+    spaces: tuple[str, ...]
+    text: str
+    inputs: dict[str, np.ndarray]
+    free: tuple[str, ...]
+
+    @property
+    def head(self) -> str:
+        """The name of the function or layer."""
+        if found := re.match(r"(?:x|y)\.(\w+)\(|(?:mint\.)?(?:nn\.)?(\w+)\(", self.text):
+            return found[1] or found[2]
+        return self.text
+
+    def random(self) -> np.random.Generator:
+        return np.random.default_rng(zlib.crc32(self.line.encode()))
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """A direction for each free input, of entries below 1."""
+        rng = np.random.default_rng(1 + zlib.crc32(self.line.encode()))
+        return {name: np.asarray(rng.uniform(-1, 1, self.inputs[name].shape)) for name in self.free}
+
+    def source(self, space: str) -> str | None:
+        """The expression as it is written in one namespace; None where that makes no sense."""
+        if space in ("python", *LAYERS) or self.text.startswith("x."):
+            return self.text if space in ("python", "Tensor", *LAYERS) else None
+        if space != "Tensor":
+            return f"{space}.{self.text}"
+        first, rest, tail = _first_argument(self.text)
+        if first[0] in "([{'0123456789" or first in self.inputs and first not in self.free:
+            return None
+        return f"{first if first.isalpha() else f'({first})'}.{self.head}({rest}){tail}"
+
+
+def split_layer(text: str) -> tuple[str, str]:
+    """``nn.Dense(3, 2)(x)[0]`` as ``nn.Dense(3, 2)`` and ``(x)[0]``; methods such as ``.train()`` stay with the layer."""
+    end = _closing(text, text.index("("))
+    while text[end + 1:end + 2] == ".":
+        end = _closing(text, text.index("(", end))
+    return text[:end + 1], text[end + 1:]
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+        if depth == 0:
+            return position
+    raise ValueError(f"unbalanced brackets: {text}")
+
+
+def _first_argument(text: str) -> tuple[str, str, str]:
+    """``f(a, b, c)[0]`` as ``a``, ``b, c``, ``[0]``."""
+    start = text.index("(")
+    end, depth = _closing(text, start), 0
+    inside = text[start + 1:end]
+    for position, letter in enumerate(inside):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            return inside[:position], inside[position + 1:].strip(), text[end + 1:]
+    return inside, "", text[end + 1:]
+
+
+def _value(spec: str, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """The array, and whether it is differentiated."""
+    if spec.startswith("=ones"):
+        return np.ones(_shape(spec[5:].strip())), False
+    if spec.startswith("="):
+        dtype, rest = re.fullmatch(r"=(\w*)(\[.*\])", spec).groups()
+        return np.array(eval(rest), _DTYPES[dtype]), False  # noqa: S307 -- the table is ours
+    shape, low, high = spec.split()
+    return np.asarray(rng.uniform(float(low), float(high), _shape(shape))), True
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return () if text == "none" else tuple(int(size) for size in text.split(","))
+
+
+def _parsed(line: str, topic: str) -> Call:
+    expression, *specs = (part.strip() for part in line.split(" | "))
+    spaces: tuple[str, ...] = SPACES
+    if found := re.match(r"([\w, ]+): ", expression):
+        spaces, expression = tuple(found[1].replace(" ", "").split(",")), expression[found.end():]
+    elif expression.startswith(("nn.", "mint.nn.")):
+        spaces = ("mint.nn",) if expression.startswith("mint") else ("nn",)
+    given = {}
+    for spec in specs:
+        name, rest = re.fullmatch(r"(\w)\s*(=?.*)", spec).groups()
+        given[name] = rest
+    rng = np.random.default_rng(zlib.crc32(line.encode()))
+    inputs, free = {}, []
+    for name in dict.fromkeys(_NAME.findall(expression)):
+        if name in "xyz" or name in given:
+            inputs[name], differentiated = _value(given.get(name, "2,3 -2 2"), rng)
+            free += [name] * differentiated
+    assert set(given) <= set(inputs), line
+    return Call(line, topic, spaces, expression, inputs, tuple(free))
+
+
+def calls() -> list[Call]:
+    out = []
+    for path in sorted((HERE / "calls").glob("*.txt")):
+        if path.stem != "left_out":
+            out += [_parsed(line.strip(), path.stem) for line in path.read_text().splitlines()
+                    if line.strip() and not line.startswith("#")]
+    assert len({call.line for call in out}) == len(out), "a line twice"
+    return out
+
+
+def left_out() -> dict[str, str]:
+    """Name -> why it has no line in the table."""
+    out, reason = {}, ""
+    for line in (HERE / "calls" / "left_out.txt").read_text().splitlines():
+        if line.startswith("#"):
+            reason = line[1:].strip()
+        else:
+            out |= dict.fromkeys(line.split(), reason)
+    return out
+
+
+def weight(shape: tuple[int, ...]) -> np.ndarray:
+    """w of the scalar function sum(w (y + y^2 / 2))."""
+    size = int(np.prod(shape))
+    return np.sin(2.2 + 1.7 * np.arange(size)).reshape(shape) + 1.5
+
+
+def parameter(number: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The value of a layer's Parameter."""
+    return 0.6 * np.sin(0.4 + number + 1.3 * np.arange(int(np.prod(shape)))).reshape(shape) + 0.1

@@ -1,0 +1,248 @@
+"""Check some calls of the table in this process, one line of JSON each: `run.py` starts this.
+
+Usage: python worker.py NUMBER:SPACE ...
+
+Of s = sum(w (y + y^2 / 2)) with y the output of the call: the compiled gradient against differences of s, the product
+H v, the batched Hessian times v and the third derivative s'''[v, v] against torch where its function has the same value
+and gradient (golden.npz), else against differences of the gradient and of H v, of fourth order.
+"""
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import table
+from mindspore import Tensor, jit
+
+import mindspore_hessian as mh
+
+GOLDEN = np.load(table.HERE / "golden.npz")
+TOLERANCE = {"torch": {"float64": 1e-6, "float32": 1e-3}, "differences": {"float64": 1e-6, "float32": 1e-2}}
+STEP = {"float64": 2e-3, "float32": 2e-2}
+HEADER = """import numpy as np
+import mindspore as ms
+from mindspore import jit, mint, nn, ops
+from mindspore.mint import linalg, special
+from mindspore.mint.nn import functional as F
+from mindspore_hessian import hvp
+"""
+
+
+class NotDifferentiable(Exception):
+    """No kernel or no first gradient here: not in the enumerated list."""
+
+
+def module(call, space, folder, constants):
+    """The call as functions in a file, because MindSpore compiles source text."""
+    text = call.source(space)
+    names, lines = ", ".join(call.inputs), [HEADER]
+    if space in table.LAYERS:
+        built, rest = table.split_layer(text)
+        lines.append("net = " + built.replace(".train()", ".set_train()").replace(".eval()", ".set_train(False)"))
+        text = "net" + rest
+    free = ", ".join(call.free)
+    vectors = ", ".join(f"v{name}" for name in call.free)
+    inner = " + ".join(f"(h[{k}] * v{name}).sum()" for k, name in enumerate(call.free))
+    positions = tuple(range(len(call.free)))
+    lines.append(f"""
+def f({names}):
+    return {text}
+
+def s({free}):
+    y = f({names})
+    return (w * (y + 0.5 * y * y)).sum()
+
+def gradient({free}):
+    return ms.grad(s, {positions})({free})
+
+def along({free}, {vectors}):
+    h = hvp(s, ({free},), ({vectors},), grad_position={positions})
+    return {inner}
+
+def third({free}, {vectors}):
+    return ms.grad(along, {positions})({free}, {vectors})
+""")
+    path = folder / f"call_{zlib.crc32((call.line + space).encode()):08x}.py"
+    path.write_text("\n".join(lines))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = made
+    vars(made).update(constants)
+    spec.loader.exec_module(made)
+    return made
+
+
+def flat(parts):
+    parts = parts if isinstance(parts, tuple | list) else (parts,)
+    return np.concatenate([np.array(part.asnumpy(), np.float64).reshape(-1) for part in parts])
+
+
+def differences(function, point, vector, step):
+    """d/dt function(point + t vector) of fourth order, and how far half the step is from it."""
+    def slope(h):
+        def at(t):
+            return function([x + t * v for x, v in zip(point, vector, strict=True)])
+        return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    coarse, fine = slope(step), slope(step / 2)
+    return fine, error_of(coarse, fine)
+
+
+def error_of(found, expected):
+    if not np.isfinite(found).all():
+        return float("inf") if np.isfinite(expected).all() else float("nan")
+    return float(np.abs(found - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-2))
+
+
+class Check:
+    """One call in one namespace and dtype."""
+
+    def __init__(self, call, space, dtype, folder):
+        self.call, self.dtype = call, dtype
+
+        def tensor(value):
+            return Tensor(value.astype(dtype) if value.dtype == np.float64 else value)
+        constants = {name: tensor(value) for name, value in call.inputs.items() if name not in call.free}
+        self.module = module(call, space, folder, constants)
+        if space in table.LAYERS:
+            for number, weight in enumerate(self.module.net.trainable_params()):
+                weight.set_data(tensor(table.parameter(number, weight.shape)))
+        self.tensor = tensor
+        self.point = [call.inputs[name] for name in call.free]
+        self.vector = list(call.vectors().values())
+        self.positions = tuple(range(len(call.free)))
+        value = self.module.f(*(tensor(call.inputs[name]) for name in call.inputs))
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise NotDifferentiable(f"returns {getattr(value, 'dtype', type(value).__name__)}")
+        if str(value.dtype) != {"float64": "Float64", "float32": "Float32"}[dtype]:
+            raise NotDifferentiable(f"returns {value.dtype} of {dtype}")
+        self.value = np.array(value.asnumpy(), np.float64)
+        self.module.w = tensor(np.asarray(table.weight(value.shape)))
+
+    def tensors(self, arrays):
+        return tuple(self.tensor(np.asarray(array)) for array in arrays)
+
+    def gradient(self, arrays):
+        return flat(self._gradient(*self.tensors(arrays)))
+
+    def scalar(self, arrays):
+        return np.array([float(self._scalar(*self.tensors(arrays)).asnumpy())])
+
+    def hvp(self, arrays):
+        return flat(mh.hvp(self.module.s, self.tensors(arrays), self.tensors(self.vector),
+                           grad_position=self.positions))
+
+    def hessian_times_vector(self):
+        blocks = mh.hessian(self.module.s, self.positions)(*self.tensors(self.point))
+        rows = []
+        for i, x in enumerate(self.point):
+            row = np.zeros(x.size)
+            for j, v in enumerate(self.vector):
+                row += np.array(blocks[i][j].asnumpy(), np.float64).reshape(x.size, v.size) @ v.reshape(-1)
+            rows.append(row)
+        return np.concatenate(rows)
+
+    def start(self):
+        """Compile the gradient; compare it with differences of the value."""
+        self._gradient, self._scalar = jit(self.module.gradient), jit(self.module.s)
+        try:
+            gradient = self.gradient(self.point)
+        except Exception as error:
+            raise NotDifferentiable(f"no first gradient: {words(error)}") from None
+        slope, doubt = differences(self.scalar, self.point, self.vector, 5 * STEP[self.dtype])
+        vector = np.concatenate([v.reshape(-1) for v in self.vector])
+        return gradient, error_of(np.array([gradient @ vector]), slope), doubt
+
+
+def words(error):
+    text = str(error).strip() or type(error).__name__
+    return " ".join(text.split("\n\n")[0].split())[:220]
+
+
+def truth(check, gradient):
+    """(source, H v or None, third or None)."""
+    key = f"{zlib.crc32(check.call.line.encode()):08x}"
+    if f"{key}/value" in GOLDEN:
+        limit = 1e-6 if check.dtype == "float64" else 1e-3
+        value = GOLDEN[f"{key}/value"]
+        same = value.shape == check.value.shape and error_of(check.value, value) < limit
+        expected = GOLDEN[f"{key}/gradient"]
+        if same and np.isfinite(GOLDEN[f"{key}/hvp"]).all() and error_of(gradient, expected) < limit:
+            return "torch", GOLDEN[f"{key}/hvp"], GOLDEN[f"{key}/third"]
+        if same and error_of(gradient, expected) >= limit:
+            return "torch's gradient differs", None, None
+    return "", None, None
+
+
+def checked(call, space, dtype, folder):
+    """The row of one call, without its name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check = Check(call, space, dtype, folder)
+        gradient, slope_error, slope_doubt = check.start()
+        row = {"dtype": dtype, "gradient": slope_error, "gradient_doubt": slope_doubt}
+        note, expected, third = truth(check, gradient)
+        source = "torch" if expected is not None else "differences"
+        if expected is None:
+            expected, doubt = differences(check.gradient, check.point, check.vector, STEP[dtype])
+            row |= {"note": note, "doubt": doubt}
+        row |= {"truth": source, "limit": TOLERANCE[source][dtype]}
+        began = time.monotonic()
+        try:
+            row["hvp"] = error_of(check.hvp(check.point), expected)
+        except Exception as error:
+            return row | {"refused": f"{type(error).__name__}: {words(error)}"}
+        row["seconds"] = time.monotonic() - began
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            row["hessian"] = error_of(check.hessian_times_vector(), expected)
+            row["loop"] = [str(w.message)[:200] for w in caught if issubclass(w.category, mh.FallbackWarning)]
+        except Exception as error:
+            row["hessian_refused"] = f"{type(error).__name__}: {words(error)}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if third is None:
+                third, row["third_doubt"] = differences(check.hvp, check.point, check.vector, STEP[dtype])
+            found = flat(jit(check.module.third)(*check.tensors(check.point), *check.tensors(check.vector)))
+            row["third"] = error_of(found, third)
+        except Exception as error:
+            row["third_refused"] = f"{type(error).__name__}: {words(error)}"
+    return row
+
+
+def row_of(call, space, folder):
+    """In float64 where MindSpore can, else in float32."""
+    reasons = []
+    for dtype in ("float64", "float32"):
+        try:
+            return checked(call, space, dtype, folder)
+        except NotDifferentiable as error:
+            reasons.append(str(error))
+        except Exception as error:
+            reasons.append(f"does not run: {words(error)}")
+    return {"left_out": reasons[-1]}
+
+
+def main():
+    calls = table.calls()
+    with tempfile.TemporaryDirectory() as folder:
+        for item in sys.argv[1:]:
+            number, space = item.split(":")
+            call = calls[int(number)]
+            row = row_of(call, space, Path(folder))
+            mh.clear_cache()
+            print(json.dumps({"item": item, "line": call.line, "head": call.head, "space": space,
+                              "topic": call.topic, **row}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
