@@ -17,8 +17,8 @@ numbers must be ours. Where they draw for themselves, mean and spread over many 
     hessian/pyhessian/trace           mean of SAMPLES samples of its own, and the standard error of that
     hessian/pyhessian/nodes, weights  of its Lanczos quadrature from our probes, (probes, steps)
 
-What PyHessian needs here: its ``density`` calls ``torch.eig``, which torch took away in 1.13, so that is put back on
-top of ``torch.linalg.eigh`` (its matrix is symmetric). ``trace`` is given tol=-inf, as it would end at the first
+What PyHessian needs here: its ``density`` calls ``torch.eig``, which torch has no more, so that is put back on top
+of ``torch.linalg.eigh`` (its matrix is symmetric). ``trace`` is given tol=-inf, as it would end at the first
 negative mean. It divides vectors by their norm + 1e-6, so that its eigenvalues are low by (1 + 1e-6)^2: they are
 stored as they are, and so is its quadrature once; ``exact_nodes, exact_weights`` are those with a true norm.
 """
