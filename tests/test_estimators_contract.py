@@ -36,6 +36,8 @@ CALLS = {
     "eigsh": (INDEFINITE, lambda op, **more: eigsh(op, 3, max_products=100, **more)),
     "eigsh to the end": (INDEFINITE, lambda op, **more: eigsh(op, 2, "BE", tol=1e-9, **more)),
     "negative_curvature": (INDEFINITE, lambda op, **more: negative_curvature(op, tol=1e-9, **more)),
+    "condition_number": (INDEFINITE, condition_number),
+    "condition_number, definite": (POSITIVE, condition_number),
     "hutchinson": (INDEFINITE, lambda op, **more: trace(op, max_products=60, **more)),
     "hutchinson to tol": (POSITIVE, lambda op, **more: trace(op, tol=0.1, max_products=2000, **more)),
     "hutch++": (INDEFINITE, lambda op, **more: trace(op, "hutch++", max_products=70, **more)),
@@ -52,7 +54,6 @@ CALLS = {
     "neumann": (POSITIVE, lambda op, **more: solve(op, B, method="neumann", max_products=150, **more)),
 }
 ONE_SHOT = {
-    "condition_number": (INDEFINITE, condition_number),
     "lsmr": (INDEFINITE, lambda op, **more: solve(op, B, method="lsmr", **more)),
 }
 

@@ -1,11 +1,20 @@
 """Steps of the iterative solvers. Each object is its own whole state, so it can be saved and taken up again."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from mindspore_hessian.estimators._common import Run
+
+SAVED_EVERY = 20  # steps
+
+
+def restored(kind: Any, state: dict[str, np.ndarray]) -> Any:
+    """A solver from a checkpoint that holds its ``vars``."""
+    values = {field.name: state[field.name] for field in fields(kind)}
+    return kind(**{name: value if value.ndim else float(value) for name, value in values.items()})
 
 
 @dataclass

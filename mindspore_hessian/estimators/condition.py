@@ -1,13 +1,16 @@
 """The condition number, with the eigenvalue next to zero by inverse iteration."""
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of
 from mindspore_hessian.estimators._common import BudgetSpent, Run
-from mindspore_hessian.estimators._krylov import MinimalResiduals
+from mindspore_hessian.estimators._krylov import SAVED_EVERY, MinimalResiduals, restored
 from mindspore_hessian.estimators._search import orthogonal
 from mindspore_hessian.estimators.eigen import extreme_pairs
 from mindspore_hessian.estimators.results import ConditionNumber
@@ -16,7 +19,8 @@ _MOST = 60  # vectors of the space for the eigenvalue next to zero
 
 
 def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed: int = 0,
-                     progress: bool | None = None) -> ConditionNumber:
+                     progress: bool | None = None,
+                     checkpoint: str | os.PathLike | None = None) -> ConditionNumber:
     r"""Condition number in the spectral norm, :math:`|\lambda|_{max} / |\lambda|_{min}`.
 
     Lanczos finds the eigenvalue of largest magnitude. That of smallest magnitude comes from a space that grows
@@ -33,6 +37,8 @@ def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed:
         max_products: budget, at least 10.
         seed: of the start vectors.
         progress: as for `trace`.
+        checkpoint: a file name. The state is saved there every few products, and a call with the same arguments goes
+            on from it to the same numbers.
 
     Returns:
         ConditionNumber; `stopped_by` is ``"singular"`` where the smallest magnitude, over the largest, is less than
@@ -41,7 +47,8 @@ def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed:
 
     Raises:
         TypeError: `op` is no operator, or an argument has a wrong type.
-        ValueError: an argument out of its range, an operator that is not square, a product with NaN or Inf.
+        ValueError: an argument out of its range, an operator that is not square, a product with NaN or Inf, a
+            checkpoint of another call.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
@@ -59,13 +66,17 @@ def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed:
     dimension_of(op)
     check_real("tol", tol)
     check_integer("max_products", max_products, 10)
-    with Run("condition_number", op, seed=seed, max_products=max_products, progress=progress, checkpoint=None,
-             tol=tol) as run:
-        top = extreme_pairs(run, 1, "LM", tol, 24)
-        largest = abs(float(top.values[0]))
+    with Run("condition_number", op, seed=seed, max_products=max_products, progress=progress,
+             checkpoint=checkpoint, tol=tol) as run:
+        if "top" in run.state:
+            top, ended = run.state["top"], str(run.state["ended"])
+        else:
+            pairs = extreme_pairs(run, 1, "LM", tol, 24)
+            top, ended = np.array([pairs.values[0], pairs.residuals[0]]), pairs.stopped_by
+        largest = abs(float(top[0]))
         singular = run.eps * max(100.0, 10 / tol) * largest
-        smallest, residual, reason = _nearest_zero(run, tol, singular, (float(top.values[0]), float(top.residuals[0])))
-    ends = np.array([float(top.residuals[0]), residual])
+        smallest, residual, reason = _nearest_zero(run, tol, singular, top, ended)
+    ends = np.array([top[1], residual])
     magnitude = abs(smallest)
     if magnitude <= singular and residual <= singular:
         reason, magnitude = "singular", singular
@@ -73,19 +84,23 @@ def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed:
         magnitude = float(np.hypot(magnitude, residual))
     resolved = reason == "tol" and bool(ends[0] <= tol * largest)
     value = max(largest / magnitude, 1.0) if magnitude else np.inf
-    return ConditionNumber(float(value), resolved, float(top.values[0]), smallest, ends, run.num_products, run.seconds,
-                           seed, reason if resolved or reason != "tol" else top.stopped_by)
+    return ConditionNumber(float(value), resolved, float(top[0]), smallest, ends, run.num_products, run.seconds, seed,
+                           reason if resolved or reason != "tol" else ended)
 
 
-def _nearest_zero(run: Run, tol: float, singular: float, best: tuple[float, float]) -> tuple[float, float, str]:
+def _nearest_zero(run: Run, tol: float, singular: float, top: np.ndarray, ended: str) -> tuple[float, float, str]:
     """Eigenvalue, residual, and the reason to end.
 
     Harmonic Ritz pairs (those of the inverse in the image of the space) of a space that grows by a solution of
     H y = x for the best x each time. Where MINRES ends with a residual that is nearly a null vector, it grows by that.
     """
-    basis = orthogonal(run.probes(10 ** 6, 1, "normal"), np.empty((run.n, 0)))
+    best, solver = run.state.get("best", top), restored(MinimalResiduals, run.state) if "r2" in run.state else None
     try:
-        products = run @ basis
+        if "space" in run.state:
+            basis, products = run.state["space"], run.state["products"]
+        else:
+            basis = orthogonal(run.probes(10 ** 6, 1, "normal"), np.empty((run.n, 0)))
+            products = run @ basis
         while True:
             q, r = np.linalg.qr(products)
             if (sigma := float(np.linalg.svd(r, compute_uv=False)[-1])) <= singular:
@@ -98,21 +113,26 @@ def _nearest_zero(run: Run, tol: float, singular: float, best: tuple[float, floa
             value = float(x @ hx)
             residual = float(np.linalg.norm(hx - value * x))
             if np.hypot(value, residual) < np.hypot(*best):
-                best = value, residual
+                best = np.array([value, residual])
             if residual <= tol * abs(value):
                 return value, residual, "tol"
             if basis.shape[1] == min(run.n, _MOST):
-                return *best, "stagnation"
-            new = orthogonal(_inverse(run, x, 0.1 * tol)[:, None], basis)
-            basis, products = np.hstack([basis, new]), np.hstack([products, run @ new])
+                return float(best[0]), float(best[1]), "stagnation"
+            save = partial(run.save, top=top, ended=ended, best=best, space=basis, products=products)
+            if solver is None:
+                solver = MinimalResiduals.at(np.zeros(run.n), x)
+                save()
+            new = orthogonal(_solution(run, solver, 0.1 * tol, save)[:, None], basis)
+            basis, products, solver = np.hstack([basis, new]), np.hstack([products, run @ new]), None
     except BudgetSpent:
-        return *best, "budget"
+        return float(best[0]), float(best[1]), "budget"
 
 
-def _inverse(run: Run, b: np.ndarray, tol: float) -> np.ndarray:
+def _solution(run: Run, solver: MinimalResiduals, tol: float, save: Callable[..., None]) -> np.ndarray:
     """x with H x = b, as far as the budget goes less one product; the residual where H maps that nearly to zero."""
-    solver = MinimalResiduals.at(np.zeros(run.n), b)
     while solver.size > tol and run.remaining > 1:
         if solver.step(run) is not None:
             return solver.r if solver.size > tol else solver.x
+        if run.num_products % SAVED_EVERY == 0:
+            save(**vars(solver))
     return solver.x

@@ -9,13 +9,12 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 
 from mindspore_hessian.estimators._checks import check_choice, check_integer, check_real, check_vector, dimension_of
 from mindspore_hessian.estimators._common import Run, fingerprint
-from mindspore_hessian.estimators._krylov import ConjugateGradients, MinimalResiduals, Neumann
+from mindspore_hessian.estimators._krylov import SAVED_EVERY, ConjugateGradients, MinimalResiduals, Neumann, restored
 from mindspore_hessian.estimators.eigen import extreme_pairs
 from mindspore_hessian.estimators.results import Solution
 
 _STEPPERS: dict[str, Any] = {"cg": ConjugateGradients, "minres": MinimalResiduals, "neumann": Neumann}
 _LEAST = {"cg": 2, "minres": 2, "neumann": 4, "lsmr": 7}
-_SAVED_EVERY = 20  # steps
 
 
 def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float = 1e-6, max_products: int = 1000,
@@ -94,10 +93,8 @@ def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,
     """Steps until the recurrence says that it is done, and again while true residuals at least halve."""
     goal, best, best_x, steps = float(np.linalg.norm(b)), np.inf, np.zeros(run.n), 0
     if "x" in run.state:
-        state: dict[str, Any] = {name: value if value.ndim else float(value)
-                                 for name, value in run.state.items()}
-        best, best_x, steps = state.pop("best"), state.pop("best_x"), int(state.pop("steps"))
-        solver = stepper(**state)
+        solver, steps = restored(stepper, run.state), int(run.state["steps"])
+        best, best_x = float(run.state["best"]), run.state["best_x"]
     else:
         if stepper is Neumann and learning_rate is None:
             pairs = extreme_pairs(run, 1, "LA", 0.05, 24)
@@ -109,7 +106,7 @@ def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,
     while True:
         while reason is None and solver.size > 0.8 * tol * goal and run.remaining > 1:
             reason, steps = solver.step(run), steps + 1
-            if reason is None and steps % _SAVED_EVERY == 0:
+            if reason is None and steps % SAVED_EVERY == 0:
                 run.save(**vars(solver), best=best, best_x=best_x, steps=steps)
         if not run.remaining:  # nothing is left after the estimate of the learning rate
             return solver.x, float(np.linalg.norm(solver.r)) / goal, None, "budget"
