@@ -45,12 +45,12 @@ def density(found: SpectralDensity, ax: Any = None, *, floor: float | None = Non
     if floor is not None and not floor > 0:
         raise ValueError(f"floor must be positive, because the axis is logarithmic, but got {floor!r}")
     ax = _axes(ax)
-    logarithmic = _is_geometric(found.grid)
+    logarithmic = found.scale == "log"
     floor = _lowest_peak(found.density) / 10 if floor is None else floor
     colour, low, high = _next(ax), found.density - found.standard_error, found.density + found.standard_error
     ax.plot(found.grid, found.density, color=colour, linewidth=1.5, label=label)
     ax.fill_between(found.grid, np.maximum(low, floor), np.maximum(high, floor), color=colour, alpha=0.25, linewidth=0)
-    ax.set(xscale="log" if logarithmic else "linear", yscale="log")
+    ax.set(xscale=found.scale, yscale="log")
     ax.set_ylim(bottom=floor, top=3 * float(high.max()))
     ax.set(xlabel="magnitude of the eigenvalue" if logarithmic else "eigenvalue",
            ylabel="density per decade" if logarithmic else "density")
@@ -336,12 +336,6 @@ def _threshold(measurement: Any, learning_rate: float | None) -> float:
     threshold = _field(measurement, "threshold") if learning_rate is None else None
     rate = learning_rate if learning_rate is not None else _field(measurement, "learning_rate")
     return float(threshold) if threshold is not None else 2 / float(rate) if rate is not None else float("nan")
-
-
-def _is_geometric(grid: np.ndarray) -> bool:
-    """Whether it is rather the ratios of the points that are even than their differences: a density per decade."""
-    linear, logarithmic = np.diff(grid), np.diff(np.log(np.abs(grid) + 1e-300))
-    return bool(grid[0] > 0 and np.ptp(logarithmic) / logarithmic.mean() < np.ptp(linear) / linear.mean())
 
 
 def _lowest_peak(heights: np.ndarray) -> float:

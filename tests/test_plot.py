@@ -66,6 +66,15 @@ def test_density(scale):
     assert ("decade" in ax.get_ylabel()) == (scale == "log")
 
 
+@pytest.mark.parametrize(("scale", "grid"), [("log", np.linspace(0.1, 9, 50)), ("linear", np.geomspace(0.1, 9, 50))])
+def test_the_axis_is_that_of_the_density_whatever_the_grid(scale, grid):
+    found = spectral_density(DIAGONAL, num_probes=2, scale=scale, grid=grid)
+    ax = plot.density(found)
+    assert found.scale == scale == ax.get_xscale()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == {
+        "log": ("magnitude of the eigenvalue", "density per decade"), "linear": ("eigenvalue", "density")}[scale]
+
+
 def test_density_shows_every_peak():
     found = spectral_density(np.diag([*np.zeros(60), 5.0]), num_probes=8)
     low, high = plot.density(found).get_ylim()

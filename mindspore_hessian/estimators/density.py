@@ -95,7 +95,7 @@ def spectral_density(op: Any, num_probes: int = 16, num_steps: int = 64, grid: A
         density, error = mean_and_error(curves)
     return SpectralDensity(
         points if scale == "linear" else 10.0 ** points, density, error, nodes, weights, width, run.num_products,
-        run.seconds, seed, "probes" if len(rules) == num_probes else "budget")
+        run.seconds, seed, "probes" if len(rules) == num_probes else "budget", scale)
 
 
 def _checked_grid(grid: Any, scale: str) -> np.ndarray:

@@ -81,6 +81,7 @@ class SpectralDensity:
         sigma: width of the Gaussian (of a bin, for the histogram).
         num_products, seconds, seed: the cost, and the seed of the probes.
         stopped_by: ``"probes"`` where all were run, or ``"budget"``.
+        scale: ``"linear"``, or ``"log"`` where the grid holds magnitudes and the density is per decade.
     """
 
     grid: np.ndarray
@@ -93,6 +94,7 @@ class SpectralDensity:
     seconds: float
     seed: int
     stopped_by: str
+    scale: str
 
     def mass_below(self, x: float) -> float:
         """Estimated share of the eigenvalues below x, without smoothing."""
