@@ -246,7 +246,7 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
         errors = [float(getattr(row, _COLUMNS[name])) for row in report.rows] if name in _COLUMNS else None
         ax.barh(rows + (number + 0.5) * height - 0.4, values, height, xerr=errors, color=COLOURS[number],
                 ecolor="black", capsize=3, label=name.replace("_", " "))
-    ax.set_yticks(rows, [row.name for row in report.rows])
+    ax.set_yticks(rows, [row.label for row in report.rows])
     ax.invert_yaxis()  # the first layer on top
     ax.axvline(0, color="#777777", linewidth=0.8)
     ax.set(xlabel=columns[0].replace("_", " ") if len(columns) == 1 else "curvature", ylabel="layer")

@@ -257,6 +257,19 @@ def test_layer_report():
     assert len(lines) == 4 and len(set(map(len, lines))) == 1 and lines[2].startswith("dense.bias")
 
 
+def test_the_table_names_the_class_of_a_layer_and_the_row_keeps_its_name():
+    op = Layered(INDEFINITE, LAYERS)
+    op.layer_classes = {"conv": "Conv2d", "dense": "Dense"}
+    found = layer_report(op, progress=False)
+    assert [row.name for row in found.rows] == list(LAYERS)
+    assert [row.label for row in found.rows] == ["conv (Conv2d)", "dense.bias", "dense (Dense)"]
+    lines = str(found).splitlines()
+    assert lines[0].split()[0] == "name" and "layer_class" not in lines[0]
+    assert [line.split("  ")[0].strip() for line in lines[1:]] == [row.label for row in found.rows]
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert [row["layer_class"] for row in rows] == ["Conv2d", "", "Dense"] and rows[0]["name"] == "conv"
+
+
 def test_layer_report_as_csv_and_pandas(tmp_path, monkeypatch):
     found = layer_report(Layered(INDEFINITE, LAYERS), progress=False)
     text = found.to_csv(tmp_path / "layers.csv")

@@ -257,6 +257,8 @@ def test_patterns_blocks_and_layers():
         for block in np.split(np.arange(11), cuts):
             expected[np.ix_(block, block)] = dense[np.ix_(block, block)]
         close(quick((X, Y), net, block_diagonal=kind).to_dense(), expected, 2e-5)
+    assert full.layer_classes == (full + Identity).layer_classes == {"first": "Dense", "second": "Dense"}
+    assert chosen.block("first").layer_classes == {"first": "Dense"}
     with pytest.raises(ValueError, match="no layer or weight 'third'; there are first, second"):
         full.block("third")
 

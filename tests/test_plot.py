@@ -319,6 +319,13 @@ def test_layers(report):
     assert labelled(ax)
 
 
+def test_layers_are_labelled_with_their_class():
+    net = nn.SequentialCell(nn.Dense(2, 3), nn.Tanh(), nn.Dense(3, 1))
+    ax = plot.layers(layer_report(HessianOperator(net, nn.MSELoss(), (Tensor(X), Tensor(Y)), check_deterministic=False),
+                                  num_probes=2, progress=False))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0 (Dense)", "2 (Dense)"]
+
+
 def test_layers_with_one_column(report):
     ax = plot.layers(report, columns=["mean_diagonal"])
     assert [bar.get_width() for bar in ax.containers[0]] == [row.mean_diagonal for row in report.rows]

@@ -18,7 +18,8 @@ from mindspore_hessian.estimators.eigen import eigsh
 @dataclass(frozen=True)
 class LayerRow:
     """One layer: number of parameters, trace of its diagonal block with standard error, share of the whole trace,
-    mean of the diagonal, and the largest eigenvalue of the block with its residual."""
+    mean of the diagonal, the largest eigenvalue of the block with its residual, and the class of the layer, "" where
+    the operator does not say. ``op.block(name)`` takes the name; `label`, "0 (Dense)", is for people."""
 
     name: str
     parameters: int
@@ -29,11 +30,17 @@ class LayerRow:
     top_eigenvalue: float
     top_residual: float
     top_converged: bool
+    layer_class: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, and in brackets the class where it is known."""
+        return f"{self.name} ({self.layer_class})" if self.layer_class else self.name
 
 
 @dataclass(frozen=True, eq=False)
 class LayerReport:
-    """What `layer_report` found. Printing it shows a table."""
+    """What `layer_report` found. Printing it shows a table, with the class of each layer beside its name."""
 
     rows: tuple[LayerRow, ...]
     num_products: int
@@ -42,9 +49,10 @@ class LayerReport:
     stopped_by: str
 
     def __str__(self) -> str:
-        cells = [[field.name for field in fields(LayerRow)]]
-        cells += [[value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else str(value)
-                   for value in astuple(row)] for row in self.rows]
+        names = [field.name for field in fields(LayerRow)][1:-1]  # the label has both ends
+        cells = [["name", *names]]
+        cells += [[row.label, *(f"{value:.4g}" if isinstance(value, float) else str(value)
+                                for value in (getattr(row, name) for name in names))] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
                          for line in cells)
@@ -94,7 +102,7 @@ def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products:
 
     Args:
         op: a symmetric operator with ``.shape`` (n, n), ``@`` and ``.layers``, a dict from the name of a layer to the
-            indices of its entries.
+            indices of its entries. Where it has ``.layer_classes`` too, from name to class, the table shows them.
         num_probes: at least 2.
         tol: of the eigenvalues, as for `eigsh`.
         max_products: budget of each layer's eigenvalue, at least 2.
@@ -145,13 +153,15 @@ def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products:
         samples = sample(run, measure, None, batch, summary=lambda mean, error: (0.0, 0.0))[0]
     (whole, *traces), (_, *errors) = (part.tolist() for part in mean_and_error(samples))
     rows, products, seconds = [], run.num_products, run.seconds
+    classes = getattr(op, "layer_classes", {})
     for number, (name, index) in enumerate(layers.items()):
         top = eigsh(_Block(op, index), 1, tol=tol, seed=seed, max_products=max_products, progress=progress,
                     checkpoint=None if checkpoint is None else f"{os.fspath(checkpoint)}.{number}")
         products, seconds = products + top.num_products, seconds + top.seconds
         share = traces[number] / whole if whole else float("nan")
         rows.append(LayerRow(name, len(index), traces[number], errors[number], share, traces[number] / len(index),
-                             float(top.eigenvalues[0]), float(top.residuals[0]), bool(top.converged[0])))
+                             float(top.eigenvalues[0]), float(top.residuals[0]), bool(top.converged[0]),
+                             str(classes.get(name, ""))))
     return LayerReport(tuple(rows), products, seconds, seed,
                        "tol" if all(row.top_converged for row in rows) else "budget")
 

@@ -24,6 +24,7 @@ class Operator:
         shape: (n, n).
         dtype: the numpy dtype of the results.
         layers: layer name -> indices of its entries in a flat vector; empty where there are no layers.
+        layer_classes: layer name -> what it is, such as "Dense", for people; without those where that is not known.
         shows_progress: False on all but the first process of a distributed job.
 
     Supported Platforms:
@@ -53,6 +54,11 @@ class Operator:
     @property
     def layers(self) -> Mapping[str, np.ndarray]:
         """Layer name -> indices of its entries in a flat vector."""
+        return {}
+
+    @property
+    def layer_classes(self) -> Mapping[str, str]:
+        """Layer name -> what it is, such as "Dense"."""
         return {}
 
     @property
@@ -152,6 +158,10 @@ class _Composed(Operator):
     @property
     def layers(self) -> Mapping[str, np.ndarray]:
         return self._known.layers if self._known is not None else {}
+
+    @property
+    def layer_classes(self) -> Mapping[str, str]:
+        return self._known.layer_classes if self._known is not None else {}
 
     def flatten(self, structure: Any) -> np.ndarray:
         return self._known.flatten(structure) if self._known is not None else super().flatten(structure)

@@ -75,6 +75,10 @@ class CurvatureOperator(Operator):
     def layers(self) -> Mapping[str, np.ndarray]:
         return self.weights.layers
 
+    @property
+    def layer_classes(self) -> Mapping[str, str]:
+        return weight_choice.layer_classes(self.risk.network, self.weights)
+
     def flatten(self, structure: Any) -> np.ndarray:
         return self.weights.flatten(structure)
 
@@ -153,7 +157,7 @@ class CurvatureOperator(Operator):
 
     def block(self, name: str) -> CurvatureOperator:
         """The diagonal block of a layer or of one Parameter: the same operator of these weights alone."""
-        chosen = [p for p in self.weights.parameters if p.name == name or p.name.rpartition(".")[0] == name]
+        chosen = [p for p in self.weights.parameters if name in (p.name, weight_choice.layer_of(p.name))]
         if not chosen:
             raise ValueError(f"there is no layer or weight {name!r}; there are {', '.join(self.weights.layers)} and "
                              f"{', '.join(self.weights.slices)}")

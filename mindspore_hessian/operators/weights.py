@@ -50,10 +50,10 @@ class Weights:
 
     @cached_property
     def layers(self) -> dict[str, np.ndarray]:
-        """Layer (the name before the last dot) -> the indices of its entries."""
+        """Layer (the name of a Parameter up to its last dot) -> the indices of its entries."""
         out: dict[str, list[np.ndarray]] = {}
         for name, part in self.slices.items():
-            out.setdefault(name.rpartition(".")[0] or name, []).append(np.arange(part.start, part.stop))
+            out.setdefault(layer_of(name), []).append(np.arange(part.start, part.stop))
         return {name: np.concatenate(parts) for name, parts in out.items()}
 
     def blocks(self, kind: str) -> dict[str, np.ndarray]:
@@ -79,6 +79,18 @@ class Weights:
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
         """One vector as a Tensor for each Parameter, in its dtype."""
         return cut_line(self.shapes, [p.dtype for p in self.parameters], np.array(flat))
+
+
+def layer_of(name: str) -> str:
+    """The layer that a Parameter belongs to by its name."""
+    return name.rpartition(".")[0] or name
+
+
+def layer_classes(network: Any, weights: Weights) -> dict[str, str]:
+    """Layer -> the class of the Cell that holds its first Parameter; only where the network is a Cell and has it."""
+    cells = reversed(list(network.cells_and_names())) if isinstance(network, nn.Cell) else ()
+    holders = {id(p): type(cell).__name__ for _, cell in cells for p in cell.get_parameters(expand=False)}
+    return {layer_of(p.name): holders[id(p)] for p in reversed(weights.parameters) if id(p) in holders}
 
 
 def choose(network: Any, weights: Any) -> Weights:
