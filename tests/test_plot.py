@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import builtins
 import doctest
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -368,6 +370,15 @@ def test_examples_run_where_matplotlib_is():
         runner.run(test)
     assert len(found) == 6
     assert runner.summarize().failed == 0
+
+
+def test_the_pictures_of_the_readme_are_there_and_small():
+    root = Path(__file__).resolve().parents[1]
+    names = re.findall(r"\((docs/figures/.*?)\)", (root / "README.md").read_text(encoding="utf-8"))
+    assert len(names) == 4 and {root / name for name in names} == set((root / "docs" / "figures").iterdir())
+    for name in names:
+        assert (root / name).stat().st_size < 80 * 1024
+        assert pyplot.imread(root / name).shape[:2] == (400, 600)
 
 
 def test_an_eigenvector_can_be_drawn(op):
