@@ -14,6 +14,7 @@ from mindspore import Tensor, _c_expression, nn, ops
 from mindspore._c_expression import DeviceContextManager, DeviceManagerConf, MSContext, PrimitiveFunction_
 from mindspore.ops._grad_experimental.grad_base import bprop_getters
 from mindspore.ops._vmap import vmap_base
+from mindspore.ops.auto_generate import gen_ops_prim
 from mindspore.ops.operations import _grad_ops
 from mindspore.ops.primitive import Primitive
 
@@ -180,18 +181,31 @@ def batching_registry() -> dict:
     return vmap_base.vmap_rules_getters
 
 
-class _Watched(dict):
-    """A registry of batching rules that refuses to answer "none": MindSpore would unroll the primitive."""
+def backward(name: str) -> Primitive:
+    """A backward primitive without options, made by its name."""
+    for module in (gen_ops_prim, _grad_ops):
+        if hasattr(module, name):
+            return getattr(module, name)()
+    raise AttributeError(name)
 
-    def __init__(self, registry: dict, missing: list[str]):
+
+def takes_attributes(name: str) -> bool:
+    """Whether a primitive may keep options in attributes. One that MindSpore generates has arguments only."""
+    return not hasattr(gen_ops_prim, name)
+
+
+class _Watched(dict):
+    """A registry of batching rules that never answers "none" (MindSpore would unroll the primitive): it calls
+    ``otherwise(name, missing)`` for a rule, which may raise."""
+
+    def __init__(self, registry: dict, otherwise: Callable, missing: list[str]):
         super().__init__(registry)
-        self._missing = missing
+        self._otherwise, self._missing = otherwise, missing
 
     def get(self, key, default=None):
         rule = super().get(key, None)
         if rule is None and isinstance(key, str) and key not in _STRUCTURAL:
-            self._missing.append(key)
-            raise NotImplementedError(f"primitive {key} has no batching rule")
+            return self._otherwise(key, self._missing)
         return default if rule is None else rule
 
 
@@ -200,11 +214,12 @@ _STRUCTURAL = frozenset({"mutable", "Return", "Switch", "SwitchLayer", "Partial"
 
 
 @contextlib.contextmanager
-def missing_batching_rules() -> Iterator[list[str]]:
-    """While MindSpore compiles inside, a primitive without a batching rule is an error; its name is in the list."""
+def missing_batching_rules(otherwise: Callable[[str, list[str]], Callable]) -> Iterator[list[str]]:
+    """While MindSpore compiles inside, `otherwise` makes the rule of a primitive without one, or puts its name into
+    the list and raises."""
     missing: list[str] = []
     before = vmap_base.vmap_rules_getters
-    vmap_base.vmap_rules_getters = _Watched(before, missing)
+    vmap_base.vmap_rules_getters = _Watched(before, otherwise, missing)
     try:
         yield missing
     finally:

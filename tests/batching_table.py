@@ -194,7 +194,45 @@ def conv(option):
             Row("Conv2DBackpropFilter", (dy, x), call=by_w, option=option)]
 
 
-GRADS = "SiLUGrad EluGrad HSigmoidGrad ReluGrad"
+def arc_grads():
+    """The backwards of acos and its like, named as their classes in MindSpore."""
+    points = {"ACosGrad": t(2, 3, high=0.9), "AcoshGrad": t(2, 3) + 1, "AsinGrad": t(2, 3, high=0.9),
+              "AsinhGrad": t(2, 3), "AtanGrad": t(2, 3), "InvGrad": t(2, 3), "ReciprocalGrad": t(2, 3)}
+    return [Row(name, (x, n(2, 3)), call=_compat.backward(name)) for name, x in points.items()]
+
+
+def zeros(x):
+    return x + gen.Zeros()((3,), mindspore.float32)
+
+
+def ones(x):
+    return x * gen.Ones()((3,), mindspore.float32)
+
+
+def imaginary(x, y):
+    return ops.abs(ops.Complex()(x, y))
+
+
+def pool3d(x):
+    return ops.AvgPool3D(2, 2)(x)
+
+
+def losses():
+    """Backwards of losses: all reductions (sum, mean, none)."""
+    out = []
+    for reduction in ("sum", "mean", "none"):
+        shape = (2, 3) if reduction == "none" else ()
+        x, target, weight, dy = t(2, 3, high=0.9), t(2, 3, high=0.9), t(2, 3), n(*shape)
+        out += [Row("BinaryCrossEntropyGrad", (x, target, dy, weight), call=gen.BinaryCrossEntropyGrad(reduction),
+                    option=reduction),
+                Row("BinaryCrossEntropyWithLogitsBackward", (dy, x, target, weight, t(3)), (reduction,),
+                    option=reduction),
+                Row("SmoothL1LossGrad", (n(2, 3), n(2, 3), dy), option=reduction,
+                    call=gen.SmoothL1LossGrad(0.7, reduction))]
+    return out
+
+
+GRADS = "SiLUGrad EluGrad HSigmoidGrad ReluGrad FastGeLUGrad HSwishGrad ReLU6Grad"
 ENTRYWISE = [
     *rows("Muls Divs PowTensorScalar", t(2, 3), constants=(0.5,)),
     *(Row(name, (t(2, 3),), (0.5,), since=(2, 10, 0)) for name in ("GreaterEqualScalar", "LessScalar", "EqScalar")),
@@ -211,6 +249,19 @@ ENTRYWISE = [
     Row("GeLUGrad", (n(2, 3), n(2, 3), n(2, 3))),
     *rows("SiLU", n(2, 3)),
     Row("AddN", (n(2, 3), n(2, 3), n(2, 3)), call=add_n),
+    *(Row(name, (t(2, 3),), call=getattr(ops, name)()) for name in ("Lgamma", "Digamma", "Sinc")),
+    *(Row(name, (n(2, 3), n(2, 3)), call=getattr(gen, name)(0.5)) for name in ("HShrinkGrad", "SoftShrinkGrad")),
+    *(Row(name, (n(2, 3), n(3)), call=getattr(ops, call)())
+      for name, call in (("Fmax", "Fmax"), ("Fmin", "Fmin"), ("Hypot", "Hypot"))),
+    Row("SquaredDifference", (n(2, 3), n(3)), call=ops.SquaredDifference()),
+    Row("DivMod", (t(2, 3), t(3)), ("floor",)),
+    Row("BitwiseAndTensor", (i((2, 3), 8), i((3,), 8)), since=(2, 10, 0)),
+    Row("Zeta", (t(2, 3) + 1, t(2, 3)), call=ops.Zeta()),
+    Row("Complex", (n(2, 3), n(2, 3)), call=imaginary),
+    Row("Polygamma", (i((), 3), t(2, 3)), call=ops.Polygamma(), fixed=(0,)),
+    Row("Zeros", (n(3),), call=zeros),
+    Row("Ones", (n(3),), call=ones),
+    *arc_grads(),
     Row("Select", (t(2, 3), n(3), n(2, 1)), call=where),
     Row("MaskedFill", (n(2, 3), t(3)), call=masked_fill),
 ]
@@ -282,6 +333,11 @@ NETWORKS = [
         call=gen.BatchNormGradGrad(False, 1e-5, "NCHW"), axes=(0,)),
     Row("LayerNormGradGrad", (n(2, 3), n(2, 3), t(2, 1), n(2, 1), t(3), n(2, 3), n(3), n(3)),
         call=gen.LayerNormGradGrad(1, 1), axes=(0,)),
+    *losses(),
+    Row("PReLUGrad", (n(2, 3, 4), n(2, 3, 4), t(3))),
+    Row("PReLUGrad", (n(2, 3), n(2, 3), t(1)), option="one"),
+    Row("GroupNormGrad", (n(2, 4, 3), n(2, 4, 3), n(2, 2), t(2, 2), t(4)), (2, True, True, True)),
+    Row("AvgPool3D", (n(2, 2, 4, 4, 4),), call=pool3d),
 ]
 CONVOLUTIONS = [*conv("plain"), *conv("strided"), *conv("grouped"),
                 Row("Conv2DTranspose", (n(2, 3, 4, 4), n(3, 2, 3, 3)), call=conv_transpose)]

@@ -55,15 +55,20 @@ def cases(quick: bool, large: bool, resnet: bool) -> list[Case]:
     n = 10 if quick else 200
     out.append(Case(f"Hessian of Rosenbrock, n = {n}", "rosenbrock", "hessian", {"n": n}, "Rosenbrock", n, "inputs",
                     (*EVERYWHERE, NAIVE)))
-    inputs, samples = (4, 16) if quick else (64, 256)
-    count = (inputs + 1) * CLASSES
-    out.append(Case(f"Hessian of softmax regression, {count} weights", "softmax", "hessian",
-                    {"inputs": inputs, "samples": samples}, "softmax regression", count, "weights"))
+    for inputs, samples in [(4, 16)] if quick else [(64, 256), (784, 256)] if large else [(64, 256)]:
+        count = (inputs + 1) * CLASSES
+        out.append(Case(f"Hessian of softmax regression, {count} weights", "softmax", "hessian",
+                        {"inputs": inputs, "samples": samples}, "softmax regression", count, "weights",
+                        options={"chunk_size": 500} if count > 2048 else {}))
     for hidden in (8, 24) if quick else (70, 280, 960, 3120) if large else (70, 280, 960):
         params = {"inputs": 16 if quick else 64, "hidden": hidden, "batch": 8 if quick else 64}
         shapes = mlp_shapes(params)
         out += by_weights("MLP", "mlp", params, sum(int(np.prod(shape)) for shape in shapes), EVERYWHERE)
-    out += by_weights("LeNet", "lenet", {"batch": 4 if quick else 64}, 61_706, EVERYWHERE)
+    for batch in [4] if quick else [8, 64]:
+        out += by_weights(f"LeNet, batch {batch},", "lenet", {"batch": batch}, 61_706, EVERYWHERE)
+    params = {"batch": 2, "tokens": 3, "width": 8} if quick else {"batch": 8, "tokens": 32, "width": 64}
+    count = sum(int(np.prod(shape)) for shape in transformer_shapes(params))
+    out += by_weights("Transformer block", "transformer", params, count, EVERYWHERE)
     if resnet:
         params = {"batch": 2 if quick else 8, "width": 8 if quick else 64, "pixels": 16 if quick else 32}
         shapes = [shape for name, shape in resnet_shapes(params) if name in ("w", "g", "b")]
@@ -96,6 +101,16 @@ def mlp_shapes(params: dict) -> list[tuple[int, ...]]:
 
 
 LENET_SHAPES = [(6, 1, 5, 5), (6,), (16, 6, 5, 5), (16,), (400, 120), (120,), (120, 84), (84,), (84, 10), (10,)]
+
+
+HEADS = 4
+
+
+def transformer_shapes(params: dict) -> list[tuple[int, ...]]:
+    """Weights of one block, norms before attention and before the dense layers, and of the classes: q, k, v and output;
+    scale and shift of both norms; two dense layers; one for the mean over the tokens."""
+    n = params["width"]
+    return [(n, n)] * 4 + [(n,)] * 4 + [(n, 4 * n), (4 * n,), (4 * n, n), (n,), (n, CLASSES), (CLASSES,)]
 
 
 def resnet_units(params: dict) -> list[tuple[int, int, int, int]]:
@@ -157,6 +172,12 @@ def numbers(case: Case) -> dict[str, np.ndarray]:
         return {"x": normal(p["batch"], p["inputs"]), "y": labels(p["batch"]), **weights(mlp_shapes(p))}
     if case.problem == "lenet":
         return {"x": normal(p["batch"], 1, 28, 28), "y": labels(p["batch"]), **weights(LENET_SHAPES)}
+    if case.problem == "transformer":
+        out = {"x": normal(p["batch"], p["tokens"], p["width"]), "y": labels(p["batch"]),
+               **weights(transformer_shapes(p))}
+        out["w4"] += 1
+        out["w6"] += 1
+        return out
     if case.problem == "points":
         width = POINT_WIDTH
         return {"x": normal(p["points"], p["dims"]),

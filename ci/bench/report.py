@@ -70,6 +70,7 @@ def table(about: dict, rows: list[dict]) -> str:
 
     rule = "|" + "|".join("-" * (w + 2) if n < 2 else "-" * (w + 1) + ":" for n, w in enumerate(widths)) + "|"
     lines += [shown(head), rule, *map(shown, body), ""]
+    lines += growth(rows)
     for name in OTHERS:
         ratios = sorted((row["ratios"][name], row["case"]) for row in rows if name in row["ratios"])
         if ratios:
@@ -77,6 +78,23 @@ def table(about: dict, rows: list[dict]) -> str:
             lines.append(f"ours / {name}, {len(ratios)} cases: geometric mean {middle:.2g}, best {ratios[0][0]:.2g} "
                          f"({ratios[0][1]}), worst {ratios[-1][0]:.2g} ({ratios[-1][1]})")
     return "\n".join(lines)
+
+
+def growth(rows: list[dict]) -> list[str]:
+    """The fitted exponents of time and memory against size, of families with three sizes or more."""
+    out = []
+    families: dict[str, list[dict]] = {}
+    for row in rows:
+        families.setdefault(row["family"], []).append(row)
+    for family, members in families.items():
+        for name in (OURS, TORCH, JAX):
+            points = [(row["size"], row["results"][name]["median_s"], max(row["results"][name].get("peak_mib", 0), 1))
+                      for row in members if timed(row["results"].get(name))]
+            if len(points) >= 3:
+                sizes, times, peaks = np.log(np.array(points, float)).T
+                out.append(f"{family}, {name}: time grows as {members[0]['axis']} to the power "
+                           f"{np.polyfit(sizes, times, 1)[0]:.2f}, peak memory {np.polyfit(sizes, peaks, 1)[0]:.2f}")
+    return [*out, ""] if out else []
 
 
 def plot(out: Path, rows: list[dict]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import serve
-from cases import numbered, resnet_units
+from cases import HEADS, numbered, resnet_units
 
 serve.limit_cores()
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -37,6 +37,26 @@ def lenet(w, x):
     x = jnp.tanh(x.reshape(len(x), -1) @ w[4] + w[5])
     x = jnp.tanh(x @ w[6] + w[7])
     return x @ w[8] + w[9]
+
+
+def layer_norm(x, scale, shift):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + shift
+
+
+def transformer(w, x):
+    n = x.shape[-1]
+
+    def split(x):
+        return x.reshape(*x.shape[:2], HEADS, -1).transpose(0, 2, 1, 3)
+
+    a = layer_norm(x, w[4], w[5])
+    q, k, v = (split(a @ w[i]) for i in range(3))
+    mixed = jax.nn.softmax(q @ k.transpose(0, 1, 3, 2) * (n // HEADS) ** -0.5) @ v
+    x = x + mixed.transpose(0, 2, 1, 3).reshape(x.shape) @ w[3]
+    a = layer_norm(x, w[6], w[7])
+    x = x + jax.nn.gelu(a @ w[8] + w[9], approximate=True) @ w[10] + w[11]
+    return x.mean(1) @ w[12] + w[13]
 
 
 def resnet(params, statistics):
@@ -116,7 +136,7 @@ def call_of(problem, what, params, data):
     if problem == "resnet":
         forward = resnet(params, list(zip(numbered(data, "m"), numbered(data, "s"), strict=True)))
     else:
-        forward = {"mlp": mlp, "lenet": lenet}[problem]
+        forward = {"mlp": mlp, "lenet": lenet, "transformer": transformer}[problem]
     compiled = by_weights(forward, what)
     return lambda: compiled(w, v, x, y)
 

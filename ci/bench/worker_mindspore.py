@@ -6,7 +6,7 @@ import os
 import sys
 
 import serve
-from cases import numbered, resnet_units
+from cases import HEADS, numbered, resnet_units
 
 serve.limit_cores()
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's log says nothing here that a user could act on
@@ -55,6 +55,28 @@ class LeNet(nn.Cell):
         x = ops.tanh(ops.matmul(x.reshape(x.shape[0], -1), self.w[4]) + self.w[5])
         x = ops.tanh(ops.matmul(x, self.w[6]) + self.w[7])
         return ops.matmul(x, self.w[8]) + self.w[9]
+
+
+class Transformer(nn.Cell):
+    """With the primitive LayerNorm: of `ops.layer_norm` MindSpore has no gradient on CPU."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.w = parameters(weights)
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
+
+    def split(self, x):
+        return x.reshape(x.shape[0], x.shape[1], HEADS, -1).transpose(0, 2, 1, 3)
+
+    def construct(self, x):
+        w, n = self.w, x.shape[-1]
+        a = self.norm(x, w[4], w[5])[0]
+        q, k, v = self.split(ops.matmul(a, w[0])), self.split(ops.matmul(a, w[1])), self.split(ops.matmul(a, w[2]))
+        mixed = ops.matmul(ops.softmax(ops.matmul(q, k.transpose(0, 1, 3, 2)) * (n // HEADS) ** -0.5, -1), v)
+        x = x + ops.matmul(mixed.transpose(0, 2, 1, 3).reshape(x.shape), w[3])
+        a = self.norm(x, w[6], w[7])[0]
+        x = x + ops.matmul(ops.gelu(ops.matmul(a, w[8]) + w[9], "tanh"), w[10]) + w[11]
+        return ops.matmul(x.mean(1), w[12]) + w[13]
 
 
 class Unit(nn.Cell):
@@ -163,13 +185,13 @@ def bare(f, x, v):
     return lambda: product(x, v[0])
 
 
-def by_weights(problem, what, params, data, w, v):
+def by_weights(problem, what, params, data, w, v, options):
     x, y = data["x"], data["y"]
     if problem == "resnet":
         net = ResNet(params, data)
         trained = net.trained
     else:
-        net = {"softmax": Linear, "mlp": MLP, "lenet": LeNet}[problem](w)
+        net = {"softmax": Linear, "mlp": MLP, "lenet": LeNet, "transformer": Transformer}[problem](w)
         trained = list(net.w)
 
     def loss(x, y):
@@ -179,7 +201,7 @@ def by_weights(problem, what, params, data, w, v):
         return ops.cross_entropy(out, y)
 
     if what == "hessian":
-        matrix = mh.hessian(loss, weights=trained)
+        matrix = mh.hessian(loss, weights=trained, **options)
         return lambda: matrix(x, y)
     if what == "gradient":
         gradient = ms.jit(ms.grad(loss, None, ms.ParameterTuple(trained)))
@@ -194,7 +216,7 @@ def make(message, arrays):
     problem, what, params = message["problem"], message["what"], message["params"]
     w, v = tuple(numbered(data, "w")), tuple(numbered(data, "v"))
     if "y" in data:
-        call = by_weights(problem, what, params, data, w, v)
+        call = by_weights(problem, what, params, data, w, v, message["options"])
     elif NAIVE:
         call = naive(problem, what, function(problem, w), data["x"], v)
     elif BARE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import sys
 
 import serve
-from cases import numbered, resnet_units
+from cases import HEADS, numbered, resnet_units
 
 cores = serve.limit_cores()
 
@@ -28,6 +28,21 @@ def lenet(w, x):
     x = torch.tanh(x.flatten(1) @ w[4] + w[5])
     x = torch.tanh(x @ w[6] + w[7])
     return x @ w[8] + w[9]
+
+
+def transformer(w, x):
+    n = x.shape[-1]
+
+    def split(x):
+        return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+    a = F.layer_norm(x, (n,), w[4], w[5])
+    q, k, v = (split(a @ w[i]) for i in range(3))
+    mixed = torch.softmax(q @ k.transpose(-1, -2) * (n // HEADS) ** -0.5, -1) @ v
+    x = x + mixed.transpose(1, 2).flatten(2) @ w[3]
+    a = F.layer_norm(x, (n,), w[6], w[7])
+    x = x + F.gelu(a @ w[8] + w[9], approximate="tanh") @ w[10] + w[11]
+    return x.mean(1) @ w[12] + w[13]
 
 
 def resnet(params, statistics):
@@ -101,7 +116,7 @@ def call_of(problem, what, params, data):
     if problem == "resnet":
         forward = resnet(params, list(zip(numbered(data, "m"), numbered(data, "s"), strict=True)))
     else:
-        forward = {"mlp": mlp, "lenet": lenet}[problem]
+        forward = {"mlp": mlp, "lenet": lenet, "transformer": transformer}[problem]
     return by_weights(forward, what, w, v, x, y)
 
 

@@ -14,12 +14,14 @@ from mindspore_hessian import _compat
 from mindspore_hessian._errors import LateRulesWarning
 from mindspore_hessian.rules import (
     batching_conv,
+    batching_formula,
     batching_math,
     batching_nn,
     derivatives_linalg,
     derivatives_math,
     derivatives_nn,
     derivatives_resize,
+    derivatives_rewritten,
     derivatives_rnn,
 )
 from mindspore_hessian.rules._define import Batching, Derivative, Rule
@@ -28,8 +30,8 @@ __all__ = ["install", "uninstall", "status", "in_force", "register_derivative", 
 
 TABLES: tuple[tuple[Rule, ...], ...] = (
     derivatives_math.RULES, derivatives_nn.RULES, derivatives_linalg.RULES, derivatives_resize.RULES,
-    derivatives_rnn.RULES, batching_math.RULES, batching_nn.RULES,
-    batching_conv.RULES)
+    derivatives_rnn.RULES, derivatives_rewritten.RULES, batching_math.RULES, batching_nn.RULES,
+    batching_conv.RULES, batching_formula.RULES)
 
 _ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
 _ABSENT = object()

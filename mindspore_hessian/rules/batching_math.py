@@ -11,13 +11,16 @@ from mindspore_hessian.rules.batching_kit import (
     any_batched,
     binary,
     broadcasting,
+    constant,
     cotangent_second,
     front,
     primitive,
     reduction,
     reshape,
+    same_shape,
     shifted,
     unary,
+    values,
 )
 
 _UNROLLED = "MindSpore has no rule for it and unrolls the batch"
@@ -26,7 +29,7 @@ _SLOW = "MindSpore's rule gives an unbatched operand a batch axis of its own: tw
 
 ENTRYWISE = (
     "Muls", "Divs", "AddScalar", "SubScalar", "PowTensorScalar", "ClampScalar", "GreaterEqualScalar", "LessScalar",
-    "EqScalar", "ZerosLikeExt", "OnesLikeExt",
+    "EqScalar", "ZerosLikeExt", "OnesLikeExt", "Lgamma", "Digamma", "Sinc",
 )
 
 
@@ -34,6 +37,10 @@ BINARY = (
     "Add", "Sub", "Mul", "Div", "RealDiv", "Pow", "Maximum", "Minimum", "Atan2", "Greater", "GreaterEqual", "Less",
     "LessEqual", "Equal", "NotEqual", "Xlogy", "Xdivy",
 )
+NO_RULE_BINARY = (
+    "Fmax", "Fmin", "Hypot", "DivMod", "BitwiseAndTensor", "SquaredDifference",
+)
+ARC = ("ACosGrad", "AcoshGrad", "AsinGrad", "AsinhGrad", "AtanGrad", "InvGrad", "ReciprocalGrad")
 
 
 def add_n(prim, axis_size):
@@ -76,12 +83,27 @@ def product(prim, axis_size):
     return rule
 
 
+def polygamma(prim, axis_size):
+    """Polygamma(n, x) of one order n."""
+    prim = primitive(prim)
+
+    def rule(order_pair, x_pair):
+        return prim(values((order_pair,))[0], x_pair[0]), x_pair[1]
+
+    return rule
+
+
 RULES: tuple[Batching, ...] = (
     *batching_matmul.RULES,
     *batching_shape.RULES,
     *batching_index.RULES,
     *(Batching(name, unary, _UNROLLED) for name in ENTRYWISE),
     *(Batching(name, binary, _SLOW, replaces=True) for name in BINARY),
+    *(Batching(name, binary, _UNROLLED) for name in NO_RULE_BINARY),
+    *(Batching(name, same_shape(2), _UNROLLED) for name in ("Zeta", "Complex")),
+    *(Batching(name, constant, _UNROLLED) for name in ("Zeros", "Ones")),
+    *(Batching(name, cotangent_second, _COPIES, replaces=True) for name in ARC),
+    Batching("Polygamma", polygamma, _UNROLLED),
     *(Batching(name, reduction, _UNROLLED) for name in ("SumExt", "MeanExt")),
     *(Batching(name, along_axis, _UNROLLED) for name in ("CumSum", "CumProd")),
     *(Batching(name, cotangent_second, _COPIES, replaces=True) for name in ("TanhGrad", "SqrtGrad", "RsqrtGrad")),

@@ -169,7 +169,8 @@ def _last(shape, count):
 
 RULES: tuple[Batching, ...] = (
     *(Batching(name, cotangent_first, _UNROLLED) for name in ("SiLUGrad", "EluGrad", "HSigmoidGrad")),
-    Batching("ReluGrad", cotangent_first, _COPIES, replaces=True),
+    *(Batching(name, cotangent_first, _COPIES, replaces=True)
+      for name in ("ReluGrad", "FastGeLUGrad", "HSwishGrad", "HShrinkGrad", "SoftShrinkGrad", "ReLU6Grad")),
     Batching("GeLUGrad", same_shape(3), _UNROLLED),
     Batching("SiLU", unary, _UNROLLED),
     Batching("SoftmaxBackward", softmax_backward, _UNROLLED),

@@ -113,7 +113,7 @@ def _interleave(paddings, pairs):
 
 # --- pooling -----------------------------------------------------------------------------------------------------
 
-def _pick(values, index, spatial: int):
+def pick(values, index, spatial: int):
     """values at the flat position `index` of the last `spatial` axes."""
     lead = index.shape[:-spatial]
     flat = ops.gather_d(values.reshape(lead + (-1,)), len(lead), index.reshape(lead + (-1,)))
@@ -124,10 +124,10 @@ def argmax_pool_grad(spatial: int, x_first: bool):
     """A max pooling backward that is given the position of each maximum: its transpose reads there."""
     def getter(prim):
         def bprop(x, d, index, out, dout):
-            return ops.zeros_like(x), _pick(dout, index, spatial), ops.zeros_like(index)
+            return ops.zeros_like(x), pick(dout, index, spatial), ops.zeros_like(index)
 
         def bprop_d_first(d, x, index, out, dout):
-            return _pick(dout, index, spatial), ops.zeros_like(x), ops.zeros_like(index)
+            return pick(dout, index, spatial), ops.zeros_like(x), ops.zeros_like(index)
         return bprop if x_first else bprop_d_first
     return getter
 
@@ -166,7 +166,7 @@ def max_pool_grad(prim):
         else:
             x_wide = ops.stop_gradient(x)
         index = find(x_wide)[1]
-        return ops.zeros_like(x), ops.zeros_like(y), _pick(dout, index, 2)
+        return ops.zeros_like(x), ops.zeros_like(y), pick(dout, index, 2)
     return bprop
 
 
@@ -223,6 +223,7 @@ RULES: tuple[Derivative, ...] = (
     Derivative("MaxPoolGradWithArgmaxV2", argmax_pool_grad(2, True), _NO_DERIVATIVE),
     Derivative("MaxPool3DGradWithArgmax", argmax_pool_grad(3, True), _NO_DERIVATIVE),
     Derivative("AdaptiveMaxPool2DGrad", argmax_pool_grad(2, False), _NO_DERIVATIVE),
+    Derivative("AdaptiveMaxPool3DGrad", argmax_pool_grad(3, False), _NO_DERIVATIVE),
     Derivative("AvgPoolGrad", avg_pool_grad, _NO_DERIVATIVE),
     Derivative("AvgPool3D", avg_pool3d, _KEEPS_ATTRIBUTES, replaces=True),
     Derivative("AvgPool3DGrad", avg_pool3d_grad, _NO_DERIVATIVE),

@@ -12,6 +12,7 @@ from mindspore import Tensor
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, HessianError, UnsafeRuntimeError, warn
 from mindspore_hessian._tree import Variables, map_structure
+from mindspore_hessian.rules.batching_kit import unbatched_only
 from mindspore_hessian.transforms import _rows
 from mindspore_hessian.transforms._run import Problem
 
@@ -22,7 +23,7 @@ def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], An
     MindSpore itself would unroll a primitive without a rule into as many copies as there are rows.
     """
     try:
-        with _compat.missing_batching_rules() as missing:
+        with _compat.missing_batching_rules(unbatched_only) as missing:
             return batched()
     except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as err:
         refused = err
