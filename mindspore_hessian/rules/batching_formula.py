@@ -1,0 +1,180 @@
+"""Batching rules of backward primitives that mix entries, as the formula of one sample on broadcasting operands."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mindspore import ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian.rules import derivatives_nn as nn
+from mindspore_hessian.rules._define import Batching
+from mindspore_hessian.rules.batching_kit import (
+    aligned,
+    any_batched,
+    filled,
+    front,
+    primitive,
+    reshape,
+    sample_rank,
+    unpaired,
+    values,
+)
+
+_UNROLLED = "MindSpore has no rule for it and unrolls the batch"
+_WRONG = "MindSpore's rule is silently wrong for a mean: it divides by the size of the batch too"
+_MEAN, _NONE = 1, 2  # MindSpore's numbers of a reduction
+
+
+@constexpr
+def _most(ranks):
+    return max(ranks)
+
+
+@constexpr
+def _sample_size(shape, dim):
+    size = 1
+    for axis, length in enumerate(shape):
+        size *= 1 if dim is not None and axis == dim % len(shape) else length
+    return size
+
+
+def loss_gradient(formula: Callable, operands: int, like: int = 0) -> Callable:
+    """The backward of a loss that is entry by entry, linear in the incoming gradient; a reduction comes last.
+
+    ``formula(*operands, *options, _NONE)`` is the backward of the loss without reduction; operand number `like` has
+    the shape of the result.
+    """
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(*pairs):
+            tensors, options, reduction = pairs[:operands], values(pairs[operands:-1]), pairs[-1][0]
+            if not any_batched(tuple([dim for _, dim in tensors])):
+                return prim(*[x for x, _ in tensors], *options, reduction), None
+            rank = _most(tuple([sample_rank(x, dim) for x, dim in tensors]))
+            out = formula(*[aligned(x, dim, rank) for x, dim in tensors], *options, _NONE)
+            if reduction == _MEAN:
+                out = out / _sample_size(tensors[like][0].shape, tensors[like][1])
+            return out, 0
+
+        return rule
+
+    return getter
+
+
+# --- a weight per channel ---------------------------------------------------------------------------------------
+
+@constexpr
+def _channel_shape(shape, batched, rank):
+    """(B, C) or (C,) against samples of `rank` axes with channels second: (B, 1, C, 1, ...) or (C, 1, ...)."""
+    behind = (1,) * (rank - 2)
+    if rank < 2:
+        return (shape[0], 1) if batched else (1,)
+    return (shape[0], 1, shape[1], *behind) if batched else (shape[0], *behind)
+
+
+@constexpr
+def _all_but_channels(rank):
+    """Axes of a batch-first tensor to sum for one number a channel."""
+    return (1,) + tuple(range(3, rank))
+
+
+@constexpr
+def _all_but_batch(rank):
+    return tuple(range(1, rank))
+
+
+@constexpr
+def _with_batch(size, shape, dim):
+    return (size, *(length for axis, length in enumerate(shape) if dim is None or axis != dim % len(shape)))
+
+
+def prelu_grad(prim, axis_size):
+    """PReLUGrad(d, x, w): (d where x > 0 else w d, sum of x d where x <= 0 for each channel)."""
+    prim = primitive(prim)
+
+    def rule(d_pair, x_pair, w_pair):
+        if not any_batched((d_pair[1], x_pair[1], w_pair[1])):
+            return unpaired(prim(d_pair[0], x_pair[0], w_pair[0]))
+        d, x = filled(d_pair[0], d_pair[1], axis_size), filled(x_pair[0], x_pair[1], axis_size)
+        w, dim = w_pair
+        w = front(w, dim)
+        wide = reshape(w, _channel_shape(w.shape, dim is not None, x.ndim - 1))
+        at_w = ops.select(x > 0, ops.zeros_like(x), x * d)
+        if sample_rank(w_pair[0], dim) == 1 and w.shape[-1] == 1:
+            dw = at_w.sum(_all_but_batch(x.ndim))
+        else:
+            dw = at_w.sum(_all_but_channels(x.ndim))
+        return (ops.select(x > 0, d, wide * d), 0), (reshape(dw, _with_batch(axis_size, w_pair[0].shape, dim)), 0)
+
+    return rule
+
+
+@constexpr
+def _grouped(shape, groups):
+    """(B, N, C, ...) as (B, N, G, C / G * ...)."""
+    size = 1
+    for length in shape[2:]:
+        size *= length
+    return (shape[0], shape[1], groups, size // groups)
+
+
+@constexpr
+def _folded(shape):
+    return (shape[0] * shape[1], *shape[2:])
+
+
+def group_norm_grad(prim, axis_size):
+    """GroupNormGrad(d, x, mean, rstd, gamma, groups, three flags): (dx, dgamma, dbeta); dx with a scale of one, the
+    batch among the samples; the sums over one sample of the batch each."""
+    prim = primitive(prim)
+
+    def rule(*pairs):
+        tensors, rest = pairs[:5], values(pairs[5:])
+        if not any_batched(tuple([dim for _, dim in tensors])):
+            return unpaired(prim(*[x for x, _ in tensors], *rest))
+        d, x, mean, rstd = [filled(v, dim, axis_size) for v, dim in tensors[:4]]
+        gamma, dim = tensors[4]
+        gamma = front(gamma, dim)
+        scaled = d * reshape(gamma, _channel_shape(gamma.shape, dim is not None, x.ndim - 1))
+        one = ops.ones((x.shape[2],), x.dtype)
+        dx = prim(*[reshape(v, _folded(v.shape)) for v in (scaled, x, mean, rstd)], one, *rest)[0]
+        normal = (reshape(x, _grouped(x.shape, rest[0])) - ops.expand_dims(mean, -1)) * ops.expand_dims(rstd, -1)
+        axes = _all_but_channels(x.ndim)
+        dgamma, dbeta = (d * reshape(normal, x.shape)).sum(axes), d.sum(axes)
+        return (reshape(dx, x.shape), 0), (dgamma, 0), (dbeta, 0)
+
+    return rule
+
+
+# --- pooling: the batch joins the samples -------------------------------------------------------------------------
+
+@constexpr
+def _unfolded(shape, size):
+    return (size, shape[0] // size, *shape[1:])
+
+
+def pooling(prim, axis_size):
+    """One tensor (N, C, ...), options in attributes."""
+    prim = primitive(prim)
+
+    def rule(x_pair):
+        x, dim = x_pair
+        if dim is None:
+            return prim(x), None
+        x = front(x, dim)
+        out = prim(reshape(x, _folded(x.shape)))
+        return reshape(out, _unfolded(out.shape, axis_size)), 0
+
+    return rule
+
+
+RULES: tuple[Batching, ...] = (
+    Batching("BinaryCrossEntropyGrad", loss_gradient(nn.bce_grad, 4), _UNROLLED),
+    Batching("BinaryCrossEntropyWithLogitsBackward", loss_gradient(nn.bce_logits_grad, 5, 1), _UNROLLED),
+    Batching("SmoothL1LossGrad", loss_gradient(nn.smooth_l1_grad, 3), _WRONG, replaces=True),
+    Batching("PReLUGrad", prelu_grad, _UNROLLED),
+    Batching("GroupNormGrad", group_norm_grad, _UNROLLED),
+    Batching("AvgPool3D", pooling, _UNROLLED),
+)
