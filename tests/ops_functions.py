@@ -24,6 +24,8 @@ LABELS_ND = Tensor(np.array([[[0, 1], [2, 3]], [[3, 3], [1, 0]]], np.int32))
 GATHER = Tensor(np.array([[0, 1], [1, 1], [2, 0], [3, 5]], np.int32))
 EMBEDDED = Tensor(np.array([0, 1, 1, 4], np.int32))
 NOT_FIVE = Tensor((np.arange(24).reshape(M) != 5).astype(np.float64))
+UNPOOL2D = Tensor(np.array([[[[0, 3], [9, 14]]]], np.int64))
+UNPOOL3D = Tensor(np.array([[[[[0, 11]]]]], np.int64))
 SIGN = Tensor(np.sign(wave(4)).astype(np.int32))
 
 
@@ -70,6 +72,23 @@ def plain(function, *args, **options):
             return function(x, *args, **options)
         return f
     return make
+
+
+def first(function, which, *args):
+    """Output number `which` of a function with several."""
+    def make(dtype):
+        def f(x):
+            return function(x, *args)[which]
+        return f
+    return make
+
+
+def multi_margin(dtype):
+    loss, weight = ops.MultiMarginLoss(2, 1.0, "none"), positive(dtype)
+
+    def f(x):
+        return loss(x, LABELS64, weight)
+    return f
 
 
 def layer(build):

@@ -1,5 +1,5 @@
-"""Derivative rules: primitives whose backward has no derivative and hides its attributes, so that the gradient itself is
-written with differentiable operations; and the third derivatives of normalizations."""
+"""Derivative rules: primitives whose backward has no derivative or a wrong one, so that the gradient itself is written
+with differentiable operations; and the third derivatives of normalizations."""
 from __future__ import annotations
 
 import numpy as np
@@ -83,6 +83,87 @@ def mirror_pad(prim):
     return bprop
 
 
+# --- matrices ------------------------------------------------------------------------------------------------------
+
+def matrix_inverse(prim):
+    """y = x^-1, or its transpose: MindSpore's derivative is silently wrong for the transpose."""
+    (adjoint,) = attributes_of(prim, "adjoint")
+
+    def bprop(x, out, dout):
+        flipped = ops.swapaxes(dout, -1, -2)
+        if adjoint:
+            return (-ops.matmul(ops.matmul(out, flipped), out),)
+        return (-ops.swapaxes(ops.matmul(ops.matmul(out, flipped), out), -1, -2),)
+    return bprop
+
+
+def _inverse_transposed(x):
+    return ops.swapaxes(ops.inverse(x), -1, -2)
+
+
+def matrix_determinant(prim):
+    """d det(x) x^-T."""
+    def bprop(x, out, dout):
+        return ((dout * out).reshape(out.shape + (1, 1)) * _inverse_transposed(x),)
+    return bprop
+
+
+def log_matrix_determinant(prim):
+    """(sign, log |det x|): d x^-T."""
+    def bprop(x, out, dout):
+        return (dout[1].reshape(out[1].shape + (1, 1)) * _inverse_transposed(x),)
+    return bprop
+
+
+# --- extremes ------------------------------------------------------------------------------------------------------
+
+def _taken_from(x, index, d, axis, keep_dims):
+    """d in the place that `index` names along the axis, zero elsewhere."""
+    if x.ndim == 0:
+        return d
+    if not keep_dims:
+        index, d = ops.expand_dims(index, axis), ops.expand_dims(d, axis)
+
+    def taken(x):
+        return ops.gather_d(x, axis, index)
+    return pull(taken)(mutable(x), d)[0]
+
+
+def extreme_along(prim):
+    """(values, indices) of the largest or smallest along an axis: d goes where the index points."""
+    def bprop(x, axis, keep_dims, out, dout):
+        return _taken_from(x, out[1], dout[0], axis, keep_dims), 0, 0
+    return bprop
+
+
+def index_with_extreme(prim):
+    """The same as (indices, values)."""
+    def bprop(x, axis, keep_dims, out, dout):
+        return _taken_from(x, out[0], dout[1], axis, keep_dims), 0, 0
+    return bprop
+
+
+def extreme(prim):
+    """The largest or smallest of all: equal ones share d."""
+    def bprop(x, out, dout):
+        equal = ops.cast(x == out, x.dtype)
+        return (dout * equal / equal.sum(),)
+    return bprop
+
+
+def median(prim):
+    """Of all: those that equal it share d. Along an axis: d goes where the index points."""
+    whole, axis, keep_dims = attributes_of(prim, "global_median", "axis", "keep_dims")
+
+    def of_all(x, out, dout):
+        equal = ops.cast(x == out[0], x.dtype)
+        return (dout[0] * equal / equal.sum(),)
+
+    def along(x, out, dout):
+        return (_taken_from(x, out[1], dout[0], axis, keep_dims),)
+    return of_all if whole else along
+
+
 # --- third derivatives ---------------------------------------------------------------------------------------------
 
 def layer_norm_grad_grad(prim):
@@ -142,6 +223,9 @@ def batch_norm_grad_grad(prim):
 _MISSING = "MindSpore has no derivative of it"
 _REWRITTEN = "its backward has no derivative and hides its attributes: the gradient is differentiable operations"
 
+_TRANSPOSED = "MindSpore's second derivative is silently wrong: it takes the inverse of the transpose for the inverse"
+_IN_PLACE = "MindSpore's gradient writes in place, which it cannot differentiate"
+
 RULES: tuple[Derivative, ...] = (
     Derivative("InvGrad", by_formula(inv_grad, 2), _MISSING),
     Derivative("Mvlgamma", mvlgamma, _REWRITTEN, replaces=True),
@@ -149,6 +233,13 @@ RULES: tuple[Derivative, ...] = (
     Derivative("MaxUnpool2D", max_unpool(2), _REWRITTEN, replaces=True),
     Derivative("MaxUnpool3D", max_unpool(3), _REWRITTEN, replaces=True),
     Derivative("MirrorPad", mirror_pad, _REWRITTEN, replaces=True),
+    Derivative("MatrixInverse", matrix_inverse, "MindSpore's is silently wrong for the transpose", replaces=True),
+    Derivative("MatrixDeterminant", matrix_determinant, _TRANSPOSED, replaces=True),
+    Derivative("LogMatrixDeterminant", log_matrix_determinant, _TRANSPOSED, replaces=True),
+    *(Derivative(name, extreme_along, _IN_PLACE, replaces=True) for name in ("MaxDim", "MinDim")),
+    *(Derivative(name, index_with_extreme, _IN_PLACE, replaces=True) for name in ("ArgMaxWithValue", "ArgMinWithValue")),
+    *(Derivative(name, extreme, _IN_PLACE, replaces=True) for name in ("Max", "Min")),
+    Derivative("Median", median, _REWRITTEN, replaces=True),
     Derivative("LayerNormGradGrad", layer_norm_grad_grad, _MISSING),
     Derivative("BatchNormGradGrad", batch_norm_grad_grad, _MISSING),
 )
