@@ -91,6 +91,20 @@ def multi_margin(dtype):
     return f
 
 
+def scatter_add(dtype):
+    updates, index = c(dtype, 2, 6), Tensor([[0], [2]])
+
+    def f(x):
+        return ops.tensor_scatter_add(x * x, index, updates)
+    return f
+
+
+def trace_method(dtype):
+    def f(x):
+        return x.trace()
+    return f
+
+
 def layer(build):
     def make(dtype):
         net = build(dtype)

@@ -46,6 +46,7 @@ from ops_functions import (
     probability,
     prod_zeros,
     recurrent,
+    scatter_add,
     sigmoid_cross_entropy,
     sliced,
     smooth_l1_beta,
@@ -54,6 +55,7 @@ from ops_functions import (
     sparse_primitive,
     squared,
     target,
+    trace_method,
 )
 
 
@@ -207,6 +209,16 @@ ROWS = (
     Row("resize_bicubic", plain(ops.interpolate, size=(9, 7), mode="bicubic", align_corners=True),
         ("ResizeBicubicGrad",), linear=True),
     Row("resize_linear", plain(ops.interpolate, size=(9,), mode="linear"), ("ResizeLinear1DGrad",)),
+    Row("resize_linear_corners", plain(ops.interpolate, size=(9,), mode="linear", align_corners=True),
+        ("ResizeLinear1DGrad",)),
+    Row("trace", trace_method, ("TraceV2",), third=True, **F64),
+    Row("trace_ops", plain(ops.trace), ("Trace",), **F64),
+    Row("permute_mint", squared(mint.permute, (2, 0, 1)), ("TransposeView",), third=True, **F64),
+    Row("transpose_mint", squared(mint.transpose, 0, 2), ("TransposeExtView",), third=True, **F64),
+    Row("unsqueeze_mint", plain(mint.unsqueeze, 1), ("ExpandDimsView",), **F64),
+    Row("scatter_add_nd", scatter_add, ("GatherNdExt",), third=True, **F64),
+    Row("resize_nearest_mint", plain(mint.nn.functional.interpolate, (4, 9), None, "nearest"),
+        ("UpsampleNearest2DGrad",)),
     Row("resize_trilinear", plain(ops.interpolate, size=(4, 3, 5), mode="trilinear"), ("UpsampleTrilinear3DGrad",)),
     Row("resize_nearest_3d", plain(ops.interpolate, size=(4, 3, 5), mode="nearest"), ("UpsampleNearest3DGrad",)),
     Row("conv2d", conv2d),

@@ -23,7 +23,8 @@ def public(space: str) -> list[str]:
     names = [name for name in getattr(place, "__all__", None) or dir(place) if not name.startswith("_")]
     if space in table.LAYERS:
         return sorted(n for n in names if inspect.isclass(getattr(place, n, None)))
-    names = sorted(n for n in set(names) if callable(getattr(place, n, None)) and not inspect.isclass(getattr(place, n)))
+    names = sorted(name for name in set(names) if callable(value := getattr(place, name, None))
+                   and not inspect.isclass(value))
     if space == "ops":
         return [n for n in names if "Supported Platforms" in (inspect.getdoc(getattr(ops, n)) or "")]
     return names

@@ -5,13 +5,13 @@ Usage: python ci/coverage/report.py [results/2.10.0.json ...]
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
 
 import table
 
-GRADIENT_LIMIT = {"float64": 1e-5, "float32": 2e-2}
 COLUMNS = ("product", "matrix", "third")
 KEYS = {"product": "hvp", "matrix": "hessian", "third": "third"}
 REFUSALS = {"product": "refused", "matrix": "hessian_refused", "third": "third_refused"}
@@ -23,7 +23,7 @@ def kind(row: dict) -> str:
         return "left out"
     if "crashed" in row:
         return "crashed"
-    if row["gradient"] > GRADIENT_LIMIT[row["dtype"]] and row["truth"] != "torch":
+    if row["gradient"] > table.GRADIENT_LIMIT[row["dtype"]] and row["truth"] != "torch":
         near_kink = max(row["gradient_doubt"], row.get("doubt", 0)) > 1e-3
         return "not smooth here" if near_kink else "first gradient wrong in MindSpore"
     return "listed"
@@ -34,6 +34,8 @@ def verdict(row: dict, column: str) -> str:
     error = row.get(KEYS[column])
     if error is None:
         return "refused"
+    if not math.isfinite(error):
+        return "not finite"  # and said so by a NonFiniteWarning
     doubt = row.get("third_doubt" if column == "third" else "doubt", 0)
     limit = row["limit"] if column != "third" or "third_doubt" not in row else max(row["limit"], 1e-5)
     if error < limit:
@@ -63,7 +65,7 @@ def exceptions(rows: list[dict]) -> list[str]:
                     out.append(f"{name}: {column} refused: {row.get(REFUSALS[column], '')}")
                 elif found == "looped":
                     out.append(f"{name}: {column} row after row: {row['loop'][0].split(',')[0]}")
-                elif found in ("wrong", "in doubt"):
+                elif found in ("wrong", "in doubt", "not finite"):
                     out.append(f"{name}: {column} {found}: {row[KEYS[column]]:.0e}")
         elif kind(row) != "left out":
             out.append(f"{name}: {kind(row)}: {row.get('crashed', '')}{row.get('gradient', 0):.0e}")
@@ -83,8 +85,8 @@ def summary(version: str, rows: list[dict]) -> str:
 
 def markdown(version: str, rows: list[dict]) -> str:
     lines = [f"# Second derivatives of MindSpore {version}, call by call", "",
-             "Made by `bash ci/coverage.sh`. Of s = sum(w (y + y²/2)) with y the output of the call: the largest error of "
-             "the product H v, of the matrix (computed in one batch unless it says looped) times v, and of the third "
+             "Made by `bash ci/coverage.sh`. Of s = sum(w (y + y²/2)) with y the output of the call: the largest error "
+             "of the product H v, of the matrix (in one batch, unless it says looped) times v, and of the third "
              "derivative in the direction v, relative to the largest entry. Truth: torch in float64 where its function "
              "has the same value and gradient, else fourth-order differences of the compiled gradient, which is itself "
              "compared with differences of the value.", "", summary(version, rows), "", "## Exceptions", ""]

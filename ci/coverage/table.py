@@ -1,9 +1,9 @@
 """The calls of calls/*.txt: every public differentiable function, with arguments. numpy only.
 
 A line is ``spaces: expression | name spec | name spec``. Without spaces the function is looked for in all of `SPACES`.
-A spec is ``shape low high`` for a float input that is differentiated, drawn uniformly (``none`` is the shape of a
-number), or ``=int64[...]``, ``=float[...]``, ``=bool[...]``, ``=[...]`` (int32), ``=ones shape`` for a constant. x, y and
-z are 2 x 3 in (-2, 2) unless said otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once.
+A spec is ``shape low high`` for a float input that is differentiated, drawn uniformly (``none`` is the shape of one
+number), or ``=int64[...]``, ``=float[...]``, ``=bool[...]``, ``=[...]`` (int32), ``=ones shape`` for a constant. x, y
+and z are 2 x 3 in (-2, 2) unless said otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once.
 """
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 SPACES = ("ops", "mint", "F", "linalg", "special", "Tensor")
 TITLES = {"F": "mint.nn.functional", "linalg": "mint.linalg", "special": "mint.special"}
 LAYERS = ("nn", "mint.nn")
+GRADIENT_LIMIT = {"float64": 1e-5, "float32": 2e-2}  # largest error of a first gradient that counts as right
 _DTYPES = {"": np.int32, "int64": np.int64, "float": np.float64, "bool": np.bool_}
 _NAME = re.compile(r"(?<![\w.'])([a-z])(?![\w('])")
 
@@ -61,7 +62,7 @@ class Call:
 
 
 def split_layer(text: str) -> tuple[str, str]:
-    """``nn.Dense(3, 2)(x)[0]`` as ``nn.Dense(3, 2)`` and ``(x)[0]``; methods such as ``.train()`` stay with the layer."""
+    """``nn.Dense(3, 2)(x)[0]`` as ``nn.Dense(3, 2)`` and ``(x)[0]``; a method as ``.train()`` stays with the layer."""
     end = _closing(text, text.index("("))
     while text[end + 1:end + 2] == ".":
         end = _closing(text, text.index("(", end))

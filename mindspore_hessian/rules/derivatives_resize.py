@@ -31,10 +31,13 @@ def bicubic_grad(prim):
     return bprop
 
 
+_COORDINATES = ("asymmetric", "align_corners", "half_pixel")  # MindSpore's numbers
+
+
 def linear_1d_grad(prim):
     """ResizeLinear1DGrad(d, x, coordinates); the coordinates are MindSpore's number of the mode."""
     def bprop(d, x, coordinates, out, dout):
-        mode = "align_corners" if coordinates == 0 else "half_pixel"
+        mode = _COORDINATES[coordinates]
         return _compat.ResizeLinear1D(mode)(dout, d.shape[2:]), ops.zeros_like(x), 0
     return bprop
 

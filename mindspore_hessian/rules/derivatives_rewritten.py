@@ -115,6 +115,64 @@ def log_matrix_determinant(prim):
     return bprop
 
 
+def trace(prim):
+    """Trace(x): d on the diagonal."""
+    def bprop(x, out, dout):
+        return (ops.eye(x.shape[0], x.shape[1], x.dtype) * dout,)
+    return bprop
+
+
+def trace_v2(prim):
+    """TraceV2(x, offset, axis1, axis2, dtype): the sum of a diagonal."""
+    def bprop(x, offset, axis1, axis2, dtype, out, dout):
+        def summed(x):
+            return ops.diagonal(x, offset, axis1, axis2).sum(-1)
+        return pull(summed)(mutable(x), ops.cast(dout, x.dtype))[0], 0, 0, 0, 0
+    return bprop
+
+
+# --- linear maps ---------------------------------------------------------------------------------------------------
+
+@ops.constexpr
+def _back(order):
+    return tuple(int(k) for k in np.argsort([k % len(order) for k in order]))
+
+
+def transpose_view(prim):
+    """TransposeView(x, order): the opposite order."""
+    def bprop(x, order, out, dout):
+        return ops.transpose(dout, _back(order)), 0
+    return bprop
+
+
+def transpose_ext_view(prim):
+    """TransposeExtView(x, axis, axis): the same once more."""
+    def bprop(x, first, second, out, dout):
+        return ops.swapaxes(dout, first, second), 0, 0
+    return bprop
+
+
+def expand_dims_view(prim):
+    """ExpandDimsView(x, axis): the shape of x."""
+    def bprop(x, axis, out, dout):
+        return dout.reshape(x.shape), 0
+    return bprop
+
+
+def gather_nd(prim):
+    """GatherNdExt(x, indices): d added where it was read."""
+    def bprop(x, indices, out, dout):
+        return ops.tensor_scatter_add(ops.zeros_like(x), indices, dout), ops.zeros_like(indices)
+    return bprop
+
+
+def upsample_nearest_2d_grad(prim):
+    """UpsampleNearest2DGrad(d, input size, output size, scales): its transpose is the upsampling."""
+    def bprop(d, input_size, output_size, scales, out, dout):
+        return ops.interpolate(dout, size=d.shape[2:], mode="nearest"), 0, 0, 0
+    return bprop
+
+
 # --- extremes ------------------------------------------------------------------------------------------------------
 
 def _taken_from(x, index, d, axis, keep_dims):
@@ -196,8 +254,6 @@ def layer_norm_grad_grad(prim):
 def batch_norm_grad_grad(prim):
     """The same for batch norm, whose statistics are those of the batch in training and constants otherwise."""
     def bprop(x, dy, scale, mean, var, ddx, ddscale, ddbias, training, epsilon, layout, out, dout):
-        wide = (1, -1) + (1,) * (x.ndim - 2)
-
         def norm(x, scale, bias):
             moved = ops.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
             if training:
@@ -224,6 +280,7 @@ _MISSING = "MindSpore has no derivative of it"
 _REWRITTEN = "its backward has no derivative and hides its attributes: the gradient is differentiable operations"
 
 _TRANSPOSED = "MindSpore's second derivative is silently wrong: it takes the inverse of the transpose for the inverse"
+_VIEW = "MindSpore's gradient is another view, which it cannot differentiate"
 _IN_PLACE = "MindSpore's gradient writes in place, which it cannot differentiate"
 
 RULES: tuple[Derivative, ...] = (
@@ -236,8 +293,16 @@ RULES: tuple[Derivative, ...] = (
     Derivative("MatrixInverse", matrix_inverse, "MindSpore's is silently wrong for the transpose", replaces=True),
     Derivative("MatrixDeterminant", matrix_determinant, _TRANSPOSED, replaces=True),
     Derivative("LogMatrixDeterminant", log_matrix_determinant, _TRANSPOSED, replaces=True),
+    Derivative("Trace", trace, _REWRITTEN, replaces=True),
+    Derivative("TraceV2", trace_v2, _REWRITTEN, replaces=True),
+    Derivative("TransposeView", transpose_view, _VIEW, replaces=True),
+    Derivative("TransposeExtView", transpose_ext_view, _VIEW, replaces=True),
+    Derivative("ExpandDimsView", expand_dims_view, _VIEW, replaces=True),
+    Derivative("GatherNdExt", gather_nd, _MISSING),
+    Derivative("UpsampleNearest2DGrad", upsample_nearest_2d_grad, _MISSING),
     *(Derivative(name, extreme_along, _IN_PLACE, replaces=True) for name in ("MaxDim", "MinDim")),
-    *(Derivative(name, index_with_extreme, _IN_PLACE, replaces=True) for name in ("ArgMaxWithValue", "ArgMinWithValue")),
+    *(Derivative(name, index_with_extreme, _IN_PLACE, replaces=True)
+      for name in ("ArgMaxWithValue", "ArgMinWithValue")),
     *(Derivative(name, extreme, _IN_PLACE, replaces=True) for name in ("Max", "Min")),
     Derivative("Median", median, _REWRITTEN, replaces=True),
     Derivative("LayerNormGradGrad", layer_norm_grad_grad, _MISSING),
