@@ -41,9 +41,12 @@ make_venv() {
         echo "$stamp" >"$folder/stamp"
 }
 
-# project_venv: the environment that test.sh, demo.sh and bench/run.sh share. VENV names another folder than .venv,
-# PYTHON a version such as 3.12, MINDSPORE a version such as 2.9.0.
+# project_venv: the environment that test.sh, demo.sh and bench/run.sh share. VENV names another folder than .venv: one
+# that is there already is used as it is. PYTHON is a version such as 3.12, MINDSPORE one such as 2.9.0.
 project_venv() {
+    if [[ -n ${VENV:-} && -x $VENV/bin/python ]]; then
+        return
+    fi
     VENV=${VENV:-.venv}
     make_venv "$VENV" "${PYTHON:-3.11 3.12 3.10}" ".[dev]" ${MINDSPORE:+"mindspore==$MINDSPORE"}
 }

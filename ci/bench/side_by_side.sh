@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # mindspore_hessian beside torch.func, jax.jit and plain MindSpore; --help has the options.
 # VENV and BENCH_VENV name environments to use instead of .venv (MindSpore) and .venv-bench (torch and jax for the CPU,
-# matplotlib). Those are used as they are and never changed: project_venv deletes an environment whose stamp is old.
+# matplotlib). Those are used as they are and never changed.
 source "$(dirname "$0")/../environment.sh"
 for given in "${VENV:-}" "${BENCH_VENV:-}"; do
     if [[ -n $given && ! -x $given/bin/python ]]; then

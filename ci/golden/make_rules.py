@@ -26,7 +26,7 @@ def c(*shape, phase=0.9):
     return torch.tensor(wave(*shape, phase=phase))
 
 
-M, IMG, VOL, SEQ = (4, 6), (2, 2, 6, 6), (1, 2, 4, 4, 4), (2, 3, 6)
+M, IMG, VOL, SEQ, STACK = (4, 6), (2, 2, 6, 6), (1, 2, 4, 4, 4), (2, 3, 6), (2, 3, 4)
 LABELS = torch.tensor([0, 2, 1, 3])
 IGNORED = torch.tensor([0, -100, 1, 3])
 LABELS_ND = torch.tensor([[[0, 1], [2, 3]], [[3, 3], [1, 0]]])
@@ -223,6 +223,16 @@ ROWS = {  # name: (function, shape, low, high)
     "resize_nearest_mint": (lambda x: F.interpolate(x, (4, 9), mode="nearest"), IMG),
     "resize_trilinear": (lambda x: F.interpolate(x, (4, 3, 5), mode="trilinear"), VOL),
     "resize_nearest_3d": (lambda x: F.interpolate(x, (4, 3, 5), mode="nearest"), VOL),
+    "matmul_vectors": (lambda x: x[0, 0] @ x[1, 1], STACK),
+    "matmul_vector_matrix": (lambda x: x[0, :, 0] @ x[1], STACK),
+    "matmul_matrix_vector": (lambda x: x[0] @ x[1, 0], STACK),
+    "matmul_matrices": (lambda x: x[0] @ x[1].T, STACK),
+    "matmul_stack_matrix": (lambda x: x @ x[0].T, STACK),
+    "matmul_matrix_stack": (lambda x: x[0].T @ x, STACK),
+    "matmul_stacks": (lambda x: x @ x.mT, STACK),
+    "matmul_spread_stacks": (lambda x: x[:, None] @ x.mT[None], STACK),
+    "matmul_vector_stack": (lambda x: x[0, :, 0] @ x, STACK),
+    "matmul_stack_vector": (lambda x: x @ x[1, 0], STACK),
     "conv2d": (lambda x: F.conv2d(x, c(3, 2, 3, 3), stride=2, padding=1), IMG),
     "conv3d": (lambda x: F.conv3d(x, c(3, 2, 2, 2, 2), stride=2), VOL),
     "conv3d_weight": (lambda w: torch.tanh(F.conv3d(torch.tanh(F.conv3d(c(*VOL), w)), w)), (2, 2, 2, 2, 2)),

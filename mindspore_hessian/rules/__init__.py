@@ -19,6 +19,7 @@ from mindspore_hessian.rules import (
     batching_nn,
     derivatives_linalg,
     derivatives_math,
+    derivatives_matmul,
     derivatives_nn,
     derivatives_resize,
     derivatives_rewritten,
@@ -30,7 +31,7 @@ __all__ = ["install", "uninstall", "status", "in_force", "register_derivative", 
 
 TABLES: tuple[tuple[Rule, ...], ...] = (
     derivatives_math.RULES, derivatives_nn.RULES, derivatives_linalg.RULES, derivatives_resize.RULES,
-    derivatives_rnn.RULES, derivatives_rewritten.RULES, batching_math.RULES, batching_nn.RULES,
+    derivatives_rnn.RULES, derivatives_rewritten.RULES, derivatives_matmul.RULES, batching_math.RULES, batching_nn.RULES,
     batching_conv.RULES, batching_formula.RULES)
 
 _ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
