@@ -13,7 +13,6 @@ from ops_functions import (
     LABELS,
     LABELS64,
     LABELS_ND,
-    MATMULS,
     UNPOOL2D,
     UNPOOL3D,
     batch_norm,
@@ -45,7 +44,6 @@ from ops_functions import (
     prelu,
     prelu_weight,
     probability,
-    products_of,
     prod_zeros,
     recurrent,
     scatter_add,
@@ -59,6 +57,7 @@ from ops_functions import (
     target,
     trace_method,
 )
+from ops_matmul import MATMULS, products_of
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,8 @@ ROWS = (
     Row("leaky_relu", plain(ops.leaky_relu, 0.2)),
     Row("prelu", prelu, ("PReLUGrad",), third=True),
     Row("prelu_weight", prelu_weight, ("PReLUGrad",)),
+    Row("tanh", plain(ops.tanh), ("TanhGrad",), third=True, **F64),
+    Row("sigmoid", plain(ops.sigmoid), ("SigmoidGrad",), third=True, **F64),
     Row("silu", plain(ops.silu), third=True, **F64),
     Row("mish", plain(ops.mish)),
     Row("hardswish", plain(ops.hardswish), ("HSwishGrad",), third=True),

@@ -137,6 +137,8 @@ ROWS = {  # name: (function, shape, low, high)
     "leaky_relu": (lambda x: F.leaky_relu(x, 0.2), M),
     "prelu": (lambda x: F.prelu(x, W6), M),
     "prelu_weight": (lambda w: F.prelu(T, w), (6,)),
+    "tanh": (lambda x: torch.tanh(x), M),
+    "sigmoid": (lambda x: torch.sigmoid(x), M),
     "silu": (lambda x: F.silu(x), M),
     "mish": (lambda x: x * torch.tanh(F.softplus(x)), M),
     "hardswish": (lambda x: x * torch.clamp(x + 3, 0, 6) / 6, M, -5, 5),

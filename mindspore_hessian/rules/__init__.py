@@ -29,10 +29,9 @@ from mindspore_hessian.rules._define import Batching, Derivative, Rule
 
 __all__ = ["install", "uninstall", "status", "in_force", "register_derivative", "register_batching", "RuleStatus"]
 
-TABLES: tuple[tuple[Rule, ...], ...] = (
-    derivatives_math.RULES, derivatives_nn.RULES, derivatives_linalg.RULES, derivatives_resize.RULES,
-    derivatives_rnn.RULES, derivatives_rewritten.RULES, derivatives_matmul.RULES, batching_math.RULES, batching_nn.RULES,
-    batching_conv.RULES, batching_formula.RULES)
+TABLES: tuple[tuple[Rule, ...], ...] = tuple(module.RULES for module in (
+    derivatives_math, derivatives_matmul, derivatives_nn, derivatives_linalg, derivatives_resize, derivatives_rnn,
+    derivatives_rewritten, batching_math, batching_nn, batching_conv, batching_formula))
 
 _ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
 _ABSENT = object()

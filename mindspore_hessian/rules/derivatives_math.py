@@ -99,6 +99,24 @@ def prelu_grad(d, x, w):
     return ops.where(x > 0, d, wide * d), dw
 
 
+def tanh_grad(prim):
+    """TanhGrad(y, d) = d (1 - y^2), by y: -2 d y. What is batched (dout) is multiplied once, and last."""
+    backward = _compat.backward("TanhGrad")
+
+    def bprop(y, d, out, dout):
+        return dout * (d * y * -2), backward(y, dout)
+    return bprop
+
+
+def sigmoid_grad(prim):
+    """SigmoidGrad(y, d) = d y (1 - y), by y: d (1 - 2 y)."""
+    backward = _compat.backward("SigmoidGrad")
+
+    def bprop(y, d, out, dout):
+        return dout * (d - 2 * d * y), backward(y, dout)
+    return bprop
+
+
 # --- powers and products -------------------------------------------------------------------------------------------
 
 def pow_tensor_scalar(prim):
@@ -157,6 +175,8 @@ def prod_ext(prim):
 
 _MISSING = "MindSpore has no derivative of it"
 
+_BATCH_FIRST = "MindSpore's multiplies what is batched first: three products of the batch's size, here one"
+
 RULES: tuple[Derivative, ...] = (
     Derivative("LogSoftmaxGrad", by_formula(log_softmax_grad, 2, 1), _MISSING),
     Derivative("GeLUGrad", by_formula(gelu_grad, 3), _MISSING),
@@ -172,6 +192,8 @@ RULES: tuple[Derivative, ...] = (
     Derivative("LogitGrad", by_formula(logit_grad, 2, 1), _MISSING),
     Derivative("LogSigmoidGrad", by_formula(log_sigmoid_grad, 3), _MISSING),
     Derivative("MishGradExt", by_formula(mish_grad, 2), _MISSING),
+    Derivative("TanhGrad", tanh_grad, _BATCH_FIRST, replaces=True),
+    Derivative("SigmoidGrad", sigmoid_grad, _BATCH_FIRST, replaces=True),
     Derivative("PowTensorScalar", pow_tensor_scalar,
                "MindSpore's cannot be applied twice: it makes an exponent that it then rejects", replaces=True),
     Derivative("ReduceProd", reduce_prod, "MindSpore's divides by x: NaN at zeros", replaces=True),
