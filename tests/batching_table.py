@@ -209,6 +209,13 @@ def ones(x):
     return x * gen.Ones()((3,), mindspore.float32)
 
 
+ORDER = Tensor(2, mindspore.int32)
+
+
+def polygamma(x):
+    return ops.Polygamma()(ORDER, x)
+
+
 def imaginary(x, y):
     return ops.abs(ops.Complex()(x, y))
 
@@ -251,16 +258,15 @@ ENTRYWISE = [
     Row("AddN", (n(2, 3), n(2, 3), n(2, 3)), call=add_n),
     *(Row(name, (t(2, 3),), call=getattr(ops, name)()) for name in ("Lgamma", "Digamma", "Sinc")),
     *(Row(name, (n(2, 3), n(2, 3)), call=getattr(gen, name)(0.5)) for name in ("HShrinkGrad", "SoftShrinkGrad")),
-    *(Row(name, (n(2, 3), n(3)), call=getattr(ops, call)())
-      for name, call in (("Fmax", "Fmax"), ("Fmin", "Fmin"), ("Hypot", "Hypot"))),
+    *(Row(name, (n(2, 3), n(3)), call=getattr(ops, name)()) for name in ("Fmax", "Hypot")),
     Row("SquaredDifference", (n(2, 3), n(3)), call=ops.SquaredDifference()),
     Row("DivMod", (t(2, 3), t(3)), ("floor",)),
     Row("BitwiseAndTensor", (i((2, 3), 8), i((3,), 8)), since=(2, 10, 0)),
     Row("Zeta", (t(2, 3) + 1, t(2, 3)), call=ops.Zeta()),
     Row("Complex", (n(2, 3), n(2, 3)), call=imaginary),
-    Row("Polygamma", (i((), 3), t(2, 3)), call=ops.Polygamma(), fixed=(0,)),
-    Row("Zeros", (n(3),), call=zeros),
-    Row("Ones", (n(3),), call=ones),
+    Row("Polygamma", (t(2, 3),), call=polygamma),
+    Row("Zeros", (n(3),), call=zeros, since=(2, 10, 0)),
+    Row("Ones", (n(3),), call=ones, since=(2, 10, 0)),
     *arc_grads(),
     Row("Select", (t(2, 3), n(3), n(2, 1)), call=where),
     Row("MaskedFill", (n(2, 3), t(3)), call=masked_fill),

@@ -73,6 +73,7 @@ class Row:
         third: whether the third derivative is compared as well.
         linear: the operation is linear, and its values differ from the other framework's (its bicubic kernel comes from
             a table): the truth is the difference of two of MindSpore's gradients, exact for the quadratic at hand.
+        since: the first version with a CPU kernel.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Row:
     tolerance: float = 2e-4
     third: bool = False
     linear: bool = False
+    since: tuple[int, ...] = (2, 7, 2)
 
 
 TINY = {"dtype": np.float64, "tolerance": 1e-6}
@@ -217,7 +219,8 @@ ROWS = (
     Row("trace", trace_method, ("TraceV2",), third=True, **F64),
     Row("trace_ops", plain(ops.trace), ("Trace",), **F64),
     Row("permute_mint", squared(mint.permute, (2, 0, 1)), ("TransposeView",), third=True, **F64),
-    Row("transpose_mint", squared(mint.transpose, 0, 2), ("TransposeExtView",), third=True, **F64),
+    Row("transpose_mint", squared(mint.transpose, 0, 2), ("TransposeExtView",), third=True,
+        since=(2, 10, 0), **F64),
     Row("unsqueeze_mint", plain(mint.unsqueeze, 1), ("ExpandDimsView",), **F64),
     Row("scatter_add_nd", scatter_add, ("GatherNdExt",), third=True, **F64),
     Row("resize_nearest_mint", plain(mint.nn.functional.interpolate, (4, 9), None, "nearest"),

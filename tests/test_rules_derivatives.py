@@ -56,6 +56,8 @@ def _error(got, expected):
 
 
 def _compare(row, product, order):
+    if row.since > _compat.MS_VERSION:
+        pytest.skip("no CPU kernel in this version")
     f = row.make(row.dtype)
     x, v = _case(row)
     s = _scalar(f, _run(f, x).shape, row.dtype)

@@ -38,7 +38,7 @@ BINARY = (
     "LessEqual", "Equal", "NotEqual", "Xlogy", "Xdivy",
 )
 NO_RULE_BINARY = (
-    "Fmax", "Fmin", "Hypot", "DivMod", "BitwiseAndTensor", "SquaredDifference",
+    "Fmax", "Hypot", "DivMod", "BitwiseAndTensor", "SquaredDifference",
 )
 ARC = ("ACosGrad", "AcoshGrad", "AsinGrad", "AsinhGrad", "AtanGrad", "InvGrad", "ReciprocalGrad")
 
