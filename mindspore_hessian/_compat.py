@@ -227,24 +227,27 @@ def missing_batching_rules(otherwise: Callable[[str, list[str]], Callable]) -> I
 
 
 class _Noted(dict):
-    """A registry of batching rules that notes what it is asked for."""
+    """A registry of batching rules that notes which it gave; for others it calls ``otherwise(name, asked)``."""
 
-    def __init__(self, registry: dict, asked: dict[str, bool]):
+    def __init__(self, registry: dict, otherwise: Callable, asked: dict[str, bool]):
         super().__init__(registry)
-        self._asked = asked
+        self._otherwise, self._asked = otherwise, asked
 
     def get(self, key, default=None):
+        rule = super().get(key, None)
         if isinstance(key, str) and key not in _STRUCTURAL:
-            self._asked[key] = super().get(key, None) is not None
-        return super().get(key, default)
+            if rule is None:
+                return self._otherwise(key, self._asked)
+            self._asked[key] = True
+        return default if rule is None else rule
 
 
 @contextlib.contextmanager
-def batching_rules_asked_for() -> Iterator[dict[str, bool]]:
+def batching_rules_asked_for(otherwise: Callable[[str, dict], Callable]) -> Iterator[dict[str, bool]]:
     """While MindSpore compiles inside: each primitive that it wants a batching rule for, and whether there is one."""
     asked: dict[str, bool] = {}
     before = vmap_base.vmap_rules_getters
-    vmap_base.vmap_rules_getters = _Noted(before, asked)
+    vmap_base.vmap_rules_getters = _Noted(before, otherwise, asked)
     try:
         yield asked
     finally:

@@ -16,6 +16,7 @@ from mindspore_hessian import _audit_graph, _compat, _compile, rules
 from mindspore_hessian._audit_graph import CONTROL, Graph, public_name
 from mindspore_hessian._errors import HessianError, MissingRuleError, UnsafeRuntimeError
 from mindspore_hessian._tree import Variables, tensors_of
+from mindspore_hessian.rules.batching_missing import unrolled
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._run import Problem, product_kernel
 
@@ -217,7 +218,7 @@ def _report(problem: Problem, replacing: bool) -> AuditReport:
         raise UnsafeRuntimeError("MindSpore wrote no graph that could be read. Unset MS_DEV_DUMP_IR_PASSES before the "
                                  "first graph of the process is saved.")
     product, failed = _compiled(problem, product_kernel("revrev"), _vectors(problem, 0))
-    with _compat.batching_rules_asked_for() as asked:
+    with _compat.batching_rules_asked_for(unrolled) as asked:
         batched, unbatched = _compiled(problem, _two_rows, (Tensor(0, ms.int64),))
     variables = gradient.references(problem.vars.positions, [weight.name for weight in problem.vars.weights])
     found = _Found([product or Graph(), gradient], gradient.differentiated(variables), asked, batched is not None,

@@ -1,7 +1,14 @@
-"""What the side-by-side benchmark prints and writes: ratios, a table, JSON, a plot."""
+"""What the side-by-side benchmark prints and writes: ratios, a table, JSON, a plot.
+
+Usage: python ci/bench/report.py RUN.json [RUN.json ...]
+
+writes docs/benchmark.md and docs/figures/benchmark.png of runs on one machine (of a case in several, the last; a naive
+recipe that this lacks, from an earlier one), and prints the short table of the README.
+"""
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +139,40 @@ def plot(out: Path, rows: list[dict]) -> list[str]:
     figure.savefig(f"{out}.png", dpi=120)
     pyplot.close(figure)
     return [f"{out}.png"]
+
+
+def short(rows: list[dict]) -> str:
+    """A line a case: our time, and how many times that of the others."""
+    lines = ["| case | ours, ms | ours / torch.func | ours / jax.jit | ours / naive MindSpore | in gradients |",
+             "|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        ours = row["results"].get(OURS, {})
+        if timed(ours):
+            ratios = [f"{row['ratios'][name]:.2g}" if name in row["ratios"] else "" for name in (TORCH, JAX, NAIVE)]
+            gradients = f"{ours['in_gradients']:.2f}" if ours.get("in_gradients", 1) != 1 else ""
+            lines.append("| " + " | ".join([row["case"], milliseconds(ours["median_s"]), *ratios, gradients]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    runs = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
+    by_name: dict[str, dict] = {}
+    for row in (row for run in runs for row in run["cases"]):
+        before = by_name.get(row["case"], {"results": {}})["results"]
+        if NAIVE in before and NAIVE not in row["results"]:  # thousands of times slower: another run will do
+            row["results"][NAIVE] = before[NAIVE]
+        by_name[row["case"]] = row
+    rows = list(by_name.values())
+    add_ratios(rows)
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    text = table({**runs[-1], "versions": runs[-1]["versions"]}, rows)
+    commands = "; ".join("`" + " ".join(run["command"][4:]) + "`" for run in runs)
+    note = "Where the last run had no naive recipe, its time is from the one before. "
+    (docs / "benchmark.md").write_text(
+        f"# Side by side\n\nMade by `bash ci/bench/side_by_side.sh` with {commands}. {note}\n\n{text}\n")
+    plot(docs / "figures" / "benchmark", rows)
+    print(short(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from mindspore import Tensor, ops
 from mindspore.ops import Primitive, constexpr
 
-from mindspore_hessian import _compat
-
 transpose, reshape, broadcast_to = ops.Transpose(), ops.Reshape(), ops.BroadcastTo
 mul, ones_like = ops.Mul(), ops.OnesLike()
 
@@ -364,30 +362,3 @@ def constant(prim, axis_size):
         return prim(*values(pairs)), None
 
     return rule
-
-
-def unbatched_only(name: str, missing: list[str]) -> Callable:
-    """The rule of a primitive that has none: it may be met by what is not batched (the primal values of a Hessian).
-
-    A primitive that MindSpore hands over by name would lose its attributes, and a view its token: refused at once.
-    """
-    def refuse(dims):
-        if any(dim is not None for dim in dims):
-            missing.append(name)
-            raise NotImplementedError(f"primitive {name} has no batching rule")
-        return len(dims)
-    checked = constexpr(refuse)
-
-    def getter(prim, axis_size):
-        if name.endswith("View") or isinstance(prim, str) and _compat.takes_attributes(name):
-            refuse((0,))
-        prim = primitive(prim)
-
-        def rule(*pairs):
-            if checked(_dims(pairs)) == 0:
-                return unpaired(prim())
-            return unpaired(prim(*_tensors(pairs)))
-
-        return rule
-
-    return getter
