@@ -58,9 +58,42 @@ def _back(d, shape, batch):
     return d.reshape(shape)
 
 
+@ops.constexpr
+def _known(*shapes):
+    """Whether every length is known as MindSpore compiles."""
+    return all(length is not None and length >= 0 for shape in shapes for length in shape)
+
+
+@ops.constexpr
+def _leading(rank):
+    return tuple(range(rank - 2))
+
+
+@ops.constexpr
+def _never_repeated(x, w):
+    """Refuse stacks with dynamic shapes where an operand might be repeated along a batch axis."""
+    if len(x) != len(w) or any((one == 1) != (other == 1) for one, other in zip(x[:-2], w[:-2], strict=True)):
+        raise ValueError(f"mindspore_hessian has no gradient of a matrix product of shapes {x} and {w}, dynamic and "
+                         "perhaps broadcast. Give them one rank, or call mindspore_hessian.rules.uninstall() first.")
+    return True
+
+
+def _dynamic(x, w, dout):
+    """The gradients without the lengths of the axes: matrices, or stacks of which only the left one may be higher."""
+    if x.ndim == 2 and w.ndim == 2:
+        return _right_transposed(dout, w), _left_transposed(x, dout)
+    if w.ndim == 2 and x.ndim > 2:
+        dw = _stack_left_transposed(x, dout).sum(_leading(x.ndim))
+        return ops.matmul(dout, ops.transpose(w, (1, 0))), dw
+    _never_repeated(x.shape, w.shape)
+    return _stack_right_transposed(dout, w), _stack_left_transposed(x, dout)
+
+
 def matmul(prim):
     """x @ w for vectors, matrices and stacks: d w^T and x^T d, summed where an operand was repeated."""
     def bprop(x, w, out, dout):
+        if not _known(x.shape, w.shape):
+            return _dynamic(x, w, dout)
         left, right = _as_matrix(x.shape, True), _as_matrix(w.shape, False)
         if len(right) == 2:  # a stack on the left is one tall matrix
             rows, matrix = x.reshape(_rows(x.shape, left[-1])), w.reshape(right)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, mutable, ops
 
+from mindspore_hessian import _compat
 from mindspore_hessian.rules._define import Derivative
 from mindspore_hessian.rules._formula import by_formula, pull
 from mindspore_hessian.rules.derivatives_linalg import attributes_of, pick
@@ -175,6 +176,9 @@ def upsample_nearest_2d_grad(prim):
 
 # --- extremes ------------------------------------------------------------------------------------------------------
 
+_place = _compat.backward("GatherDGradV2")  # needs no lengths of axes: they may be dynamic
+
+
 def _taken_from(x, index, d, axis, keep_dims):
     """d in the place that `index` names along the axis, zero elsewhere."""
     if x.ndim == 0:
@@ -182,9 +186,7 @@ def _taken_from(x, index, d, axis, keep_dims):
     if not keep_dims:
         index, d = ops.expand_dims(index, axis), ops.expand_dims(d, axis)
 
-    def taken(x):
-        return ops.gather_d(x, axis, index)
-    return pull(taken)(mutable(x), d)[0]
+    return _place(x, axis, index, d)
 
 
 def extreme_along(prim):
