@@ -247,6 +247,8 @@ def row_of(call, space, folder):
             rounded = row.get("hvp", 0) >= row["limit"] and row.get("hvp", 0) < ROUNDED
             if "refused" not in row and row["gradient"] < table.GRADIENT_LIMIT[dtype] and not rounded:
                 return row | ({"note": "not in float64"} if first else {})
+            if first and not row.get("hvp", 1) < row["limit"]:
+                return first
             first = first or row
         except NotDifferentiable as error:
             reasons.append(str(error))
