@@ -16,8 +16,9 @@ RESULTS = sorted((COVERAGE / "results").glob("*.json"))
 # one call of each kind of trouble that the table has found: a wrong second derivative or batching rule of MindSpore, a
 # gradient that writes in place, views, kernels in float32 only, layers, operators
 SAMPLE = ["ops det(x) | x 2,3,3 -1 1", "nn nn.SmoothL1Loss(0.4)(x ** 3, y)", "Tensor min(x, 1)[0]",
-          "mint permute(x, (1, 0))", "ops ops: interpolate(x, size=(5,), mode='linear', align_corners=True)",
-          "nn nn.ReflectionPad1d(1)(x)", "python x ** y | x 2,3 .5 2", "F gelu(x, 'tanh')"]
+          "mint permute(x, (1, 0))", "nn nn.ReflectionPad1d(1)(x) | x 1,2,3 -2 2",
+          "ops ops: interpolate(x, size=(5,), mode='linear', align_corners=True) | x 1,1,3 -2 2",
+          "python python: x ** y | x 2,3 .5 2", "F gelu(x, 'tanh')"]
 
 
 def run(script, *arguments):

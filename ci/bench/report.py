@@ -2,7 +2,7 @@
 
 Usage: python ci/bench/report.py RUN.json [RUN.json ...]
 
-writes docs/benchmark.md and docs/figures/benchmark.png of runs on one machine (of a case in several, the last; a naive
+writes docs/benchmark.md and docs/benchmark.png of runs on one machine (of a case in several, the last; a naive
 recipe that this lacks, from an earlier one), and prints the short table of the README.
 """
 from __future__ import annotations
@@ -170,7 +170,7 @@ def main() -> None:
     note = "Where the last run had no naive recipe, its time is from the one before. "
     (docs / "benchmark.md").write_text(
         f"# Side by side\n\nMade by `bash ci/bench/side_by_side.sh` with {commands}. {note}\n\n{text}\n")
-    plot(docs / "figures" / "benchmark", rows)
+    plot(docs / "benchmark", rows)
     print(short(rows))
 
 

@@ -245,10 +245,10 @@ def row_of(call, space, folder):
         try:
             row = checked(call, space, dtype, folder)
             rounded = row.get("hvp", 0) >= row["limit"] and row.get("hvp", 0) < ROUNDED
-            if "refused" not in row and row["gradient"] < table.GRADIENT_LIMIT[dtype] and not rounded:
-                return row | ({"note": "not in float64"} if first else {})
             if first and not row.get("hvp", 1) < row["limit"]:
                 return first
+            if "refused" not in row and row["gradient"] < table.GRADIENT_LIMIT[dtype] and not rounded:
+                return row | ({"note": "not in float64"} if first else {})
             first = first or row
         except NotDifferentiable as error:
             reasons.append(str(error))
