@@ -110,6 +110,7 @@ def plot(out: Path, rows: list[dict]) -> list[str]:
         import matplotlib
         matplotlib.use("Agg")
         from matplotlib import pyplot
+        from matplotlib.ticker import NullFormatter
     except ImportError:
         return []
     families: dict[str, list[dict]] = {}
@@ -133,6 +134,7 @@ def plot(out: Path, rows: list[dict]) -> list[str]:
                 axis.plot(sizes, middle, marker="o", color=f"C{number}", label=name)
                 axis.fill_between(sizes, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
         axis.set(xscale="log", yscale="log", title=family, xlabel=members[0]["axis"], ylabel="ms")
+        axis.xaxis.set_minor_formatter(NullFormatter())  # its labels overlap
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(),
                                                                             strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
