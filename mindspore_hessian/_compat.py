@@ -291,6 +291,7 @@ from mindspore.ops.auto_generate.gen_ops_prim import (  # noqa: E402, F401
     ResizeBilinearV2,
     ResizeLinear1D,
     ResizeNearestNeighborV2,
+    UpsampleNearest2D,
     UpsampleNearest3D,
     UpsampleTrilinear3D,
 )

@@ -225,6 +225,8 @@ ROWS = (
     Row("scatter_add_nd", scatter_add, ("GatherNdExt",), third=True, **F64),
     Row("resize_nearest_mint", plain(mint.nn.functional.interpolate, (4, 9), None, "nearest"),
         ("UpsampleNearest2DGrad",)),
+    Row("resize_nearest_scaled", plain(mint.nn.functional.interpolate, None, (1.7, 2.3), "nearest"),
+        ("UpsampleNearest2DGrad",)),
     Row("resize_trilinear", plain(ops.interpolate, size=(4, 3, 5), mode="trilinear"), ("UpsampleTrilinear3DGrad",)),
     Row("resize_nearest_3d", plain(ops.interpolate, size=(4, 3, 5), mode="nearest"), ("UpsampleNearest3DGrad",)),
     *(Row(f"matmul_{name}", products_of(name), ("MatMulExt",), third=True, **F64) for name in MATMULS),

@@ -223,6 +223,7 @@ ROWS = {  # name: (function, shape, low, high)
     "unsqueeze_mint": (lambda x: x[:, None], M),
     "scatter_add_nd": (lambda x: torch.index_add(x * x, 0, torch.tensor([0, 2]), c(2, 6)), M),
     "resize_nearest_mint": (lambda x: F.interpolate(x, (4, 9), mode="nearest"), IMG),
+    "resize_nearest_scaled": (lambda x: F.interpolate(x, scale_factor=(1.7, 2.3), mode="nearest"), IMG),
     "resize_trilinear": (lambda x: F.interpolate(x, (4, 3, 5), mode="trilinear"), VOL),
     "resize_nearest_3d": (lambda x: F.interpolate(x, (4, 3, 5), mode="nearest"), VOL),
     "matmul_vectors": (lambda x: x[0, 0] @ x[1, 1], STACK),

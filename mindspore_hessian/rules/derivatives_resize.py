@@ -49,11 +49,13 @@ def trilinear_grad(prim):
     return bprop
 
 
-def nearest_3d_grad(prim):
-    """UpsampleNearest3DGrad(d, input_size, output_size, scales)."""
-    def bprop(d, input_size, output_size, scales, out, dout):
-        return _compat.UpsampleNearest3D()(dout, output_size, scales), 0, 0, 0
-    return bprop
+def nearest_grad_of(upsample):
+    """UpsampleNearest2DGrad and 3DGrad(d, input_size, output_size, scales)."""
+    def getter(prim):
+        def bprop(d, input_size, output_size, scales, out, dout):
+            return upsample(dout, output_size, scales), 0, 0, 0
+        return bprop
+    return getter
 
 
 # --- 3-D convolution: bilinear in x and w, and so are its two backward primitives -------------------------------
@@ -115,7 +117,8 @@ RULES: tuple[Derivative, ...] = (
     Derivative("ResizeBicubicGrad", bicubic_grad, _NO_DERIVATIVE),
     Derivative("ResizeLinear1DGrad", linear_1d_grad, _NO_DERIVATIVE),
     Derivative("UpsampleTrilinear3DGrad", trilinear_grad, _NO_DERIVATIVE),
-    Derivative("UpsampleNearest3DGrad", nearest_3d_grad, _NO_DERIVATIVE),
+    Derivative("UpsampleNearest2DGrad", nearest_grad_of(_compat.UpsampleNearest2D()), _NO_DERIVATIVE),
+    Derivative("UpsampleNearest3DGrad", nearest_grad_of(_compat.UpsampleNearest3D()), _NO_DERIVATIVE),
     Derivative("Conv3D", conv3d, "emits the same backward primitives, with attributes that their derivatives can read",
                replaces=True),
     Derivative("Conv3DTranspose", conv3d_transpose, "as above", replaces=True),

@@ -167,13 +167,6 @@ def gather_nd(prim):
     return bprop
 
 
-def upsample_nearest_2d_grad(prim):
-    """UpsampleNearest2DGrad(d, input size, output size, scales): its transpose is the upsampling."""
-    def bprop(d, input_size, output_size, scales, out, dout):
-        return ops.interpolate(dout, size=d.shape[2:], mode="nearest"), 0, 0, 0
-    return bprop
-
-
 # --- extremes ------------------------------------------------------------------------------------------------------
 
 _place = _compat.backward("GatherDGradV2")  # needs no lengths of axes: they may be dynamic
@@ -301,7 +294,6 @@ RULES: tuple[Derivative, ...] = (
     Derivative("TransposeExtView", transpose_ext_view, _VIEW, replaces=True),
     Derivative("ExpandDimsView", expand_dims_view, _VIEW, replaces=True),
     Derivative("GatherNdExt", gather_nd, _MISSING),
-    Derivative("UpsampleNearest2DGrad", upsample_nearest_2d_grad, _MISSING),
     *(Derivative(name, extreme_along, _IN_PLACE, replaces=True) for name in ("MaxDim", "MinDim")),
     *(Derivative(name, index_with_extreme, _IN_PLACE, replaces=True)
       for name in ("ArgMaxWithValue", "ArgMinWithValue")),
