@@ -195,39 +195,8 @@ def takes_attributes(name: str) -> bool:
 
 
 class _Watched(dict):
-    """A registry of batching rules that never answers "none" (MindSpore would unroll the primitive): it calls
-    ``otherwise(name, missing)`` for a rule, which may raise."""
-
-    def __init__(self, registry: dict, otherwise: Callable, missing: list[str]):
-        super().__init__(registry)
-        self._otherwise, self._missing = otherwise, missing
-
-    def get(self, key, default=None):
-        rule = super().get(key, None)
-        if rule is None and isinstance(key, str) and key not in _STRUCTURAL:
-            return self._otherwise(key, self._missing)
-        return default if rule is None else rule
-
-
-# applied to what has no batch axis, or to tuples: MindSpore handles these itself
-_STRUCTURAL = frozenset({"mutable", "Return", "Switch", "SwitchLayer", "Partial", "Load", "UpdateState"})
-
-
-@contextlib.contextmanager
-def missing_batching_rules(otherwise: Callable[[str, list[str]], Callable]) -> Iterator[list[str]]:
-    """While MindSpore compiles inside, `otherwise` makes the rule of a primitive without one, or puts its name into
-    the list and raises."""
-    missing: list[str] = []
-    before = vmap_base.vmap_rules_getters
-    vmap_base.vmap_rules_getters = _Watched(before, otherwise, missing)
-    try:
-        yield missing
-    finally:
-        vmap_base.vmap_rules_getters = before
-
-
-class _Noted(dict):
-    """A registry of batching rules that notes which it gave; for others it calls ``otherwise(name, asked)``."""
+    """A registry of batching rules that notes which it gave, and never answers "none" (MindSpore would unroll the
+    primitive): it calls ``otherwise(name, asked)`` for a rule, which may raise."""
 
     def __init__(self, registry: dict, otherwise: Callable, asked: dict[str, bool]):
         super().__init__(registry)
@@ -242,12 +211,17 @@ class _Noted(dict):
         return default if rule is None else rule
 
 
+# applied to what has no batch axis, or to tuples: MindSpore handles these itself
+_STRUCTURAL = frozenset({"mutable", "Return", "Switch", "SwitchLayer", "Partial", "Load", "UpdateState"})
+
+
 @contextlib.contextmanager
-def batching_rules_asked_for(otherwise: Callable[[str, dict], Callable]) -> Iterator[dict[str, bool]]:
-    """While MindSpore compiles inside: each primitive that it wants a batching rule for, and whether there is one."""
+def batching_rules_watched(otherwise: Callable[[str, dict[str, bool]], Callable]) -> Iterator[dict[str, bool]]:
+    """While MindSpore compiles inside: each primitive that it wants a batching rule for, and whether there is one.
+    Where there is none, `otherwise` makes it, or raises; it says so in the dict where something batched needs it."""
     asked: dict[str, bool] = {}
     before = vmap_base.vmap_rules_getters
-    vmap_base.vmap_rules_getters = _Noted(before, otherwise, asked)
+    vmap_base.vmap_rules_getters = _Watched(before, otherwise, asked)
     try:
         yield asked
     finally:

@@ -218,7 +218,7 @@ def _report(problem: Problem, replacing: bool) -> AuditReport:
         raise UnsafeRuntimeError("MindSpore wrote no graph that could be read. Unset MS_DEV_DUMP_IR_PASSES before the "
                                  "first graph of the process is saved.")
     product, failed = _compiled(problem, product_kernel("revrev"), _vectors(problem, 0))
-    with _compat.batching_rules_asked_for(unrolled) as asked:
+    with _compat.batching_rules_watched(unrolled) as asked:
         batched, unbatched = _compiled(problem, _two_rows, (Tensor(0, ms.int64),))
     variables = gradient.references(problem.vars.positions, [weight.name for weight in problem.vars.weights])
     found = _Found([product or Graph(), gradient], gradient.differentiated(variables), asked, batched is not None,

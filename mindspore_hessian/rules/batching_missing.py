@@ -26,10 +26,10 @@ def _tensors(pairs):
     return tuple([x for x, _ in pairs])
 
 
-def unbatched_only(name: str, missing: list[str]) -> Callable:
-    """A rule for what is not batched; where something is, the name goes into `missing` and the compilation ends."""
+def unbatched_only(name: str, asked: dict[str, bool]) -> Callable:
+    """A rule for what is not batched; where something is, `asked` says that one is missing, and compiling ends."""
     def refuse():
-        missing.append(name)
+        asked[name] = False
         raise NotImplementedError(f"primitive {name} has no batching rule")
 
     def check(dims):

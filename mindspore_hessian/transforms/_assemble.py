@@ -23,13 +23,14 @@ def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], An
     MindSpore itself would unroll a primitive without a rule into as many copies as there are rows.
     """
     try:
-        with _compat.missing_batching_rules(unbatched_only) as missing:
+        with _compat.batching_rules_watched(unbatched_only) as asked:
             return batched()
     except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as err:
         refused = err
     if isinstance(refused, UnsafeRuntimeError):
         raise refused
     result = loop()  # where the function itself is at fault, this says so better than the batched version
+    missing = [name for name, there in asked.items() if not there]
     cause = f"primitive {missing[0]} has no batching rule" if missing else f"batching failed ({refused})"
     remedy = f" Supply one: mindspore_hessian.rules.register_batching({missing[0]!r}, getter)." if missing else ""
     warn(f"{name}: {cause}, so the rows are computed one after another.{remedy}", FallbackWarning)
