@@ -10,7 +10,7 @@ from __future__ import annotations
 from mindspore.ops import Primitive, constexpr
 
 from mindspore_hessian.rules._define import Batching
-from mindspore_hessian.rules.batching_kit import front, move, primitive, reshape
+from mindspore_hessian.rules.batching_kit import front, merged, move, primitive, reshape
 
 _WHY = "MindSpore's rule shares a changing primitive between batches, and its kernel gradient is malformed"
 
@@ -21,11 +21,6 @@ def _with(prim, **changes):
     for name, value in {**prim.attrs, **changes}.items():
         new.add_prim_attr(name, value)
     return new
-
-
-@constexpr
-def _merged(shape, at):
-    return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2:])
 
 
 @constexpr
@@ -45,7 +40,7 @@ def _scaled(shape, at, size):
 def _join(x, dim, at):
     """The batch axis joins axis `at` of a sample, in front of it: (..., B * size, ...)."""
     x = move(x, dim, at)
-    return reshape(x, _merged(x.shape, at))
+    return reshape(x, merged(x.shape, at))
 
 
 def _leave(x, at, size):
@@ -59,7 +54,7 @@ def _join_groups(x, dim, at, groups):
         return _join(x, dim, at)
     x = front(x, dim)
     x = move(reshape(x, _cut(x.shape, at + 1, groups)), 0, at + 1)
-    return reshape(x, _merged(_merged(x.shape, at), at))
+    return reshape(x, merged(merged(x.shape, at), at))
 
 
 def _leave_groups(x, at, groups, size):
@@ -67,7 +62,7 @@ def _leave_groups(x, at, groups, size):
     if groups == 1:
         return _leave(x, at, size)
     x = move(reshape(x, _cut(x.shape, at, groups, size)), at + 1, 0)
-    return reshape(x, _merged(x.shape, at + 1)), 0
+    return reshape(x, merged(x.shape, at + 1)), 0
 
 
 def _variants(prim, size):

@@ -11,8 +11,12 @@ from mindspore_hessian.rules._define import Batching
 from mindspore_hessian.rules.batching_kit import (
     aligned,
     any_batched,
+    apart,
     filled,
     front,
+    largest,
+    merged,
+    one_tensor,
     primitive,
     reshape,
     sample_rank,
@@ -23,11 +27,6 @@ from mindspore_hessian.rules.batching_kit import (
 _UNROLLED = "MindSpore has no rule for it and unrolls the batch"
 _WRONG = "MindSpore's rule is silently wrong for a mean: it divides by the size of the batch too"
 _MEAN, _NONE = 1, 2  # MindSpore's numbers of a reduction
-
-
-@constexpr
-def _most(ranks):
-    return max(ranks)
 
 
 @constexpr
@@ -52,7 +51,7 @@ def loss_gradient(formula: Callable, operands: int, like: int = 0) -> Callable:
             tensors, options, reduction = pairs[:operands], values(pairs[operands:-1]), pairs[-1][0]
             if not any_batched(tuple([dim for _, dim in tensors])):
                 return prim(*[x for x, _ in tensors], *options, reduction), None
-            rank = _most(tuple([sample_rank(x, dim) for x, dim in tensors]))
+            rank = largest(tuple([sample_rank(x, dim) for x, dim in tensors]))
             out = formula(*[aligned(x, dim, rank) for x, dim in tensors], *options, _NONE)
             if reduction == _MEAN:
                 out = out / _sample_size(tensors[like][0].shape, tensors[like][1])
@@ -120,11 +119,6 @@ def _grouped(shape, groups):
     return (shape[0], shape[1], groups, size // groups)
 
 
-@constexpr
-def _folded(shape):
-    return (shape[0] * shape[1], *shape[2:])
-
-
 def group_norm_grad(prim, axis_size):
     """GroupNormGrad(d, x, mean, rstd, gamma, groups, three flags): (dx, dgamma, dbeta); dx with a scale of one, the
     batch among the samples; the sums over one sample of the batch each."""
@@ -139,7 +133,7 @@ def group_norm_grad(prim, axis_size):
         gamma = front(gamma, dim)
         scaled = d * reshape(gamma, _channel_shape(gamma.shape, dim is not None, x.ndim - 1))
         one = ops.ones((x.shape[2],), x.dtype)
-        dx = prim(*[reshape(v, _folded(v.shape)) for v in (scaled, x, mean, rstd)], one, *rest)[0]
+        dx = prim(*[reshape(v, merged(v.shape, 0)) for v in (scaled, x, mean, rstd)], one, *rest)[0]
         normal = (reshape(x, _grouped(x.shape, rest[0])) - ops.expand_dims(mean, -1)) * ops.expand_dims(rstd, -1)
         axes = _all_but_channels(x.ndim)
         dgamma, dbeta = (d * reshape(normal, x.shape)).sum(axes), d.sum(axes)
@@ -150,24 +144,10 @@ def group_norm_grad(prim, axis_size):
 
 # --- pooling: the batch joins the samples -------------------------------------------------------------------------
 
-@constexpr
-def _unfolded(shape, size):
-    return (size, shape[0] // size, *shape[1:])
-
-
-def pooling(prim, axis_size):
+def pooling(prim, x, size):
     """One tensor (N, C, ...), options in attributes."""
-    prim = primitive(prim)
-
-    def rule(x_pair):
-        x, dim = x_pair
-        if dim is None:
-            return prim(x), None
-        x = front(x, dim)
-        out = prim(reshape(x, _folded(x.shape)))
-        return reshape(out, _unfolded(out.shape, axis_size)), 0
-
-    return rule
+    out = prim(reshape(x, merged(x.shape, 0)))
+    return reshape(out, apart(out.shape, 0, size))
 
 
 RULES: tuple[Batching, ...] = (
@@ -176,5 +156,5 @@ RULES: tuple[Batching, ...] = (
     Batching("SmoothL1LossGrad", loss_gradient(nn.smooth_l1_grad, 3), _WRONG, replaces=True),
     Batching("PReLUGrad", prelu_grad, _UNROLLED),
     Batching("GroupNormGrad", group_norm_grad, _UNROLLED),
-    Batching("AvgPool3D", pooling, _UNROLLED),
+    Batching("AvgPool3D", one_tensor(pooling), _UNROLLED),
 )

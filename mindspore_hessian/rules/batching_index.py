@@ -8,10 +8,12 @@ from mindspore.ops import constexpr
 from mindspore_hessian.rules._define import Batching
 from mindspore_hessian.rules.batching_kit import (
     any_batched,
+    apart,
     constant,
     filled,
     front,
     move,
+    one_tensor,
     paired,
     primitive,
     reshape,
@@ -142,46 +144,22 @@ def _side(shape, rank):
     return shape[-1]
 
 
-def diag(prim, axis_size):
+def diag(prim, x, size):
     """Vector to diagonal matrix; the kernel takes no batch."""
-    prim = primitive(prim)
-
-    def rule(x_pair):
-        x, dim = x_pair
-        if dim is None:
-            return prim(x), None
-        x = front(x, dim)
-        side = _side(x.shape, 1)
-        return ops.select(ops.eye(side, side, x.dtype) != 0, ops.expand_dims(x, -1), ops.zeros((1,), x.dtype)), 0
-
-    return rule
+    side = _side(x.shape, 1)
+    return ops.select(ops.eye(side, side, x.dtype) != 0, ops.expand_dims(x, -1), ops.zeros((1,), x.dtype))
 
 
-def diag_part(prim, axis_size):
+def diag_part(prim, x, size):
     """Matrix to its diagonal: every (side + 1)-th entry."""
-    prim = primitive(prim)
-
-    def rule(x_pair):
-        x, dim = x_pair
-        if dim is None:
-            return prim(x), None
-        x = front(x, dim)
-        side = _side(x.shape, 2)
-        flat = reshape(x, (axis_size, side * side))
-        return ops.strided_slice(flat, (0, 0), (axis_size, side * side), (1, side + 1)), 0
-
-    return rule
+    side = _side(x.shape, 2)
+    return ops.strided_slice(reshape(x, (size, side * side)), (0, 0), (size, side * side), (1, side + 1))
 
 
 @constexpr
 def _offsets(batch, segments, rank):
     """The number of the first segment of each sample, to be added to ids of `rank` axes a sample."""
     return Tensor(np.arange(0, batch * segments, segments).reshape(batch, *(1,) * rank), int32)
-
-
-@constexpr
-def _apart(shape, batch):
-    return (batch, shape[0] // batch, *shape[1:])
 
 
 def segment_sum(prim, axis_size):
@@ -200,7 +178,7 @@ def segment_sum(prim, axis_size):
         ids = front(ids, dim)
         ids = ops.cast(ids, int32) + _offsets(axis_size, count, ids.ndim - 1)
         out = plain(filled(x, x_dim, axis_size), ids, axis_size * count)
-        return reshape(out, _apart(out.shape, axis_size)), 0
+        return reshape(out, apart(out.shape, 0, axis_size)), 0
 
     return rule
 
@@ -214,8 +192,8 @@ RULES: tuple[Batching, ...] = (
     Batching("TensorScatterElements", scatter_elements, "MindSpore's rule fails: the axis is an input", replaces=True),
     Batching("TensorScatterAdd", scatter_nd_add, "MindSpore's rule is wrong for a batch not in front", replaces=True),
     Batching("Sort", sort, _UNROLLED),
-    Batching("Diag", diag, "MindSpore's rule calls a kernel that CPU has not", replaces=True),
-    Batching("DiagPart", diag_part, _UNROLLED),
+    Batching("Diag", one_tensor(diag), "MindSpore's rule calls a kernel that CPU has not", replaces=True),
+    Batching("DiagPart", one_tensor(diag_part), _UNROLLED),
     Batching("Range", constant, "MindSpore's rule lacks an input and fails", replaces=True),
     Batching("Eye", constant, _UNROLLED),
 )

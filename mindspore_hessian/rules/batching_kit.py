@@ -68,6 +68,18 @@ def filled(x, dim, size):
 
 
 @constexpr
+def merged(shape, at):
+    """Shape with axis `at` and the next as one."""
+    return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2:])
+
+
+@constexpr
+def apart(shape, at, size):
+    """The opposite: shape with axis `at` as `size` times what remains."""
+    return (*shape[:at], size, shape[at] // size, *shape[at + 1:])
+
+
+@constexpr
 def _aligned_shape(shape, rank):
     return (shape[0],) + (1,) * (rank + 1 - len(shape)) + tuple(shape[1:])
 
@@ -96,7 +108,7 @@ def values(pairs):
     Only their count is taken by a constexpr: a number that goes through Python comes back in float32. Views carry a
     token at the end that orders them after writes in place; our graphs have none.
     """
-    return _tensors(pairs[:_parameter_count(pairs)])
+    return tensors_of(pairs[:_parameter_count(pairs)])
 
 
 @constexpr
@@ -177,7 +189,8 @@ def binary(prim, axis_size):
 
 
 @constexpr
-def _largest(ranks):
+def largest(ranks):
+    """The largest of some numbers."""
     return max(ranks)
 
 
@@ -193,20 +206,22 @@ def broadcasting(prim, axis_size):
     prim = primitive(prim)
 
     def rule(*pairs):
-        rank = _largest(tuple([sample_rank(x, dim) for x, dim in pairs]))
+        rank = largest(tuple([sample_rank(x, dim) for x, dim in pairs]))
         out = prim(*[aligned(x, dim, rank) for x, dim in pairs])
-        if any_batched(_dims(pairs)):
+        if any_batched(dims_of(pairs)):
             return paired(out)
         return unpaired(out)
 
     return rule
 
 
-def _tensors(pairs):
+def tensors_of(pairs):
+    """The values of pairs."""
     return tuple([x for x, _ in pairs])
 
 
-def _dims(pairs):
+def dims_of(pairs):
+    """The batch axes of pairs."""
     return tuple([dim for _, dim in pairs])
 
 
@@ -218,9 +233,9 @@ def same_shape(count: int) -> Callable:
 
         def rule(*pairs):
             tensors, rest = pairs[:count], values(pairs[count:])
-            if any_batched(_dims(tensors)):
+            if any_batched(dims_of(tensors)):
                 return paired(prim(*[filled(x, dim, axis_size) for x, dim in tensors], *rest))
-            return unpaired(prim(*_tensors(tensors), *rest))
+            return unpaired(prim(*tensors_of(tensors), *rest))
 
         return rule
 
@@ -362,3 +377,20 @@ def constant(prim, axis_size):
         return prim(*values(pairs)), None
 
     return rule
+
+
+def one_tensor(compute: Callable) -> Callable:
+    """One tensor and nothing else: ``compute(prim, x, size)`` is given it with its batch axis first."""
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(x_pair):
+            x, dim = x_pair
+            if dim is None:
+                return prim(x), None
+            return compute(prim, front(x, dim), axis_size), 0
+
+        return rule
+
+    return getter

@@ -8,7 +8,7 @@ from mindspore import ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
-from mindspore_hessian.rules.batching_kit import front, primitive, unpaired
+from mindspore_hessian.rules.batching_kit import dims_of, front, primitive, tensors_of, unpaired
 
 
 def _opaque(name: str, prim) -> bool:
@@ -16,14 +16,6 @@ def _opaque(name: str, prim) -> bool:
     case, and the environments of control flow, are the compiler's own."""
     return (name[0].islower() or name.startswith("Environ") or name.endswith("View")
             or (isinstance(prim, str) and _compat.takes_attributes(name)))
-
-
-def _dims(pairs):
-    return tuple([dim for _, dim in pairs])
-
-
-def _tensors(pairs):
-    return tuple([x for x, _ in pairs])
 
 
 def unbatched_only(name: str, asked: dict[str, bool]) -> Callable:
@@ -44,8 +36,8 @@ def unbatched_only(name: str, asked: dict[str, bool]) -> Callable:
         prim = primitive(prim)
 
         def rule(*pairs):
-            if checked(_dims(pairs)):
-                return unpaired(prim(*_tensors(pairs)))
+            if checked(dims_of(pairs)):
+                return unpaired(prim(*tensors_of(pairs)))
             return None
 
         return rule
@@ -69,8 +61,8 @@ def unrolled(name: str, asked: dict[str, bool]) -> Callable:
         prim = primitive(prim)
 
         def rule(*pairs):
-            if not noted(_dims(pairs)):
-                return unpaired(prim(*_tensors(pairs)))
+            if not noted(dims_of(pairs)):
+                return unpaired(prim(*tensors_of(pairs)))
             samples = ()
             for number in range(axis_size):
                 inputs = tuple([x if dim is None else front(x, dim)[number] for x, dim in pairs])

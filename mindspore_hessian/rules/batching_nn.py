@@ -8,10 +8,12 @@ from mindspore_hessian.rules._define import Batching
 from mindspore_hessian.rules.batching_kit import (
     aligned,
     any_batched,
+    apart,
     cotangent_first,
     filled,
     front,
     leading,
+    merged,
     move,
     primitive,
     reshape,
@@ -73,16 +75,6 @@ def log_softmax_grad(prim, axis_size):
 # --- batch norm: statistics are per channel, so the batch joins the channels --------------------------------------
 
 @constexpr
-def _joined(shape, at):
-    return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2:])
-
-
-@constexpr
-def _split(shape, at, size):
-    return (*shape[:at], size, shape[at] // size, *shape[at + 1:])
-
-
-@constexpr
 def _channel_axis(rank, data_format):
     return rank - 1 if data_format == "NHWC" or rank == 1 else 1
 
@@ -90,12 +82,12 @@ def _channel_axis(rank, data_format):
 def _to_channels(x, dim, size, data_format):
     at = _channel_axis(sample_rank(x, dim), data_format)
     x = move(filled(x, dim, size), 0, at)
-    return reshape(x, _joined(x.shape, at))
+    return reshape(x, merged(x.shape, at))
 
 
 def _from_channels(x, size, data_format):
     at = _channel_axis(x.ndim, data_format)
-    return reshape(x, _split(x.shape, at, size)), at
+    return reshape(x, apart(x.shape, at, size)), at
 
 
 def per_channel(count):
