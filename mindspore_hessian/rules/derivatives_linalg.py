@@ -47,11 +47,12 @@ _AXIS_INDEX = {  # position in the padded axis, counted from the first unpadded 
     "edge": lambda i, n: np.clip(i, 0, n - 1),
     "circular": lambda i, n: i % n,
     "reflect": lambda i, n: (n - 1) - np.abs((n - 1) - i % max(2 * (n - 1), 1)),
+    "symmetric": lambda i, n: np.minimum(i % (2 * n), 2 * n - 1 - i % (2 * n)),
 }
 
 
 @ops.constexpr
-def _axis_sources(shape, paddings, mode):
+def axis_sources(shape, paddings, mode):
     """(axis, indices, mask) of each padded axis; paddings are (left, right) from the last axis backwards."""
     if isinstance(paddings, Tensor):
         paddings = tuple(int(pad) for pad in paddings.asnumpy())
@@ -93,7 +94,7 @@ def pad_v3(prim):
             dx = ops.slice(dout, begin, x.shape)
         else:
             def padded(x):
-                for axis, index, mask in _axis_sources(x.shape, paddings, mode):
+                for axis, index, mask in axis_sources(x.shape, paddings, mode):
                     x = ops.gather(x, index, axis)
                     if mask is not None:
                         x = x * mask.astype(x.dtype)

@@ -8,7 +8,7 @@ from mindspore import Tensor, mutable, ops
 from mindspore_hessian import _compat
 from mindspore_hessian.rules._define import Derivative
 from mindspore_hessian.rules._formula import by_formula, pull
-from mindspore_hessian.rules.derivatives_linalg import attributes_of, pick
+from mindspore_hessian.rules.derivatives_linalg import attributes_of, axis_sources, pick
 from mindspore_hessian.rules.derivatives_nn import multi_margin_grad
 
 _REDUCTIONS = {"sum": 0, "mean": 1, "none": 2}
@@ -56,28 +56,21 @@ def max_unpool(spatial: int):
 
 
 @ops.constexpr
-def _mirrored(shape, paddings, shift):
-    """The source of each entry of each padded axis; `shift` 0 repeats the border (SYMMETRIC), 1 does not (REFLECT)."""
+def _from_last_axis(paddings):
+    """(left, right) of each axis, as one line that begins with the last axis."""
     pairs = paddings.asnumpy() if isinstance(paddings, Tensor) else np.asarray(paddings)
-    out = []
-    for axis, (left, right) in enumerate(pairs.reshape(-1, 2).tolist()):
-        if left or right:
-            n = shape[axis]
-            line = np.pad(np.arange(n), (left, right), mode="reflect" if shift else "symmetric")
-            out.append((axis, Tensor(line.astype(np.int32))))
-    return tuple(out)
+    return tuple(int(pad) for pad in pairs.reshape(-1, 2)[::-1].reshape(-1))
 
 
 def mirror_pad(prim):
     """The gradient of a mirrored padding, as that of a gather."""
     (mode,) = attributes_of(prim, "mode")
-    shift = int(mode.upper() == "REFLECT")
 
     def bprop(x, paddings, out, dout):
-        sources = _mirrored(x.shape, paddings, shift)
+        sources = axis_sources(x.shape, _from_last_axis(paddings), mode.lower())
 
         def padded(x):
-            for axis, index in sources:
+            for axis, index, _ in sources:
                 x = ops.gather(x, index, axis)
             return x
         return pull(padded)(mutable(x), dout)[0], ops.zeros_like(paddings)
@@ -178,7 +171,6 @@ def _taken_from(x, index, d, axis, keep_dims):
         return d
     if not keep_dims:
         index, d = ops.expand_dims(index, axis), ops.expand_dims(d, axis)
-
     return _place(x, axis, index, d)
 
 
@@ -196,11 +188,16 @@ def index_with_extreme(prim):
     return bprop
 
 
+def _shared(x, value, d):
+    """d in equal parts where x has the value."""
+    equal = ops.cast(x == value, x.dtype)
+    return d * equal / equal.sum()
+
+
 def extreme(prim):
     """The largest or smallest of all: equal ones share d."""
     def bprop(x, out, dout):
-        equal = ops.cast(x == out, x.dtype)
-        return (dout * equal / equal.sum(),)
+        return (_shared(x, out, dout),)
     return bprop
 
 
@@ -209,8 +206,7 @@ def median(prim):
     whole, axis, keep_dims = attributes_of(prim, "global_median", "axis", "keep_dims")
 
     def of_all(x, out, dout):
-        equal = ops.cast(x == out[0], x.dtype)
-        return (dout[0] * equal / equal.sum(),)
+        return (_shared(x, out[0], dout[0]),)
 
     def along(x, out, dout):
         return (_taken_from(x, out[1], dout[0], axis, keep_dims),)
@@ -218,6 +214,8 @@ def median(prim):
 
 
 # --- third derivatives ---------------------------------------------------------------------------------------------
+# `backward` and `second` stand in both rules: MindSpore cannot compile a closure (`norm`) that another function
+# differentiates ("Illegal AnfNode").
 
 def layer_norm_grad_grad(prim):
     """The backward of (dx, dgamma, dbeta) of y = gamma (x - m) / sqrt(v + eps) + beta, itself differentiated.
