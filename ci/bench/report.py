@@ -167,7 +167,7 @@ def main() -> None:
     rows = list(by_name.values())
     add_ratios(rows)
     docs = Path(__file__).resolve().parents[2] / "docs"
-    text = table({**runs[-1], "versions": runs[-1]["versions"]}, rows)
+    text = table(runs[-1], rows)
     commands = "; ".join("`" + " ".join(run["command"][4:]) + "`" for run in runs)
     note = "Where the last run had no naive recipe, its time is from the one before. "
     (docs / "benchmark.md").write_text(

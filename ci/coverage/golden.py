@@ -8,8 +8,6 @@ whether torch's function of that name is the same function is seen by its value.
 """
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 import table
 import torch
@@ -84,8 +82,7 @@ def main():
             except Exception as error:
                 problem = f"{type(error).__name__} {error}"
                 continue
-            key = f"{zlib.crc32(call.line.encode()):08x}"
-            out |= {f"{key}/{name}": values for name, values in found.items()}
+            out |= {f"{call.key}/{name}": values for name, values in found.items()}
             break
         else:
             missing.append(f"{call.line}: {problem}".splitlines()[0][:150])

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +69,7 @@ def along({free}, {vectors}):
 def third({free}, {vectors}):
     return ms.grad(along, {positions})({free}, {vectors})
 """)
-    path = folder / f"call_{zlib.crc32((call.line + space).encode()):08x}.py"
+    path = folder / f"call_{call.key}_{space.replace('.', '_')}.py"
     path.write_text("\n".join(lines))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     made = importlib.util.module_from_spec(spec)
@@ -174,7 +173,7 @@ def words(error):
 
 def truth(check, gradient):
     """(source, H v or None, third or None)."""
-    key = f"{zlib.crc32(check.call.line.encode()):08x}"
+    key = check.call.key
     if f"{key}/value" in GOLDEN:
         limit = 1e-6 if check.dtype == "float64" else 1e-3
         value = GOLDEN[f"{key}/value"]
