@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Every benchmark: side by side with PyTorch, JAX and the tutorial's recipes (arguments go there: --quick, --large,
-# --resnet, --only REGEX, see side_by_side.sh), then speed against the recipe in one process, then memory over many calls.
+# --resnet, --only REGEX, see side_by_side.sh), then speed against the recipe in one process, then memory
+# over many calls, then one convolution.
 set -e
 bash "$(dirname "$0")/side_by_side.sh" "$@"
 source "$(dirname "$0")/../environment.sh"
 project_venv
 "$VENV/bin/python" ci/bench/hvp.py
 "$VENV/bin/python" ci/bench/memory.py
+"$VENV/bin/python" ci/bench/convolution.py
