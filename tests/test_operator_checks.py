@@ -1,6 +1,8 @@
 """What the operators refuse, name, restore and resume."""
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from test_operators import H, X, Y, batches, close, linear, pipeline, quick
 
 import mindspore_hessian as mh
 from mindspore_hessian import GGNOperator, HessianOperator, NonFiniteWarning, NotDeterministicError
-from mindspore_hessian.operators.checks import symmetry_gap
+from mindspore_hessian.operators.checks import _two_passes, symmetry_gap
 
 
 class Dropped(nn.Cell):
@@ -60,6 +62,24 @@ def test_a_shuffling_pipeline_that_matters_is_named():
     net.set_train(True)
     with pytest.raises(NotDeterministicError, match="pipeline shuffles.*batch norm is in training mode .norm.*shuffle"):
         of(pipeline(shuffle=True), net)
+
+
+class Orders:
+    """Passes over two batches, in the order that each is given."""
+
+    def __init__(self, *orders):
+        self.orders = iter(orders)
+
+    def __iter__(self):
+        return (SimpleNamespace(args=(batch,), kwargs={}, targets=()) for batch in next(self.orders))
+
+
+def test_a_shuffle_that_repeats_itself_by_chance_is_seen():
+    a, b = Tensor([1.0]), Tensor([2.0])
+    first, second = _two_passes(Orders((a, b), (a, b), (a, b), (b, a)))
+    assert first == second[::-1] and first != second
+    first, second = _two_passes(Orders(*((a, b) for _ in range(20))))
+    assert first == second
 
 
 def test_a_shuffling_pipeline_that_does_not_matter_is_fine():
