@@ -103,6 +103,8 @@ class Call:
         index: argument number -> leaf number, for arguments that are Tensors themselves.
         template: the call as source text, such as ``fn(x0, (x1, c0), key=x2)``; part of the cache key.
         constants: the arguments that are not Tensors, in order.
+
+    It is made for one public call, which may run many kernels; what was captured is read once for all of them.
     """
 
     fn: Any
@@ -110,6 +112,7 @@ class Call:
     index: dict[int, int] = field(default_factory=dict)
     template: str = ""
     constants: tuple = ()
+    _captures: dict[tuple[int, ...], Captures] = field(default_factory=dict, repr=False)
 
     @classmethod
     def bind(cls, fn: Any, args: tuple, kwargs: dict | None = None) -> Call:
@@ -140,7 +143,12 @@ class Call:
 
     def captures(self, *more: Any, labels: bool = False) -> Captures:
         """What the function, its constant arguments and `more` captured."""
-        return Captures(self.fn, self.constants, *more, labels=labels)
+        if labels:
+            return Captures(self.fn, self.constants, *more, labels=True)
+        key = tuple(map(id, more))
+        if key not in self._captures:
+            self._captures[key] = Captures(self.fn, self.constants, *more)
+        return self._captures[key]
 
     def function(self) -> Callable:
         """The call as a function of its leaves, made for MindSpore's parser."""

@@ -7,6 +7,7 @@ since compiled graphs read them anew; Tensors count by value; everything unknown
 from __future__ import annotations
 
 import functools
+import hashlib
 import sys
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -51,7 +52,13 @@ def _bare_cell() -> frozenset[str]:
 
 def tensor_token(tensor: Tensor) -> tuple:
     """A Tensor by value."""
-    return ("tensor", str(tensor.dtype), tuple(tensor.shape), hash(_compat.to_numpy(tensor).tobytes()))
+    return ("tensor", str(tensor.dtype), tuple(tensor.shape), _digest(_compat.to_numpy(tensor)))
+
+
+def _digest(array: np.ndarray) -> bytes:
+    """Of the values, without a copy of them."""
+    whole = np.ascontiguousarray(array)
+    return hashlib.sha1(whole, usedforsecurity=False).digest()  # type: ignore[arg-type]  # it has the buffer
 
 
 class Captures:
@@ -107,7 +114,10 @@ class Captures:
         elif kind is FunctionType:
             self._function(value)
         elif isinstance(value, np.ndarray):
-            self._add("array", value.dtype.str, value.shape, hash(value.tobytes()))
+            if value.dtype.hasobject:
+                self._identity(value)
+            else:
+                self._add("array", value.dtype.str, value.shape, _digest(value))
         elif self._once(value):
             self._structure(value, kind)
 

@@ -14,7 +14,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
-from mindspore_hessian import RecompileWarning, UnsafeRuntimeError, hessian, hvp
+from mindspore_hessian import RecompileWarning, UnsafeRuntimeError, _capture, hessian, hvp
 
 X, V = Tensor([1.0, 2.0]), Tensor([1.0, 1.0])
 
@@ -128,6 +128,22 @@ def test_a_captured_tensor_changed_in_place_is_seen(change):
     else:
         c.asnumpy()[:] = 3.0
     assert factor(scaled(c)) == [3, 3]
+
+
+def test_what_a_function_captured_is_read_once_for_all_chunks(monkeypatch):
+    read = []
+    token = _capture.tensor_token
+    monkeypatch.setattr(_capture, "tensor_token", lambda tensor: read.append(tensor) or token(tensor))
+    matrix = np.arange(36.0).reshape(6, 6)
+    captured, x = Tensor(matrix), Tensor(np.ones(6))
+    chunked = hessian(lambda x: (x * ops.matmul(captured, x)).sum(), chunk_size=2)
+    for factor in (1, 2, 3):
+        captured.assign_value(Tensor(factor * matrix))
+        matrix = captured.asnumpy().copy()
+        chunked(x)
+        read.clear()
+        np.testing.assert_allclose(chunked(x).asnumpy(), matrix + matrix.T)
+        assert len(read) == 1
 
 
 def test_numbers_that_only_look_equal_are_told_apart():

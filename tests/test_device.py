@@ -118,6 +118,7 @@ INVALID = [
     ({"device_id": "0"}, TypeError, "device_id='0' is str"),
     ({"device_id": True}, TypeError, "device_id=True is bool"),
     ({"deterministic": 1}, TypeError, "deterministic=1 is int"),
+    ({"pin_threads": "yes"}, TypeError, "pin_threads='yes' is str"),
 ]
 
 
@@ -165,6 +166,22 @@ def test_precision(machine, backend, precision, switches):
     assert dict(fake.calls[1:]) == switches
     assert info.precision == (precision if switches else "highest")
     assert (info.honoured, info.ignored) == ((("precision",), ()) if switches else ((), ("precision",)))
+
+
+@pytest.mark.parametrize(("backend", "settled"), [
+    ("CPU", [True, False]), ("GPU", []), ("Ascend", []), pytest.param("elsewhere", [], id="CPU without Linux")])
+def test_threads_are_pinned_on_cpu_alone(machine, monkeypatch, backend, settled):
+    machine({"GPU": 1, "Ascend": 1})
+    pinned = []
+    monkeypatch.setattr(_compat, "pin_threads", pinned.append)
+    if backend == "elsewhere":
+        backend = "CPU"
+        monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    info = device.configure(backend, pin_threads=True)
+    assert (info.honoured, info.ignored) == ((("pin_threads",), ()) if settled else ((), ("pin_threads",)))
+    device.configure(pin_threads=False)
+    device.configure()
+    assert pinned == settled
 
 
 def test_what_is_set_once_is_refused_before_anything_changes(machine):
@@ -259,6 +276,32 @@ for asked in ({"device": "GPU"}, {"device_id": 1}, {"deterministic": False}):
     except device.DeviceError as error:
         print(str(error)[:40])
 """
+
+
+PINNED = """
+import os
+from mindspore_hessian import configure
+def cores():
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/comm") as file:
+            name = file.read().strip()
+        if name.startswith(("ActorThread", "KernelThread")):
+            found[name] = os.sched_getaffinity(int(task))
+    return list(found.values())
+everywhere = os.sched_getaffinity(0)
+configure("CPU", pin_threads=True)
+pinned = cores()
+print(all(len(place) == 1 for place in pinned), set().union(*pinned) == everywhere or len(pinned) < len(everywhere),
+      len(pinned) > 1 or len(everywhere) == 1, os.sched_getaffinity(0) == everywhere)
+configure(pin_threads=False)
+print(all(place == everywhere for place in cores()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_compute_threads_are_pinned_and_let_go(tmp_path):
+    assert in_new_process(PINNED, tmp_path) == ["True True True True", "True"]
 
 
 def test_real_settings(tmp_path):

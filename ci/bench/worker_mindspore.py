@@ -17,6 +17,7 @@ from mindspore import Parameter, Tensor, nn, ops  # noqa: E402
 NAIVE, BARE = "--naive" in sys.argv, "--bare" in sys.argv
 if not (NAIVE or BARE):
     import mindspore_hessian as mh
+    mh.configure("CPU", pin_threads=True)
 
 
 def parameters(weights, prefix=""):
