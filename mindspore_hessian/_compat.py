@@ -294,6 +294,7 @@ from mindspore.ops.auto_generate.gen_ops_prim import (  # noqa: E402, F401
 from mindspore.ops.operations._grad_ops import (  # noqa: E402, F401
     AvgPool3DGrad,
     Conv3DBackpropFilter,
+    LRNGrad,
     LSTMGrad,
     MaxPoolGrad,
 )

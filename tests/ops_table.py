@@ -58,6 +58,7 @@ from ops_functions import (
     trace_method,
 )
 from ops_matmul import MATMULS, products_of
+from ops_sampling import CASES
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,7 @@ ROWS = (
     Row("resize_trilinear", plain(ops.interpolate, size=(4, 3, 5), mode="trilinear"), ("UpsampleTrilinear3DGrad",)),
     Row("resize_nearest_3d", plain(ops.interpolate, size=(4, 3, 5), mode="nearest"), ("UpsampleNearest3DGrad",)),
     *(Row(f"matmul_{name}", products_of(name), ("MatMulExt",), third=True, **F64) for name in MATMULS),
+    *(Row(name, make, primitives, **{**TINY, **options}) for name, (make, primitives, options) in CASES.items()),
     Row("conv2d", conv2d),
     Row("conv3d", conv3d, ("Conv3D", "Conv3DBackpropInput")),
     Row("conv3d_weight", conv3d_weight, ("Conv3D", "Conv3DBackpropInput", "Conv3DBackpropFilter")),

@@ -10,6 +10,7 @@ import pathlib
 import zlib
 
 import numpy as np
+import sampling
 import torch
 import torch.nn.functional as F
 
@@ -244,6 +245,7 @@ ROWS = {  # name: (function, shape, low, high)
     "lstm_bidirectional": (lambda x: lstm(x, 2), (1, 2, 6)),
     "gru": (recurrent(torch.nn.GRU), SEQ),
     "rnn": (recurrent(torch.nn.RNN), SEQ),
+    **sampling.ROWS,
 }
 
 

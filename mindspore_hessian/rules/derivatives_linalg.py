@@ -223,6 +223,7 @@ RULES: tuple[Derivative, ...] = (
     Derivative("MaxPoolGrad", max_pool_grad, "MindSpore's needs a kernel that CPU lacks", replaces=True),
     Derivative("MaxPoolGradWithArgmaxV2", argmax_pool_grad(2, True), _NO_DERIVATIVE),
     Derivative("MaxPool3DGradWithArgmax", argmax_pool_grad(3, True), _NO_DERIVATIVE),
+    Derivative("FractionalMaxPool3DGradWithFixedKsize", argmax_pool_grad(3, True), _NO_DERIVATIVE),
     Derivative("AdaptiveMaxPool2DGrad", argmax_pool_grad(2, False), _NO_DERIVATIVE),
     Derivative("AdaptiveMaxPool3DGrad", argmax_pool_grad(3, False), _NO_DERIVATIVE),
     Derivative("AvgPoolGrad", avg_pool_grad, _NO_DERIVATIVE),

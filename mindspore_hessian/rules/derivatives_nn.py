@@ -5,8 +5,10 @@
 """
 from __future__ import annotations
 
-from mindspore import mutable, ops
+import numpy as np
+from mindspore import Tensor, mutable, ops
 
+from mindspore_hessian import _compat
 from mindspore_hessian.rules._define import Derivative
 from mindspore_hessian.rules._formula import by_formula, pull
 from mindspore_hessian.rules.derivatives_linalg import attributes_of
@@ -161,6 +163,39 @@ def group_norm_grad(prim):
     return bprop
 
 
+@ops.constexpr
+def _near(count, reach):
+    """1 for every two channels that are at most so far apart, in float64."""
+    channels = np.arange(count)
+    return Tensor((np.abs(channels[:, None] - channels) <= reach).astype(np.float64))
+
+
+def lrn(prim):
+    """MindSpore's own rule, but with an LRNGrad whose attributes Python can read (of LRN, its class loses `attrs`)."""
+    grad = _compat.LRNGrad(prim.depth_radius, prim.bias, prim.alpha, prim.beta)
+
+    def bprop(x, out, dout):
+        return (grad(dout, x, out),)
+    return bprop
+
+
+def lrn_grad(prim):
+    """LRNGrad(d, x, y) of y = x (bias + alpha sum x^2)^-beta, the sum over the channels nearby."""
+    reach, bias, alpha, beta = attributes_of(prim, "depth_radius", "bias", "alpha", "beta")
+
+    def bprop(d, x, y, out, dout):
+        def norm(x):
+            rows = x.reshape(x.shape[0], x.shape[1], -1)
+            around = ops.matmul(ops.cast(_near(x.shape[1], reach), x.dtype), rows * rows)
+            return (rows * ops.exp(-beta * ops.log(bias + alpha * around))).reshape(x.shape)
+
+        def backward(d, x):
+            return pull(norm)(mutable(x), d)[0]
+        dd, dx = pull(backward)(mutable(d), mutable(x), dout)
+        return dd, dx, ops.zeros_like(y)
+    return bprop
+
+
 _MISSING = "MindSpore has no derivative of it"
 
 RULES: tuple[Derivative, ...] = (
@@ -176,4 +211,7 @@ RULES: tuple[Derivative, ...] = (
     Derivative("KLDivLoss", kl_div_loss, "MindSpore's gives zero for the target", replaces=True),
     Derivative("SeLU", selu, "MindSpore's takes the derivative of another function", replaces=True),
     Derivative("GroupNormGrad", group_norm_grad, _MISSING),
+    Derivative("LRN", lrn, "emits the same backward primitive, with attributes that its derivative can read",
+               replaces=True),
+    Derivative("LRNGrad", lrn_grad, _MISSING),
 )

@@ -153,6 +153,52 @@ def expand_dims_view(prim):
     return bprop
 
 
+_slice_grad = _compat.backward("SliceGrad")  # writes into zeros
+
+
+@ops.constexpr
+def _window(shape, axis, start, length):
+    """Where (begin and size of a slice) a part of an axis lies."""
+    axis, start = axis % len(shape), start % shape[axis]
+    begin, size = [0] * len(shape), list(shape)
+    begin[axis], size[axis] = start, length
+    return tuple(begin), tuple(size)
+
+
+def select_view(prim):
+    """SelectExtView(x, axis, index): d in its place, zero elsewhere."""
+    def bprop(x, axis, index, out, dout):
+        begin, size = _window(x.shape, axis, index, 1)
+        return _slice_grad(dout.reshape(size), x, begin, size), 0, 0
+    return bprop
+
+
+def narrow_view(prim):
+    """NarrowView(x, axis, start, length): the same for a part of an axis."""
+    def bprop(x, axis, start, length, out, dout):
+        begin, size = _window(x.shape, axis, start, length)
+        return _slice_grad(dout, x, begin, size), 0, 0, 0
+    return bprop
+
+
+@ops.constexpr
+def _triangle(rows, columns, lower):
+    """1 strictly below the diagonal, or elsewhere."""
+    below = np.tri(rows, columns, -1)
+    return Tensor(below if lower else 1 - below)
+
+
+def lu_unpack_grad(prim):
+    """LuUnpackGrad(dl, du, lu) puts the part below the diagonal of dl, and the other of du, in the place of LU."""
+    def bprop(dl, du, lu, out, dout):
+        lower, upper = dout
+        n = min(lu.shape[-2], lu.shape[-1])
+        lower = lower[..., :n] * ops.cast(_triangle(lu.shape[-2], n, True), lu.dtype)
+        upper = upper[..., :n, :] * ops.cast(_triangle(n, lu.shape[-1], False), lu.dtype)
+        return lower, upper, ops.zeros_like(lu)
+    return bprop
+
+
 def gather_nd(prim):
     """GatherNdExt(x, indices): d added where it was read."""
     def bprop(x, indices, out, dout):
@@ -291,6 +337,9 @@ RULES: tuple[Derivative, ...] = (
     Derivative("TransposeView", transpose_view, _VIEW, replaces=True),
     Derivative("TransposeExtView", transpose_ext_view, _VIEW, replaces=True),
     Derivative("ExpandDimsView", expand_dims_view, _VIEW, replaces=True),
+    Derivative("SelectExtView", select_view, _VIEW, replaces=True),
+    Derivative("NarrowView", narrow_view, "MindSpore's gradient is a concatenation, whose own fails", replaces=True),
+    Derivative("LuUnpackGrad", lu_unpack_grad, _MISSING),
     Derivative("GatherNdExt", gather_nd, _MISSING),
     *(Derivative(name, extreme_along, _IN_PLACE, replaces=True) for name in ("MaxDim", "MinDim")),
     *(Derivative(name, index_with_extreme, _IN_PLACE, replaces=True)

@@ -1,0 +1,65 @@
+"""Derivative rules: distances between points, whose gradients are written with differentiable operations."""
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, mutable, ops
+
+from mindspore_hessian.rules._define import Derivative
+from mindspore_hessian.rules._formula import pull
+from mindspore_hessian.rules.derivatives_linalg import attributes_of
+
+
+def length(difference, p):
+    """The p-norm over the last axis; 0, with zero derivatives, where the difference is 0."""
+    size = ops.abs(difference)
+    if p == 0:
+        return ops.cast(size > 0, difference.dtype).sum(-1)
+    if p == 1:
+        return size.sum(-1)
+    if p == float("inf"):
+        return size.max(-1)
+    apart = ops.stop_gradient(size.max(-1, keepdims=True)) > 0
+    safe = ops.select(apart.broadcast_to(size.shape), size, ops.ones_like(size))
+    root = ops.sqrt((safe * safe).sum(-1)) if p == 2 else ops.exp(ops.log(_power(safe, p).sum(-1)) / p)
+    return ops.select(apart.squeeze(-1), root, ops.zeros_like(root))
+
+
+def _power(x, p):
+    """x ** p for x >= 0; at 0 with zero derivatives."""
+    positive = x > 0
+    safe = ops.select(positive, x, ops.ones_like(x))
+    return ops.select(positive, ops.exp(p * ops.log(safe)), ops.zeros_like(x))
+
+
+def cdist(prim):
+    """Cdist(x, y, p): the distances of every row of x from every row of y."""
+    def bprop(x, y, p, out, dout):
+        def distances(x, y):
+            return length(ops.expand_dims(x, -2) - ops.expand_dims(y, -3), p)
+        dx, dy = pull(distances)(mutable(x), mutable(y), dout)
+        return dx, dy, 0
+    return bprop
+
+
+@ops.constexpr
+def _pairs(count):
+    first, second = np.triu_indices(count, 1)
+    return Tensor(first.astype(np.int32)), Tensor(second.astype(np.int32))
+
+
+def pdist(prim):
+    """Pdist(x): the distances between every two rows."""
+    (p,) = attributes_of(prim, "p")
+
+    def bprop(x, out, dout):
+        def between(x):
+            first, second = _pairs(x.shape[-2])
+            return length(ops.gather(x, first, x.ndim - 2) - ops.gather(x, second, x.ndim - 2), p)
+        return pull(between)(mutable(x), dout)
+    return bprop
+
+
+RULES: tuple[Derivative, ...] = (
+    Derivative("Cdist", cdist, "MindSpore's gradient is of views that it cannot differentiate", replaces=True),
+    Derivative("Pdist", pdist, "its backward has no derivative and hides its attributes", replaces=True),
+)

@@ -1,0 +1,159 @@
+"""Derivative rules: reading images between their pixels (grid_sample, affine_grid, crop_and_resize)."""
+from __future__ import annotations
+
+from itertools import product
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mutable, ops
+
+from mindspore_hessian._errors import MissingRuleError
+from mindspore_hessian.rules._define import Derivative
+from mindspore_hessian.rules._formula import pull
+from mindspore_hessian.rules.derivatives_linalg import attributes_of
+
+_BILINEAR, _NEAREST = 0, 1  # MindSpore's numbers
+_ZEROS, _BORDER, _REFLECTION = 0, 1, 2
+
+
+@ops.constexpr
+def _corners(count):
+    """The neighbours of a place: 0 or 1 step further along each axis."""
+    return tuple(product((0, 1), repeat=count))
+
+
+@ops.constexpr
+def _mirrors(size, align):
+    """The place of the first mirror and the distance to the second."""
+    return (0.0, float(size - 1)) if align else (-0.5, float(size))
+
+
+def _reflected(place, size, align):
+    """The place in the image where repeated mirrors show it. Slopes 1 and -1 between the mirrors."""
+    first, span = _mirrors(size, align)
+    if span == 0:
+        return ops.zeros_like(place)
+    away = ops.abs(place - first)
+    times = ops.stop_gradient(ops.floor(away / span))
+    rest = away - times * span
+    odd = times - 2 * ops.floor(times / 2)
+    return first + rest + odd * (span - 2 * rest)
+
+
+def _inside(place, size):
+    """The place moved to the edge of the image, from where on it is constant."""
+    edge = ops.stop_gradient(ops.clamp(place, 0, size - 1))
+    return ops.select(ops.logical_and(place > 0, place < size - 1), place, edge)
+
+
+def _places(grid, size, padding, align):
+    """From -1 to 1 over the image, or over its outermost pixels' centres, to pixels."""
+    place = (grid + 1) / 2 * (size - 1) if align else ((grid + 1) * size - 1) / 2
+    if padding == _REFLECTION:
+        place = _reflected(place, size, align)
+    return place if padding == _ZEROS else _inside(place, size)
+
+
+def sampled(x, grid, interpolation, padding, align):
+    """grid_sample: x of shape (N, C, *sizes) at the places of a grid (N, *out, axes), whose last axis comes first."""
+    axes = grid.shape[-1]
+    lines = grid.reshape(grid.shape[0], 1, -1, axes)
+    flat = x.reshape(x.shape[0], x.shape[1], -1)
+    places = ()
+    for axis in range(axes):
+        places = places + (_places(lines[..., axes - 1 - axis], x.shape[2 + axis], padding, align),)
+    result = 0
+    for corner in _corners(axes if interpolation == _BILINEAR else 0):
+        index, weight = 0, 1
+        for axis in range(axes):
+            place, size = places[axis], x.shape[2 + axis]
+            if interpolation == _BILINEAR:
+                low = ops.stop_gradient(ops.floor(place))
+                near = low + corner[axis]
+                weight = weight * (place - low if corner[axis] == 1 else 1 - (place - low))
+            else:
+                near = ops.stop_gradient(ops.round(place))
+            weight = weight * ops.cast(ops.logical_and(near >= 0, near <= size - 1), x.dtype)
+            index = index * size + ops.cast(ops.clamp(near, 0, size - 1), ms.int64)
+        read = ops.gather_d(flat, 2, ops.broadcast_to(index, flat.shape[:2] + index.shape[2:]))
+        result = result + weight * read
+    return result.reshape(x.shape[:2] + grid.shape[1:-1])
+
+
+def grid_sampler_grad(prim):
+    """GridSampler2DGrad and 3DGrad(d, x, grid, interpolation, padding, align_corners, mask): (dx, dgrid)."""
+    def bprop(d, x, grid, interpolation, padding, align, mask, out, dout):
+        def sample(x, grid):
+            return sampled(x, grid, interpolation, padding, align)
+
+        def backward(d, x, grid):
+            return pull(sample)(mutable(x), mutable(grid), d)
+        dd, dx, dgrid = pull(backward)(mutable(d), mutable(x), mutable(grid), dout)
+        return dd, dx, dgrid, 0, 0, 0, 0
+    return bprop
+
+
+def affine_grid_grad(prim):
+    """AffineGridGrad(d, size): the grid is linear in theta, so this is the transpose of it."""
+    grid = ops.AffineGrid(*attributes_of(prim, "align_corners"))
+
+    def bprop(d, size, out, dout):
+        return grid(dout, size), 0
+    return bprop
+
+
+@ops.constexpr
+def _steps(count):
+    """The places of `count` rows of a crop, from 0 to 1; of one row, the middle."""
+    return Tensor(np.linspace(0, 1, count) if count > 1 else np.array([0.5]))
+
+
+def _between(first, last, count, size):
+    """In pixels, the rows or columns of every crop: (boxes, count)."""
+    steps = ops.cast(_steps(count), first.dtype)
+    return (first.reshape(-1, 1) * (1 - steps) + last.reshape(-1, 1) * steps) * (size - 1)
+
+
+def cropped(x, boxes, box_index, crop_size, outside):
+    """crop_and_resize of images (N, height, width, C), bilinear, to boxes (y1, x1, y2, x2): (boxes, *crop_size, C)."""
+    rows = _between(boxes[:, 0], boxes[:, 2], crop_size[0], x.shape[1]).expand_dims(2)
+    columns = _between(boxes[:, 1], boxes[:, 3], crop_size[1], x.shape[2]).expand_dims(1)
+    flat = x.reshape(-1, x.shape[3])
+    image = ops.cast(box_index, ms.int64).reshape(-1, 1, 1)
+    result = 0
+    for corner in _corners(2):
+        index, weight = image, 1
+        for axis in (0, 1):
+            place, size = (rows, columns)[axis], x.shape[1 + axis]
+            low = ops.stop_gradient(ops.floor(place))
+            weight = weight * (place - low if corner[axis] == 1 else 1 - (place - low))
+            index = index * size + ops.cast(ops.clamp(low + corner[axis], 0, size - 1), ms.int64)
+        read = ops.gather(flat, index.reshape(-1), 0).reshape(index.shape + (x.shape[3],))
+        result = result + weight.expand_dims(3) * read
+    inside = ops.logical_and(ops.logical_and(rows >= 0, rows <= x.shape[1] - 1),
+                             ops.logical_and(columns >= 0, columns <= x.shape[2] - 1)).expand_dims(3)
+    return ops.select(inside.broadcast_to(result.shape), result, ops.full_like(result, outside))
+
+
+def crop_and_resize(prim):
+    """CropAndResize(x, boxes, box_index, crop_size)."""
+    method, outside = attributes_of(prim, "method", "extrapolation_value")
+    if method != "bilinear":
+        raise MissingRuleError(f"mindspore_hessian has no derivative of crop_and_resize with method={method!r}")
+
+    def bprop(x, boxes, box_index, crop_size, out, dout):
+        def crop(x, boxes):
+            return cropped(x, boxes, box_index, crop_size, outside)
+        dx, dboxes = pull(crop)(mutable(ops.cast(x, boxes.dtype)), mutable(boxes), ops.cast(dout, boxes.dtype))
+        return ops.cast(dx, x.dtype), dboxes, ops.zeros_like(box_index), 0
+    return bprop
+
+
+_MISSING = "MindSpore has no derivative of it"
+
+RULES: tuple[Derivative, ...] = (
+    *(Derivative(name, grid_sampler_grad, _MISSING) for name in ("GridSampler2DGrad", "GridSampler3DGrad")),
+    Derivative("AffineGridGrad", affine_grid_grad, _MISSING),
+    Derivative("CropAndResize", crop_and_resize, "its backward has no derivative and hides its attributes",
+               replaces=True),
+)
