@@ -113,6 +113,6 @@ CASES = {  # name: function, rules, Row's other arguments
     **{f"pdist_{p}": (pdist(p), ("Pdist",), {"third": True}) for p in (1, 2, 3)},
     "lu_unpack": (lu_unpack, ("LuUnpackGrad",), {"third": True}),
     "fractional_max_pool_3d": (fractional_max_pool_3d, ("FractionalMaxPool3DGradWithFixedKsize",), {}),
-    "select_view": (select_view, ("SelectExtView",), {"third": True}),
-    "narrow_view": (narrow_view, ("NarrowView",), SINGLE),
+    "select_view": (select_view, ("SelectExtView",), {"third": True, "since": (2, 8, 0)}),
+    "narrow_view": (narrow_view, ("NarrowView",), {**SINGLE, "since": (2, 8, 0)}),
 }

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from batching_table import TABLE, gen, n, slice_ellipsis
+from batching_table import TABLE as MAIN
+from batching_table import gen, n, slice_ellipsis
+from batching_views import VIEWS
 from mindspore import Tensor, jit, ops, vmap
 from mindspore.ops._vmap import vmap_base
 
@@ -11,6 +13,7 @@ import mindspore_hessian  # noqa: F401  installs the rules
 from mindspore_hessian import _compat, rules
 
 BATCH = 3
+TABLE = [*MAIN, *VIEWS]
 
 
 def batchings(row):

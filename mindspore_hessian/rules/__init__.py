@@ -17,6 +17,7 @@ from mindspore_hessian.rules import (
     batching_formula,
     batching_math,
     batching_nn,
+    batching_views,
     derivatives_distance,
     derivatives_linalg,
     derivatives_math,
@@ -34,7 +35,7 @@ __all__ = ["install", "uninstall", "status", "in_force", "register_derivative", 
 TABLES: tuple[tuple[Rule, ...], ...] = tuple(module.RULES for module in (
     derivatives_math, derivatives_matmul, derivatives_nn, derivatives_linalg, derivatives_resize, derivatives_rnn,
     derivatives_rewritten, derivatives_sampling, derivatives_distance, batching_math, batching_nn, batching_conv,
-    batching_formula))
+    batching_formula, batching_views))
 
 _ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
 _ABSENT = object()

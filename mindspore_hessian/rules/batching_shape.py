@@ -107,7 +107,7 @@ def tile(prim, axis_size):
 
 
 @constexpr
-def _broadcast_shape(size, shape, wanted):
+def spread_shape(size, shape, wanted):
     """Shape to broadcast to with the batch in front; -1 keeps the sample's size."""
     own = (1,) * (len(wanted) - len(shape) + 1) + tuple(shape[1:])
     return (size, *(had if size_wanted == -1 else size_wanted for had, size_wanted in zip(own, wanted, strict=True)))
@@ -123,7 +123,7 @@ def broadcast(prim, axis_size):
         if dim is None:
             return prim(x, shape), None
         x = front(x, dim)
-        return broadcast_to(_broadcast_shape(axis_size, x.shape, shape))(aligned(x, 0, len(shape))), 0
+        return broadcast_to(spread_shape(axis_size, x.shape, shape))(aligned(x, 0, len(shape))), 0
 
     return rule
 

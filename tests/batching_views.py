@@ -1,0 +1,90 @@
+"""Rows for test_rules_batching.py: views, and kernels that want all samples on their first axis."""
+from __future__ import annotations
+
+import numpy as np
+from batching_table import Row, gen, i, n, t
+from mindspore import Tensor, ops
+from mindspore.ops.operations import _grad_ops
+from mindspore.ops.operations.array_ops import Col2Im
+
+from mindspore_hessian import _compat
+
+
+def masked_fill_scalar(x, mask):
+    return gen.MaskedFillScalar()(x, mask > 0.5, 2.0)
+
+
+def resize_linear_grad(d, x):
+    return gen.ResizeLinear1DGrad("align_corners")(d, x)
+
+
+def fractional_pool_grad(x, d, argmax):
+    return _grad_ops.FractionalMaxPool3DGradWithFixedKsize()(x, d, argmax)
+
+
+def affine_grid(theta):
+    return ops.AffineGrid()(theta, (2, 1, 2, 3))
+
+
+def pool_grad(axes):
+    primitive = _compat.backward(f"AdaptiveAvgPool{axes}DGrad")
+    shape = Tensor(np.array((2, 3, *(4, 6, 4)[:axes]), np.int64 if axes == 2 else np.int32))
+
+    def f(d):
+        return primitive(d, shape)
+    return f
+
+
+def unfolded(x):
+    return Col2Im((2, 2), 1, 0, 1)(x, Tensor(np.array([3, 4], np.int32)))
+
+
+def resize(name, *options):
+    primitive = getattr(_compat, name)(*options)
+    size = (5,) if name.endswith("1D") else (3, 5)
+
+    def f(x):
+        return primitive(x, size)
+    return f
+
+
+def cross(axis):
+    def f(x, y):
+        return gen.Cross(axis)(x, y)
+    return f
+
+
+def glu_grad(axis):
+    def f(d, x):
+        return gen.GluGrad(axis)(d, x)
+    return f
+
+
+VIEW = {"since": (2, 8, 0)}
+VIEWS = [
+    Row("SplitWithSizeView", (n(2, 3),), ((1, 2), -1), **VIEW),
+    Row("SplitTensorView", (n(2, 5),), (2, 1), **VIEW),
+    Row("ChunkView", (n(5, 2),), (2, -2), **VIEW),
+    *(Row("NarrowView", (n(2, 5),), (axis, 1, 1), option=f"{axis}", **VIEW) for axis in (0, -1)),
+    *(Row("SelectExtView", (n(2, 5),), (axis, index), option=f"{axis}{index}", **VIEW)
+      for axis, index in ((0, 1), (-1, -2))),
+    *(Row("TransposeView", (n(2, 3, 4),), (axes,), option=f"{axes}") for axes in ((1, 2, 0), (-1, 0, -2))),
+    *(Row("ExpandDimsView", (n(2, 3),), (axis,), option=f"{axis}", **VIEW) for axis in (0, 1, -1)),
+    *(Row("BroadcastToView", (n(2, 3),), (to,), option=f"{to}", **VIEW) for to in ((4, 2, 3), (4, -1, -1))),
+    Row("MaskedFillScalar", (n(2, 3), t(3)), call=masked_fill_scalar, since=(2, 9, 0)),
+    Row("BatchMatMulExt", (n(2, 2, 3), n(2, 3, 4))),
+    *(Row(name, (n(1, 2, 2, 4),), call=resize(name, False, half), option=f"{half}")
+      for name in ("ResizeNearestNeighborV2", "ResizeBicubic", "ResizeBilinearV2") for half in (False, True)),
+    Row("ResizeLinear1D", (n(2, 3, 4),), call=resize("ResizeLinear1D", "align_corners")),
+    Row("ResizeLinear1DGrad", (n(2, 3, 5), n(2, 3, 4)), call=resize_linear_grad),
+    Row("Col2Im", (n(2, 3, 4, 6),), call=unfolded),
+    Row("FractionalMaxPool3DGradWithFixedKsize", (n(1, 1, 2, 2, 2), n(1, 1, 1, 1, 2), i((1, 1, 1, 1, 2), 8)),
+        call=fractional_pool_grad),
+    Row("AffineGrid", (n(2, 2, 3),), call=affine_grid),
+    Row("AdaptiveAvgPool2DGrad", (n(2, 3, 2, 3),), call=pool_grad(2)),
+    Row("AdaptiveAvgPool3DGrad", (n(2, 3, 2, 3, 2),), call=pool_grad(3)),
+    *(Row(name, (n(2, 3),), call=getattr(ops, name)(axis, keep), option=f"{axis}{keep}")
+      for name in ("ArgMaxWithValue", "ArgMinWithValue") for axis, keep in ((0, False), (-1, True))),
+    *(Row("Cross", (n(2, 3), n(2, 3)), call=cross(axis), option=f"{axis}") for axis in (1, -1, -65530)),
+    *(Row("GluGrad", (n(2, 3), n(2, 6)), call=glu_grad(axis), option=f"{axis}") for axis in (1, -1)),
+]
