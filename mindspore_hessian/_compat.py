@@ -297,7 +297,9 @@ from mindspore.ops.operations._grad_ops import (  # noqa: E402, F401
     LRNGrad,
     LSTMGrad,
     MaxPoolGrad,
+    PdistGrad,
 )
+from mindspore.ops.operations.image_ops import CropAndResizeGradBoxes, CropAndResizeGradImage  # noqa: E402, F401
 from mindspore.ops.operations.nn_ops import Conv3DBackpropInput  # noqa: E402, F401
 
 pow_tensor_scalar = PowTensorScalar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, ops
 
@@ -43,6 +44,14 @@ def crop_and_resize(dtype):
     def f(x):
         image, boxes = x[:20].reshape(1, 4, 5, 1), 0.1 + 0.8 * ops.sigmoid(x[20:28].reshape(2, 4))
         return ops.crop_and_resize(image, boxes, index, (2, 3))
+    return f
+
+
+def crop_and_resize_nearest(dtype):
+    boxes, index = Tensor(np.array([[0.1, 0.15, 0.8, 0.9], [0.3, 0.0, 0.6, 0.7]], dtype)), Tensor([0, 0], ms.int32)
+
+    def f(x):
+        return ops.crop_and_resize((x ** 2).reshape(1, 4, 5, 1), boxes, index, (2, 3), "nearest")
     return f
 
 
@@ -107,7 +116,9 @@ CASES = {  # name: function, rules, Row's other arguments
        for padding, align in GRID_CASES},
     "grid_sample_nearest": (nearest, ("GridSampler2DGrad",), {}),
     "affine_grid": (affine_grid, ("AffineGridGrad",), SINGLE),
-    "crop_and_resize": (crop_and_resize, ("CropAndResize",), {**SINGLE, "third": True}),
+    "crop_and_resize": (crop_and_resize, ("CropAndResize", "CropAndResizeGradImage", "CropAndResizeGradBoxes"),
+                        {**SINGLE, "third": True}),
+    "crop_and_resize_nearest": (crop_and_resize_nearest, ("CropAndResizeGradImage",), SINGLE),
     "lrn": (lrn, ("LRN", "LRNGrad"), {**SINGLE, "third": True}),
     **{f"cdist_{p}": (cdist(p), ("Cdist",), {"third": True}) for p in (1, 2, 3)},
     **{f"pdist_{p}": (pdist(p), ("Pdist",), {"third": True}) for p in (1, 2, 3)},

@@ -4,9 +4,10 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, mint, nn, ops
 
 import mindspore_hessian  # noqa: F401  installs the rules
+from mindspore_hessian import _compat
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 10 - 0.5
 
@@ -47,9 +48,34 @@ def padded(y):
     return ops.pad(y, (1, 1)) ** 2
 
 
+def narrowed(y):
+    return mint.narrow(y, 0, 1, 2) ** 2
+
+
+def distances(y):
+    return ops.cdist(y, y * y)
+
+
+def pair_distances(y):
+    return ops.pdist(y)
+
+
+def normalized(y):
+    return ops.LRN(1)(y.expand_dims(0).expand_dims(-1))
+
+
+def cropped(y):
+    boxes = Tensor(np.array([[0.1, 0.2, 0.8, 0.9]], np.float32))
+    return ops.crop_and_resize(y.expand_dims(0).expand_dims(-1), boxes, Tensor(np.array([0], np.int32)), (2, 2))
+
+
 CASES = {"matrix": (square, [None, 4]), "stack": (square, [2, None, 4]), "all": (square, [None, None, 4]),
          "tanh": (ops.tanh, [None, 4]), "gram": (gram, [None, 4]), "gram_stack": (gram, [2, None, 4]),
-         "max": (largest, [None, 4]), "pad": (padded, [None, 4])}
+         "max": (largest, [None, 4]), "pad": (padded, [None, 4]),
+         "cdist": (distances, [None, 4]), "pdist": (pair_distances, [None, 4]), "lrn": (normalized, [None, 4]),
+         "crop": (cropped, [None, 4])}
+if _compat.MS_VERSION >= (2, 8, 0):  # earlier ones have no kernels of views
+    CASES["narrow"] = (narrowed, [None, 4])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -61,6 +61,17 @@ def nearest(x):
     return (F.grid_sample(image ** 2, grid.detach(), "nearest", "border", False))
 
 
+def cropped_nearest(x):
+    """The same with the nearest pixel, whose place is rounded away from zero."""
+    image, boxes = (x[:20] ** 2).reshape(4, 5), [[0.1, 0.15, 0.8, 0.9], [0.3, 0.0, 0.6, 0.7]]
+    crops = []
+    for top, left, bottom, right in boxes:
+        rows = [int(math.floor((top + (bottom - top) * k) * 3 + 0.5)) for k in (0, 1)]
+        columns = [int(math.floor((left + (right - left) * k / 2) * 4 + 0.5)) for k in (0, 1, 2)]
+        crops.append(image[rows][:, columns])
+    return torch.stack(crops)[..., None]
+
+
 def cropped(x):
     """TensorFlow's crop_and_resize to 2 x 3, of x as an image (1, 4, 5, 1) and two boxes."""
     image, boxes = x[:20].reshape(1, 1, 4, 5), 0.1 + 0.8 * torch.sigmoid(x[20:28].reshape(2, 4))
@@ -106,6 +117,7 @@ ROWS = {
     "grid_sample_nearest": (nearest, (24,), -1.4, 1.4),
     "affine_grid": (lambda x: F.affine_grid(x, (2, 1, 2, 3), True), (2, 2, 3)),
     "crop_and_resize": (cropped, (28,)),
+    "crop_and_resize_nearest": (cropped_nearest, (20,)),
     "lrn": (local_response_norm, (1, 4, 2, 2)),
     **{f"cdist_{p}": (distances(p), (2, 3, 4)) for p in (1, 2, 3)},
     **{f"pdist_{p}": (pair_distances(p), (4, 3)) for p in (1, 2, 3)},

@@ -4,9 +4,11 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, mutable, ops
 
+from mindspore_hessian import _compat
 from mindspore_hessian.rules._define import Derivative
 from mindspore_hessian.rules._formula import pull
 from mindspore_hessian.rules.derivatives_linalg import attributes_of
+from mindspore_hessian.rules.derivatives_matmul import known
 
 
 def length(difference, p):
@@ -18,8 +20,8 @@ def length(difference, p):
         return size.sum(-1)
     if p == float("inf"):
         return size.max(-1)
-    apart = ops.stop_gradient(size.max(-1, keepdims=True)) > 0
-    safe = ops.select(apart.broadcast_to(size.shape), size, ops.ones_like(size))
+    apart = ops.stop_gradient(size.max(-1, keepdims=True)) != 0  # also where it is NaN
+    safe = ops.select(ops.logical_or(apart, size != size), size, ops.ones_like(size))
     root = ops.sqrt((safe * safe).sum(-1)) if p == 2 else ops.exp(ops.log(_power(safe, p).sum(-1)) / p)
     return ops.select(apart.squeeze(-1), root, ops.zeros_like(root))
 
@@ -50,8 +52,12 @@ def _pairs(count):
 def pdist(prim):
     """Pdist(x): the distances between every two rows."""
     (p,) = attributes_of(prim, "p")
+    backward = _compat.PdistGrad(p)
 
     def bprop(x, out, dout):
+        if not known(x.shape):  # MindSpore's own, which has no derivative
+            return (backward(dout, x, out),)
+
         def between(x):
             first, second = _pairs(x.shape[-2])
             return length(ops.gather(x, first, x.ndim - 2) - ops.gather(x, second, x.ndim - 2), p)

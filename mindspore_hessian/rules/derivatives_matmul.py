@@ -59,7 +59,7 @@ def _back(d, shape, batch):
 
 
 @ops.constexpr
-def _known(*shapes):
+def known(*shapes):
     """Whether every length is known as MindSpore compiles."""
     return all(length is not None and length >= 0 for shape in shapes for length in shape)
 
@@ -92,7 +92,7 @@ def _dynamic(x, w, dout):
 def matmul(prim):
     """x @ w for vectors, matrices and stacks: d w^T and x^T d, summed where an operand was repeated."""
     def bprop(x, w, out, dout):
-        if not _known(x.shape, w.shape):
+        if not known(x.shape, w.shape):
             return _dynamic(x, w, dout)
         left, right = _as_matrix(x.shape, True), _as_matrix(w.shape, False)
         if len(right) == 2:  # a stack on the left is one tall matrix

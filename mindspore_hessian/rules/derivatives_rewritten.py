@@ -2,6 +2,7 @@
 with differentiable operations; and the third derivatives of normalizations."""
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mutable, ops
 
@@ -9,6 +10,7 @@ from mindspore_hessian import _compat
 from mindspore_hessian.rules._define import Derivative
 from mindspore_hessian.rules._formula import by_formula, pull
 from mindspore_hessian.rules.derivatives_linalg import attributes_of, axis_sources, pick
+from mindspore_hessian.rules.derivatives_matmul import known
 from mindspore_hessian.rules.derivatives_nn import multi_margin_grad
 
 _REDUCTIONS = {"sum": 0, "mean": 1, "none": 2}
@@ -165,19 +167,36 @@ def _window(shape, axis, start, length):
     return tuple(begin), tuple(size)
 
 
+@ops.constexpr
+def _numbers(rank, axis, start, length):
+    """start, start + 1, ... along an axis."""
+    if start < 0:
+        raise ValueError(f"mindspore_hessian has no gradient of a view from {start} on in a tensor with dynamic shape. "
+                         "Count from 0 on, or call mindspore_hessian.rules.uninstall() first.")
+    shape = [1] * rank
+    shape[axis] = length
+    return Tensor(np.arange(start, start + length).reshape(shape), ms.int64)
+
+
+def _part(x, axis, start, length, d):
+    """d, which has the rank of x, in a part of an axis, zero elsewhere."""
+    if known(x.shape):
+        begin, size = _window(x.shape, axis, start, length)
+        return _slice_grad(d.reshape(size), x, begin, size)
+    return _place(x, axis, ops.zeros_like(d, dtype=ms.int64) + _numbers(x.ndim, axis, start, length), d)
+
+
 def select_view(prim):
     """SelectExtView(x, axis, index): d in its place, zero elsewhere."""
     def bprop(x, axis, index, out, dout):
-        begin, size = _window(x.shape, axis, index, 1)
-        return _slice_grad(dout.reshape(size), x, begin, size), 0, 0
+        return _part(x, axis, index, 1, ops.expand_dims(dout, axis)), 0, 0
     return bprop
 
 
 def narrow_view(prim):
     """NarrowView(x, axis, start, length): the same for a part of an axis."""
     def bprop(x, axis, start, length, out, dout):
-        begin, size = _window(x.shape, axis, start, length)
-        return _slice_grad(dout, x, begin, size), 0, 0, 0
+        return _part(x, axis, start, length, dout), 0, 0, 0
     return bprop
 
 

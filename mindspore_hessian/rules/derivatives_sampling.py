@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mutable, ops
 
-from mindspore_hessian._errors import MissingRuleError
+from mindspore_hessian import _compat
 from mindspore_hessian.rules._define import Derivative
 from mindspore_hessian.rules._formula import pull
 from mindspore_hessian.rules.derivatives_linalg import attributes_of
@@ -114,8 +114,11 @@ def _between(first, last, count, size):
     return (first.reshape(-1, 1) * (1 - steps) + last.reshape(-1, 1) * steps) * (size - 1)
 
 
-def cropped(x, boxes, box_index, crop_size, outside):
-    """crop_and_resize of images (N, height, width, C), bilinear, to boxes (y1, x1, y2, x2): (boxes, *crop_size, C)."""
+def cropped(x, boxes, box_index, crop_size):
+    """crop_and_resize of images (N, height, width, C), bilinear, to boxes (y1, x1, y2, x2): (boxes, *crop_size, C).
+
+    Outside of the image it is 0 here: what stands there is a constant.
+    """
     rows = _between(boxes[:, 0], boxes[:, 2], crop_size[0], x.shape[1]).expand_dims(2)
     columns = _between(boxes[:, 1], boxes[:, 3], crop_size[1], x.shape[2]).expand_dims(1)
     flat = x.reshape(-1, x.shape[3])
@@ -132,20 +135,45 @@ def cropped(x, boxes, box_index, crop_size, outside):
         result = result + weight.expand_dims(3) * read
     inside = ops.logical_and(ops.logical_and(rows >= 0, rows <= x.shape[1] - 1),
                              ops.logical_and(columns >= 0, columns <= x.shape[2] - 1)).expand_dims(3)
-    return ops.select(inside.broadcast_to(result.shape), result, ops.full_like(result, outside))
+    return ops.select(inside.broadcast_to(result.shape), result, ops.zeros_like(result))
 
 
 def crop_and_resize(prim):
-    """CropAndResize(x, boxes, box_index, crop_size)."""
-    method, outside = attributes_of(prim, "method", "extrapolation_value")
-    if method != "bilinear":
-        raise MissingRuleError(f"mindspore_hessian has no derivative of crop_and_resize with method={method!r}")
+    """MindSpore's own rule, but with a CropAndResizeGradImage whose attributes Python can read."""
+    (method,) = attributes_of(prim, "method")
+    half, single, double = (_compat.CropAndResizeGradImage(dtype, method)
+                            for dtype in (ms.float16, ms.float32, ms.float64))
+    to_boxes = _compat.CropAndResizeGradBoxes()
 
     def bprop(x, boxes, box_index, crop_size, out, dout):
-        def crop(x, boxes):
-            return cropped(x, boxes, box_index, crop_size, outside)
-        dx, dboxes = pull(crop)(mutable(ops.cast(x, boxes.dtype)), mutable(boxes), ops.cast(dout, boxes.dtype))
-        return ops.cast(dx, x.dtype), dboxes, ops.zeros_like(box_index), 0
+        to_image = half if x.dtype == ms.float16 else double if x.dtype == ms.float64 else single
+        dx = to_image(dout, boxes, box_index, ops.cast(ops.dyn_shape(x), ms.int32))
+        dboxes = to_boxes(dout, x, boxes, box_index) if method == "bilinear" else ops.zeros_like(boxes)
+        return dx, dboxes, ops.zeros_like(box_index), 0
+    return bprop
+
+
+def crop_grad_of_image(prim):
+    """CropAndResizeGradImage(d, boxes, box_index, shape of x), linear in d: <it, u> = <d, crop(u, boxes)>."""
+    (method,) = attributes_of(prim, "method")
+    crop, to_boxes = ops.CropAndResize(method), _compat.CropAndResizeGradBoxes()
+
+    def bprop(d, boxes, box_index, shape, out, dout):
+        dboxes = to_boxes(d, dout, boxes, box_index) if method == "bilinear" else ops.zeros_like(boxes)
+        return crop(dout, boxes, box_index, d.shape[1:3]), dboxes, ops.zeros_like(box_index), ops.zeros_like(shape)
+    return bprop
+
+
+def crop_grad_of_boxes(prim):
+    """CropAndResizeGradBoxes(d, x, boxes, box_index)."""
+    def bprop(d, x, boxes, box_index, out, dout):
+        def crop(boxes, x):
+            return cropped(x, boxes, box_index, d.shape[1:3])
+
+        def backward(d, x, boxes):
+            return pull(crop)(mutable(boxes), mutable(x), d)[0]
+        dd, dx, dboxes = pull(backward)(mutable(d), mutable(ops.cast(x, d.dtype)), mutable(boxes), dout)
+        return dd, ops.cast(dx, x.dtype), dboxes, ops.zeros_like(box_index)
     return bprop
 
 
@@ -154,6 +182,8 @@ _MISSING = "MindSpore has no derivative of it"
 RULES: tuple[Derivative, ...] = (
     *(Derivative(name, grid_sampler_grad, _MISSING) for name in ("GridSampler2DGrad", "GridSampler3DGrad")),
     Derivative("AffineGridGrad", affine_grid_grad, _MISSING),
-    Derivative("CropAndResize", crop_and_resize, "its backward has no derivative and hides its attributes",
-               replaces=True),
+    Derivative("CropAndResize", crop_and_resize,
+               "emits the same backward primitives, with attributes that their derivatives can read", replaces=True),
+    Derivative("CropAndResizeGradImage", crop_grad_of_image, _MISSING),
+    Derivative("CropAndResizeGradBoxes", crop_grad_of_boxes, _MISSING),
 )
