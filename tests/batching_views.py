@@ -48,6 +48,26 @@ def resize(name, *options):
     return f
 
 
+def nearest_grad(d):
+    return gen.ResizeNearestNeighborV2Grad(False, True)(d, (2, 4))
+
+
+def upsample_grad(d):
+    return _compat.backward("UpsampleNearest2DGrad")(d, (1, 2, 2, 4), (3, 5), None)
+
+
+def affine_grid_grad(d):
+    return _grad_ops.AffineGridGrad()(d, (2, 1, 2, 3))
+
+
+def image_grad(name):
+    primitive = getattr(gen, name)(False, True)
+
+    def f(d, x):
+        return primitive(d, x)
+    return f
+
+
 def cross(axis):
     def f(x, y):
         return gen.Cross(axis)(x, y)
@@ -77,6 +97,11 @@ VIEWS = [
       for name in ("ResizeNearestNeighborV2", "ResizeBicubic", "ResizeBilinearV2") for half in (False, True)),
     Row("ResizeLinear1D", (n(2, 3, 4),), call=resize("ResizeLinear1D", "align_corners")),
     Row("ResizeLinear1DGrad", (n(2, 3, 5), n(2, 3, 4)), call=resize_linear_grad),
+    Row("ResizeNearestNeighborV2Grad", (n(1, 2, 3, 5),), call=nearest_grad),
+    *(Row(name, (n(1, 2, 3, 5), n(1, 2, 2, 4)), call=image_grad(name))
+      for name in ("ResizeBicubicGrad", "ResizeBilinearGrad")),
+    Row("UpsampleNearest2DGrad", (n(1, 2, 3, 5),), call=upsample_grad),
+    Row("AffineGridGrad", (n(2, 2, 3, 2),), call=affine_grid_grad),
     Row("Col2Im", (n(2, 3, 4, 6),), call=unfolded),
     Row("FractionalMaxPool3DGradWithFixedKsize", (n(1, 1, 2, 2, 2), n(1, 1, 1, 1, 2), i((1, 1, 1, 1, 2), 8)),
         call=fractional_pool_grad),

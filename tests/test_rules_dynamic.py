@@ -52,6 +52,10 @@ def narrowed(y):
     return mint.narrow(y, 0, 1, 2) ** 2
 
 
+def narrowed_from_behind(y):
+    return mint.narrow(y, 0, -2, 2) ** 2
+
+
 def distances(y):
     return ops.cdist(y, y * y)
 
@@ -75,7 +79,7 @@ CASES = {"matrix": (square, [None, 4]), "stack": (square, [2, None, 4]), "all": 
          "cdist": (distances, [None, 4]), "pdist": (pair_distances, [None, 4]), "lrn": (normalized, [None, 4]),
          "crop": (cropped, [None, 4])}
 if _compat.MS_VERSION >= (2, 8, 0):  # earlier ones have no kernels of views
-    CASES["narrow"] = (narrowed, [None, 4])
+    CASES.update(narrow=(narrowed, [None, 4]), narrow_behind=(narrowed_from_behind, [None, 4]))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -96,3 +100,16 @@ def test_gradients_with_dynamic_shapes(name):
             return float(out)
         slope = (value(step) - value(-step)) / (2 * step)
         assert abs((found * direction).sum() - slope) < 2e-3 * max(abs(slope), 1)
+
+
+@pytest.mark.skipif(_compat.MS_VERSION < (2, 8, 0), reason="no CPU kernel of views")
+@pytest.mark.parametrize("view", ["select", "narrow"])
+@pytest.mark.parametrize("at", [2, -1])
+def test_gradients_where_a_view_begins_at_a_number_known_only_at_run_time(view, at):
+    def f(x, at):
+        part = mint.select(x, 0, at) if view == "select" else mint.narrow(x, 0, at, 1)
+        return (part ** 3).sum()
+    x, expected = np.arange(1, 13, dtype=np.float32).reshape(4, 3), np.zeros((4, 3))
+    expected[at] = 3 * x[at] ** 2
+    found = ms.jit(ops.GradOperation()(f))(Tensor(x), ms.mutable(at))
+    np.testing.assert_allclose(found.asnumpy(), expected)

@@ -211,12 +211,15 @@ RULES: tuple[Batching, ...] = (
     Batching("BroadcastToView", view_by_one(broadcast), _UNROLLED),
     Batching("MaskedFillScalar", masked_fill, _UNROLLED),
     Batching("BatchMatMulExt", matmul_ext, _UNROLLED),
-    *(Batching(name, joining(1), _UNROLLED) for name in ("ResizeNearestNeighborV2", "ResizeBicubic")),
+    *(Batching(name, joining(1), _UNROLLED)
+      for name in ("ResizeNearestNeighborV2", "ResizeNearestNeighborV2Grad", "ResizeBicubic")),
+    Batching("ResizeBicubicGrad", joining(2), _UNROLLED),
     *(Batching(name, joining(1), _FAILS, replaces=True) for name in ("ResizeBilinearV2", "ResizeLinear1D", "Col2Im")),
-    Batching("ResizeLinear1DGrad", joining(2), _FAILS, replaces=True),
+    *(Batching(name, joining(2), _FAILS, replaces=True) for name in ("ResizeBilinearGrad", "ResizeLinear1DGrad")),
     Batching("FractionalMaxPool3DGradWithFixedKsize", joining(3), _UNROLLED),
     *(Batching(name, joining(1, shape=True), _UNROLLED)
-      for name in ("AffineGrid", "AdaptiveAvgPool2DGrad", "AdaptiveAvgPool3DGrad")),
+      for name in ("AffineGrid", "AffineGridGrad", "AdaptiveAvgPool2DGrad", "AdaptiveAvgPool3DGrad",
+                   "UpsampleNearest2DGrad")),
     *(Batching(name, along_axis, _FAILS, replaces=True) for name in ("ArgMaxWithValue", "ArgMinWithValue")),
     *(Batching(name, two_along, _UNROLLED) for name in ("Cross", "GluGrad")),
 )

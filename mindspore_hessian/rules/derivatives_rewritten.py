@@ -168,22 +168,20 @@ def _window(shape, axis, start, length):
 
 
 @ops.constexpr
-def _numbers(rank, axis, start, length):
-    """start, start + 1, ... along an axis."""
-    if start < 0:
-        raise ValueError(f"mindspore_hessian has no gradient of a view from {start} on in a tensor with dynamic shape. "
-                         "Count from 0 on, or call mindspore_hessian.rules.uninstall() first.")
+def _steps(rank, axis, length):
+    """0, 1, ... along an axis."""
     shape = [1] * rank
     shape[axis] = length
-    return Tensor(np.arange(start, start + length).reshape(shape), ms.int64)
+    return Tensor(np.arange(length).reshape(shape), ms.int64)
 
 
 def _part(x, axis, start, length, d):
     """d, which has the rank of x, in a part of an axis, zero elsewhere."""
-    if known(x.shape):
+    if known(x.shape) and ops.isconstant(start):
         begin, size = _window(x.shape, axis, start, length)
         return _slice_grad(d.reshape(size), x, begin, size)
-    return _place(x, axis, ops.zeros_like(d, dtype=ms.int64) + _numbers(x.ndim, axis, start, length), d)
+    index = ops.zeros_like(d, dtype=ms.int64) + start + _steps(x.ndim, axis, length)
+    return _place(x, axis, index + ops.cast(index < 0, ms.int64) * x.shape[axis], d)
 
 
 def select_view(prim):
