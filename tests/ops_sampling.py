@@ -109,11 +109,11 @@ def narrow_view(dtype):
 SINGLE = {"dtype": np.float32, "tolerance": 2e-4}  # the kernels compute in float32, whatever they are given
 CASES = {  # name: function, rules, Row's other arguments
     **{f"grid_sample_{padding}_{align}": (grid_sample((1, 2, 3, 4), (1, 2, 3, 2), padding, align),
-                                          ("GridSampler2DGrad",), {"third": padding != "border"})
+                                          ("GridSampler2DGrad",), {"third": (padding, align) == ("reflection", True)})
        for padding, align in GRID_CASES},
     **{f"grid_sample_3d_{padding}_{align}": (grid_sample((1, 1, 2, 3, 2), (1, 1, 2, 2, 3), padding, align),
                                              ("GridSampler3DGrad",), {})
-       for padding, align in GRID_CASES},
+       for padding, align in GRID_CASES[::5]},
     "grid_sample_nearest": (nearest, ("GridSampler2DGrad",), {}),
     "affine_grid": (affine_grid, ("AffineGridGrad",), SINGLE),
     "crop_and_resize": (crop_and_resize, ("CropAndResize", "CropAndResizeGradImage", "CropAndResizeGradBoxes"),

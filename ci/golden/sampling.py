@@ -113,7 +113,7 @@ ROWS = {
        for padding, align in GRID_CASES},
     **{f"grid_sample_3d_{padding}_{align}": (
         grid_sample((1, 1, 2, 3, 2), (1, 1, 2, 2, 3), padding, align), (24,), -1.4, 1.4)
-       for padding, align in GRID_CASES},
+       for padding, align in GRID_CASES[::5]},
     "grid_sample_nearest": (nearest, (24,), -1.4, 1.4),
     "affine_grid": (lambda x: F.affine_grid(x, (2, 1, 2, 3), True), (2, 2, 3)),
     "crop_and_resize": (cropped, (28,)),
