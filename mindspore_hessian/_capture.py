@@ -115,7 +115,7 @@ class Captures:
             self._function(value)
         elif isinstance(value, np.ndarray):
             if value.dtype.hasobject:
-                self._identity(value)
+                self._walk(value.tolist(), "array")
             else:
                 self._add("array", value.dtype.str, value.shape, _digest(value))
         elif self._once(value):

@@ -130,6 +130,17 @@ def test_a_captured_tensor_changed_in_place_is_seen(change):
     assert factor(scaled(c)) == [3, 3]
 
 
+def test_an_object_array_changed_in_place_is_seen():
+    factors = np.array([2.0, "a label"], object)
+
+    def f(x):
+        return (x ** 2).sum() * factors[0]
+    token = _capture.Captures(f).token
+    assert _capture.Captures(f).token == token
+    factors[0] = 3.0
+    assert _capture.Captures(f).token != token
+
+
 def test_what_a_function_captured_is_read_once_for_all_chunks(monkeypatch):
     read = []
     token = _capture.tensor_token

@@ -57,8 +57,8 @@ def quick(data, network=None, loss=None, kind=HessianOperator, **options):
     return kind(network or linear(), loss or nn.MSELoss(), data, **options)
 
 
-def pipeline(shuffle=False, batch=4, augment=None, drop=False):
-    columns = {"x": X, "y": Y}
+def pipeline(shuffle=False, batch=4, augment=None, drop=False, x=X, y=Y):
+    columns = {"x": x, "y": y}
     data = ms.dataset.NumpySlicesDataset(columns, shuffle=shuffle)
     if augment:
         data = data.map(augment, ["x"])

@@ -11,12 +11,10 @@ from mindspore_hessian.rules._define import Batching
 from mindspore_hessian.rules.batching_kit import (
     aligned,
     any_batched,
-    apart,
     filled,
     front,
     largest,
     merged,
-    one_tensor,
     primitive,
     reshape,
     sample_rank,
@@ -142,19 +140,10 @@ def group_norm_grad(prim, axis_size):
     return rule
 
 
-# --- pooling: the batch joins the samples -------------------------------------------------------------------------
-
-def pooling(prim, x, size):
-    """One tensor (N, C, ...), options in attributes."""
-    out = prim(reshape(x, merged(x.shape, 0)))
-    return reshape(out, apart(out.shape, 0, size))
-
-
 RULES: tuple[Batching, ...] = (
     Batching("BinaryCrossEntropyGrad", loss_gradient(nn.bce_grad, 4), _UNROLLED),
     Batching("BinaryCrossEntropyWithLogitsBackward", loss_gradient(nn.bce_logits_grad, 5, 1), _UNROLLED),
     Batching("SmoothL1LossGrad", loss_gradient(nn.smooth_l1_grad, 3), _WRONG, replaces=True),
     Batching("PReLUGrad", prelu_grad, _UNROLLED),
     Batching("GroupNormGrad", group_norm_grad, _UNROLLED),
-    Batching("AvgPool3D", one_tensor(pooling), _UNROLLED),
 )

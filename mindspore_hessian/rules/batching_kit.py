@@ -334,8 +334,8 @@ reduction = over_axis(_reduced)
 along_axis = over_axis(_along)
 
 
-def axis_at(position: int) -> Callable:
-    """One tensor, then parameters, the one at `position` (1, 2, ...) an axis or a tuple of them."""
+def one_tensor(compute: Callable) -> Callable:
+    """One tensor, then parameters: ``compute(prim, x, *parameters)`` is given x with its batch axis first."""
 
     def getter(prim, axis_size):
         prim = primitive(prim)
@@ -344,11 +344,18 @@ def axis_at(position: int) -> Callable:
             x, dim = x_pair
             if dim is None:
                 return unpaired(prim(x, *values(rest)))
-            return paired(prim(front(x, dim), *_shifted_at(values(rest), position - 1)))
+            return paired(compute(prim, front(x, dim), *values(rest)))
 
         return rule
 
     return getter
+
+
+def axis_at(position: int) -> Callable:
+    """One tensor, then parameters, the one at `position` (1, 2, ...) an axis or a tuple of them."""
+    def compute(prim, x, *parameters):
+        return prim(x, *_shifted_at(parameters, position - 1))
+    return one_tensor(compute)
 
 
 @constexpr
@@ -356,17 +363,11 @@ def _shifted_at(constants, position):
     return (*constants[:position], _behind(constants[position]), *constants[position + 1:])
 
 
-def leading(prim, axis_size):
-    """One tensor, then parameters, by a kernel that treats any leading axes as a batch."""
-    prim = primitive(prim)
+def _as_it_is(prim, x, *parameters):
+    return prim(x, *parameters)
 
-    def rule(x_pair, *rest):
-        x, dim = x_pair
-        if dim is None:
-            return unpaired(prim(x, *values(rest)))
-        return paired(prim(front(x, dim), *values(rest)))
 
-    return rule
+leading = one_tensor(_as_it_is)  # by a kernel that treats any leading axes as a batch
 
 
 def constant(prim, axis_size):
@@ -377,20 +378,3 @@ def constant(prim, axis_size):
         return prim(*values(pairs)), None
 
     return rule
-
-
-def one_tensor(compute: Callable) -> Callable:
-    """One tensor and nothing else: ``compute(prim, x, size)`` is given it with its batch axis first."""
-
-    def getter(prim, axis_size):
-        prim = primitive(prim)
-
-        def rule(x_pair):
-            x, dim = x_pair
-            if dim is None:
-                return prim(x), None
-            return compute(prim, front(x, dim), axis_size), 0
-
-        return rule
-
-    return getter

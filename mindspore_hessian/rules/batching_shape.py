@@ -13,6 +13,7 @@ from mindspore_hessian.rules.batching_kit import (
     broadcast_to,
     front,
     leading,
+    one_tensor,
     primitive,
     reshape,
     sample_rank,
@@ -170,19 +171,9 @@ def _both_shifted(constants, at):
 
 def two_axes(position):
     """One tensor, then parameters, those at `position` and after it an axis each."""
-
-    def getter(prim, axis_size):
-        prim = primitive(prim)
-
-        def rule(x_pair, *rest):
-            x, dim = x_pair
-            if dim is None:
-                return prim(x, *values(rest)), None
-            return prim(front(x, dim), *_both_shifted(values(rest), position - 1)), 0
-
-        return rule
-
-    return getter
+    def compute(prim, x, *parameters):
+        return prim(x, *_both_shifted(parameters, position - 1))
+    return one_tensor(compute)
 
 
 # --- where ------------------------------------------------------------------------------------------------------

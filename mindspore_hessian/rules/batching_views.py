@@ -15,7 +15,7 @@ from mindspore_hessian.rules.batching_kit import (
     filled,
     front,
     merged,
-    paired,
+    one_tensor,
     primitive,
     reshape,
     shifted,
@@ -30,24 +30,14 @@ _FAILS = "MindSpore's rule fails in gradients"
 
 
 def view(compute: Callable) -> Callable:
-    """One tensor, then parameters: ``compute(x, *parameters)`` is given x with the batch in front."""
-
-    def getter(prim, axis_size):
-        prim = primitive(prim)
-
-        def rule(x_pair, *rest):
-            x, dim = x_pair
-            if dim is None:
-                return unpaired(prim(x, *values(rest)))
-            return paired(compute(front(x, dim), *values(rest)))
-
-        return rule
-
-    return getter
+    """One tensor, then two parameters or more: ``compute(x, *parameters)`` is given x with the batch in front."""
+    def on_batch(prim, x, *parameters):
+        return compute(x, *parameters)
+    return one_tensor(on_batch)
 
 
 def view_by_one(compute: Callable) -> Callable:
-    """The same with one parameter (with the token behind it, it looks like a pair, and `values` takes it for one)."""
+    """The same with one parameter: of that and the token of a view, MindSpore makes a ``*rest`` that is no pairs."""
 
     def getter(prim, axis_size):
         prim = primitive(prim)
@@ -212,7 +202,7 @@ RULES: tuple[Batching, ...] = (
     Batching("MaskedFillScalar", masked_fill, _UNROLLED),
     Batching("BatchMatMulExt", matmul_ext, _UNROLLED),
     *(Batching(name, joining(1), _UNROLLED)
-      for name in ("ResizeNearestNeighborV2", "ResizeNearestNeighborV2Grad", "ResizeBicubic")),
+      for name in ("AvgPool3D", "ResizeNearestNeighborV2", "ResizeNearestNeighborV2Grad", "ResizeBicubic")),
     Batching("ResizeBicubicGrad", joining(2), _UNROLLED),
     *(Batching(name, joining(1), _FAILS, replaces=True) for name in ("ResizeBilinearV2", "ResizeLinear1D", "Col2Im")),
     *(Batching(name, joining(2), _FAILS, replaces=True) for name in ("ResizeBilinearGrad", "ResizeLinear1DGrad")),

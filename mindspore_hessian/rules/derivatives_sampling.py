@@ -12,8 +12,8 @@ from mindspore_hessian.rules._define import Derivative
 from mindspore_hessian.rules._formula import pull
 from mindspore_hessian.rules.derivatives_linalg import attributes_of
 
-_BILINEAR, _NEAREST = 0, 1  # MindSpore's numbers
-_ZEROS, _BORDER, _REFLECTION = 0, 1, 2
+_NEAREST = 1  # MindSpore's numbers, beside 0 for bilinear
+_ZEROS, _REFLECTION = 0, 2  # and 1 for the border
 
 
 @ops.constexpr
@@ -54,29 +54,50 @@ def _places(grid, size, padding, align):
     return place if padding == _ZEROS else _inside(place, size)
 
 
+def _corner(places, corner):
+    """(pixels, share): those at one corner around the places, and how much of them is read."""
+    pixels, share = (), 1
+    for axis in range(len(corner)):
+        low = ops.stop_gradient(ops.floor(places[axis]))
+        ahead = places[axis] - low
+        pixels, share = pixels + (low + corner[axis],), share * (ahead if corner[axis] == 1 else 1 - ahead)
+    return pixels, share
+
+
+def _flat(pixels, sizes, index):
+    """(index in the flat image, 1; outside of the image 0). `index` counts what lies before the first axis."""
+    inside = 1
+    for axis in range(len(sizes)):
+        near, size = pixels[axis], sizes[axis]
+        inside = inside * ops.cast(ops.logical_and(near >= 0, near <= size - 1), near.dtype)
+        index = index * size + ops.cast(ops.clamp(near, 0, size - 1), ms.int64)
+    return index, inside
+
+
+def _read(flat, index):
+    return ops.gather_d(flat, 2, ops.broadcast_to(index, flat.shape[:2] + index.shape[2:]))
+
+
 def sampled(x, grid, interpolation, padding, align):
     """grid_sample: x of shape (N, C, *sizes) at the places of a grid (N, *out, axes), whose last axis comes first."""
     axes = grid.shape[-1]
     lines = grid.reshape(grid.shape[0], 1, -1, axes)
     flat = x.reshape(x.shape[0], x.shape[1], -1)
-    places = ()
+    places, sizes = (), x.shape[2:]
     for axis in range(axes):
-        places = places + (_places(lines[..., axes - 1 - axis], x.shape[2 + axis], padding, align),)
+        places = places + (_places(lines[..., axes - 1 - axis], sizes[axis], padding, align),)
     result = 0
-    for corner in _corners(axes if interpolation == _BILINEAR else 0):
-        index, weight = 0, 1
-        for axis in range(axes):
-            place, size = places[axis], x.shape[2 + axis]
-            if interpolation == _BILINEAR:
-                low = ops.stop_gradient(ops.floor(place))
-                near = low + corner[axis]
-                weight = weight * (place - low if corner[axis] == 1 else 1 - (place - low))
-            else:
-                near = ops.stop_gradient(ops.round(place))
-            weight = weight * ops.cast(ops.logical_and(near >= 0, near <= size - 1), x.dtype)
-            index = index * size + ops.cast(ops.clamp(near, 0, size - 1), ms.int64)
-        read = ops.gather_d(flat, 2, ops.broadcast_to(index, flat.shape[:2] + index.shape[2:]))
-        result = result + weight * read
+    if interpolation == _NEAREST:
+        pixels = ()
+        for place in places:
+            pixels = pixels + (ops.stop_gradient(ops.round(place)),)
+        index, inside = _flat(pixels, sizes, 0)
+        result = inside * _read(flat, index)
+    else:
+        for corner in _corners(axes):
+            pixels, share = _corner(places, corner)
+            index, inside = _flat(pixels, sizes, 0)
+            result = result + share * inside * _read(flat, index)
     return result.reshape(x.shape[:2] + grid.shape[1:-1])
 
 
@@ -125,14 +146,10 @@ def cropped(x, boxes, box_index, crop_size):
     image = ops.cast(box_index, ms.int64).reshape(-1, 1, 1)
     result = 0
     for corner in _corners(2):
-        index, weight = image, 1
-        for axis in (0, 1):
-            place, size = (rows, columns)[axis], x.shape[1 + axis]
-            low = ops.stop_gradient(ops.floor(place))
-            weight = weight * (place - low if corner[axis] == 1 else 1 - (place - low))
-            index = index * size + ops.cast(ops.clamp(low + corner[axis], 0, size - 1), ms.int64)
+        pixels, share = _corner((rows, columns), corner)
+        index, _ = _flat(pixels, x.shape[1:3], image)
         read = ops.gather(flat, index.reshape(-1), 0).reshape(index.shape + (x.shape[3],))
-        result = result + weight.expand_dims(3) * read
+        result = result + share.expand_dims(3) * read
     inside = ops.logical_and(ops.logical_and(rows >= 0, rows <= x.shape[1] - 1),
                              ops.logical_and(columns >= 0, columns <= x.shape[2] - 1)).expand_dims(3)
     return ops.select(inside.broadcast_to(result.shape), result, ops.zeros_like(result))
