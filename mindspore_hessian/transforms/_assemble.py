@@ -121,7 +121,7 @@ def hessian_in_loop(problem: Problem) -> Any:
     vars_ = problem.vars
     outs, several, aux = outputs(problem)
     width, total = sum(out.size for out in outs), sum(vars_.sizes)
-    buffers = [np.empty((width, total, *shape), _numpy_dtype(dtype))
+    buffers = [np.empty((width, total, *shape), numpy_dtype(dtype))
                for shape, dtype in zip(vars_.shapes, vars_.dtypes, strict=True)]
     for m, row, parts in _row_by_row(problem, width, outs[0].dtype):
         for buffer, part in zip(buffers, parts, strict=True):
@@ -143,8 +143,8 @@ def diagonal_in_loop(problem: Problem, total: bool) -> Any:
     width = sum(out.size for out in outs)
     if width != 1 and not total:
         raise ValueError(f"fn must return one number (a Tensor with one element); it returned {width} of them")
-    dtype = _numpy_dtype(vars_.dtypes[0])
-    entries = np.empty((width, sum(vars_.sizes)), np.result_type(*map(_numpy_dtype, vars_.dtypes)))
+    dtype = numpy_dtype(vars_.dtypes[0])
+    entries = np.empty((width, sum(vars_.sizes)), np.result_type(*map(numpy_dtype, vars_.dtypes)))
     for m, row, parts in _row_by_row(problem, width, outs[0].dtype):
         entries[m, row] = np.concatenate([part.reshape(-1) for part in parts])[row]
     if total:
@@ -163,7 +163,8 @@ def cut_line(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], line: np.
                  for part, shape, dtype in zip(np.split(line, cuts), shapes, dtypes, strict=True))
 
 
-def _numpy_dtype(dtype: Any) -> Any:
+def numpy_dtype(dtype: Any) -> Any:
+    """The dtype in which numpy holds it."""
     return np.float32 if dtype == ms.bfloat16 else ms.dtype_to_nptype(dtype)
 
 
@@ -177,7 +178,7 @@ def jacobian_in_chunks(problem: Problem, chunk: int, batched: bool = True) -> An
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
         return _rows.jacobian_rows(f, v.positions, v.parameters, count if batched else None)
 
-    buffers = [np.empty((total, *shape), _numpy_dtype(dtype))
+    buffers = [np.empty((total, *shape), numpy_dtype(dtype))
                for shape, dtype in zip(vars_.shapes, vars_.dtypes, strict=True)]
     for start in starts(total, count):
         parts = problem.run("jacobian", kernel, ("rows", count, batched), (Tensor(start, ms.int64),))

@@ -38,12 +38,19 @@ class InGraph:
         return self.call(*args)
 
 
-def outside(build: Callable, fn: Callable, options: tuple, weights: object) -> Callable:
-    """The same for a function returned by a transform: made now, once it is first needed in a graph."""
-    if weights is not None:
+def outside(build: Callable, fn: Callable, options: tuple, **unsupported: object) -> Callable:
+    """The same for a function returned by a transform: made now, once it is first needed in a graph.
+
+    Args:
+        unsupported: options by name that a graph refuses where they are given (neither None nor False).
+    """
+    given = [name for name, value in unsupported.items() if value is not None and value is not False]
+    if given:
+        reason = (f"{given[0]}= is not supported inside your own graph here: call the transform outside of @jit and "
+                  "Cell.construct")
+
         def refused(*args):
-            raise NotImplementedError("weights= is not supported inside your own graph here: call the transform "
-                                      "outside of @jit and Cell.construct")
+            raise NotImplementedError(reason)
         return refused
     try:
         call = build(parsable(fn), *options)

@@ -178,7 +178,7 @@ def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, w
     check_chunk(chunk_size)
     name = public.__name__
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, in_axes, kind), weights))
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, in_axes, kind), weights=weights))
     @functools.wraps(public, assigned=("__module__",), updated=())
     def diag_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
@@ -280,7 +280,7 @@ def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, i
     if in_axes is None:
         raise ValueError("in_axes is None; for one point use hessian()")
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, in_axes, "hessian"), None))
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, in_axes, "hessian")))
     @functools.wraps(batched_hessian, assigned=("__module__",), updated=())
     def hess_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, None, has_aux)

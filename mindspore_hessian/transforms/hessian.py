@@ -13,6 +13,7 @@ from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
 from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
 from mindspore_hessian.transforms._run import Problem, check_choice, check_chunk, check_transform
+from mindspore_hessian.transforms.sparse import SparseHessian, check_sparse
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
 
@@ -85,7 +86,10 @@ def _build_in_graph(fn, grad_position, has_aux, mode, with_value):
     return call
 
 
-def _hessian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto", chunk_size=None):
+def _hessian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto", chunk_size=None, sparse=False):
+    if sparse is not False:
+        raise NotImplementedError("sparse= is not supported inside your own graph: call hessian outside of @jit and "
+                                  "Cell.construct")
     return InGraph(_build_in_graph, fn, (grad_position, has_aux, mode, False))
 
 
@@ -96,7 +100,7 @@ def _value_grad_and_hessian_in_graph(fn, grad_position=0, has_aux=False, *, weig
 
 @readable_in_graph(_hessian_in_graph)
 def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, mode: str = "auto",
-            chunk_size: int | None = None) -> Callable:
+            chunk_size: int | None = None, sparse: Any = False) -> Callable:
     r"""Hessian of a function, :math:`H_{ij} = \partial^2 f / \partial x_i \partial x_j`.
 
     Costs one Hessian-vector product (two to three gradients) for each entry of the differentiated variables, all of
@@ -114,12 +118,20 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
             ``jacfwd``/``jacrev``; for dtypes other than float32, several outputs and weights, the same compositions
             of ours.
         chunk_size: with ``"auto"``, compute so many rows at a time: less memory, the same result.
+        sparse: True for a scalar function, in float32 or float64, whose Hessian has few entries in a row (a chain, a
+            mesh, a sum over neighbours): it costs a product for each group of columns that have no row in common,
+            three for a tridiagonal Hessian of any size, and one more. The pattern is found at the first call by
+            random products (about ``6 log2(N)`` for a tridiagonal one) and kept by the returned function; a product
+            with a random vector checks the matrix at each call, and the pattern is found anew where a point needs
+            more. Or the pattern itself: a scipy sparse matrix or an array of shape (N, N), not zero where the Hessian
+            may be.
 
     Returns:
         ``hess_fn(*args)``. One position and one output: a Tensor of shape ``out.shape + x.shape + x.shape``. A tuple
         of positions: nested tuples ``H[i][j]`` of shape ``out.shape + x_i.shape + x_j.shape``. With `weights`: the
         same over the weights; positions first, then weights, where both are given. Several outputs: a tuple of these.
-        With `has_aux`: ``(H, aux)``. The dtype is that of x_j.
+        With `has_aux`: ``(H, aux)``. The dtype is that of x_j. With `sparse`: a ``scipy.sparse.csr_array`` of shape
+        (N, N) over all N entries of what is differentiated, in this order.
 
     Raises:
         TypeError: a wrong type or dtype, an integer input to differentiate.
@@ -134,7 +146,8 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapter 5.
+        A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapters 5 and 8 (compression); A.
+        Curtis, M. Powell and J. Reid, On the estimation of sparse Jacobian matrices, IMA J. Appl. Math. 13, 1974.
 
     Examples:
         >>> import mindspore as ms
@@ -142,17 +155,26 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
         >>> print(hessian(lambda x: (x ** 3).sum())(ms.Tensor([1.0, 2.0])))
         [[ 6.  0.]
          [ 0. 12.]]
+        >>> hessian(lambda x: (x ** 3).sum(), sparse=True)(ms.ops.ones(1000)).nnz
+        1000
     """
     check_transform(fn, has_aux)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)
-    if chunk_size is not None and mode != "auto":
-        raise ValueError(f"chunk_size works with mode='auto' only, but mode is {mode!r}")
+    check_sparse(sparse)
+    sparsely = None if sparse is False else SparseHessian(sparse, chunk_size)
+    for name, given in (("chunk_size", chunk_size is not None), ("sparse", sparsely is not None)):
+        if given and mode != "auto":
+            raise ValueError(f"{name} works with mode='auto' only, but mode is {mode!r}")
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode, False), weights))
+    options = (grad_position, has_aux, mode, False)
+
+    @readable_in_graph(outside(_build_in_graph, fn, options, weights=weights, sparse=sparse))
     @functools.wraps(hessian, assigned=("__module__",), updated=())
     def hess_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
+        if sparsely is not None:
+            return sparsely(problem)
         blocks = blocks_at_one_point(problem, mode, chunk_size)
         return problem.finish("hessian", blocks, lambda value: _pack(problem, value))
     return hess_fn
@@ -205,7 +227,7 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
     if chunk_size is not None and mode != "auto":
         raise ValueError(f"chunk_size works with mode='auto' only, but mode is {mode!r}")
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode, True), weights))
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode, True), weights=weights))
     @functools.wraps(value_grad_and_hessian, assigned=("__module__",), updated=())
     def all_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)

@@ -80,7 +80,7 @@ def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weig
     if chunk_size is not None and mode == "fwd":
         raise ValueError("chunk_size works with mode='auto' or 'rev' only, but mode is 'fwd'")
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode), weights))
+    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode), weights=weights))
     @functools.wraps(jacobian, assigned=("__module__",), updated=())
     def jac_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)

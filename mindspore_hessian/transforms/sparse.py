@@ -1,0 +1,150 @@
+"""A sparse Hessian from few products: the pattern found once, columns that do not meet in one product, then a check.
+
+The pattern is numerical, of one point; what another point needs beyond it, a product with a random vector shows.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import scipy.sparse as sp
+from mindspore import vmap
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import FallbackWarning, warn
+from mindspore_hessian._tree import Variables, check_finite
+from mindspore_hessian.transforms import _graph
+from mindspore_hessian.transforms._assemble import batched_or_loop, numpy_dtype, to_tensor
+from mindspore_hessian.transforms._pattern import Plan, detected, planned
+from mindspore_hessian.transforms._run import Problem
+
+_PROBES, _MOST = 16, 64  # products in a batch: to find the pattern, and to compute the entries
+_TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-7}
+
+
+def check_sparse(sparse: Any) -> None:
+    """Raise where ``sparse=`` is neither a bool nor a square pattern."""
+    if isinstance(sparse, bool):
+        return
+    if not (sp.issparse(sparse) or isinstance(sparse, np.ndarray)):
+        raise TypeError(f"sparse must be True, False, or the pattern as a scipy sparse matrix or a numpy array, but "
+                        f"got {type(sparse).__name__}")
+    if sparse.ndim != 2 or sparse.shape[0] != sparse.shape[1]:
+        raise ValueError(f"sparse is a pattern, so it must be a square matrix, but has shape {sparse.shape}")
+
+
+class SparseHessian:
+    """The Hessian of one function as a sparse matrix; it keeps the pattern for each set of shapes.
+
+    Args:
+        pattern: True to find it, or what is known of it: a matrix that is not zero where the Hessian may be.
+        chunk_size: so many products in a batch.
+    """
+
+    def __init__(self, pattern: Any, chunk_size: int | None):
+        self.given = None if isinstance(pattern, bool) else sp.csc_array(pattern)
+        self.chunk_size = chunk_size
+        self.plans: dict[tuple, Plan] = {}
+
+    def __call__(self, problem: Problem) -> Any:
+        """The matrix over all entries of the variables, one after another; with `has_aux`, ``(matrix, aux)``."""
+        rows, shapes = _Rows(problem, self.chunk_size or _PROBES), problem.vars.shapes
+        plan = self.plans.get(shapes) or self._first_plan(rows)
+        matrix, missing = self._checked(rows, plan)
+        if missing and self.given is not None:
+            raise ValueError(f"the pattern given as sparse= misses entries of the Hessian: {missing}. Pass sparse=True "
+                             "to have it found")
+        if missing:  # this point has entries that the one before had not
+            also = detected(rows, rows.n, np.random.default_rng(1))
+            plan = planned(also + sp.csc_array((np.ones(len(plan.rows), bool), (plan.rows, plan.columns)), also.shape))
+            matrix, missing = self._checked(rows, plan)
+        if missing:
+            warn(f"hessian: no sparse pattern agrees with the products ({missing}), so the matrix is computed whole",
+                 FallbackWarning)
+            plan = planned(sp.csc_array(np.ones((rows.n, rows.n), bool)))
+            matrix = plan.matrix(rows)
+        self.plans[shapes] = plan
+        check_finite("hessian", to_tensor(matrix.data, rows.dtype))
+        matrix = matrix.astype(rows.numpy_dtype)
+        return (matrix, rows.aux) if problem.has_aux else matrix
+
+    def _checked(self, rows: _Rows, plan: Plan) -> tuple[sp.csr_array, str]:
+        """The matrix, and where its product with a random vector is not the Hessian's ("" where it is)."""
+        probe = np.random.default_rng(plan.products).uniform(1, 2, rows.n)
+        rows.count = min(self.chunk_size or _MOST, plan.products + 1)
+        images: list[np.ndarray] = []
+
+        def with_probe(seeds: np.ndarray) -> np.ndarray:
+            if images:
+                return rows(seeds)
+            found = rows(np.concatenate([seeds, probe[None]]))
+            images.append(found[-1])
+            return found[:-1]
+
+        matrix = plan.matrix(with_probe)
+        return matrix, _difference(images[0], matrix, probe, _TOLERANCE[rows.numpy_dtype])
+
+    def _first_plan(self, rows: _Rows) -> Plan:
+        if self.given is None:
+            return planned(detected(rows, rows.n, np.random.default_rng(0)))
+        if self.given.shape[0] != rows.n:
+            raise ValueError(f"sparse has shape {self.given.shape}, but what is differentiated has {rows.n} entries")
+        return planned(self.given)
+
+
+class _Rows:
+    """``rows(V)``: the Hessian of a scalar function times each row of V, flat, in float64."""
+
+    def __init__(self, problem: Problem, count: int):
+        self.problem, self.count, self.aux = problem, count, None
+        self.n, dtypes = sum(problem.vars.sizes), set(problem.vars.dtypes)
+        if not dtypes <= {ms.float32, ms.float64} or len(dtypes) > 1:
+            raise TypeError("sparse=True takes variables of one dtype, float32 or float64, but got "
+                            f"{', '.join(map(str, problem.vars.dtypes))}")
+        self.dtype = dtypes.pop()
+        self.numpy_dtype = np.dtype(numpy_dtype(self.dtype))
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        return batched_or_loop("hessian", lambda: self._run(vectors, min(self.count, self.n), True),
+                               lambda: self._run(vectors, 1, False))
+
+    def _run(self, vectors: np.ndarray, count: int, batched: bool) -> np.ndarray:
+        """Always `count` at a time, so that one graph does for all; what is left over is filled up with zeros."""
+        vars_ = self.problem.vars
+        shapes = [(count, *shape) if batched else shape for shape in vars_.shapes]
+        out = np.empty(vectors.shape)
+        for start in range(0, len(vectors), count):
+            some = np.zeros((count, self.n))
+            piece = vectors[start:start + count]
+            some[:len(piece)] = piece
+            parts = np.split(some, np.cumsum(vars_.sizes)[:-1], axis=1)
+            extras = tuple(to_tensor(part.astype(self.numpy_dtype).reshape(shape), self.dtype)
+                           for part, shape in zip(parts, shapes, strict=True))
+            result = self.problem.run("hessian", _products(batched), ("sparse", batched), extras)
+            result, self.aux = result if self.problem.has_aux else (result, None)
+            images = [_compat.to_numpy(part).reshape(count, -1) for part in result]
+            out[start:start + count] = np.concatenate(images, axis=1)[:len(piece)]
+        return out
+
+
+def _products(batched: bool) -> Callable:
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        product = _graph.hessian_product(_graph.scalar(f), v.positions, v.parameters, "revrev")
+        if batched:
+            product = vmap(product, in_axes=(None, 0))
+
+        def run(*tensors):
+            return product(tensors[:n], tensors[n:])
+        return run
+    return kernel
+
+
+def _difference(truth: np.ndarray, matrix: sp.csr_array, probe: np.ndarray, tolerance: float) -> str:
+    found, size = matrix @ probe, abs(matrix) @ probe
+    if not np.isfinite(truth).all() or not np.isfinite(found).all():
+        return ""  # a NonFiniteWarning says so
+    excess = np.abs(truth - found) - tolerance * (size + tolerance * size.max())
+    row = int(np.argmax(excess))
+    return f"row {row} of a product is {truth[row]:.6g} instead of {found[row]:.6g}" if excess[row] > 0 else ""
