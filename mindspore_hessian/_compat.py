@@ -5,6 +5,8 @@ Each name says what it needs from MindSpore and in which versions it was seen (2
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -78,6 +80,25 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 # --- compiling and running graphs (used by _compile.py) ----------------------------------------------------------
 
+_compilations = itertools.count(1)
+_COLLECTED = 16  # compilations after which garbage is collected
+_OF_PYTHON = 1000  # Python 3.12 starts with some hundred objects frozen
+
+
+@contextlib.contextmanager
+def _garbage_waits() -> Iterator[None]:
+    """MindSpore collects Python's garbage at every compilation, a fifth of its time and more in a large process: what
+    is there already is kept out of that, but for once in a while. Not where the user froze objects of their own."""
+    if gc.get_freeze_count() > _OF_PYTHON or next(_compilations) % _COLLECTED == 0:
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 class _Holder(nn.Cell):
     """A Cell around one graph function. Deleting it frees the graph, which deleting a ``@jit`` function does not."""
 
@@ -101,7 +122,8 @@ class Graph:
 
     def __init__(self, function: Callable, tensors: tuple, jit_level: str):
         self._cell = _Holder(function, jit_level)
-        self._cell.compile(*tensors)
+        with _garbage_waits():
+            self._cell.compile(*tensors)
         self._phase = self._cell.phase_cache[self._cell.phase]
         self._executor = _cell_graph_executor._graph_executor
 

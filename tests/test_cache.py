@@ -1,6 +1,7 @@
 """Compiled once, and never stale: what hits the cache, what must not, threads, forks, memory."""
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -359,3 +360,25 @@ def test_memory_stays_bounded(different, calls, bound, tmp_path):
     done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=900, check=False)
     assert "GROWTH" in done.stdout, textwrap.shorten(done.stderr, 2000)
     assert float(done.stdout.split("GROWTH")[1]) < bound
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_compiling_does_not_collect_all_garbage_and_leaves_what_the_user_froze(frozen, monkeypatch):
+    """MindSpore calls gc.collect() at each compilation: 0.1 s or more in a large process."""
+    seen = []
+    collect = gc.collect
+    monkeypatch.setattr(gc, "collect", lambda *args: seen.append(gc.get_freeze_count()) or collect(*args))
+    if frozen:
+        gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        for number in range(2 if frozen else 16):
+            shape = (3 + number,)
+            mh.hvp(lambda x: (x ** 2).sum(), Tensor(np.ones(shape)), Tensor(np.ones(shape)))
+        after = gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+    if frozen:
+        assert before > 10_000 and before - 1000 < after <= before
+    else:
+        assert sum(count > 10_000 for count in seen) == 15 and after < 1000
