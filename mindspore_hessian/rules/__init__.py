@@ -111,13 +111,32 @@ def _rows() -> list[Rule]:
 
 
 def install() -> None:
-    """Register every rule for this MindSpore version. Idempotent."""
+    """Register every rule for this MindSpore version. Idempotent; importing the package does it.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Examples:
+        >>> from mindspore_hessian import rules
+        >>> rules.install()
+    """
     for rule in _rows():
         _register(rule)
 
 
 def uninstall() -> None:
-    """Give MindSpore's registries back what they held (compiled functions keep the rules they were built with)."""
+    """Give MindSpore's registries back what they held (compiled functions keep the rules they were built with).
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Examples:
+        >>> from mindspore_hessian import rules
+        >>> rules.uninstall()
+        >>> any(row.active == "ours" for row in rules.status())
+        False
+        >>> rules.install()
+    """
     while _registered:
         (kind, name), (rule, before, aliases) = _registered.popitem()
         registry = _registry(kind)
@@ -133,7 +152,16 @@ def uninstall() -> None:
 
 
 def status() -> list[RuleStatus]:
-    """The rules of this library for this MindSpore version, a row each."""
+    """The rules of this library for this MindSpore version, a row each.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Examples:
+        >>> from mindspore_hessian import rules
+        >>> next(row for row in rules.status() if row.primitive == "LogSoftmaxGrad" and row.kind == "derivative").active
+        'ours'
+    """
     rows = {(rule.kind, rule.primitive): rule for rule in _rows()}
     rows.update({key: rule for key, (rule, _, _) in _registered.items()})
     out = []
@@ -153,6 +181,20 @@ def register_derivative(primitive: str, getter: Callable, why: str = "", replace
             the gradient of each input. Write it with differentiable operations, so that higher orders work.
         why: a sentence shown by `status`.
         replaces: MindSpore has a rule and this one must win. Takes effect only before the process's first gradient.
+
+    Warns:
+        LateRulesWarning: `replaces`, after the first gradient of the process.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Examples:
+        >>> from mindspore_hessian import rules
+        >>> def of_my_cube_grad(prim):  # of the primitive MyCubeGrad(x, dy) = 3 x^2 dy
+        ...     def bprop(x, dy, out, dout):
+        ...         return 6 * x * dy * dout, 3 * x ** 2 * dout
+        ...     return bprop
+        >>> rules.register_derivative("MyCubeGrad", of_my_cube_grad, why="MyCube has a kernel of its own")
     """
     _register(Derivative(primitive, getter, why or "registered by the user", replaces))
 
@@ -165,5 +207,16 @@ def register_batching(primitive: str, getter: Callable, why: str = "", replaces:
         getter: ``getter(prim, axis_size)`` returns ``rule(*(value, dim)) -> (out, out_dim)``.
         why: a sentence shown by `status`.
         replaces: the rule takes the place of MindSpore's.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Examples:
+        >>> from mindspore_hessian import rules
+        >>> def of_my_cube(prim, axis_size):  # elementwise, so the batch may stay where it is
+        ...     def rule(x):
+        ...         return prim(x[0]), x[1]
+        ...     return rule
+        >>> rules.register_batching("MyCube", of_my_cube)
     """
     _register(Batching(primitive, getter, why or "registered by the user", replaces))
