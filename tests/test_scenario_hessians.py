@@ -22,7 +22,7 @@ EXPLICIT = [pytest.param(s, dtype, mode, id=f"{s.name}-{mode}-{dtype}")
             for number, s in enumerate(SCENARIOS) if FULL or number % 24 == 3
             for mode in MODES for dtype in (s.dtypes if FULL else s.dtypes[-1:])]
 #: scenarios for which an outer forward derivative loses a term in MindSpore, so that it must refuse
-LOSES_A_TERM = {"branch": MODES, "trace_form": ("fwdfwd", "revfwd")}
+LOSES_A_TERM = {"branch": MODES}
 
 
 def problem(scenario, dtype):
