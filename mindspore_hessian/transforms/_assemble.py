@@ -164,8 +164,11 @@ def cut_line(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any], line: np.
 
 
 def numpy_dtype(dtype: Any) -> Any:
-    """The dtype in which numpy holds it."""
-    return np.float32 if dtype == ms.bfloat16 else ms.dtype_to_nptype(dtype)
+    """The dtype in which numpy holds it; it has no bfloat16."""
+    return _IN_NUMPY[dtype]
+
+
+_IN_NUMPY = {ms.float16: np.float16, ms.bfloat16: np.float32, ms.float32: np.float32, ms.float64: np.float64}
 
 
 def jacobian_in_chunks(problem: Problem, chunk: int, batched: bool = True) -> Any:
