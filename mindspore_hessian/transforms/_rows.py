@@ -46,7 +46,11 @@ def cut(x, axis, start, size):
 
 
 def tensors(f):
-    """`f`, refusing an output that is neither a Tensor nor a tuple."""
+    """`f`, refusing an output that is neither a Tensor nor a tuple.
+
+    What is batched must be made of `f` itself, not of this: where a function that is called in the open is also called
+    in what is batched, and writes (statistics of batch norm), MindSpore loses its Parameters ("Illegal AnfNode").
+    """
     def checked(*xs):
         out = f(*xs)
         if not isinstance(out, (Tensor, tuple)):  # noqa: UP038 -- compiled by MindSpore
@@ -216,9 +220,9 @@ def many(product):
 
 # --- Hessians -------------------------------------------------------------------------------------------------------
 
-def hessian(f, pos, ws, mode):
+def hessian(f, pos, ws, mode, check=tensors):
     """``H(*xs)``: for each output the blocks H[i][j] of shape out.shape + x_i.shape + x_j.shape."""
-    f = tensors(f)
+    checked = check(f)
     rows, make, select = many(PRODUCTS[mode](flat(f), pos, ws)), basis(pos, ws, None), variables_of(pos, ws)
 
     def blocks(xs, parts, shape):
@@ -235,14 +239,14 @@ def hessian(f, pos, ws, mode):
     assemble = per_output(blocks)
 
     def matrix(*xs):
-        out = f(*xs)
+        out = checked(*xs)
         return assemble(out, xs, rows(xs, out, make(xs, 0)))
     return matrix
 
 
 def hessian_rows(f, pos, ws, count):
     """``H(*xs, start)``: `count` rows of the Hessian: for each output and variable out.shape + (count,) + x.shape."""
-    f = tensors(f)
+    checked = tensors(f)
     rows, make = many(PRODUCTS["revrev"](flat(f), pos, ws)), basis(pos, ws, count)
 
     def shaped(xs, parts, shape):
@@ -254,7 +258,7 @@ def hessian_rows(f, pos, ws, count):
 
     def some(*args):
         xs = args[:-1]
-        out = f(*xs)
+        out = checked(*xs)
         return assemble(out, xs, rows(xs, out, make(xs, args[-1])))
     return some
 
@@ -271,9 +275,9 @@ def hessian_row(f, pos, ws):
     return row
 
 
-def diagonal(f, pos, ws, count, total):
+def diagonal(f, pos, ws, count, total, check=tensors):
     """``d(*xs, start)``: entries of the Hessian's diagonal: for each output out.shape + (count,), or their sum."""
-    f = tensors(f)
+    checked = check(f)
     rows, make = many(PRODUCTS["revrev"](flat(f), pos, ws)), basis(pos, ws, count)
 
     def shaped(xs, parts, shape):
@@ -282,7 +286,7 @@ def diagonal(f, pos, ws, count, total):
 
     def some(*args):
         xs = args[:-1]
-        out = f(*xs)
+        out = checked(*xs)
         vs = make(xs, args[-1])
         entries = 0.0
         for part, v in zip(rows(xs, out, vs), vs):  # noqa: B905 -- compiled by MindSpore
@@ -313,7 +317,7 @@ def split_line(pos, ws):
 
 def jacobian_reverse(f, pos, ws):
     """``J(*xs)``: a reverse pass for each output, batched: for each output the tuple over the variables."""
-    f = tensors(f)
+    checked = tensors(f)
     pulls, select = vmap(_graph.vjp(flat(f), pos, ws), in_axes=(None, 0)), variables_of(pos, ws)
 
     def shaped(xs, parts, shape):
@@ -324,7 +328,7 @@ def jacobian_reverse(f, pos, ws):
     assemble = per_output(shaped)
 
     def matrix(*xs):
-        out = f(*xs)
+        out = checked(*xs)
         return assemble(out, xs, pulls(xs, identity(width(out), dtype_of(out))))
     return matrix
 
@@ -334,12 +338,12 @@ def jacobian_rows(f, pos, ws, count):
 
     With count None, one row of shape x.shape, without batching.
     """
-    f = tensors(f)
+    checked = tensors(f)
     pull = _graph.vjp(flat(f), pos, ws)
     pulls = vmap(pull, in_axes=(None, 0))
 
     def some(*args):
-        out = f(*args[:-1])
+        out = checked(*args[:-1])
         columns = _line(0, width(out), (1, -1))
         if count is None:
             return pull(args[:-1], _RESHAPE(_CAST(_EQUAL(columns, args[-1]), dtype_of(out)), (-1,)))
@@ -349,7 +353,7 @@ def jacobian_rows(f, pos, ws, count):
 
 def jacobian_forward(f, pos, ws):
     """``J(*xs)``: a forward product for each input entry, batched; the result as of `jacobian_reverse`."""
-    f = tensors(f)
+    checked = tensors(f)
     make, select = basis(pos, ws, None), variables_of(pos, ws)
     pushes = vmap(_graph.jvp(flat(f), pos, ws), in_axes=(None, 0))
 
@@ -364,7 +368,7 @@ def jacobian_forward(f, pos, ws):
     assemble = per_output(shaped)
 
     def matrix(*xs):
-        return assemble(f(*xs), xs, (pushes(xs, make(xs, 0)).swapaxes(0, 1),))
+        return assemble(checked(*xs), xs, (pushes(xs, make(xs, 0)).swapaxes(0, 1),))
     return matrix
 
 
