@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindspore_hessian import batched_hessian, hessian, hessian_diag, jacobian, laplacian, value_grad_and_hessian
+from mindspore_hessian import (
+    batched_hessian,
+    hessian,
+    hessian_diag,
+    jacobian,
+    laplacian,
+    value_grad_and_hessian,
+)
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
 
@@ -202,3 +209,45 @@ def test_a_large_hessian_in_chunks():
     matrix, x = Tensor(a), Tensor(np.random.randn(n))
     h = hessian(lambda x: (x * ops.matmul(matrix, x)).sum(), chunk_size=64)(x)
     np.testing.assert_allclose(h.asnumpy(), a + a.T, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("error::mindspore_hessian.FallbackWarning")
+@pytest.mark.parametrize("several", [False, True], ids=["number", "vector"])
+def test_statistics_that_change_do_not_keep_a_matrix_from_being_batched(several):
+    """y = scale (x - mean) / sqrt(variance + eps) of the batch; s = sum(y^3), for each channel or for all."""
+    scale, eps = np.array([0.5, 2.0], np.float32), 1e-5
+    net = nn.BatchNorm1d(2, eps=eps, gamma_init=Tensor(scale)).set_train()
+    before = net.moving_mean.asnumpy().copy()
+
+    def cubes(x):
+        cubed = net(x) ** 3
+        return cubed.sum(0) if several else cubed.sum()
+
+    def truth(x):
+        c = x - x.mean(0)
+        return (scale * c / np.sqrt((c * c).mean(0) + eps)) ** 3
+
+    def slope(function, x, at, step=1e-4):
+        moved = np.zeros_like(x)
+        moved[at] = step
+        return (function(x + moved) - function(x - moved)) / (2 * step)
+    x = np.random.randn(4, 2).astype(np.float32)
+    exact = x.astype(np.float64)
+    places = list(np.ndindex(x.shape))
+
+    def summed(x):
+        return truth(x).sum(0) if several else truth(x).sum()
+    first = np.stack([slope(summed, exact, at) for at in places], -1)
+    second = np.stack([np.stack([slope(lambda z, a=a: slope(summed, z, a), exact, b) for b in places], -1)
+                       for a in places], -2)
+    matrix = hessian(cubes)(Tensor(x)).asnumpy().reshape(second.shape)
+    np.testing.assert_allclose(matrix, second, atol=2e-3 * np.abs(second).max())
+    pieces = hessian(cubes, chunk_size=3)(Tensor(x)).asnumpy().reshape(second.shape)
+    np.testing.assert_allclose(pieces, second, atol=2e-3 * np.abs(second).max())
+    if several:
+        found = jacobian(cubes)(Tensor(x)).asnumpy().reshape(first.shape)
+        np.testing.assert_allclose(found, first, atol=1e-3 * np.abs(first).max())
+    else:
+        diagonal = hessian_diag(cubes)(Tensor(x)).asnumpy().reshape(-1)
+        np.testing.assert_allclose(diagonal, np.diagonal(second), atol=2e-3 * np.abs(second).max())
+    np.testing.assert_array_equal(net.moving_mean.asnumpy(), before)

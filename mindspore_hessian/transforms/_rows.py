@@ -49,7 +49,7 @@ def tensors(f):
     """`f`, refusing an output that is neither a Tensor nor a tuple.
 
     What is batched must be made of `f` itself, not of this: where a function that is called in the open is also called
-    in what is batched, and writes (statistics, random states), MindSpore loses its Parameters ("Illegal AnfNode").
+    in what is batched, and writes (statistics of batch norm), MindSpore loses its Parameters ("Illegal AnfNode").
     """
     def checked(*xs):
         out = f(*xs)
@@ -220,9 +220,9 @@ def many(product):
 
 # --- Hessians -------------------------------------------------------------------------------------------------------
 
-def hessian(f, pos, ws, mode):
+def hessian(f, pos, ws, mode, check=tensors):
     """``H(*xs)``: for each output the blocks H[i][j] of shape out.shape + x_i.shape + x_j.shape."""
-    checked = tensors(f)
+    checked = check(f)
     rows, make, select = many(PRODUCTS[mode](flat(f), pos, ws)), basis(pos, ws, None), variables_of(pos, ws)
 
     def blocks(xs, parts, shape):
@@ -275,9 +275,9 @@ def hessian_row(f, pos, ws):
     return row
 
 
-def diagonal(f, pos, ws, count, total):
+def diagonal(f, pos, ws, count, total, check=tensors):
     """``d(*xs, start)``: entries of the Hessian's diagonal: for each output out.shape + (count,), or their sum."""
-    checked = tensors(f)
+    checked = check(f)
     rows, make = many(PRODUCTS["revrev"](flat(f), pos, ws)), basis(pos, ws, count)
 
     def shaped(xs, parts, shape):

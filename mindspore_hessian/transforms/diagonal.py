@@ -221,8 +221,8 @@ def _in_pieces(problem: Problem, name: str, kind: str, chunk_size: int | None) -
     whole = count == total and kind == "laplacian"
 
     def kernel(f: Callable, n: int, vars_: Variables) -> Callable:
-        g = f if kind == "laplacian" else _graph.scalar(f)
-        return _rows.diagonal(g, vars_.positions, vars_.parameters, count, whole)
+        check = _rows.tensors if kind == "laplacian" else _graph.scalar
+        return _rows.diagonal(f, vars_.positions, vars_.parameters, count, whole, check)
 
     pieces, aux, done = [], None, 0
     for start in starts(total, count):

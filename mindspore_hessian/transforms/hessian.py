@@ -63,7 +63,8 @@ def _as_asked(problem: Problem, mode: str) -> Any:
 def _build_in_graph(fn, grad_position, has_aux, mode, with_value):
     several, pos = positions_in_graph(grad_position)
     f = _graph.first(fn) if has_aux else fn
-    matrix = _rows.hessian(_graph.scalar(f) if with_value else f, pos, None, "revrev" if mode == "auto" else mode)
+    matrix = _rows.hessian(f, pos, None, "revrev" if mode == "auto" else mode,
+                           _graph.scalar if with_value else _rows.tensors)
     gradient, auxiliary = _graph.gradient(f, pos, None), _graph.rest(fn)
 
     def pack(blocks):
