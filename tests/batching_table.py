@@ -239,6 +239,13 @@ def losses():
     return out
 
 
+def nll():
+    """The backward of the negative log-likelihood: all reductions, and a class that is ignored."""
+    return [Row("NLLLossGrad", (n(4, 3), n(*shape), i((4,), 3), t(3), t() + 1), option=f"{reduction}-{ignored}",
+                call=gen.NLLLossGrad(reduction, ignored))
+            for reduction, shape in (("none", (4,)), ("mean", ()), ("sum", ())) for ignored in (-100, 1)]
+
+
 GRADS = "SiLUGrad EluGrad HSigmoidGrad ReluGrad FastGeLUGrad HSwishGrad ReLU6Grad"
 ENTRYWISE = [
     *rows("Muls Divs PowTensorScalar", t(2, 3), constants=(0.5,)),
@@ -340,6 +347,7 @@ NETWORKS = [
     Row("LayerNormGradGrad", (n(2, 3), n(2, 3), t(2, 1), n(2, 1), t(3), n(2, 3), n(3), n(3)),
         call=gen.LayerNormGradGrad(1, 1), axes=(0,)),
     *losses(),
+    *nll(),
     Row("PReLUGrad", (n(2, 3, 4), n(2, 3, 4), t(3))),
     Row("PReLUGrad", (n(2, 3), n(2, 3), t(1)), option="one"),
     Row("GroupNormGrad", (n(2, 4, 3), n(2, 4, 3), n(2, 2), t(2, 2), t(4)), (2, True, True, True)),

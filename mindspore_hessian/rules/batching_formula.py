@@ -60,6 +60,40 @@ def loss_gradient(formula: Callable, operands: int, like: int = 0) -> Callable:
     return getter
 
 
+@constexpr
+def _of_samples(shape, dim):
+    """(B or 1, N, 1) for what each sample has one of, (B or 1, 1, 1) for a number."""
+    batch = 1 if dim is None else shape[0]
+    size = 1
+    for length in shape:
+        size *= length
+    return (batch, size // batch, 1)
+
+
+def nll_loss_grad(prim, axis_size):
+    """NLLLossGrad(x, d, labels, w, total, ...): -w d at each label, nothing where it is to be ignored; d and w by total
+    for a mean."""
+    prim = primitive(prim)
+
+    def rule(*pairs):
+        tensors, (reduction, ignored) = pairs[:5], values(pairs[5:])
+        if not any_batched(tuple([dim for _, dim in tensors])):
+            return unpaired(prim(*[x for x, _ in tensors], reduction, ignored))
+        dims = tuple([dim for _, dim in tensors])
+        x, d, labels, w, total = [front(x, dim) for x, dim in tensors]
+        x = filled(x, 0 if dims[0] is not None else None, axis_size)
+        labels = reshape(labels, _of_samples(labels.shape, dims[2]))
+        kept = ops.cast(ops.equal(labels, ops.arange(x.shape[-1]).astype(labels.dtype)), x.dtype)
+        kept = kept * ops.cast(labels != ignored, x.dtype)
+        w = reshape(w, (-1, 1, x.shape[-1]))
+        out = -kept * w * reshape(d, _of_samples(d.shape, dims[1]))
+        if reduction == _MEAN:
+            out = out / reshape(total, (-1, 1, 1))
+        return ops.broadcast_to(out, x.shape), 0
+
+    return rule
+
+
 # --- a weight per channel ---------------------------------------------------------------------------------------
 
 @constexpr
@@ -144,6 +178,8 @@ RULES: tuple[Batching, ...] = (
     Batching("BinaryCrossEntropyGrad", loss_gradient(nn.bce_grad, 4), _UNROLLED),
     Batching("BinaryCrossEntropyWithLogitsBackward", loss_gradient(nn.bce_logits_grad, 5, 1), _UNROLLED),
     Batching("SmoothL1LossGrad", loss_gradient(nn.smooth_l1_grad, 3), _WRONG, replaces=True),
+    Batching("NLLLossGrad", nll_loss_grad, "MindSpore's rule refuses a mean, and fails where d alone is batched",
+             replaces=True),
     Batching("PReLUGrad", prelu_grad, _UNROLLED),
     Batching("GroupNormGrad", group_norm_grad, _UNROLLED),
 )
