@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every benchmark: side by side with PyTorch, JAX and the tutorial's recipes (arguments go there: --quick, --large,
 # --resnet, --only REGEX, see side_by_side.sh), then speed against the recipe in one process, then memory
-# over many calls, then one convolution.
+# over many calls, one convolution, first calls, then the top of a spectrum and a trace beside PyHessian and curvlinops.
 set -e
 bash "$(dirname "$0")/side_by_side.sh" "$@"
 source "$(dirname "$0")/../environment.sh"
@@ -9,3 +9,4 @@ project_venv
 "$VENV/bin/python" ci/bench/hvp.py
 "$VENV/bin/python" ci/bench/memory.py
 "$VENV/bin/python" ci/bench/convolution.py
+"$VENV/bin/python" ci/bench/compile.py

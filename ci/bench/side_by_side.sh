@@ -12,13 +12,13 @@ done
 [[ -n ${VENV:-} ]] || project_venv
 if [[ -z ${BENCH_VENV:-} ]]; then
     BENCH_VENV=.venv-bench
-    needs=(torch jax numpy matplotlib)
+    needs=(torch jax numpy matplotlib scipy pyhessian curvlinops-for-pytorch asdex)
     if [[ ! -e $BENCH_VENV/stamp || $(<"$BENCH_VENV/stamp") != "${needs[*]}" ]]; then
         if [[ -e $BENCH_VENV && ! -e $BENCH_VENV/stamp ]]; then
             echo "$BENCH_VENV was made by somebody else; name it by BENCH_VENV to use it as it is." >&2
             exit 1
         fi
-        python=$(find_python 3.12 3.11 3.13)
+        python=$(find_python 3.11 3.12 3.13)
         echo "installing ${needs[*]} into $BENCH_VENV with $("$python" --version) ..."
         mkdir -p "$BENCH_VENV"
         echo unfinished >"$BENCH_VENV/stamp"
