@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Every benchmark: side by side with PyTorch, JAX and the tutorial's recipes (arguments go there: --quick, --large,
 # --resnet, --only REGEX, see side_by_side.sh), then speed against the recipe in one process, then memory
-# over many calls, one convolution, first calls, sparse Hessians, then the top of a spectrum and a trace beside PyHessian
-# and curvlinops.
+# over many calls, one convolution, first calls, and sparse Hessians.
 set -e
 bash "$(dirname "$0")/side_by_side.sh" "$@"
 source "$(dirname "$0")/../environment.sh"

@@ -12,7 +12,7 @@ done
 [[ -n ${VENV:-} ]] || project_venv
 if [[ -z ${BENCH_VENV:-} ]]; then
     BENCH_VENV=.venv-bench
-    needs=(torch jax numpy matplotlib scipy pyhessian curvlinops-for-pytorch asdex)
+    needs=(torch jax numpy matplotlib scipy asdex)
     if [[ ! -e $BENCH_VENV/stamp || $(<"$BENCH_VENV/stamp") != "${needs[*]}" ]]; then
         if [[ -e $BENCH_VENV && ! -e $BENCH_VENV/stamp ]]; then
             echo "$BENCH_VENV was made by somebody else; name it by BENCH_VENV to use it as it is." >&2
