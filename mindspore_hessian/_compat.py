@@ -87,7 +87,7 @@ _OF_PYTHON = 1000  # Python 3.12 starts with some hundred objects frozen
 
 @contextlib.contextmanager
 def _garbage_waits() -> Iterator[None]:
-    """MindSpore collects Python's garbage at every compilation, a fifth of its time in a process of the tests: what
+    """MindSpore collects Python's garbage at every compilation, which takes the longer the more objects there are: what
     is there already is kept out of that, but for once in a while. Not where the user froze objects of their own."""
     if gc.get_freeze_count() > _OF_PYTHON or next(_compilations) % _COLLECTED == 0:
         yield

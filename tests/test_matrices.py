@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindspore_hessian import (
-    batched_hessian,
-    hessian,
-    hessian_diag,
-    jacobian,
-    laplacian,
-    value_grad_and_hessian,
-)
+from mindspore_hessian import batched_hessian, hessian, hessian_diag, jacobian, laplacian, value_grad_and_hessian
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
 

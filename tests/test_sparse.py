@@ -171,16 +171,45 @@ def test_where_no_pattern_agrees_the_matrix_is_computed_whole(monkeypatch):
 
 def test_without_a_batching_rule_the_products_go_one_after_another(monkeypatch):
     from mindspore_hessian.transforms import _run
-    run = _run.Problem.run
+    run, refused = _run.Problem.run, []
 
     def refusing(self, name, kernel, options=(), *args, **kwargs):
         if options == ("sparse", True):
+            refused.append(options)
             raise NotImplementedError("no batching today")
         return run(self, name, kernel, options, *args, **kwargs)
     monkeypatch.setattr(_run.Problem, "run", refusing)
     x = RNG.standard_normal(6)
     with pytest.warns(mh.FallbackWarning, match="one after another"):
         close(mh.hessian(chain, sparse=True)(Tensor(x)), chain_hessian(x), 1e-12)
+    assert len(refused) == 1  # not again for each step of the search
+
+
+def test_a_result_changed_in_place_does_not_change_the_next():
+    h, x = mh.hessian(chain, sparse=True), np.zeros(8)
+    first = h(Tensor(x))
+    first.eliminate_zeros()  # at 0 nothing is beside the diagonal
+    x = RNG.standard_normal(8)
+    close(h(Tensor(x)), chain_hessian(x), 1e-12)
+    again = h(Tensor(x))
+    again.indices[:] = 0
+    close(h(Tensor(x)), chain_hessian(x), 1e-12)
+
+
+def test_statistics_that_change_go_in_one_batch():
+    net = nn.BatchNorm1d(1, affine=False).set_train()
+    x = RNG.standard_normal((5, 1)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mh.FallbackWarning)
+        found = mh.hessian(lambda x: ((x - net(x)) ** 3).sum(), sparse=True)(Tensor(x))
+
+    def slope(x):  # of sum (x - y)^3, y = (x - mean) / s
+        s = np.sqrt(x.var() + 1e-5)
+        y, g = (x - x.mean()) / s, 3 * (x - (x - x.mean()) / s) ** 2
+        return g - (g - g.mean() - y * (g * y).mean()) / s
+    x = x.astype(np.float64).reshape(-1)
+    e = 1e-5 * np.eye(5)
+    close(found, np.stack([(slope(x + d) - slope(x - d)) / 2e-5 for d in e]), 1e-3)
 
 
 def test_nan_is_reported():

@@ -218,6 +218,15 @@ def many(product):
     return rows
 
 
+def hessian_times(f, pos, ws):
+    """``H(xs, vs)``: the Hessian of a scalar function times every row of vs: a part (1, rows, *x.shape) a variable."""
+    checked, rows = _graph.scalar(f), many(PRODUCTS["revrev"](flat(f), pos, ws))
+
+    def times(xs, vs):
+        return rows(xs, checked(*xs), vs)
+    return times
+
+
 # --- Hessians -------------------------------------------------------------------------------------------------------
 
 def hessian(f, pos, ws, mode, check=tensors):

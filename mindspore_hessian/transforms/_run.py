@@ -102,6 +102,13 @@ def check_choice(name: str, value: Any, allowed: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but got {value!r}")
 
 
+def check_auto_only(mode: str, **options: bool) -> None:
+    """Raise where an option is given that works with ``mode="auto"`` only, and another mode is asked for."""
+    for name, given in options.items():
+        if given and mode != "auto":
+            raise ValueError(f"{name} works with mode='auto' only, but mode is {mode!r}")
+
+
 def check_chunk(chunk_size: Any) -> None:
     """Raise where `chunk_size` is neither None nor a positive int."""
     if chunk_size is None:

@@ -12,7 +12,7 @@ from mindspore_hessian._tree import FIRST, Variables
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
 from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
-from mindspore_hessian.transforms._run import Problem, check_choice, check_chunk, check_transform
+from mindspore_hessian.transforms._run import Problem, check_auto_only, check_choice, check_chunk, check_transform
 from mindspore_hessian.transforms.sparse import SparseHessian, check_sparse
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
@@ -122,7 +122,7 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
         sparse: True for a scalar function, in float32 or float64, whose Hessian has few entries in a row (a chain, a
             mesh, a sum over neighbours): it costs a product for each group of columns that have no row in common,
             three for a tridiagonal Hessian of any size, and one more. The pattern is found at the first call by
-            random products (about ``6 log2(N)`` for a tridiagonal one) and kept by the returned function; a product
+            random products (about ``4 log2(N)`` for a tridiagonal one) and kept by the returned function; a product
             with a random vector checks the matrix at each call, and the pattern is found anew where a point needs
             more. Or the pattern itself: a scipy sparse matrix or an array of shape (N, N), not zero where the Hessian
             may be.
@@ -136,7 +136,8 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
 
     Raises:
         TypeError: a wrong type or dtype, an integer input to differentiate.
-        ValueError: a position out of range, an empty input, an unknown mode, a Parameter that is not in the function.
+        ValueError: a position out of range, an empty input, an unknown mode, a Parameter that is not in the function;
+            with `sparse`, more than one number, or a pattern of the wrong shape or that misses entries.
         NotCompilableError: MindSpore cannot compile `fn`; the message says why.
         MissingRuleError: a primitive has no second derivative; the message names it.
 
@@ -164,9 +165,7 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
     check_chunk(chunk_size)
     check_sparse(sparse)
     sparsely = None if sparse is False else SparseHessian(sparse, chunk_size)
-    for name, given in (("chunk_size", chunk_size is not None), ("sparse", sparsely is not None)):
-        if given and mode != "auto":
-            raise ValueError(f"{name} works with mode='auto' only, but mode is {mode!r}")
+    check_auto_only(mode, chunk_size=chunk_size is not None, sparse=sparsely is not None)
 
     options = (grad_position, has_aux, mode, False)
 
@@ -225,8 +224,7 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
     check_transform(fn, has_aux)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)
-    if chunk_size is not None and mode != "auto":
-        raise ValueError(f"chunk_size works with mode='auto' only, but mode is {mode!r}")
+    check_auto_only(mode, chunk_size=chunk_size is not None)
 
     @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode, True), weights=weights))
     @functools.wraps(value_grad_and_hessian, assigned=("__module__",), updated=())

@@ -10,12 +10,11 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import scipy.sparse as sp
-from mindspore import vmap
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, warn
 from mindspore_hessian._tree import Variables, check_finite
-from mindspore_hessian.transforms import _graph
+from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, numpy_dtype, to_tensor
 from mindspore_hessian.transforms._pattern import Plan, detected, planned
 from mindspore_hessian.transforms._run import Problem
@@ -50,27 +49,43 @@ class SparseHessian:
 
     def __call__(self, problem: Problem) -> Any:
         """The matrix over all entries of the variables, one after another; with `has_aux`, ``(matrix, aux)``."""
-        rows, shapes = _Rows(problem, self.chunk_size or _PROBES), problem.vars.shapes
-        plan = self.plans.get(shapes) or self._first_plan(rows)
-        matrix, missing = self._checked(rows, plan)
+        rows = _Products(problem)
+        if self.given is not None and self.given.shape[0] != rows.n:
+            raise ValueError(f"sparse has shape {self.given.shape}, but what is differentiated has {rows.n} entries")
+
+        def matrix_by(products: _Products) -> tuple[sp.csr_array, str, Any]:
+            return *self._matrix(products), products.aux
+
+        matrix, missing, aux = batched_or_loop("hessian", lambda: matrix_by(rows),
+                                               lambda: matrix_by(_Products(problem, batched=False)))
         if missing and self.given is not None:
             raise ValueError(f"the pattern given as sparse= misses entries of the Hessian: {missing}. Pass sparse=True "
                              "to have it found")
-        if missing:  # this point has entries that the one before had not
-            also = detected(rows, rows.n, np.random.default_rng(1))
-            plan = planned(also + sp.csc_array((np.ones(len(plan.rows), bool), (plan.rows, plan.columns)), also.shape))
-            matrix, missing = self._checked(rows, plan)
         if missing:
             warn(f"hessian: no sparse pattern agrees with the products ({missing}), so the matrix is computed whole",
                  FallbackWarning)
-            plan = planned(sp.csc_array(np.ones((rows.n, rows.n), bool)))
-            matrix = plan.matrix(rows)
-        self.plans[shapes] = plan
         check_finite("hessian", to_tensor(matrix.data, rows.dtype))
         matrix = matrix.astype(rows.numpy_dtype)
-        return (matrix, rows.aux) if problem.has_aux else matrix
+        return (matrix, aux) if problem.has_aux else matrix
 
-    def _checked(self, rows: _Rows, plan: Plan) -> tuple[sp.csr_array, str]:
+    def _matrix(self, rows: _Products) -> tuple[sp.csr_array, str]:
+        """The matrix, and what its pattern misses ("" for nothing; where one was found and misses any, it is whole)."""
+        shapes = rows.problem.vars.shapes
+        rows.count = self.chunk_size or _PROBES
+        plan = self.plans.get(shapes) or planned(detected(rows, rows.n, np.random.default_rng(0))
+                                                 if self.given is None else self.given)
+        matrix, missing = self._checked(rows, plan)
+        if missing and self.given is None:  # this point has entries that the one before had not
+            rows.count = self.chunk_size or _PROBES
+            plan = planned(detected(rows, rows.n, np.random.default_rng(1)) + plan.pattern)
+            matrix, missing = self._checked(rows, plan)
+            if missing:
+                plan = planned(sp.csr_array(np.ones((rows.n, rows.n), bool)))
+                matrix = plan.matrix(rows)
+        self.plans[shapes] = plan
+        return matrix, missing
+
+    def _checked(self, rows: _Products, plan: Plan) -> tuple[sp.csr_array, str]:
         """The matrix, and where its product with a random vector is not the Hessian's ("" where it is)."""
         probe = np.random.default_rng(plan.products).uniform(1, 2, rows.n)
         rows.count = min(self.chunk_size or _MOST, plan.products + 1)
@@ -86,19 +101,12 @@ class SparseHessian:
         matrix = plan.matrix(with_probe)
         return matrix, _difference(images[0], matrix, probe, _TOLERANCE[rows.numpy_dtype])
 
-    def _first_plan(self, rows: _Rows) -> Plan:
-        if self.given is None:
-            return planned(detected(rows, rows.n, np.random.default_rng(0)))
-        if self.given.shape[0] != rows.n:
-            raise ValueError(f"sparse has shape {self.given.shape}, but what is differentiated has {rows.n} entries")
-        return planned(self.given)
 
-
-class _Rows:
+class _Products:
     """``rows(V)``: the Hessian of a scalar function times each row of V, flat, in float64."""
 
-    def __init__(self, problem: Problem, count: int):
-        self.problem, self.count, self.aux = problem, count, None
+    def __init__(self, problem: Problem, batched: bool = True):
+        self.problem, self.batched, self.count, self.aux = problem, batched, 1, None
         self.n, dtypes = sum(problem.vars.sizes), set(problem.vars.dtypes)
         if not dtypes <= {ms.float32, ms.float64} or len(dtypes) > 1:
             raise TypeError("sparse=True takes variables of one dtype, float32 or float64, but got "
@@ -107,13 +115,10 @@ class _Rows:
         self.numpy_dtype = np.dtype(numpy_dtype(self.dtype))
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        return batched_or_loop("hessian", lambda: self._run(vectors, min(self.count, self.n), True),
-                               lambda: self._run(vectors, 1, False))
-
-    def _run(self, vectors: np.ndarray, count: int, batched: bool) -> np.ndarray:
         """Always `count` at a time, so that one graph does for all; what is left over is filled up with zeros."""
+        count = min(self.count, self.n) if self.batched else 1
         vars_ = self.problem.vars
-        shapes = [(count, *shape) if batched else shape for shape in vars_.shapes]
+        shapes = [(count, *shape) if self.batched else shape for shape in vars_.shapes]
         out = np.empty(vectors.shape)
         for start in range(0, len(vectors), count):
             some = np.zeros((count, self.n))
@@ -122,18 +127,19 @@ class _Rows:
             parts = np.split(some, np.cumsum(vars_.sizes)[:-1], axis=1)
             extras = tuple(to_tensor(part.astype(self.numpy_dtype).reshape(shape), self.dtype)
                            for part, shape in zip(parts, shapes, strict=True))
-            result = self.problem.run("hessian", _products(batched), ("sparse", batched), extras)
+            result = self.problem.run("hessian", _kernel(self.batched), ("sparse", self.batched), extras)
             result, self.aux = result if self.problem.has_aux else (result, None)
             images = [_compat.to_numpy(part).reshape(count, -1) for part in result]
             out[start:start + count] = np.concatenate(images, axis=1)[:len(piece)]
         return out
 
 
-def _products(batched: bool) -> Callable:
+def _kernel(batched: bool) -> Callable:
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        product = _graph.hessian_product(_graph.scalar(f), v.positions, v.parameters, "revrev")
         if batched:
-            product = vmap(product, in_axes=(None, 0))
+            product = _rows.hessian_times(f, v.positions, v.parameters)
+        else:
+            product = _graph.hessian_product(_graph.scalar(f), v.positions, v.parameters, "revrev")
 
         def run(*tensors):
             return product(tensors[:n], tensors[n:])
