@@ -71,19 +71,21 @@ class SparseHessian:
     def _matrix(self, rows: _Products) -> tuple[sp.csr_array, str]:
         """The matrix, and what its pattern misses ("" for nothing; where one was found and misses any, it is whole)."""
         shapes = rows.problem.vars.shapes
-        rows.count = self.chunk_size or _PROBES
-        plan = self.plans.get(shapes) or planned(detected(rows, rows.n, np.random.default_rng(0))
-                                                 if self.given is None else self.given)
+        plan = self.plans.get(shapes) or planned(self._found(rows, 0) if self.given is None else self.given)
         matrix, missing = self._checked(rows, plan)
         if missing and self.given is None:  # this point has entries that the one before had not
-            rows.count = self.chunk_size or _PROBES
-            plan = planned(detected(rows, rows.n, np.random.default_rng(1)) + plan.pattern)
+            plan = planned(self._found(rows, 1) + plan.pattern)
             matrix, missing = self._checked(rows, plan)
             if missing:
                 plan = planned(sp.csr_array(np.ones((rows.n, rows.n), bool)))
                 matrix = plan.matrix(rows)
         self.plans[shapes] = plan
         return matrix, missing
+
+    def _found(self, rows: _Products, seed: int) -> sp.csc_array:
+        """The pattern, by random products."""
+        rows.count = self.chunk_size or _PROBES
+        return detected(rows, rows.n, np.random.default_rng(seed))
 
     def _checked(self, rows: _Products, plan: Plan) -> tuple[sp.csr_array, str]:
         """The matrix, and where its product with a random vector is not the Hessian's ("" where it is)."""
