@@ -5,10 +5,12 @@ Each name says what it needs from MindSpore and in which versions it was seen (2
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -194,6 +196,18 @@ def pin_threads(apart: bool) -> None:
 
 def _one_more(x):
     return x + 1
+
+
+def limit_cpu_isa(name: str) -> str | None:
+    """Keep the kernels of oneDNN, which MindSpore brings along, to an instruction set of x86; else why not."""
+    isa = {"AVX2": 0x7}[name]  # dnnl_cpu_isa_avx2; what has no other bits is no wider
+    found = sorted(Path(ms.__file__).parent.glob("lib/libdnnl.so*"))
+    if not found:
+        return "MindSpore is here without oneDNN"
+    library = ctypes.CDLL(str(found[0]))
+    if library.dnnl_set_max_cpu_isa(isa) == 0 or library.dnnl_get_effective_cpu_isa() | isa == isa:
+        return None
+    return "a kernel has run"
 
 
 def assign(parameter: ms.Parameter, value: np.ndarray) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,8 @@ class DeviceInfo:
 
 def configure(device: str = "auto", device_id: int | None = None, mode: str | int | None = None,
               jit_level: str | None = None, deterministic: bool | None = None,
-              precision: str | None = None, pin_threads: bool | None = None) -> DeviceInfo:
+              precision: str | None = None, pin_threads: bool | None = None,
+              max_cpu_isa: str | None = None) -> DeviceInfo:
     """Choose the device of this process, and how it computes. Everything is checked before anything is changed.
 
     MindSpore fixes the device at the first kernel, so call this first. Calling it again with the same device is fine.
@@ -110,12 +112,17 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
             the time of a matrix product. For a process that has its cores to itself: two processes that pin to the
             same cores get in each other's way. It runs a small kernel, as the threads are there only then. Linux only
             (elsewhere ignored, as on GPU and Ascend).
+        max_cpu_isa: "AVX2" keeps oneDNN, which computes convolutions and matrix products on the CPU, to these
+            instructions. With AVX-512, MindSpore 2.9 and 2.10 run a convolution by oneDNN's reference loop: one of 64
+            channels, 32 x 32, took 640 ms, and 6 ms with this setting. Products of large matrices can take up to twice
+            the time. For networks with convolutions, and for them only. oneDNN takes it once per process, before its
+            first kernel (x86 on Linux; elsewhere ignored, as on GPU and Ascend).
 
     Returns:
         `DeviceInfo`, also when nothing changed.
 
     Raises:
-        ValueError: an unknown device, mode, jit_level or precision.
+        ValueError: an unknown device, mode, jit_level, precision or max_cpu_isa.
         TypeError: device_id is not an int, or deterministic or pin_threads is not a bool.
         DeviceError: the device is not usable; or the process already uses another one; or a setting that MindSpore
             takes once per process was set before to something else.
@@ -138,6 +145,7 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
     _check_choice("mode", mode, (None, *MODES, *MODES.values()))
     _check_choice("jit_level", jit_level, (None, *JIT_LEVELS))
     _check_choice("precision", precision, (None, *PRECISIONS))
+    _check_choice("max_cpu_isa", max_cpu_isa, (None, "AVX2"))
     if device_id is not None and (isinstance(device_id, bool) or not isinstance(device_id, int)):
         raise TypeError(f"device_id={device_id!r} is {type(device_id).__name__}, not an int or None")
     for name, value in {"deterministic": deterministic, "pin_threads": pin_threads}.items():
@@ -146,6 +154,8 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
     backend = _choose(device, device_id)
     switches = _precision_switches(backend, precision)
     _check_once(backend, deterministic, switches, precision)
+    if max_cpu_isa and _follows(backend, "max_cpu_isa") and (reason := _compat.limit_cpu_isa(max_cpu_isa)):
+        raise DeviceError(_too_late([f"max_cpu_isa={max_cpu_isa!r} ({reason})"]))
 
     try:
         if _compat.device_in_use() is None:
@@ -162,7 +172,7 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
     if pin_threads is not None and _follows(backend, "pin_threads"):
         _compat.pin_threads(pin_threads)
     settings = {"mode": mode, "jit_level": jit_level, "deterministic": deterministic, "precision": precision,
-                "pin_threads": pin_threads}
+                "pin_threads": pin_threads, "max_cpu_isa": max_cpu_isa}
     _asked.update({name: value for name, value in settings.items() if value is not None})
     return device_info()
 
@@ -272,6 +282,8 @@ def _follows(backend: str, setting: str) -> bool:
     """Whether a setting changes anything on a backend."""
     if setting == "precision":
         return backend in PRECISION_SWITCHES
+    if setting == "max_cpu_isa":
+        return backend == "CPU" and sys.platform == "linux" and platform.machine() == "x86_64"
     return setting != "pin_threads" or (backend == "CPU" and hasattr(os, "sched_setaffinity"))
 
 
@@ -295,5 +307,9 @@ def _check_once(backend: str, deterministic: bool | None, switches: dict[str, bo
     if backend == "Ascend" and any(_compat.hf32_is_set(switch, value) for switch, value in switches.items()):
         clashes.append(f"precision={precision!r} (it is another)")
     if clashes:
-        raise DeviceError(f"This process can no longer take {' and '.join(clashes)}: MindSpore sets it once per "
-                          "process. Call configure() first thing in a new process (in a notebook: restart the kernel).")
+        raise DeviceError(_too_late(clashes))
+
+
+def _too_late(clashes: list[str]) -> str:
+    return (f"This process can no longer take {' and '.join(clashes)}: MindSpore sets it once per process. Call "
+            "configure() first thing in a new process (in a notebook: restart the kernel).")

@@ -119,6 +119,7 @@ INVALID = [
     ({"device_id": True}, TypeError, "device_id=True is bool"),
     ({"deterministic": 1}, TypeError, "deterministic=1 is int"),
     ({"pin_threads": "yes"}, TypeError, "pin_threads='yes' is str"),
+    ({"max_cpu_isa": "AVX512"}, ValueError, "max_cpu_isa='AVX512' is not one of None, 'AVX2'"),
 ]
 
 
@@ -182,6 +183,30 @@ def test_threads_are_pinned_on_cpu_alone(machine, monkeypatch, backend, settled)
     device.configure(pin_threads=False)
     device.configure()
     assert pinned == settled
+
+
+@pytest.mark.parametrize(("backend", "where", "settled"), [
+    ("CPU", ("linux", "x86_64"), ["AVX2"]), ("GPU", ("linux", "x86_64"), []), ("CPU", ("linux", "aarch64"), []),
+    ("CPU", ("win32", "x86_64"), [])])
+def test_instructions_are_limited_on_cpu_alone(machine, monkeypatch, backend, where, settled):
+    machine({"GPU": 1})
+    limited = []
+    monkeypatch.setattr(_compat, "limit_cpu_isa", limited.append)
+    monkeypatch.setattr(sys, "platform", where[0])
+    monkeypatch.setattr(device.platform, "machine", lambda: where[1])
+    info = device.configure(backend, max_cpu_isa="AVX2")
+    device.configure()
+    assert (info.honoured, info.ignored) == ((("max_cpu_isa",), ()) if settled else ((), ("max_cpu_isa",)))
+    assert limited == settled
+
+
+def test_instructions_cannot_be_limited_after_a_kernel(machine, monkeypatch):
+    fake = machine()
+    monkeypatch.setattr(_compat, "limit_cpu_isa", lambda name: "a kernel has run")
+    monkeypatch.setattr(device, "_follows", lambda backend, setting: True)
+    with pytest.raises(DeviceError, match=r"no longer take max_cpu_isa='AVX2' \(a kernel has run\).*new process"):
+        device.configure("CPU", mode="GRAPH", max_cpu_isa="AVX2")
+    assert fake.calls == [] and device.device_info().honoured == ()
 
 
 def test_what_is_set_once_is_refused_before_anything_changes(machine):
@@ -302,6 +327,34 @@ print(all(place == everywhere for place in cores()))
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
 def test_compute_threads_are_pinned_and_let_go(tmp_path):
     assert in_new_process(PINNED, tmp_path) == ["True True True True", "True"]
+
+
+CONVOLUTION = """
+import os
+os.environ["ONEDNN_VERBOSE"] = os.environ["DNNL_VERBOSE"] = "1"
+import mindspore as ms
+import numpy as np
+from mindspore_hessian import hvp
+from mindspore_hessian.device import configure
+info = configure("CPU", max_cpu_isa="AVX2")
+def f(x, w):
+    return (ms.ops.conv2d(x, w, pad_mode="pad", padding=1) ** 2).sum()
+x, w = np.random.default_rng(0).standard_normal((2, 1, 1, 8, 8)).astype(np.float32)
+kernel = np.zeros((1, 1, 3, 3), np.float32)
+kernel[0, 0, 1, 1] = 3
+inputs = ms.Tensor(x), ms.Tensor(kernel)
+found = hvp(f, inputs, (ms.Tensor(w), ms.Tensor(kernel * 0)))[0].asnumpy()
+print(np.abs(found - 18 * w).max() < 1e-4, info.honoured)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or device.platform.machine() != "x86_64", reason="x86 on Linux only")
+def test_no_convolution_runs_the_reference_kernel(tmp_path):
+    (tmp_path / "convolve.py").write_text(CONVOLUTION)  # MindSpore compiles what is in a file
+    *log, last = in_new_process("import convolve", tmp_path)
+    kernels = [line for line in log if ",exec," in line and ",convolution," in line]
+    assert last == "True ('max_cpu_isa',)"
+    assert kernels and not any(",ref" in line or "+ref" in line for line in kernels)
 
 
 def test_real_settings(tmp_path):

@@ -19,7 +19,7 @@ class Case:
 
     Attributes:
         problem: the function, see `numbers`.
-        what: hessian, gradient, hvp, ggn or laplacian.
+        what: hessian, gradient, hvp, hvps (of several vectors), ggn or laplacian.
         params: the sizes.
         size: what the plot has on its axis, named by `axis`; cases of one `family` are one panel.
         gradient: name of the case that is one gradient of the same function.
@@ -64,6 +64,12 @@ def cases(quick: bool, large: bool, resnet: bool) -> list[Case]:
         params = {"inputs": 16 if quick else 64, "hidden": hidden, "batch": 8 if quick else 64}
         shapes = mlp_shapes(params)
         out += by_weights("MLP", "mlp", params, sum(int(np.prod(shape)) for shape in shapes), EVERYWHERE)
+    params = {"inputs": 16, "hidden": 8, "batch": 8} if quick else {"inputs": 64, "hidden": 280, "batch": 64}
+    count = sum(int(np.prod(shape)) for shape in mlp_shapes(params))
+    for vectors in (2, 4) if quick else (2, 8, 32, 128):
+        out.append(Case(f"{vectors} HVPs of an MLP at once, {count:,} weights", "mlp", "hvps",
+                        {**params, "vectors": vectors}, "HVPs at once", vectors, "vectors",
+                        gradient=f"MLP gradient, {count:,} weights"))
     for batch in [4] if quick else [8, 64]:
         out += by_weights(f"LeNet, batch {batch},", "lenet", {"batch": batch}, 61_706, EVERYWHERE)
     params = {"batch": 2, "tokens": 3, "width": 8} if quick else {"batch": 8, "tokens": 32, "width": 64}
@@ -75,7 +81,7 @@ def cases(quick: bool, large: bool, resnet: bool) -> list[Case]:
         out += by_weights("ResNet-18", "resnet", params, sum(int(np.prod(shape)) for shape in shapes), EVERYWHERE)
     for what, title in (("hessian", "Batched Hessian"), ("laplacian", "Laplacian")):
         for dims in (2, 3) if quick else (2, 3, 10):
-            for points in (20, 50) if quick else (1000, 10_000):
+            for points in (20, 50) if quick else (1000, 10_000, 100_000) if large else (1000, 10_000):
                 out.append(Case(f"{title}, {dims} inputs, {points} points", "points", what,
                                 {"dims": dims, "points": points}, f"{title}, {dims} inputs", points, "points",
                                 (*EVERYWHERE, NAIVE) if points in (20, 1000) and dims < 10 else EVERYWHERE))
@@ -141,6 +147,7 @@ def numbers(case: Case) -> dict[str, np.ndarray]:
     for gradient, HVP and GGN of one function."""
     seed = zlib.crc32(json.dumps([case.problem, case.params], sort_keys=True).encode())
     rng, p = np.random.default_rng(seed), case.params
+    many = [p["vectors"]] if "vectors" in p else []
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
         return (scale * rng.standard_normal(shape)).astype(np.float32)
@@ -150,7 +157,7 @@ def numbers(case: Case) -> dict[str, np.ndarray]:
         for number, shape in enumerate(shapes):
             inside = int(np.prod(shape[1:] if len(shape) == 4 else shape[:1]))
             out[f"w{number}"] = normal(*shape, scale=0.1 if len(shape) == 1 else inside**-0.5)
-            out[f"v{number}"] = normal(*shape)
+            out[f"v{number}"] = normal(*many, *shape)
         return out
 
     def labels(count: int) -> np.ndarray:

@@ -9,6 +9,11 @@ def reference(case: Case, data: dict[str, np.ndarray]) -> list[np.ndarray] | Non
     """The results in the order in which the workers give them, or None."""
     wide = {key: array.astype(np.float64) if array.dtype == np.float32 else array for key, array in data.items()}
     formula = FORMULAS.get(case.problem)
+    if case.what == "hvps":
+        vectors = [key for key in wide if key[0] == "v"]
+        each = [FORMULAS[case.problem]("hvp", {**wide, **{key: wide[key][number] for key in vectors}})
+                for number in range(case.params["vectors"])]
+        return [np.stack(part) for part in zip(*each, strict=True)]
     return None if formula is None else formula(case.what, wide)
 
 

@@ -97,12 +97,15 @@ def by_weights(forward, what):
     def hvp(w, v, x, y):
         return jvp(lambda w: grad(loss)(w, x, y), (w,), (v,))[1]
 
+    def hvps(w, v, x, y):
+        return vmap(hvp, in_axes=(None, 0, None, None))(w, v, x, y)
+
     def ggn(w, v, x, y):
         out, pull = vjp(lambda w: forward(w, x), w)
         push = jvp(lambda w: forward(w, x), (w,), (v,))[1]
         return pull(jvp(grad(lambda out: cross_entropy(out, y)), (out,), (push,))[1])[0]
 
-    return jit({"gradient": gradient, "hvp": hvp, "ggn": ggn}[what])
+    return jit({"gradient": gradient, "hvp": hvp, "hvps": hvps, "ggn": ggn}[what])
 
 
 def make(message, arrays):

@@ -2,6 +2,7 @@
 with --bare, the least that MindSpore can do, one function under @jit. The last two never import mindspore_hessian."""
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
@@ -12,12 +13,12 @@ serve.limit_cores()
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's log says nothing here that a user could act on
 
 import mindspore as ms  # noqa: E402
+import numpy as np  # noqa: E402
 from mindspore import Parameter, Tensor, nn, ops  # noqa: E402
 
 NAIVE, BARE = "--naive" in sys.argv, "--bare" in sys.argv
 if not (NAIVE or BARE):
     import mindspore_hessian as mh
-    mh.configure("CPU", pin_threads=True)
 
 
 def parameters(weights, prefix=""):
@@ -212,10 +213,24 @@ def by_weights(problem, what, params, data, w, v, options):
     return lambda: mh.ggnvp(net, of_output, x, v, weights=trained)
 
 
+def hvps(net, x, y, vectors):
+    made = functools.cache(lambda: mh.HessianOperator(net, nn.CrossEntropyLoss(), (x, y)))  # in the first call
+    matrix = np.concatenate([v.reshape(len(v), -1) for v in vectors], 1).T.copy()
+    ends = np.cumsum([v[0].size for v in vectors])[:-1]
+
+    def call():
+        return [part.T.reshape(v.shape) for part, v in zip(np.split(made() @ matrix, ends), vectors, strict=True)]
+    return call
+
+
 def make(message, arrays):
     data = {key: Tensor(array) for key, array in arrays.items()}
     problem, what, params = message["problem"], message["what"], message["params"]
+    if not (NAIVE or BARE):
+        mh.configure("CPU", pin_threads=True, max_cpu_isa="AVX2" if problem in ("lenet", "resnet") else None)
     w, v = tuple(numbered(data, "w")), tuple(numbered(data, "v"))
+    if what == "hvps":
+        return hvps(MLP(w), data["x"], data["y"], numbered(arrays, "v"))
     if "y" in data:
         call = by_weights(problem, what, params, data, w, v, message["options"])
     elif NAIVE:

@@ -79,7 +79,11 @@ def by_weights(forward, what, w, v, x, y):
         curved = jvp(grad(lambda out: F.cross_entropy(out, y)), (out,), (push,))[1]
         return pull(curved)[0]
 
-    return {"gradient": lambda: grad(loss)(w), "hvp": lambda: jvp(grad(loss), (w,), (v,))[1], "ggn": product}[what]
+    def hvp(v):
+        return jvp(grad(loss), (w,), (v,))[1]
+
+    return {"gradient": lambda: grad(loss)(w), "hvp": lambda: hvp(v), "hvps": lambda: vmap(hvp)(v),
+            "ggn": product}[what]
 
 
 def make(message, arrays):
