@@ -124,16 +124,15 @@ class CurvatureOperator(Operator):
         pieces, start = [], 0
         for width in chunks(matrix.shape[1], self.chunk_size, self.shape[0]):
             piece = matrix[:, start:start + width]
-            if width > ONE_BY_ONE:
+            filled = piece
+            if width > max(ONE_BY_ONE, piece.shape[1]):
                 filled = np.zeros((matrix.shape[0], width), matrix.dtype)
                 filled[:, :piece.shape[1]] = piece
-            else:
-                filled = piece
             partial = self._partial(checkpoint, filled, start)
             out = self.risk.products(self._make, filled, width > ONE_BY_ONE, self.progress, partial)
             pieces.append(out[:, :piece.shape[1]])
             start += width
-        return np.concatenate(pieces, axis=1)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
     def _partial(self, checkpoint: Any, matrix: np.ndarray, start: int) -> Partial | None:
         if checkpoint is None:
