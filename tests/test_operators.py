@@ -244,6 +244,7 @@ def test_patterns_blocks_and_layers():
     net = Two()
     full = quick((X, Y), net)
     dense = full.to_dense()
+    close(quick((X, Y), net, chunk_size=8).to_dense(), dense)  # at once, and one after another
     assert list(full.layers) == ["first", "second"]
     parts = {"first": slice(0, 8), "second": slice(8, 11), "first.weight": slice(0, 6), "second.bias": slice(10, 11)}
     for name, part in parts.items():
@@ -296,12 +297,17 @@ def test_unknown_likelihoods_are_asked_for():
     close(quick((X, Y), loss=loss, kind=FisherOperator, likelihood="gaussian").to_dense(), H)
 
 
-@pytest.mark.parametrize(("columns", "chunk_size", "size", "widths"), [
-    (1, None, 10, [1]), (4, None, 10, [4]), (5, None, 10, [8]), (11, None, 10, [8, 3]), (33, None, 10, [64]),
-    (70, None, 10, [64, 8]), (20, 6, 10, [6, 6, 6, 2]), (3, 2, 10, [2, 1]), (6, None, 2 ** 24, [1] * 6),
+@pytest.mark.parametrize(("columns", "chunk_size", "size", "backend", "widths"), [
+    (1, None, 10, "GPU", "1"), (4, None, 10, "Ascend", "4"), (5, None, 10, "GPU", "8 at once"),
+    (11, None, 10, "GPU", "8 at once, 3"), (33, None, 10, "GPU", "64 at once"),
+    (70, None, 10, "Ascend", "64 at once, 8 at once"), (6, None, 2 ** 24, "GPU", "1, 1, 1, 1, 1, 1"),
+    (5, None, 10, "CPU", "5"), (70, None, 10, "CPU", "64, 6"), (2049, None, 2 ** 20, "CPU", "8 at once, " * 256 + "1"),
+    (20, 6, 10, "CPU", "6 at once, 6 at once, 6 at once, 2"), (3, 2, 10, "CPU", "2, 1"), (3, 6, 10, "GPU", "3"),
+    (12, 30, 10, "CPU", "12"),
 ])
-def test_chunks(columns, chunk_size, size, widths):
-    assert chunks(columns, chunk_size, size) == widths
+def test_chunks(columns, chunk_size, size, backend, widths):
+    found = chunks(columns, chunk_size, size, backend)
+    assert ", ".join(f"{width}{' at once' * at_once}" for width, at_once in found) == widths
 
 
 def test_plan():

@@ -10,12 +10,13 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
+from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.base import Operator, check_vectors
 from mindspore_hessian.operators.checks import check_deterministic as deterministic
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.distributed import communicator
-from mindspore_hessian.operators.plan import ONE_BY_ONE, Plan, chunks, plan
+from mindspore_hessian.operators.plan import Plan, chunks, plan
 from mindspore_hessian.operators.progress import Partial, fingerprint
 from mindspore_hessian.operators.risk import Kernel, Risk
 from mindspore_hessian.transforms._run import check_choice
@@ -120,16 +121,15 @@ class CurvatureOperator(Operator):
         return out
 
     def _chunked(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
-        """Columns in chunks of few widths, since each width is compiled: a chunk is filled up with zeros."""
-        pieces, start = [], 0
-        for width in chunks(matrix.shape[1], self.chunk_size, self.shape[0]):
-            piece = matrix[:, start:start + width]
-            filled = piece
-            if width > max(ONE_BY_ONE, piece.shape[1]):
+        """Columns in chunks of few widths, since each width is compiled: a chunk at once is filled up with zeros."""
+        pieces, start, backend = [], 0, device_info().backend
+        for width, at_once in chunks(matrix.shape[1], self.chunk_size, self.shape[0], backend):
+            piece = filled = matrix[:, start:start + width]
+            if width > piece.shape[1]:
                 filled = np.zeros((matrix.shape[0], width), matrix.dtype)
                 filled[:, :piece.shape[1]] = piece
             partial = self._partial(checkpoint, filled, start)
-            out = self.risk.products(self._make, filled, width > ONE_BY_ONE, self.progress, partial)
+            out = self.risk.products(self._make, filled, at_once, self.progress, partial)
             pieces.append(out[:, :piece.shape[1]])
             start += width
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)

@@ -27,7 +27,9 @@ class HessianOperator(CurvatureOperator):
         batch_size_fn: the number of samples of a batch (as it is in `data`); None: the length of its first Tensor.
         micro_batch: cut batches into pieces of at most so many samples: less memory, the same result (not for a
             network whose samples depend on each other, as batch norm in training mode).
-        chunk_size: columns of a matrix that are multiplied at once; None: up to 64, as memory allows.
+        chunk_size: columns of a matrix that are multiplied at once. None: up to 64, as memory allows, of a matrix that
+            has enough for that to pay: more than 4, on the CPU more than 2,048 (products of several columns at once
+            compile for 4 s and more; give a number where thousands of columns come in small matrices).
         distributed: sum over the processes of an ``msrun`` job, each of which holds its shard of the data.
         check_deterministic: compare two passes over the data, and the symmetry of two products, now.
         progress: a progress bar: True, False, or None: for what takes more than two seconds.

@@ -47,8 +47,10 @@ class Plan:
                 f"vectors, {self.working_bytes / 2 ** 20:.1f} MiB of work a column (chunk_size={self.chunk_size}{cut})")
 
 
-ONE_BY_ONE = 4  # so few columns are multiplied one after another: no other width is compiled for them
 WIDTHS = (64, 8)
+# Columns up to which a product of several at once does not pay: it compiles for 4 s and more. On the CPU it then saves
+# 1 to 4 ms a column, or nothing; on the others, where starting kernels takes the time, more.
+FEW, FEW_ON_CPU = 4, 2048
 
 
 def default_chunk(size: int) -> int:
@@ -56,19 +58,20 @@ def default_chunk(size: int) -> int:
     return 1 << max(0, min(6, (2 ** 26 // (8 * size)).bit_length() - 1))
 
 
-def chunks(columns: int, chunk_size: int | None, size: int) -> list[int]:
-    """Widths of the chunks in which `columns` are multiplied; the last may be wider than what is left.
+def chunks(columns: int, chunk_size: int | None, size: int, backend: str) -> list[tuple[int, bool]]:
+    """Widths of the chunks in which `columns` are multiplied, and whether their columns are multiplied at once rather
+    than one after another; a chunk at once may be wider than what is left.
 
-    A width is used where it is filled by more than half, so that there are few widths (each is compiled) and few
-    columns of zeros.
+    Widths are compiled, so there are few; and one is used where it is filled by more than half.
     """
     most = chunk_size or default_chunk(size)
-    widths = [width for width in ((chunk_size,) if chunk_size else WIDTHS) if ONE_BY_ONE < width <= most]
+    few = FEW_ON_CPU if backend == "CPU" and chunk_size is None else FEW
+    widths = [w for w in ((chunk_size,) if chunk_size else WIDTHS) if FEW < w <= most] if columns > few else []
     out, left = [], columns
     while left > 0:
-        width = next((w for w in widths if left > w // 2), min(ONE_BY_ONE, most, left))
-        out.append(width)
-        left -= width
+        width = next((w for w in widths if left > w // 2), None)
+        out.append((width or min(most, left), width is not None))
+        left -= out[-1][0]
     return out
 
 
