@@ -18,15 +18,16 @@ import numpy as np
 from cases import OURS, Case, mlp_shapes, numbered, numbers
 
 MLP = {"inputs": 64, "hidden": 280, "batch": 64}
-WHAT = {"gradient": "gradient, plain MindSpore", "hvp": "hvp", "hessian": "hessian", "product1": "operator, 1 vector",
-        "product8": "operator, 8 vectors", "product32": "operator, 32 vectors"}
+WHAT = {"gradient": "gradient, plain MindSpore", "hvp": "hvp", "hessian": "hessian", "vectors 1": "operator, 1 vector",
+        "vectors 8": "operator, 8 vectors", "at once 8": "operator, 8 vectors at once (chunk_size=8)",
+        "at once 32": "operator, 32 vectors at once (chunk_size=32)"}
 GOALS = {"hvp": 2, "hessian": 3}
 
 
 def jobs(quick: bool) -> list[tuple[str, int, tuple[str, ...]]]:
     """(problem, inputs, what)"""
-    products = ("product1", "product8", "product32")
-    return [("mlp", MLP["inputs"], ("gradient", "hvp", *(() if quick else products))),
+    products = () if quick else ("vectors 1", "vectors 8", "at once 8", "at once 32")
+    return [("mlp", MLP["inputs"], ("gradient", "hvp", *products)),
             *(("mlp_input", n, ("gradient", "hvp", "hessian")) for n in ((64,) if quick else (64, 256, 1024)))]
 
 
@@ -66,8 +67,10 @@ def measure(problem: str, n: int, what: str) -> float:
             return first(lambda: gradient(x, y))
         if what == "hvp":
             return first(lambda: mh.hvp(loss, (x, y), v, weights=net.w))
-        op = mh.HessianOperator(net, nn.CrossEntropyLoss(), (x, y), check_deterministic=False)
-        block = np.random.default_rng(0).standard_normal((op.shape[0], int(what[7:]))).astype(np.float32)
+        columns = int(what.split()[-1])
+        op = mh.HessianOperator(net, nn.CrossEntropyLoss(), (x, y), check_deterministic=False,
+                                chunk_size=columns if what.startswith("at once") else None)
+        block = np.random.default_rng(0).standard_normal((op.shape[0], columns)).astype(np.float32)
         return first(lambda: op @ block)
     if what == "gradient":
         gradient = ms.jit(ms.grad(f))

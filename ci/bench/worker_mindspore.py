@@ -214,7 +214,8 @@ def by_weights(problem, what, params, data, w, v, options):
 
 
 def hvps(net, x, y, vectors):
-    made = functools.cache(lambda: mh.HessianOperator(net, nn.CrossEntropyLoss(), (x, y)))  # in the first call
+    chunk = min(len(vectors[0]), 64) if len(vectors[0]) > 4 else None
+    made = functools.cache(lambda: mh.HessianOperator(net, nn.CrossEntropyLoss(), (x, y), chunk_size=chunk))
     matrix = np.concatenate([v.reshape(len(v), -1) for v in vectors], 1).T.copy()
     ends = np.cumsum([v[0].size for v in vectors])[:-1]
 
