@@ -1,6 +1,7 @@
 """The report of ``python -m mindspore_hessian`` and its exit status."""
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -39,6 +40,26 @@ def test_the_report_and_its_status(monkeypatch, capsys, hvp, status, word):
     report = capsys.readouterr().out
     for text in (mindspore_hessian.__version__, ms.__version__, np.__version__, "CPU     usable", "float64", word):
         assert text in report
+
+
+@pytest.mark.parametrize(("version", "flags", "variable", "said"), [
+    ((2, 10, 0), "fpu avx512f avx512dq", None, True), ((2, 9, 0), "avx2 bmi2 avx512f", None, True),
+    ((2, 8, 0), "fpu avx512f avx512dq", None, False), ((2, 10, 0), "fpu avx2 bmi2", None, False),
+    ((2, 10, 0), "fpu avx512f avx512dq", "AVX2", False), ((2, 10, 0), None, None, False)])
+def test_slow_convolutions_are_told(monkeypatch, capsys, version, flags, variable, said):
+    def cpuinfo(name):
+        assert name == "/proc/cpuinfo"
+        if flags is None:
+            raise FileNotFoundError(name)
+        return io.StringIO(f"processor : 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr("mindspore_hessian.__main__.open", cpuinfo, raising=False)
+    monkeypatch.setattr("mindspore_hessian._compat.MS_VERSION", version)
+    monkeypatch.setattr(mindspore_hessian, "hvp", right, raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if variable:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", variable)
+    assert main(["--device", "CPU"]) == 0
+    assert ('max_cpu_isa="AVX2"' in capsys.readouterr().out) == said
 
 
 def test_the_command_may_be_named(monkeypatch, capsys):

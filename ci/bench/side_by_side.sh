@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # mindspore_hessian beside torch.func, jax.jit and plain MindSpore; --help has the options.
 # VENV and BENCH_VENV name environments to use instead of .venv (MindSpore) and .venv-bench (torch and jax for the CPU,
-# matplotlib). Those are used as they are and never changed.
+# matplotlib, and for spectrum.py PyHessian, which wants torchvision, and curvlinops). Those are used as they are and never changed.
 source "$(dirname "$0")/../environment.sh"
 for given in "${VENV:-}" "${BENCH_VENV:-}"; do
     if [[ -n $given && ! -x $given/bin/python ]]; then
@@ -12,7 +12,7 @@ done
 [[ -n ${VENV:-} ]] || project_venv
 if [[ -z ${BENCH_VENV:-} ]]; then
     BENCH_VENV=.venv-bench
-    needs=(torch jax numpy matplotlib scipy asdex)
+    needs=(torch jax numpy matplotlib scipy asdex pyhessian curvlinops-for-pytorch torchvision)
     if [[ ! -e $BENCH_VENV/stamp || $(<"$BENCH_VENV/stamp") != "${needs[*]}" ]]; then
         if [[ -e $BENCH_VENV && ! -e $BENCH_VENV/stamp ]]; then
             echo "$BENCH_VENV was made by somebody else; name it by BENCH_VENV to use it as it is." >&2

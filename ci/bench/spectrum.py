@@ -4,12 +4,12 @@ on the same weights, each job in a process of its own, taking turns. Errors are 
 Prints a markdown table and writes results/spectrum.json.
 
 Usage: python ci/bench/spectrum.py --torch-python FILE [--rounds N]. The other Python has torch, scipy, pyhessian and
-curvlinops-for-pytorch (not the one of side_by_side.sh: PyHessian wants torchvision, and that a CUDA build of torch).
+curvlinops-for-pytorch: the environment of side_by_side.sh.
 "whole" is from making the operator to the numbers; "first" is the part of it until a first product is there, compiling
 included; "ms a product" is the rest of the time over the products in it (one for each column of a matrix). The number
-of products of curvlinops' xtrace is about the smallest that gives 1% on average, found beforehand; our estimators stop
-by themselves; "hutchinson", which PyHessian uses, needs more than 4,000 here. PyHessian's tolerance is about how much its number still changes: "own" is its default, "tight" is 1e-7
-with at most 3,000 steps a pair.
+of products of curvlinops' xtrace is about the smallest that gives 1% on average, found beforehand; ours stops by its
+standard error ("hutchinson", which PyHessian uses, needs more than 4,000 here). PyHessian's tolerance is about how much
+its number still changes: "own" is its default, "tight" is 1e-7 with at most 3,000 steps a pair.
 """
 from __future__ import annotations
 

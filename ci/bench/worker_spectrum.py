@@ -2,6 +2,7 @@
 Hessian in float64, and how many products curvlinops' estimators need) or a library and what it should find."""
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -45,7 +46,8 @@ def truth(net: nn.Module, x, y, logits) -> dict:
         return torch.func.vmap(lambda v: torch.func.jvp(lambda w: torch.func.grad(loss)(w, x, y), (at,), (v,))[1])(some)
 
     with torch.no_grad():  # in pieces: all columns and digits at once take 24 GB
-        matrix = torch.cat([sum(columns(some, *piece) for piece in zip(x.double().split(250), y.split(250), strict=True))
+        pieces = list(zip(x.double().split(250), y.split(250), strict=True))
+        matrix = torch.cat([sum(columns(some, *piece) for piece in pieces)
                             for some in torch.eye(len(at), dtype=torch.float64).split(100)]) / len(y)
     matrix = (matrix + matrix.T) / 2
     return {"matrix": matrix.numpy(), "xtrace": products_needed(matrix.float()), "difference": difference}
@@ -86,8 +88,7 @@ def curvlinops(net: nn.Module, x, y, what: str, products: int) -> dict:
 
 
 def pyhessian(net: nn.Module, x, y, what: str, products: int) -> dict:
-    import pyhessian  # its attribute "hessian" is the class, not the module
-    module = sys.modules["pyhessian.hessian"]
+    module = importlib.import_module("pyhessian.hessian")  # the package's attribute "hessian" is the class
     start, count, multiply = time.perf_counter(), [0], module.hessian_vector_product
 
     def counted(*arguments):
