@@ -194,7 +194,7 @@ def arguments() -> argparse.Namespace:
     names = {"ours": OURS, "torch": TORCH, "jax": JAX, "naive": NAIVE, "bare": BARE}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything work?")
-    parser.add_argument("--large", action="store_true", help="also 4096 inputs, 10^7 weights, the naive recipe at 1024")
+    parser.add_argument("--large", action="store_true", help="also 4096 inputs, 10^7 weights, 10^5 points")
     parser.add_argument("--resnet", action="store_true", help="also ResNet-18")
     parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name has this in it")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
