@@ -2,8 +2,8 @@
 
 Usage: python ci/bench/report.py RUN.json [RUN.json ...]
 
-writes docs/benchmark.md and docs/benchmark.png of runs on one machine (of a case in several, the last; a naive
-recipe that this lacks, from an earlier one), and prints the short table of the README.
+writes docs/benchmark.md, up to its first section, and docs/benchmark.png of runs on one machine (of a case in several,
+the last; a naive recipe that this lacks, from an earlier one), and prints the short table of the README.
 """
 from __future__ import annotations
 
@@ -170,8 +170,10 @@ def main() -> None:
     text = table(runs[-1], rows)
     commands = "; ".join("`" + " ".join(run["command"][4:]) + "`" for run in runs)
     note = "Where the last run had no naive recipe, its time is from the one before. "
-    (docs / "benchmark.md").write_text(
-        f"# Side by side\n\nMade by `bash ci/bench/side_by_side.sh` with {commands}. {note}\n\n{text}\n")
+    page = docs / "benchmark.md"
+    rest = page.read_text().partition("\n## ") if page.exists() else ("", "", "")  # sections written by hand
+    page.write_text(f"# Side by side\n\nMade by `bash ci/bench/side_by_side.sh` with {commands}. {note}\n\n{text}\n"
+                    + "".join(rest[1:]))
     plot(docs / "benchmark", rows)
     print(short(rows))
 
