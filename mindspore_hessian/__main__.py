@@ -56,7 +56,8 @@ def info(arguments: argparse.Namespace) -> int:
 
 def convolutions_are_slow() -> bool:
     """With AVX-512, the oneDNN of MindSpore 2.9 and 2.10 has only its reference loop for MindSpore's convolutions."""
-    if _compat.MS_VERSION < (2, 9) or "ONEDNN_MAX_CPU_ISA" in os.environ:
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if _compat.MS_VERSION < (2, 9) or limit.startswith(("SSE", "AVX2")) or limit == "AVX":
         return False
     try:
         with open("/proc/cpuinfo") as lines:

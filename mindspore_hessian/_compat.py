@@ -199,15 +199,18 @@ def _one_more(x):
 
 
 def limit_cpu_isa(name: str) -> str | None:
-    """Keep the kernels of oneDNN, which MindSpore brings along, to an instruction set of x86; else why not."""
+    """Keep the kernels of oneDNN, which MindSpore brings along, to an instruction set of x86; else why not, and what to
+    do."""
     isa = {"AVX2": 0x7}[name]  # dnnl_cpu_isa_avx2; what has no other bits is no wider
     found = sorted(Path(ms.__file__).parent.glob("lib/libdnnl.so*"))
-    if not found:
-        return "MindSpore is here without oneDNN"
-    library = ctypes.CDLL(str(found[0]))
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except (IndexError, OSError):
+        return "MindSpore is here without a oneDNN that can be loaded. Leave it out"
     if library.dnnl_set_max_cpu_isa(isa) == 0 or library.dnnl_get_effective_cpu_isa() | isa == isa:
         return None
-    return "a kernel has run"
+    return ("a kernel has run, and oneDNN takes it once per process. Call configure() first thing in a new process (in "
+            "a notebook: restart the kernel)")
 
 
 def assign(parameter: ms.Parameter, value: np.ndarray) -> None:

@@ -155,7 +155,7 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
     switches = _precision_switches(backend, precision)
     _check_once(backend, deterministic, switches, precision)
     if max_cpu_isa and _follows(backend, "max_cpu_isa") and (reason := _compat.limit_cpu_isa(max_cpu_isa)):
-        raise DeviceError(_too_late([f"max_cpu_isa={max_cpu_isa!r} ({reason})"]))
+        raise DeviceError(f"max_cpu_isa={max_cpu_isa!r} cannot be had: {reason}.")
 
     try:
         if _compat.device_in_use() is None:
@@ -307,9 +307,5 @@ def _check_once(backend: str, deterministic: bool | None, switches: dict[str, bo
     if backend == "Ascend" and any(_compat.hf32_is_set(switch, value) for switch, value in switches.items()):
         clashes.append(f"precision={precision!r} (it is another)")
     if clashes:
-        raise DeviceError(_too_late(clashes))
-
-
-def _too_late(clashes: list[str]) -> str:
-    return (f"This process can no longer take {' and '.join(clashes)}: MindSpore sets it once per process. Call "
-            "configure() first thing in a new process (in a notebook: restart the kernel).")
+        raise DeviceError(f"This process can no longer take {' and '.join(clashes)}: MindSpore sets it once per "
+                          "process. Call configure() first thing in a new process (in a notebook: restart the kernel).")

@@ -202,9 +202,9 @@ def test_instructions_are_limited_on_cpu_alone(machine, monkeypatch, backend, wh
 
 def test_instructions_cannot_be_limited_after_a_kernel(machine, monkeypatch):
     fake = machine()
-    monkeypatch.setattr(_compat, "limit_cpu_isa", lambda name: "a kernel has run")
+    monkeypatch.setattr(_compat, "limit_cpu_isa", lambda name: "a kernel has run. Call configure() in a new process")
     monkeypatch.setattr(device, "_follows", lambda backend, setting: True)
-    with pytest.raises(DeviceError, match=r"no longer take max_cpu_isa='AVX2' \(a kernel has run\).*new process"):
+    with pytest.raises(DeviceError, match="max_cpu_isa='AVX2' cannot be had: a kernel has run. Call .* process"):
         device.configure("CPU", mode="GRAPH", max_cpu_isa="AVX2")
     assert fake.calls == [] and device.device_info().honoured == ()
 
@@ -344,8 +344,20 @@ kernel = np.zeros((1, 1, 3, 3), np.float32)
 kernel[0, 0, 1, 1] = 3
 inputs = ms.Tensor(x), ms.Tensor(kernel)
 found = hvp(f, inputs, (ms.Tensor(w), ms.Tensor(kernel * 0)))[0].asnumpy()
-print(np.abs(found - 18 * w).max() < 1e-4, info.honoured)
+print(np.abs(found - 18 * w).max() < 1e-4, info.honoured, info == configure(max_cpu_isa="AVX2"))
 """
+TOO_LATE = """
+import mindspore as ms
+import numpy as np
+from mindspore_hessian.device import DeviceError, configure
+x = ms.Tensor(np.ones((2, 2), np.float32))
+ms.ops.matmul(x, x).asnumpy()
+try:
+    configure("CPU", max_cpu_isa="AVX2")
+except DeviceError as error:
+    print(error)
+"""
+AVX512 = sys.platform == "linux" and "avx512f" in Path("/proc/cpuinfo").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or device.platform.machine() != "x86_64", reason="x86 on Linux only")
@@ -353,8 +365,14 @@ def test_no_convolution_runs_the_reference_kernel(tmp_path):
     (tmp_path / "convolve.py").write_text(CONVOLUTION)  # MindSpore compiles what is in a file
     *log, last = in_new_process("import convolve", tmp_path)
     kernels = [line for line in log if ",exec," in line and ",convolution," in line]
-    assert last == "True ('max_cpu_isa',)"
+    assert last == "True ('max_cpu_isa',) True"
     assert kernels and not any(",ref" in line or "+ref" in line for line in kernels)
+
+
+@pytest.mark.skipif(not AVX512, reason="AVX-512 on Linux only")
+def test_instructions_are_chosen_at_the_first_kernel(tmp_path):
+    (line,) = in_new_process(TOO_LATE, tmp_path)
+    assert line.startswith("max_cpu_isa='AVX2' cannot be had: a kernel has run, and oneDNN takes it once per process.")
 
 
 def test_real_settings(tmp_path):

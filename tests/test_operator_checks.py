@@ -168,6 +168,25 @@ def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         op.product(vector, checkpoint=path)
 
 
+def test_a_matrix_goes_on_in_the_chunk_where_it_was_cut_off(tmp_path, monkeypatch):
+    op, path, matrix = quick(batches(3, 3, 2), chunk_size=2), tmp_path / "partial.npz", np.arange(9.0).reshape(3, 3)
+    monkeypatch.setattr("mindspore_hessian.operators.progress.time.monotonic", iter(range(0, 10 ** 6, 100)).__next__)
+    inner, done = op.risk.run, []
+
+    def run(*args):
+        if len(done) == 7:  # two columns for each of three batches, and one of the other column
+            raise KeyboardInterrupt
+        done.append(1)
+        return inner(*args)
+    op.risk.run = run
+    with pytest.raises(KeyboardInterrupt):
+        op.product(matrix, checkpoint=path)
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "partial.npz.2"]
+    op.risk.run = lambda *args: done.append(2) or inner(*args)
+    close(op.product(matrix, checkpoint=path), H @ matrix)
+    assert done == [1] * 7 + [2] * 2 and not any(tmp_path.iterdir())
+
+
 def test_nan_is_named_with_its_batch_and_weights():
     data = batches(4, 4)
     bad = X[4:].copy()

@@ -11,7 +11,14 @@ from mindspore import Parameter, Tensor, nn, ops
 from scipy.sparse.linalg import cg, eigsh, lobpcg
 
 import mindspore_hessian as mh
-from mindspore_hessian import EmpiricalFisherOperator, FisherOperator, GGNOperator, HessianOperator, Identity
+from mindspore_hessian import (
+    EmpiricalFisherOperator,
+    FallbackWarning,
+    FisherOperator,
+    GGNOperator,
+    HessianOperator,
+    Identity,
+)
 from mindspore_hessian.operators.plan import chunks
 
 RNG = np.random.default_rng(3)
@@ -258,6 +265,7 @@ def test_patterns_blocks_and_layers():
         for block in np.split(np.arange(11), cuts):
             expected[np.ix_(block, block)] = dense[np.ix_(block, block)]
         close(quick((X, Y), net, block_diagonal=kind).to_dense(), expected, 2e-5)
+        close(quick((X, Y), net, block_diagonal=kind, chunk_size=8).to_dense(), expected, 2e-5)
     assert full.layer_classes == (full + Identity).layer_classes == {"first": "Dense", "second": "Dense"}
     assert chosen.block("first").layer_classes == {"first": "Dense"}
     with pytest.raises(ValueError, match="no layer or weight 'third'; there are first, second"):
@@ -310,11 +318,27 @@ def test_chunks(columns, chunk_size, size, backend, widths):
     assert ", ".join(f"{width}{' at once' * at_once}" for width, at_once in found) == widths
 
 
-def test_plan():
-    op = quick(batches(4, 4))
+def test_a_product_at_once_without_batching_rules_is_done_one_after_another():
+    weight = Parameter(Tensor([1.0, 2.0, 3.0], ms.float32), name="w")
+
+    def cubes():
+        if weight.sum() > 0:
+            return (weight ** 3).sum()
+        return (weight ** 2).sum()
+    op = HessianOperator(lambda x: cubes() * x.sum(), None, (Tensor([1.0], ms.float32),), weights=[weight],
+                         reduction="mean", check_deterministic=False, chunk_size=5)
+    matrix = np.arange(15.0).reshape(3, 5)
+    with pytest.warns(FallbackWarning, match="HessianOperator: .* one after another"):
+        found = op @ matrix
+    close(found, np.diag([6.0, 12.0, 18.0]) @ matrix)
+
+
+@pytest.mark.parametrize(("chunk_size", "cut", "tight_cut"), [(None, None, None), (8, 5, 1)])
+def test_plan(chunk_size, cut, tight_cut):
+    op = quick(batches(4, 4), chunk_size=chunk_size)
     plan = op.plan(columns=5)
-    assert plan.columns == 5 and plan.seconds > 0 and plan.chunk_size == 5 and plan.micro_batch is None
+    assert plan.columns == 5 and plan.seconds > 0 and plan.chunk_size == cut and plan.micro_batch is None
     assert plan.vector_bytes == 3 * 5 * (4 + 4 + 8) and plan.working_bytes > 0
     tight = op.plan(columns=5, max_memory=1)
-    assert tight.chunk_size == 1 and tight.micro_batch == 1
+    assert tight.chunk_size == tight_cut and tight.micro_batch == 1
     assert "5 columns" in str(plan)

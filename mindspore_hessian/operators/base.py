@@ -16,9 +16,9 @@ from mindspore_hessian import _compat
 class Operator:
     r"""A real square matrix A of which only the products :math:`A V` are computed.
 
-    ``op @ v`` takes a flat vector of n numbers, a matrix of n rows (its columns are done in one batch), as numpy arrays
-    or Tensors, or a structure shaped like the weights, and gives back the same kind. Operators can be added,
-    subtracted, scaled, multiplied and transposed; ``op + 0.1 * Identity`` is a shift.
+    ``op @ v`` takes a flat vector of n numbers, a matrix of n rows (its columns are done in one pass over the data, as
+    memory allows), as numpy arrays or Tensors, or a structure shaped like the weights, and gives back the same kind.
+    Operators can be added, subtracted, scaled, multiplied and transposed; ``op + 0.1 * Identity`` is a shift.
 
     Attributes:
         shape: (n, n).

@@ -16,7 +16,7 @@ from mindspore_hessian.operators.base import Operator, check_vectors
 from mindspore_hessian.operators.checks import check_deterministic as deterministic
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.distributed import communicator
-from mindspore_hessian.operators.plan import Plan, chunks, plan
+from mindspore_hessian.operators.plan import FEW, Plan, chunks, plan
 from mindspore_hessian.operators.progress import Partial, fingerprint
 from mindspore_hessian.operators.risk import Kernel, Risk
 from mindspore_hessian.transforms._run import check_choice
@@ -101,7 +101,8 @@ class CurvatureOperator(Operator):
             vectors: (n,) or (n, k).
             checkpoint: a file for the sum over the batches done so far, written every few seconds. A call with the
                 same vectors and weights goes on from there; at the end the file is removed. A distributed operator
-                keeps a file for each rank, which adds its number to the name. None: no file.
+                keeps a file for each rank, and a matrix in several chunks one for each, which add a number to the name.
+                None: no file.
         """
         array = check_vectors(vectors, self.shape[0], self.dtype)
         matrix = array.reshape(self.shape[0], -1)
@@ -109,7 +110,7 @@ class CurvatureOperator(Operator):
         return out.reshape(array.shape)
 
     def _blockwise(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
-        """Each block times its part of the columns: as many products as there are blocks, batched."""
+        """Each block times its part of the columns: as many products as there are blocks, in one pass."""
         blocks = list(self.weights.blocks(self.block_diagonal or "").values())
         masked = np.zeros((matrix.shape[0], matrix.shape[1] * len(blocks)), matrix.dtype)
         for number, block in enumerate(blocks):
@@ -122,26 +123,31 @@ class CurvatureOperator(Operator):
 
     def _chunked(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
         """Columns in chunks of few widths, since each width is compiled: a chunk at once is filled up with zeros."""
-        pieces, start, backend = [], 0, device_info().backend
-        for width, at_once in chunks(matrix.shape[1], self.chunk_size, self.shape[0], backend):
+        pieces, partials, start, columns = [], [], 0, matrix.shape[1]
+        backend = device_info().backend if columns > FEW else ""  # no matter for a few
+        for width, at_once in chunks(columns, self.chunk_size, self.shape[0], backend):
             piece = filled = matrix[:, start:start + width]
             if width > piece.shape[1]:
                 filled = np.zeros((matrix.shape[0], width), matrix.dtype)
                 filled[:, :piece.shape[1]] = piece
-            partial = self._partial(checkpoint, filled, start)
+            partial = None
+            if checkpoint is not None:
+                partial = self._partial(checkpoint, filled, start, start + width >= columns)
+                partials.append(partial)
             out = self.risk.products(self._make, filled, at_once, self.progress, partial)
             pieces.append(out[:, :piece.shape[1]])
             start += width
+        for partial in partials:
+            partial.remove()
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
-    def _partial(self, checkpoint: Any, matrix: np.ndarray, start: int) -> Partial | None:
-        if checkpoint is None:
-            return None
+    def _partial(self, checkpoint: Any, matrix: np.ndarray, start: int, last: bool) -> Partial:
+        """For a chunk that begins at column `start`; the chunks have a file each."""
         values = [_compat.to_numpy(p.value()) for p in self.weights.parameters]
         token = fingerprint(matrix, np.array([start, self.num_batches, self.num_data]), *values)
         comm = self.risk.comm
-        return Partial(f"{os.fspath(checkpoint)}.{comm.rank}" if comm.size > 1 else checkpoint,
-                       f"{type(self).__name__} {token}")
+        path = os.fspath(checkpoint) + (f".{comm.rank}" if comm.size > 1 else "") + (f".{start}" if start else "")
+        return Partial(path, f"{type(self).__name__} {token}", last)
 
     def plan(self, columns: int = 1, max_memory: int | None = None) -> Plan:
         """What ``op @ V`` for `columns` columns will cost, and how to keep it within `max_memory` bytes.

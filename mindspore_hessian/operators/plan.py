@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
+from mindspore_hessian.device import device_info
 
 if TYPE_CHECKING:
     from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -24,13 +25,14 @@ class Plan:
 
     Attributes:
         columns: of V.
-        seconds: expected for all of them, after compilation; an upper bound, as batched columns cost less.
+        seconds: expected for all of them, after compilation; an upper bound, as several columns at once can cost less.
         compile_seconds: what compiling the product for the first batch took just now (0: it was compiled before).
         vector_bytes: V and A V, and the float64 sum.
         working_bytes: by how much one product of one column with the first batch raised the memory of the process (of
             the device, on GPU and Ascend). MindSpore keeps what it once took, so it is measured at the first product of
             a process; later it is a lower bound.
-        chunk_size, micro_batch: for the operator's arguments of these names; None: no need to cut.
+        chunk_size, micro_batch: for the operator's arguments of these names; None: no need to cut (columns that are
+            multiplied one after another take the memory of one).
     """
 
     columns: int
@@ -38,13 +40,14 @@ class Plan:
     compile_seconds: float
     vector_bytes: int
     working_bytes: int
-    chunk_size: int
+    chunk_size: int | None
     micro_batch: int | None
 
     def __str__(self) -> str:
-        cut = f", micro_batch={self.micro_batch}" if self.micro_batch else ""
+        sizes = {"chunk_size": self.chunk_size, "micro_batch": self.micro_batch}
+        cut = ", ".join(f"{name}={size}" for name, size in sizes.items() if size)
         return (f"{self.columns} columns: about {self.seconds:.3g} s, {self.vector_bytes / 2 ** 20:.1f} MiB of "
-                f"vectors, {self.working_bytes / 2 ** 20:.1f} MiB of work a column (chunk_size={self.chunk_size}{cut})")
+                f"vectors, {self.working_bytes / 2 ** 20:.1f} MiB of work a column{f' ({cut})' if cut else ''}")
 
 
 WIDTHS = (64, 8)
@@ -103,8 +106,10 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
         most = min(most, max(1, max_memory // working))
         if working > max_memory:
             micro = max(1, batch.size * max_memory // working)
+    at_once = any(together for _, together in chunks(columns, op.chunk_size, size, device_info().backend))
     return Plan(columns, second * columns * op.num_batches, first - second if first > 5 * second else 0.0,
-                size * columns * (2 * op.dtype.itemsize + 8), working, min(most, columns), micro)
+                size * columns * (2 * op.dtype.itemsize + 8), working,
+                min(most, columns) if at_once else op.chunk_size, micro)
 
 
 def memory_in_use() -> int:

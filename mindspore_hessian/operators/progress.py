@@ -29,12 +29,13 @@ def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int =
 class Partial:
     """The partial sum of a pass over the data, in a file, so that a pass that was cut off goes on where it was.
 
-    Written at most every `every` seconds, and in one step: a reader never sees half a file.
+    Written at most every `every` seconds, and in one step: a reader never sees half a file. A pass that is not the
+    `last` of a product leaves its whole sum there.
     """
 
-    def __init__(self, path: str | os.PathLike, token: str, every: float = 5.0):
-        self.path, self.token, self.every = Path(path), token, every
-        self._last = time.monotonic()
+    def __init__(self, path: str | os.PathLike, token: str, last: bool = True, every: float = 5.0):
+        self.path, self.token, self.last, self.every = Path(path), token, last, every
+        self._written = time.monotonic()
 
     def read(self) -> tuple[int, np.ndarray] | None:
         """(number of batches done, their sum), or None where there is nothing.
@@ -56,16 +57,23 @@ class Partial:
 
     def write(self, done: int, total: np.ndarray) -> None:
         """Keep the sum of the first `done` batches, if the last time was long enough ago."""
-        if time.monotonic() - self._last < self.every:
-            return
+        if time.monotonic() - self._written >= self.every:
+            self._write(done, total)
+
+    def over(self, done: int, total: np.ndarray) -> None:
+        """The pass is over."""
+        if not self.last:
+            self._write(done, total)
+
+    def _write(self, done: int, total: np.ndarray) -> None:
         spare = self.path.with_name(self.path.name + ".part")
         with open(spare, "wb") as file:
             np.savez(file, token=self.token, done=done, total=total)
         os.replace(spare, self.path)
-        self._last = time.monotonic()
+        self._written = time.monotonic()
 
-    def done(self) -> None:
-        """Remove the file: the pass is over."""
+    def remove(self) -> None:
+        """The product is there."""
         self.path.unlink(missing_ok=True)
 
 

@@ -151,13 +151,18 @@ class Risk:
                 part = self._product(batch, kernel, extras, rows, batched)
                 self._check(part, kernel, number)
                 share = self.factor(batch) * part  # a copy: the next call may write where this result is
-                total = share if total is None else np.add(total, share, dtype=np.float64)
+                if total is None:
+                    total = share
+                elif total.dtype == np.float64:
+                    total += share
+                else:  # the second batch
+                    total = np.add(total, share, dtype=np.float64)
                 if partial is not None:
                     partial.write(number + 1, total.T)
-        out = self.comm.total(np.zeros(rows.shape) if total is None else total).astype(matrix.dtype, copy=False)
+        total = np.zeros(rows.shape) if total is None else total
         if partial is not None:
-            partial.done()
-        return out.T
+            partial.over(self.num_batches, total.T)
+        return self.comm.total(total).astype(matrix.dtype, copy=False).T
 
     def _product(self, batch: Batch, kernel: Kernel, extras: tuple[Tensor, ...], rows: np.ndarray,
                  batched: bool) -> np.ndarray:
