@@ -75,10 +75,11 @@ def cases(quick: bool, large: bool, resnet: bool) -> list[Case]:
     params = {"batch": 2, "tokens": 3, "width": 8} if quick else {"batch": 8, "tokens": 32, "width": 64}
     count = sum(int(np.prod(shape)) for shape in transformer_shapes(params))
     out += by_weights("Transformer block", "transformer", params, count, EVERYWHERE)
-    if resnet:
-        params = {"batch": 2 if quick else 8, "width": 8 if quick else 64, "pixels": 16 if quick else 32}
+    for batch in () if not resnet else (2,) if quick else (8, 64):
+        params = {"batch": batch, "width": 8 if quick else 64, "pixels": 16 if quick else 32}
         shapes = [shape for name, shape in resnet_shapes(params) if name in ("w", "g", "b")]
-        out += by_weights("ResNet-18", "resnet", params, sum(int(np.prod(shape)) for shape in shapes), EVERYWHERE)
+        count = sum(int(np.prod(shape)) for shape in shapes)
+        out += by_weights(f"ResNet-18, batch {batch},", "resnet", params, count, EVERYWHERE)
     for what, title in (("hessian", "Batched Hessian"), ("laplacian", "Laplacian")):
         for dims in (2, 3) if quick else (2, 3, 10):
             for points in (20, 50) if quick else (1000, 10_000, 100_000) if large else (1000, 10_000):
