@@ -114,9 +114,9 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
             (elsewhere ignored, as on GPU and Ascend).
         max_cpu_isa: "AVX2" keeps oneDNN, which computes convolutions and matrix products on the CPU, to these
             instructions. With AVX-512, MindSpore 2.9 and 2.10 run a convolution by oneDNN's reference loop: one of 64
-            channels, 32 x 32, took 640 ms, and 6 ms with this setting. Products of large matrices can take up to twice
-            the time. For networks with convolutions, and for them only. oneDNN takes it once per process, before its
-            first kernel (x86 on Linux; elsewhere ignored, as on GPU and Ascend).
+            channels, 32 x 32, took 520 to 840 ms, and 5 to 12 ms with this setting; a product of 1024 x 1024 matrices
+            about 10% longer (ci/bench/convolution.py). For networks with convolutions. oneDNN takes it once per
+            process, before its first kernel (x86 on Linux; elsewhere ignored, as on GPU and Ascend).
 
     Returns:
         `DeviceInfo`, also when nothing changed.
@@ -131,7 +131,8 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        mindspore.set_device, mindspore.set_deterministic, mindspore.device_context (MindSpore 2.7.2 to 2.10.0).
+        mindspore.set_device, mindspore.set_deterministic, mindspore.device_context (MindSpore 2.7.2 to 2.10.0);
+        dnnl_set_max_cpu_isa of the oneDNN that they bring.
 
     Examples:
         >>> from mindspore_hessian.device import configure

@@ -144,21 +144,27 @@ def test_flags_statistics_and_random_numbers_are_as_before(interrupt):
     np.testing.assert_array_equal(np.random.random(3), follows)
 
 
-def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
-    op, path, vector = quick(batches(3, 3, 2)), tmp_path / "partial.npz", np.array([1.0, 2.0, 3.0])
+def cut_off(monkeypatch, op, vectors, path, after):
+    """Ctrl-C in a product after so many runs of its kernel. A 1 for each of them, and a 2 for each run from then on."""
     monkeypatch.setattr("mindspore_hessian.operators.progress.time.monotonic", iter(range(0, 10 ** 6, 100)).__next__)
     inner, done = op.risk.run, []
 
     def run(*args):
-        if len(done) == 2:
+        if len(done) == after:
             raise KeyboardInterrupt
         done.append(1)
         return inner(*args)
     op.risk.run = run
     with pytest.raises(KeyboardInterrupt):
-        op.product(vector, checkpoint=path)
-    assert path.exists()
+        op.product(vectors, checkpoint=path)
     op.risk.run = lambda *args: done.append(2) or inner(*args)
+    return done
+
+
+def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    op, path, vector = quick(batches(3, 3, 2)), tmp_path / "partial.npz", np.array([1.0, 2.0, 3.0])
+    done = cut_off(monkeypatch, op, vector, path, 2)
+    assert path.exists()
     with pytest.raises(ValueError, match="checkpoint .* is of another product"):
         op.product(2 * vector, checkpoint=path)
     close(op.product(vector, checkpoint=path), H @ vector)
@@ -170,19 +176,8 @@ def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 def test_a_matrix_goes_on_in_the_chunk_where_it_was_cut_off(tmp_path, monkeypatch):
     op, path, matrix = quick(batches(3, 3, 2), chunk_size=2), tmp_path / "partial.npz", np.arange(9.0).reshape(3, 3)
-    monkeypatch.setattr("mindspore_hessian.operators.progress.time.monotonic", iter(range(0, 10 ** 6, 100)).__next__)
-    inner, done = op.risk.run, []
-
-    def run(*args):
-        if len(done) == 7:  # two columns for each of three batches, and one of the other column
-            raise KeyboardInterrupt
-        done.append(1)
-        return inner(*args)
-    op.risk.run = run
-    with pytest.raises(KeyboardInterrupt):
-        op.product(matrix, checkpoint=path)
+    done = cut_off(monkeypatch, op, matrix, path, 7)  # two columns for each of three batches, and one of the other
     assert sorted(tmp_path.iterdir()) == [path, tmp_path / "partial.npz.2"]
-    op.risk.run = lambda *args: done.append(2) or inner(*args)
     close(op.product(matrix, checkpoint=path), H @ matrix)
     assert done == [1] * 7 + [2] * 2 and not any(tmp_path.iterdir())
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # mindspore_hessian beside torch.func, jax.jit and plain MindSpore; --help has the options.
 # VENV and BENCH_VENV name environments to use instead of .venv (MindSpore) and .venv-bench (torch and jax for the CPU,
-# matplotlib, and for spectrum.py PyHessian, which wants torchvision, and curvlinops). Those are used as they are and never changed.
+# matplotlib, and for spectrum.py curvlinops and PyHessian, which wants torchvision). Those are used as they are and
+# never changed.
 source "$(dirname "$0")/../environment.sh"
 for given in "${VENV:-}" "${BENCH_VENV:-}"; do
     if [[ -n $given && ! -x $given/bin/python ]]; then

@@ -28,8 +28,8 @@ class HessianOperator(CurvatureOperator):
         micro_batch: cut batches into pieces of at most so many samples: less memory, the same result (not for a
             network whose samples depend on each other, as batch norm in training mode).
         chunk_size: columns of a matrix that are multiplied at once. None: up to 64, as memory allows, of a matrix that
-            has enough for that to pay: more than 4, on the CPU more than 2,048 (products of several columns at once
-            compile for 4 s and more). Where thousands of columns come in small matrices, give the number that those
+            has enough for that to pay: more than 4, on the CPU more than 2,048 (the first product of several columns
+            at once compiles for seconds). Where thousands of columns come in small matrices, give the number that those
             have, 5 or more.
         distributed: sum over the processes of an ``msrun`` job, each of which holds its shard of the data.
         check_deterministic: compare two passes over the data, and the symmetry of two products, now.

@@ -51,8 +51,9 @@ class Plan:
 
 
 WIDTHS = (64, 8)
-# Columns up to which a product of several at once does not pay: it compiles for 4 s and more. On the CPU it then saves
-# 1 to 4 ms a column, or nothing; on the others, where starting kernels takes the time, more.
+# Columns up to which a product of several at once does not pay: its first call takes 6 to 29 s instead of 1 to 3. On
+# the CPU it then saves 1 to 12 ms a column, or nothing (ci/bench/at_once.py); on the others, where starting kernels
+# takes the time, more.
 FEW, FEW_ON_CPU = 4, 2048
 
 
