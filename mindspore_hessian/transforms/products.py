@@ -390,8 +390,8 @@ def _checked(fn, inputs, vectors, grad_position, has_aux, weights, mode, what="v
 
 
 def _guard(mode):
-    """jvp(grad) returns zeros where vjp(grad) says that a rule is missing, so the latter is compiled as a check."""
-    return product_kernel("revrev") if HVP_MODES[mode] == "fwdrev" else None
+    """jvp(grad) returns zeros where vjp(grad) says that a rule is missing, so both are compiled and compared."""
+    return (product_kernel("fwdrev"), product_kernel("revrev")) if HVP_MODES[mode] == "fwdrev" else None
 
 
 def _like(vectors, result):
