@@ -113,6 +113,8 @@ class Captures:
             self._add(*tensor_token(value))
         elif kind is FunctionType:
             self._function(value)
+        elif getattr(kind, GRAPH, False):  # a Recipe: what it makes its graph function of
+            self._walk(value.build, "build")
         elif isinstance(value, np.ndarray):
             if value.dtype.hasobject:
                 self._walk(value.tolist(), "array")

@@ -178,9 +178,7 @@ def _run(entry: _Entry, tensors: tuple) -> Any:
 def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors: tuple, captures: Captures,
              also: tuple, recording: bool, weights: tuple[Parameter, ...], guard: Callable | None,
              first: Callable | None) -> _Entry:
-    for weight in weights:
-        if id(weight) not in captures.parameters:
-            raise ValueError(f"weight {weight.name!r} is not in the function: nothing it captured holds this Parameter")
+    check_captured(weights, captures)
     if _compat.disk_cache_enabled():
         raise UnsafeRuntimeError(
             "MindSpore's on-disk compile cache is on, and it returns the numbers of another function. Turn it off: "
@@ -212,6 +210,13 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     entry = _entries[key] = _Entry(graph, captures, statistics, site)
     _evict()
     return entry
+
+
+def check_captured(weights: tuple[Parameter, ...], captures: Captures) -> None:
+    """Raise where a weight is not in the function."""
+    for weight in weights:
+        if id(weight) not in captures.parameters:
+            raise ValueError(f"weight {weight.name!r} is not in the function: nothing it captured holds this Parameter")
 
 
 def _graph(function: Callable, tensors: tuple, recording: bool, captures: Captures) -> Any:

@@ -11,6 +11,7 @@ from mindspore_hessian import _compile
 from mindspore_hessian._callable import Call
 from mindspore_hessian._tree import Variables, as_args, check_finite, variables
 from mindspore_hessian.transforms import _graph
+from mindspore_hessian.transforms._in_graph import tensors_in
 
 HVP_MODES = {"auto": "revrev", "revrev": "revrev", "fwdrev": "fwdrev"}
 
@@ -72,6 +73,21 @@ class Problem:
         return _compile.execute(name, self.call, build, (*options, *vars_.key, has_aux), extras, vars_.weights, also,
                                 guard and (checked(guard[0] or (kernel if has_aux else None)), checked(guard[1])),
                                 first)
+
+    def in_graph(self, kernel: Callable, pack: Callable, given: Any) -> Callable:
+        """A kernel as a function of `given` (stand-ins), for the user's own graph; ``pack(value)`` is compiled too."""
+        _compile.check_captured(self.vars.weights, self.call.captures())
+        f, n, has_aux, select = self.call.function(), len(self.call.leaves), self.has_aux, tensors_in(given)
+        run = kernel(_graph.first(f) if has_aux else f, n, self.vars)
+        auxiliary = _graph.rest(f)
+
+        def call(values):
+            tensors = select(values)
+            value = pack(run(*tensors))
+            if has_aux:
+                return value, auxiliary(*tensors[:n])
+            return value
+        return call
 
     def finish(self, name: str, result: Any, pack: Callable) -> Any:
         """Check a kernel's result, put it in the user's structure, and add the auxiliary outputs."""
