@@ -21,7 +21,6 @@ from mindspore_hessian._capture import GRAPH
 WEIGHTS_INSIDE = ("inside your own graph, weights= goes with products only (hvp, grad_and_hvp, curvature), without "
                   "grad_position and has_aux. Make the transform outside of the graph, f = hessian(fn, weights=...), "
                   "and call f inside")
-KEYWORDS_INSIDE = "inside your own graph, the function that a transform returns takes positional arguments only"
 
 
 def readable_in_graph(graph: Callable) -> Callable:
@@ -128,16 +127,14 @@ class Made:
         known(fn)
         self.call = recipe.build(fn, *options)
 
-    def __call__(self, *args, **kwargs):
-        return self.call(*args, **kwargs)
+    def __call__(self, *args):
+        return self.call(*args)
 
 
 def outside(build: Callable) -> Callable:
     """The version for graphs of a function that a transform returns; ``build(args)`` makes the graph function."""
     recipe = Recipe(build)
 
-    def in_graph(*args, **kwargs):
-        if kwargs:
-            raise NotImplementedError(KEYWORDS_INSIDE)
+    def in_graph(*args):
         return InGraph(recipe, described(args))(args)
     return in_graph

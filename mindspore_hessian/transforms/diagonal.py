@@ -205,7 +205,8 @@ def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, w
 
 def _entries(f: Callable, v: Variables, kind: str) -> Callable:
     """The diagonal, a Tensor a variable, or its sum, at one point: for `batched_kernel`."""
-    entries = _rows.diagonal(f, v.positions, v.parameters, None, kind == "laplacian")
+    check = _rows.tensors if kind == "laplacian" else _graph.scalar
+    entries = _rows.diagonal(f, v.positions, v.parameters, None, kind == "laplacian", check)
     split = _rows.split_line(v.positions, v.parameters)
 
     def one(*xs):
