@@ -183,9 +183,13 @@ def _rayleigh(hvs, vs):
 
 
 def _gauss_newton(forward, loss, pos, params):
-    """``product(xs, vs)``: J^T H_loss J vs."""
+    """``product(xs, vs)``: J^T H_loss J vs.
+
+    The reverse pass has a function of its own: where it shares that of the forward product, MindSpore gives zeros by
+    the weights of a network with a branch, and where each of the three uses has one, it does not compile.
+    """
     out = _graph.one_tensor(forward)
-    push, pull = _graph.jvp(out, pos, params), _graph.vjp(out, pos, params)
+    push, pull = _graph.jvp(out, pos, params), _graph.vjp(_graph.one_tensor(forward), pos, params)
     curve = _graph.hessian_product(_graph.scalar(loss), (0,), None, "revrev")
 
     def product(xs, vs):
