@@ -12,7 +12,7 @@ from typing import Any
 from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat, _source
-from mindspore_hessian._capture import GRAPH, Captures, foreign_modules
+from mindspore_hessian._capture import GRAPH, Captures, foreign_modules, path_text
 from mindspore_hessian._errors import NotCompilableError
 
 
@@ -186,9 +186,14 @@ def readable(captures: Captures) -> Iterator[None]:
     Checks that their source is what Python runs; hides ``__wrapped__``, since the parser would skip the wrapper; and
     puts the right globals in place of modules that are not the functions' own.
     """
-    for fn in captures.functions:
-        if fn.__code__.co_name != "<lambda>":
+    for fn, path in captures.functions.items():
+        # what has no text may stand where the program never comes by; if it does, MindSpore says so
+        if fn.__code__.co_name == "<lambda>" or not (path[0] is None or _source.has_source(fn)):
+            continue
+        try:
             _source.check_unchanged(fn)
+        except NotCompilableError as err:
+            raise NotCompilableError(f"{err} It is reached as {path_text(path)}.") from err
     hidden: list[tuple[Any, Any]] = [(fn, fn.__wrapped__) for fn in captures.functions if hasattr(fn, "__wrapped__")]
     modules = foreign_modules(captures.functions)
     before = {name: sys.modules.get(name) for name in modules}
@@ -197,6 +202,10 @@ def readable(captures: Captures) -> Iterator[None]:
     sys.modules.update(modules)
     try:
         yield
+    except Exception as err:
+        if cause := _source.cause(captures.functions, err):
+            raise cause from err
+        raise
     finally:
         for fn, inner in hidden:
             fn.__wrapped__ = inner
