@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import builtins
 import collections
+import copyreg
 import functools
 import hashlib
 import itertools
@@ -21,6 +22,7 @@ import sys
 import sysconfig
 import time
 import weakref
+from abc import ABC
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
@@ -28,15 +30,17 @@ from types import (
     BuiltinFunctionType,
     CodeType,
     FunctionType,
+    GenericAlias,
     GetSetDescriptorType,
     MappingProxyType,
     MemberDescriptorType,
     MethodDescriptorType,
     MethodType,
     ModuleType,
+    UnionType,
     WrapperDescriptorType,
 )
-from typing import Any
+from typing import Any, Generic, Protocol
 
 import numpy as np
 from mindspore import COOTensor, CSRTensor, Parameter, Tensor, nn
@@ -48,7 +52,12 @@ GRAPH = "__mindspore_hessian_graph__"  # set on functions of ours that MindSpore
 
 _PLAIN = frozenset({int, bool, str, bytes, type(None), complex, float})
 _ATOMS = _PLAIN - {float} | {type(Ellipsis), type(NotImplemented), CodeType}
-_LIBRARIES = frozenset({"mindspore", "numpy", "scipy", "mindspore_hessian"})  # and the standard library
+# Packages that show or record what happens: no graph depends on their objects, which change all the time
+_TOOLS = frozenset({"tqdm", "wandb", "tensorboard", "tensorboardX", "mlflow", "swanlab", "loguru", "rich", "absl",
+                    "IPython", "ipykernel", "psutil", "matplotlib", "pytest", "_pytest", "pluggy"})
+# Packages whose code does not change while the process runs; the standard library is another, all others are walked
+_LIBRARIES = _TOOLS | {"mindspore", "numpy", "scipy", "mindspore_hessian", "torch", "jax", "tensorflow", "pandas",
+                       "PIL", "cv2", "sklearn", "h5py"}
 # modules whose functions do not read attributes of the objects they are given by names that the user's code hides
 _BLIND = _LIBRARIES | {"math", "cmath", "os", "posixpath", "ntpath", "sys", "time", "random", "re", "string", "logging",
                        "warnings", "typing", "collections", "abc", "enum", "itertools", "functools", "numbers", "types",
@@ -66,12 +75,13 @@ _SILENT = frozenset({"__module__", "__doc__", "__dict__", "__weakref__", "__qual
                      "__repr__", "__str__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__",
                      "__init_subclass__", "__class_getitem__", "__sizeof__", "__setattr__", "__delattr__"})
 _MAKING = ("__init__", "__new__", "__post_init__")
-_CELL_NAMES = ("construct", "bprop", "_backward_hook")
+_CELL_NAMES = ("construct", "bprop")
 _PIECE = 2 ** 23  # bytes that one thread digests at a time
 SLOW = 0.05  # seconds that a walk may take
-_FAST_ENOUGH = 2 ** 27  # bytes digested in about that time
 
 _of_a_kind: Any = functools.lru_cache(maxsize=4096)  # of a function of a class
+
+_STDLIB = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__)})
 
 Path = tuple[Any, Any]  # (the path before, a name or number)
 
@@ -92,12 +102,12 @@ def _is_library_root(root: str) -> bool:
     if root not in sys.stdlib_module_names:
         return False
     file = getattr(sys.modules.get(root), "__file__", None)  # a module of the user's can have such a name, too
-    return file is None or file.startswith((sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"),
-                                            os.path.dirname(os.__file__)))
+    return file is None or (file.startswith(_STDLIB) and "site-packages" not in file)
 
 
 def _root(obj: Any) -> str:
-    return (getattr(obj, "__module__", None) or "").split(".", 1)[0]
+    name = getattr(obj, "__module__", None)
+    return name.split(".", 1)[0] if isinstance(name, str) else ""
 
 
 def is_library(obj: Any) -> bool:
@@ -156,6 +166,17 @@ def _is_plain(value: Any) -> bool:
     return False
 
 
+def _is_of_one_number_type(values: Iterable) -> bool:
+    """Whether they are numbers of numpy, all of one type."""
+    kinds = set(map(type, values))
+    return len(kinds) == 1 and issubclass(kinds.pop(), np.number)
+
+
+@_of_a_kind
+def _is_library_kind(kind: type) -> bool:
+    return is_library(kind)
+
+
 @_of_a_kind
 def _slots(kind: type) -> tuple[str, ...]:
     """The names of all ``__slots__`` of a class (and of the readable fields of a class written in C)."""
@@ -173,8 +194,8 @@ def _hides(kind: type) -> bool:
 @_of_a_kind
 def _is_open(kind: type) -> bool:
     """Whether code that is not the user's may read attributes of the instances, so that all of them count."""
-    return any(is_library(base) and base is not nn.Cell and _root(base) not in ("builtins", "abc", "typing")
-               for base in kind.__mro__)
+    known = {*nn.Cell.__mro__, Generic, Protocol, ABC}
+    return any(_is_library_kind(base) and base not in known and _root(base) != "builtins" for base in kind.__mro__)
 
 
 class _Everything(set):
@@ -191,6 +212,7 @@ class Captures:
         token: hashable; equal for functions that compile to the same graph.
         parameters: id -> Parameter, every one that the function can reach.
         functions: the user's functions in reach (not those of libraries), and how each is reached.
+        kinds: the user's classes in reach.
         training: whether a network in reach is in training mode.
         labels: with ``labels=True``, how each item of the token is reached.
         slow: the walk took so long that it holds every call up.
@@ -201,26 +223,41 @@ class Captures:
         self._paths: list[Path] | None = [] if labels else None
         self.parameters: dict[int, Parameter] = {}
         self.functions: dict[FunctionType, Path] = {}
+        self.kinds: dict[type, None] = {}
         self.training = False
         self._kept: list = []
         self._seen: dict[int, int] = {}
         self._classes: set[int] = set()
+        self._opened: set[int] = set()  # Cells whose attributes all count
         self._names: set[str] = set(_CELL_NAMES)  # of attributes that some code in reach reads
         self._waiting: dict[str, list[tuple[Any, Path]]] = {}  # attributes that none reads so far
         self._queue: collections.deque[tuple[Callable, Any, Path]] = collections.deque()
-        self._digested = 0
-        start = time.thread_time()
+        self._digested: list[tuple[Path, int]] = []  # thousands of bytes: as long as an item of the token
+        self._roots = roots
+        start = time.perf_counter()
         for root in roots:
             self._walk(root, (None, "network" if isinstance(root, nn.Cell) else "function"))
         while self._queue:
             read, value, path = self._queue.popleft()
             read(self, value, path)
+        self._waiting.clear()  # what no code reads is not to be kept alive
         self.token = tuple(self._token)
-        self.slow = time.thread_time() - start > SLOW or self._digested > _FAST_ENOUGH
+        self.slow = time.perf_counter() - start > SLOW
 
     @property
     def labels(self) -> list[str] | None:
         return None if self._paths is None else [path_text(path) for path in self._paths]
+
+    def largest(self) -> str:
+        """How that is reached which takes most of the time: the innermost that has half of it."""
+        again = Captures(*self._roots, labels=True)
+        costs: collections.Counter[Path] = collections.Counter()
+        for path, cost in [*((path, 1) for path in again._paths or ()), *again._digested]:
+            while path is not None:
+                costs[path] += cost
+                path = path[0]
+        half = max(costs.values()) / 2
+        return max((path_text(path) for path, cost in costs.items() if cost >= half), key=len)
 
     def _add(self, path: Path, *items) -> None:
         self._token.append((path[1], *items))
@@ -248,6 +285,10 @@ class Captures:
         self._seen[id(value)] = len(self._seen)
         self._kept.append(value)  # so that the id stays its own
         return True
+
+    def _count(self, path: Path, size: int) -> None:
+        if size > 10 ** 6:
+            self._digested.append((path, size // 1000))
 
     def _identity(self, value: Any, path: Path) -> None:
         self._kept.append(value)
@@ -282,6 +323,19 @@ class Captures:
         else:
             self._waiting.setdefault(name, []).append((item, (path, name)))
 
+    def _all(self, names: Iterable[str], space: dict[str, Any], path: Path) -> None:
+        """As `_walk` on each, and fast: a network of MindSpore's layers has a thousand of them."""
+        token, paths = self._token, self._paths
+        for name in names:
+            item = space[name]
+            kind = type(item)
+            if kind in _ATOMS:
+                token.append((name, kind, item))
+                if paths is not None:
+                    paths.append((path, name))
+            else:
+                self._walk(item, (path, name))
+
     # --- values ---
 
     def _float(self, value: Any, path: Path) -> None:
@@ -293,7 +347,7 @@ class Captures:
 
     def _tensor(self, value: Tensor, path: Path) -> None:
         token = tensor_token(value)
-        self._digested += value.nbytes
+        self._count(path, value.nbytes)
         self._add(path, *token)
 
     def _scalar(self, value: np.generic, path: Path) -> None:
@@ -308,14 +362,14 @@ class Captures:
     def _buffer(self, value: Any, path: Path) -> None:
         try:
             view = memoryview(value)
-            self._digested += view.nbytes
+            self._count(path, view.nbytes)
             data = view if view.c_contiguous else view.tobytes()
             self._add(path, type(value), view.format, view.shape, _sha(data))
         except ValueError:  # released, closed
             self._unknown(value, path)
 
     def _array(self, value: np.ndarray, path: Path) -> None:
-        self._digested += value.nbytes
+        self._count(path, value.nbytes)
         if value.dtype.hasobject:
             self._walk(value.tolist(), path)
         else:
@@ -332,8 +386,10 @@ class Captures:
         kind = type(value)
         is_map = isinstance(value, dict | MappingProxyType)
         self._add(path, kind, len(value))
-        if len(value) > 15 and _is_plain(value):
-            self._add(path, _sha(marshal.dumps(value, 2)))
+        if len(value) > 15 and _is_plain(value):  # of a set the order counts: marshal would sort it
+            self._add(path, _sha(marshal.dumps(value if isinstance(value, dict) else list(value), 2)))
+        elif len(value) > 15 and not is_map and _is_of_one_number_type(value):
+            self._walk(np.array(list(value)), path)
         elif is_map:
             items = dict.items(value) if isinstance(value, dict) else value.items()
             for key, item in items:
@@ -370,10 +426,12 @@ class Captures:
     def _object(self, value: Any, path: Path) -> None:
         kind = type(value)
         self._identity(value, path)
-        if is_library(kind):
+        if _is_library_kind(kind):
             root = _root(kind)
             if root == "mindspore" and _hides(kind) and not hasattr(value, "__dict__"):
                 return  # a dtype, or another object of MindSpore's C++
+            if root in _TOOLS:
+                return
             if root in _SERVICES or kind.__module__.startswith("mindspore.dataset"):
                 for name, item in getattr(value, "__dict__", {}).items():
                     if type(item) in _PLAIN:
@@ -387,11 +445,14 @@ class Captures:
         """``__dict__`` and ``__slots__``, and the methods of the class."""
         kind = type(value)
         every = _is_open(kind)
-        if not is_library(kind):
+        if not _is_library_kind(kind):
             self._kind(kind, path)
         space = getattr(value, "__dict__", None) or {}
-        for name, item in space.items():
-            self._walk(item, (path, name)) if every else self._member(name, item, path)
+        if every:
+            self._all(space, space, path)
+        else:
+            for name, item in space.items():
+                self._member(name, item, path)
         for name in _slots(kind):
             try:
                 item = object.__getattribute__(value, name)
@@ -402,7 +463,8 @@ class Captures:
     def _reduced(self, value: Any, path: Path) -> None:
         """An object with a state in C: as pickle would take it apart."""
         try:
-            parts = value.__reduce_ex__(2)
+            known = copyreg.dispatch_table.get(type(value))
+            parts = known(value) if known else value.__reduce_ex__(2)
         except Exception:
             self._unknown(value, path)
             return
@@ -425,7 +487,7 @@ class Captures:
         except ValueError:
             for name, item in space.items():
                 self._walk(item, (path, name))
-        if not is_library(type(value)):
+        if not _is_library_kind(type(value)):
             self._kind(type(value), path)
 
     def _cell(self, cell: nn.Cell, path: Path) -> None:
@@ -434,15 +496,19 @@ class Captures:
         flags = cell.get_flags()
         self._add(path, "cell", id(cell), bool(cell.training), str(flags) if flags else "",
                   str(space.get("mixed_precision_type")))
-        if not is_library(kind):
+        if not _is_library_kind(kind):
             self._kind(kind, path)
         for name in ("_params", "_cells"):
             for key, item in (space.get(name) or {}).items():
                 self._walk(item, (path, key))
-        bare, every = _bare_cell(), _is_open(kind)
-        for name, item in space.items():
-            if name not in bare:
-                self._walk(item, (path, name)) if every else self._member(name, item, path)
+        if _is_library_kind(kind) and kind not in _CALLERS:  # its code may read attributes of the Cells it was given
+            self._opened.update(map(id, (space.get("_cells") or {}).values()))
+        own = itertools.filterfalse(_bare_cell().__contains__, space)
+        if _is_open(kind) or id(cell) in self._opened:
+            self._all(own, space, path)
+        else:
+            for name in own:
+                self._member(name, space[name], path)
         for name in _slots(kind):
             if hasattr(cell, name):
                 self._member(name, getattr(cell, name), path)
@@ -452,12 +518,12 @@ class Captures:
     def _class(self, cls: type, path: Path) -> None:
         """A class that code names: it may make an instance."""
         self._identity(cls, path)
-        if is_library(cls):
+        if _is_library_kind(cls):
             self._used(cls)
             return
         self._kind(cls, path)
         for base in cls.__mro__:
-            for name in () if is_library(base) else _MAKING:
+            for name in () if _is_library_kind(base) else _MAKING:
                 if type(vars(base).get(name)) is FunctionType:
                     self._walk(vars(base)[name], (path, name))
         if issubclass(cls, Enum):
@@ -466,8 +532,9 @@ class Captures:
 
     def _kind(self, cls: type, path: Path) -> None:
         """The attributes and methods of a class, by name."""
+        self.kinds[cls] = None
         for base in cls.__mro__:
-            if is_library(base) or id(base) in self._classes:
+            if _is_library_kind(base) or id(base) in self._classes:
                 continue
             self._classes.add(id(base))
             self._kept.append(base)
@@ -477,11 +544,11 @@ class Captures:
                     continue
                 if isinstance(item, classmethod):
                     self._walk(base, (path, name))
-                if name.startswith("__") and name.endswith("__") and type(item) is FunctionType:
+                if name.startswith("__") and name.endswith("__") and callable(item):
                     self._walk(item, (path, name))
                 else:
                     self._member(name, item, path)
-        if type(cls) is not type and not is_library(type(cls)):
+        if type(cls) is not type and not _is_library_kind(type(cls)):
             self._kind(type(cls), path)
 
     def _named(self, value: Any, path: Path) -> None:
@@ -512,7 +579,7 @@ class Captures:
             self.functions[fn] = path
         self._add(path, "code", fn.__code__)
         cells: dict[str, Any] = {}
-        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
+        for name, cell in () if fn.__closure__ is None else zip(fn.__code__.co_freevars, fn.__closure__, strict=False):
             try:
                 cells[name] = cell.cell_contents
             except ValueError:  # not assigned yet
@@ -527,6 +594,9 @@ class Captures:
                 self._walk(defaults, (path, "defaults"))
         if library:
             return
+        if fn.__dict__:
+            for name, item in fn.__dict__.items():
+                self._member(name, item, path)
         found = reads(fn.__code__)
         for chain in found.globals:
             if chain.name in fn.__globals__:
@@ -569,6 +639,7 @@ class Captures:
 
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque, MappingProxyType)
+_CALLERS = (nn.SequentialCell, nn.CellList, nn.CellDict)  # they only call the Cells they hold
 _PARTS: dict[type, tuple[str, ...]] = {
     MethodType: ("__func__", "__self__"), property: ("fget",), staticmethod: ("__func__",), classmethod: ("__func__",),
     functools.partial: ("func", "args", "keywords"), functools.partialmethod: ("func", "args", "keywords"),
@@ -582,7 +653,7 @@ _READERS: tuple[tuple[tuple[type, ...], Callable, bool], ...] = (
     ((Tensor,), Captures._tensor, True),
     ((np.generic,), Captures._scalar, True),
     ((np.ndarray,), Captures._array, False),
-    ((np.dtype, range, slice), Captures._described, True),
+    ((np.dtype, range, slice, GenericAlias, UnionType), Captures._described, True),
     ((FunctionType,), Captures._function, False),
     ((Enum,), Captures._object, False),
     ((float, complex, int, str, bytes), Captures._number, False),

@@ -191,6 +191,31 @@ def _all_names(code: CodeType) -> Iterator[str]:
         yield from one.co_varnames
 
 
+def check_private_names(functions: Iterable[FunctionType], kinds: Iterable[type]) -> None:
+    """Raise where MindSpore would read another attribute: in a method of a base class it takes ``self.__x`` for that
+    of the object's class, Python for that of the class in which the method stands.
+
+    Raises:
+        NotCompilableError: both classes have such an attribute. (Where one has not, MindSpore does not find it.)
+    """
+    private = [(fn, name) for fn in functions for name in fn.__code__.co_names if re.match(r"_[^\W_]\w*?__\w", name)]
+    for cls in kinds if private else ():
+        for base in cls.__mro__[1:]:
+            theirs, own = (f"_{one.__name__.lstrip('_')}__" for one in (base, cls))
+            for fn, name in private:
+                if theirs != own and name.startswith(theirs) and _has_name(cls, own + name[len(theirs):]):
+                    short = "__" + name[len(theirs):]
+                    raise NotCompilableError(
+                        f"{where(fn)} reads `{short}` of {base.__name__}, and {cls.__name__} has a `{short}` of its "
+                        "own: MindSpore would read that one. Give one of them another name (a single underscore).")
+
+
+def _has_name(cls: type, name: str) -> bool:
+    spaces = [vars(base) for base in cls.__mro__]
+    return any(name in space or any(name in item.__code__.co_names for item in space.values()
+                                    if isinstance(item, FunctionType)) for space in spaces)
+
+
 def _has_flag(*flags: int) -> Callable[[FunctionType], bool]:
     return lambda fn: any(fn.__code__.co_flags & flag for flag in flags)
 
@@ -214,6 +239,8 @@ _CAUSES: tuple[tuple[str, Callable[[FunctionType], bool], str], ...] = (
     (r"jit_class instance|issubclass\(\) arg 1|'(Async)?With'|__enter__|__exit__", _says_with,
      "has a `with` block, which MindSpore cannot compile. Enter the context around the call of the transform, or leave "
      "it out of the function."),
+    (r"Unable to cast Python instance of type <class 'NoneType'>", lambda fn: fn.__module__ is None,
+     "was made by exec() in a name space without a `__name__`, where MindSpore cannot look. Put it into a .py file."),
     ("parameters number of the function", _is_method_without_self,
      "is a method whose first argument is not called `self`, and MindSpore knows a method by that name. Call it "
      "`self`."),
