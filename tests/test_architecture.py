@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"_compat"},
     {"_errors"},
-    {"_source"},
+    {"_source", "_reads"},
     {"_audit_graph"},
     {"_capture"},
     {"_callable"},
