@@ -344,6 +344,8 @@ NETWORKS = [
     Row("BatchNormGrad", (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3)), call=batch_norm_grad, axes=(0,)),
     Row("BatchNormGradGrad", (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3), n(2, 3, 2, 2), n(3), n(3)),
         call=gen.BatchNormGradGrad(False, 1e-5, "NCHW"), axes=(0,)),
+    *losses(),
+    *nll(),
     Row("PReLUGrad", (n(2, 3, 4), n(2, 3, 4), t(3))),
     Row("PReLUGrad", (n(2, 3), n(2, 3), t(1)), option="one"),
     Row("GroupNormGrad", (n(2, 4, 3), n(2, 4, 3), n(2, 2), t(2, 2), t(4)), (2, True, True, True)),
