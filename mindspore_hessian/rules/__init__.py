@@ -23,6 +23,7 @@ from mindspore_hessian.rules import (
     derivatives_math,
     derivatives_matmul,
     derivatives_nn,
+    derivatives_norm,
     derivatives_resize,
     derivatives_rewritten,
     derivatives_rnn,
@@ -34,8 +35,8 @@ __all__ = ["install", "uninstall", "status", "in_force", "register_derivative", 
 
 TABLES: tuple[tuple[Rule, ...], ...] = tuple(module.RULES for module in (
     derivatives_math, derivatives_matmul, derivatives_nn, derivatives_linalg, derivatives_resize, derivatives_rnn,
-    derivatives_rewritten, derivatives_sampling, derivatives_distance, batching_math, batching_nn, batching_conv,
-    batching_formula, batching_views))
+    derivatives_rewritten, derivatives_sampling, derivatives_distance, derivatives_norm, batching_math, batching_nn,
+    batching_conv, batching_formula, batching_views))
 
 _ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
 _ABSENT = object()

@@ -1,5 +1,5 @@
 """Derivative rules: primitives whose backward has no derivative or a wrong one, so that the gradient itself is written
-with differentiable operations; and the third derivatives of normalizations."""
+with differentiable operations."""
 from __future__ import annotations
 
 import mindspore as ms
@@ -276,62 +276,6 @@ def median(prim):
     return of_all if whole else along
 
 
-# --- third derivatives ---------------------------------------------------------------------------------------------
-# `backward` and `second` stand in both rules: MindSpore cannot compile a closure (`norm`) that another function
-# differentiates ("Illegal AnfNode").
-
-def layer_norm_grad_grad(prim):
-    """The backward of (dx, dgamma, dbeta) of y = gamma (x - m) / sqrt(v + eps) + beta, itself differentiated.
-
-    The variance that MindSpore hands on may hold eps: what it has beyond that of x is a constant.
-    """
-    def bprop(x, dy, var, mean, gamma, ddx, ddgamma, ddbeta, norm_axis, params_axis, out, dout):
-        width = gamma.size
-        spread = x.reshape(-1, width) - x.reshape(-1, width).mean(axis=1, keep_dims=True)
-        eps = ops.stop_gradient(var.reshape(-1, 1) - (spread * spread).mean(axis=1, keep_dims=True))
-
-        def norm(x, gamma, beta):
-            rows = x.reshape(-1, width)
-            c = rows - rows.mean(axis=1, keep_dims=True)
-            y = c / ops.sqrt((c * c).mean(axis=1, keep_dims=True) + eps)
-            return (y * gamma.reshape(1, -1) + beta.reshape(1, -1)).reshape(x.shape)
-
-        def backward(x, dy, gamma):
-            return pull(norm)(mutable(x), mutable(gamma), ops.zeros_like(mutable(gamma)), dy)
-
-        def second(x, dy, gamma, ddx, ddgamma, ddbeta):
-            return pull(backward)(mutable(x), mutable(dy), mutable(gamma), (ddx, ddgamma, ddbeta))
-        by_x, by_dy, by_gamma, by_ddx, by_ddgamma, by_ddbeta = pull(second)(
-            mutable(x), mutable(dy), mutable(gamma), mutable(ddx), mutable(ddgamma), mutable(ddbeta), dout)
-        return (by_x, by_dy, ops.zeros_like(var), ops.zeros_like(mean), by_gamma, by_ddx, by_ddgamma, by_ddbeta, 0, 0)
-    return bprop
-
-
-def batch_norm_grad_grad(prim):
-    """The same for batch norm, whose statistics are those of the batch in training and constants otherwise."""
-    def bprop(x, dy, scale, mean, var, ddx, ddscale, ddbias, training, epsilon, layout, out, dout):
-        def norm(x, scale, bias):
-            moved = ops.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
-            if training:
-                c = moved - moved.mean(axis=1, keep_dims=True)
-                v = (c * c).mean(axis=1, keep_dims=True)
-            else:
-                c, v = moved - mean.reshape(-1, 1), var.reshape(-1, 1)
-            y = (c / ops.sqrt(v + epsilon)) * scale.reshape(-1, 1) + bias.reshape(-1, 1)
-            return ops.moveaxis(y.reshape(ops.moveaxis(x, 1, 0).shape), 0, 1)
-
-        def backward(x, dy, scale):
-            return pull(norm)(mutable(x), mutable(scale), ops.zeros_like(mutable(scale)), dy)
-
-        def second(x, dy, scale, ddx, ddscale, ddbias):
-            return pull(backward)(mutable(x), mutable(dy), mutable(scale), (ddx, ddscale, ddbias))
-        by_x, by_dy, by_scale, by_ddx, by_ddscale, by_ddbias = pull(second)(
-            mutable(x), mutable(dy), mutable(scale), mutable(ddx), mutable(ddscale), mutable(ddbias), dout)
-        return (by_x, by_dy, by_scale, ops.zeros_like(mean), ops.zeros_like(var), by_ddx, by_ddscale, by_ddbias, 0, 0,
-                0)
-    return bprop
-
-
 _MISSING = "MindSpore has no derivative of it"
 _REWRITTEN = "its backward has no derivative and hides its attributes: the gradient is differentiable operations"
 
@@ -363,6 +307,4 @@ RULES: tuple[Derivative, ...] = (
       for name in ("ArgMaxWithValue", "ArgMinWithValue")),
     *(Derivative(name, extreme, _IN_PLACE, replaces=True) for name in ("Max", "Min")),
     Derivative("Median", median, _REWRITTEN, replaces=True),
-    Derivative("LayerNormGradGrad", layer_norm_grad_grad, _MISSING),
-    Derivative("BatchNormGradGrad", batch_norm_grad_grad, _MISSING),
 )
