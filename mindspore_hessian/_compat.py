@@ -7,9 +7,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib
 import itertools
 import os
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FunctionType
@@ -244,11 +244,10 @@ def batching_registry() -> dict:
     return vmap_base.vmap_rules_getters
 
 
-def function_named(name: str) -> Callable | None:
-    """The Python function of MindSpore with a dotted name; None where there is none."""
-    module, _, attribute = name.rpartition(".")
-    with contextlib.suppress(ImportError):
-        function = getattr(importlib.import_module(module), attribute, None)
+def function_named(name: str) -> FunctionType | None:
+    """The Python function or method of MindSpore with a dotted name; None where there is none."""
+    with contextlib.suppress(ImportError, AttributeError):
+        function = pkgutil.resolve_name(name)
         return function if isinstance(function, FunctionType) else None
     return None
 

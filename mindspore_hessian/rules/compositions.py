@@ -71,6 +71,12 @@ def std(input, axis=None, ddof=0, keepdims=False):  # noqa: A002
     return ops.sqrt(var_mean(input, axis, ddof, keepdims)[0])
 
 
+def moments(self, x):
+    """Mean and variance, the mean in it differentiated like the other."""
+    variance, mean = var_mean(ops.cast(x, ms.float32), self.axis, 0, self.keep_dims)
+    return ops.cast(mean, x.dtype), ops.cast(variance, x.dtype)
+
+
 def numpy_logaddexp(x1, x2, dtype=None):
     """`logaddexp`, in another dtype if asked."""
     out = logaddexp(x1, x2)
@@ -97,6 +103,8 @@ RULES: tuple[Composition, ...] = (
     Composition("mindspore.numpy.logaddexp2", numpy_logaddexp2, _OVERFLOW),
     Composition("mindspore.ops.var", var, _ROOT),
     Composition("mindspore.ops.var_mean", var_mean, _ROOT),
+    Composition("mindspore.nn.Moments.construct", moments, "MindSpore's stops the gradient of the mean: the first "
+                "derivative of the variance is right, the second is not"),
     Composition("mindspore.ops.std", std, "MindSpore's computes float64 in float32"),
     Composition("mindspore.ops.std_mean", std_mean, "MindSpore's computes float64 in float32"),
 )
