@@ -13,7 +13,7 @@ from typing import Any
 from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat, _source
-from mindspore_hessian._capture import GRAPH, Captures, foreign_modules, path_text
+from mindspore_hessian._capture import GRAPH, Captures, foreign_modules, is_library, path_text
 from mindspore_hessian._errors import NotCompilableError, RecompileWarning, warn
 
 
@@ -78,9 +78,9 @@ def _parsable_function(fn: FunctionType, memo: dict[int, Any]) -> FunctionType:
     cells = []
     for cell in fn.__closure__ or ():
         content = cell.cell_contents if _assigned(cell) else None
-        hidden = isinstance(content, functools.partial) or (
-            isinstance(content, FunctionType) and not _source.is_readable(content))
-        cells.append(CellType(parsable(content, memo)) if hidden else cell)
+        inner = isinstance(content, functools.partial) or (type(content) is FunctionType and not is_library(content))
+        plain = parsable(content, memo) if inner else content  # at any depth: a closure of a closure of a lambda
+        cells.append(cell if plain is content else CellType(plain))
     if cells != list(fn.__closure__ or ()):
         out = _source.copy_function(out, closure=tuple(cells))
     memo[id(fn)] = out

@@ -107,13 +107,20 @@ def _changed(fn: FunctionType) -> NotCompilableError:
 def _shape(code: CodeType) -> tuple:
     """What two compilations of the same text share, whatever their place in the file.
 
-    Calls and attributes are left out: CPython compiles ``math.sqrt(x)`` in two ways, by whether it saw the import.
+    How a call or an attribute is compiled is left out: CPython compiles ``math.sqrt(x)`` in two ways, by whether it saw
+    the import. What is read stays, and in which order: ``x - y`` is not ``y - x``.
     """
     consts = tuple(_shape(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts)
-    steps = tuple((step.opname, step.arg if step.opname in ("BINARY_OP", "COMPARE_OP") else None)
+    steps = tuple((step.opname.partition("_")[0], _read(step.argval)) if step.opname.startswith("LOAD_") else
+                  (step.opname, step.arg if step.opname in ("BINARY_OP", "COMPARE_OP") else None)
                   for step in dis.get_instructions(code)
-                  if not step.opname.startswith(("LOAD_", "CALL", "PRECALL", "PUSH_NULL", "EXTENDED_ARG", "CACHE")))
+                  if not step.opname.startswith(("CALL", "PRECALL", "PUSH_NULL", "EXTENDED_ARG", "CACHE")))
     return steps, consts, code.co_names, code.co_varnames, code.co_freevars
+
+
+def _read(value: object) -> str:
+    """A name or a constant as text; the code of an inner function is compared with the other constants."""
+    return "" if isinstance(value, CodeType) else repr(value)
 
 
 def _compiled(node: ast.expr | ast.stmt, fn: FunctionType) -> CodeType | None:
