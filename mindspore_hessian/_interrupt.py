@@ -13,6 +13,7 @@ At the end SIGTERM is as it was, and Python's handler for SIGINT is in force, wh
 """
 from __future__ import annotations
 
+import _signal  # the module `signal` makes an enum of every number, which takes longer than all the rest here
 import _thread
 import contextlib
 import ctypes
@@ -43,9 +44,12 @@ class _Stack(ctypes.Structure):
     _fields_ = [("memory", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
 
 
+_SIGINT, _SIGTERM, _SIG_DFL = int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIG_DFL)
 _SA_SIGINFO = 4
 _MEMORY = ctypes.create_string_buffer(1 << 16)
-_OURS = _Stack(ctypes.addressof(_MEMORY), 0, len(_MEMORY))
+_STACK, _ACTION = _Stack(ctypes.addressof(_MEMORY), 0, len(_MEMORY)), _Action()
+_OUR_STACK, _OUR_ACTION = ctypes.byref(_STACK), ctypes.byref(_ACTION)
+_MAIN = threading.main_thread()
 _LIBC = ctypes.PyDLL(None) if sys.platform == "linux" and ctypes.sizeof(ctypes.c_void_p) == 8 else None
 _AGAIN = 0.01  # seconds until an interrupt that came at a bad time comes again
 
@@ -62,7 +66,9 @@ class _Interruptible:
         self._raised: BaseException | None = None
         self._sigint: Any = None
         self._sigterm: Any = None
-        self._action, self._stack = _Action(), _Stack()
+        self._action, self._stack = _Action(), _Stack()  # what there was
+        self._on_action, self._on_stack = ctypes.byref(self._action), ctypes.byref(self._stack)
+        self._handler = self._arrived  # one object, to know it again
 
     def __call__(self, function: _F) -> _F:
         @functools.wraps(function)
@@ -72,14 +78,14 @@ class _Interruptible:
         return entered  # type: ignore[return-value]
 
     def __enter__(self) -> _Interruptible:
-        if threading.current_thread() is threading.main_thread():
+        if _thread.get_ident() == _MAIN.ident:
             if self._depth == 0:
                 self._take_over()
             self._depth += 1
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        if _thread.get_ident() != _MAIN.ident:
             return
         raised = self._raised
         self._depth -= 1
@@ -90,52 +96,53 @@ class _Interruptible:
 
     def check(self) -> None:
         """Raise an interrupt that came, and that what ran since has caught."""
-        if self._raised is not None and threading.current_thread() is threading.main_thread():
+        if self._raised is not None and _thread.get_ident() == _MAIN.ident:
             raise self._raised
 
     def _take_over(self) -> None:
-        self._sigint, self._raised = signal.getsignal(signal.SIGINT), None
+        self._sigint, self._raised = _signal.getsignal(_SIGINT), None
         if _LIBC is None or not callable(self._sigint):
             return
         self._caller = sys._getframe(2).f_back
-        signal.signal(signal.SIGINT, self._arrived)
-        self._sigterm = signal.getsignal(signal.SIGTERM)
-        _LIBC.sigaction(signal.SIGTERM, None, ctypes.byref(self._action))
-        _LIBC.sigaltstack(ctypes.byref(_OURS), ctypes.byref(self._stack))
+        _signal.signal(_SIGINT, self._handler)
+        self._sigterm = _signal.getsignal(_SIGTERM)
+        _LIBC.sigaction(_SIGTERM, None, self._on_action)
+        _LIBC.sigaltstack(_OUR_STACK, self._on_stack)
         self._catch()
         self._active = True
 
     def _catch(self) -> None:
         """Our handler for SIGTERM, with the sender on its stack."""
-        signal.signal(signal.SIGTERM, self._arrived)
-        action = _Action()
-        _LIBC.sigaction(signal.SIGTERM, None, ctypes.byref(action))  # type: ignore[union-attr]
-        action.flags |= _SA_SIGINFO
-        _LIBC.sigaction(signal.SIGTERM, ctypes.byref(action), None)  # type: ignore[union-attr]
+        _signal.signal(_SIGTERM, self._handler)
+        if not _ACTION.flags & _SA_SIGINFO:  # at the first time
+            _LIBC.sigaction(_SIGTERM, None, _OUR_ACTION)  # type: ignore[union-attr]
+            _ACTION.flags |= _SA_SIGINFO
+        _LIBC.sigaction(_SIGTERM, _OUR_ACTION, None)  # type: ignore[union-attr]
 
     def _release(self) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._sigterm is None else self._sigterm)
-        _LIBC.sigaction(signal.SIGTERM, ctypes.byref(self._action), None)  # type: ignore[union-attr]
+        _signal.signal(_SIGTERM, _SIG_DFL if self._sigterm is None else self._sigterm)
+        if self._action.handler is not None:  # perhaps one in C, which Python knows nothing of
+            _LIBC.sigaction(_SIGTERM, self._on_action, None)  # type: ignore[union-attr]
 
     def _give_back(self) -> None:
         self._raised = self._caller = None
         if not self._active:
             return
         self._active = False
-        if signal.getsignal(signal.SIGTERM) == self._arrived:  # else the user has set another meanwhile
+        if _signal.getsignal(_SIGTERM) is self._handler:  # else the user has set another meanwhile
             self._release()
-        _LIBC.sigaltstack(ctypes.byref(self._stack), None)  # type: ignore[union-attr]
-        if signal.getsignal(signal.SIGINT) == self._arrived:
-            signal.signal(signal.SIGINT, self._sigint)
+        _LIBC.sigaltstack(self._on_stack, None)  # type: ignore[union-attr]
+        if _signal.getsignal(_SIGINT) is self._handler:
+            _signal.signal(_SIGINT, self._sigint)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM and not _sent_by_ourselves():
+        if number == _SIGTERM and not _sent_by_ourselves():
             self._terminate(frame)
         elif self._cleaning_up(frame):
             _thread.start_new_thread(_come_again, ())
         else:
             try:
-                self._sigint(signal.SIGINT, frame)
+                self._sigint(_SIGINT, frame)
             except BaseException as error:
                 self._raised = error
                 raise
@@ -143,10 +150,10 @@ class _Interruptible:
     def _terminate(self, frame: FrameType | None) -> None:
         """Do with a SIGTERM from outside what would have been done without us."""
         if callable(self._sigterm):
-            self._sigterm(signal.SIGTERM, frame)
+            self._sigterm(_SIGTERM, frame)
             return
         self._release()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), _SIGTERM)
         self._catch()  # it is ignored, or a handler in C came back
 
     def _cleaning_up(self, frame: FrameType | None) -> bool:
@@ -166,7 +173,7 @@ _DECORATED = ("inner", "entered")  # but for functions that they decorate
 
 def _sent_by_ourselves() -> bool:
     """Whether the last signal on our stack is a SIGTERM that this process sent: its siginfo_t begins like that."""
-    sent = struct.pack("@6i", signal.SIGTERM, 0, 0, 0, os.getpid(), os.getuid())
+    sent = struct.pack("@6i", _SIGTERM, 0, 0, 0, os.getpid(), os.getuid())
     found = sent in _MEMORY.raw
     ctypes.memset(_MEMORY, 0, len(_MEMORY))
     return found
