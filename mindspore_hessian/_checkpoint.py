@@ -93,9 +93,10 @@ def _arrays(file: Any) -> dict[str, np.ndarray]:
     file.seek(0)
     with np.load(file, allow_pickle=False) as stored:
         found = {name: stored[name] for name in stored.files}
-    if not isinstance(found.get(_CONTENTS), np.ndarray):
+    contents = found.pop(_CONTENTS, None)
+    wanted = json.loads(str(contents)) if isinstance(contents, np.ndarray) else None
+    if not isinstance(wanted, dict):
         raise ValueError("nothing in it says what it holds")
-    wanted = json.loads(str(found.pop(_CONTENTS)))
     are = {name: [str(getattr(array, "dtype", None)), list(np.shape(array))] for name, array in found.items()}
     wrong = [name for name in {**wanted, **are} if wanted.get(name) != are.get(name)]
     if wrong:
