@@ -1,5 +1,5 @@
 """Second derivatives for MindSpore that are right or refused, and fast."""
-from mindspore_hessian import plot, rules, testing
+from mindspore_hessian import _environment, plot, rules, testing  # noqa: F401 -- _environment comes first
 from mindspore_hessian._compile import CacheInfo, cache_info, clear_cache, set_cache_size
 from mindspore_hessian._errors import (
     DeviceError,

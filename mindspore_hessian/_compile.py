@@ -29,6 +29,7 @@ from mindspore_hessian._errors import (
     translate,
     warn,
 )
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian._tree import tensors_of
 
 _STREAK = 5  # compilations in a row, without a hit, after which the caller is warned
@@ -115,6 +116,7 @@ def left_alone() -> Iterator[None]:
                 store.update(content)
 
 
+@interruptible
 def execute(name: str, call: Call, build: Callable[[Callable], Callable], options: tuple = (),
             extras: tuple[Tensor, ...] = (), weights: tuple[Parameter, ...] = (), also: tuple = (),
             guard: Callable[[Callable], Callable] | None = None) -> Any:
@@ -188,6 +190,7 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
                 where = _audit_graph.lines_of_missing(lambda: kind(build(function), tensors, level))
                 error = MissingRuleError(f"{error} {where}".strip())
             raise error from err
+    interruptible.check()  # MindSpore's parser catches everything in one place: that graph may be another
     _counts["misses"] += 1
     _counts["seconds"] += time.perf_counter() - start
     entry = _entries[key] = _Entry(graph, captures, statistics, site)

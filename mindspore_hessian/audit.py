@@ -15,6 +15,7 @@ from mindspore import Tensor
 from mindspore_hessian import _audit_graph, _compat, _compile, rules
 from mindspore_hessian._audit_graph import CONTROL, Graph, public_name
 from mindspore_hessian._errors import HessianError, MissingRuleError, UnsafeRuntimeError
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian._tree import Variables, tensors_of
 from mindspore_hessian.rules.batching_missing import unrolled
 from mindspore_hessian.transforms import _graph, _rows
@@ -162,6 +163,7 @@ def _zero_text(names: list[str], evidence: str) -> str:
             "(softplus, gelu, tanh); a Hessian with respect to other variables, or of a loss on top, can differ.")
 
 
+@interruptible
 def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = None) -> AuditReport:
     """Which primitives the compiled second derivative of a scalar function holds, and whose rules they use.
 

@@ -75,8 +75,7 @@ class Mlp(nn.Cell):
         x = self.act(x)
         x = self.drop(x)
         x = self.fc2(x)
-        x = self.drop(x)
-        return x
+        return self.drop(x)
 
 
 class Block(nn.Cell):
@@ -121,8 +120,7 @@ class VisionTransformer(nn.Cell):
 
     def construct(self, x):
         x = self.forward_features(x)
-        x = self.forward_head(x)
-        return x
+        return self.forward_head(x)
 
 
 # --- a language model with tied embeddings, as mindnlp writes it ------------------------------------------------
