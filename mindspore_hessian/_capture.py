@@ -356,6 +356,10 @@ class Captures:
         else:
             self._add(path, type(value), str(value.dtype), value.tobytes())
 
+    def _recipe(self, value: Any, path: Path) -> None:
+        """A Recipe of a transform inside the user's graph: what it makes its graph function of."""
+        self._walk(value.build, (path, "build"))
+
     def _described(self, value: Any, path: Path) -> None:
         self._add(path, type(value), repr(value))
 
@@ -675,6 +679,8 @@ def _reader(kind: type) -> tuple[Callable, bool]:
     """The row of `_READERS` for a class."""
     if kind is float:
         return Captures._float, True
+    if getattr(kind, GRAPH, False):
+        return Captures._recipe, True
     return next((read, at_once) for kinds, read, at_once in _READERS if issubclass(kind, kinds))
 
 

@@ -138,6 +138,10 @@ class Graph:
             self._phase = self._cell.phase_cache[self._cell.phase]
         return self._executor(tensors, self._phase)
 
+    def stale(self) -> bool:
+        """Whether it would go on reading weights that are no more."""
+        return False
+
 
 class Recorded:
     """The same as a ``@jit`` function: PyNative's gradient recording sees it, so that it can be differentiated."""
@@ -152,6 +156,35 @@ class Recorded:
 
     def __call__(self, tensors: tuple):
         return self._call(*tensors)
+
+    def stale(self) -> bool:
+        """Never: the buffers of the weights are in the key of a recorded graph."""
+        return False
+
+
+class Looped(Recorded):
+    """A ``@jit`` function, for what `fails_as_cell`: a `while` over a Tensor, differentiated twice.
+
+    It keeps the buffers that the weights had when it was compiled.
+    """
+
+    def __init__(self, function: Callable, tensors: tuple, jit_level: str, weights: Sequence[ms.Parameter]):
+        super().__init__(function, tensors, jit_level)
+        self._weights = tuple(weights)
+        self._buffers = self._current()
+        self(tensors)  # compiles
+
+    def _current(self) -> tuple[int, ...]:
+        return tuple(weight.data_ptr() for weight in self._weights)
+
+    def stale(self) -> bool:
+        """Whether ``set_data`` gave a weight another buffer."""
+        return self._current() != self._buffers
+
+
+def fails_as_cell(err: BaseException) -> bool:
+    """Whether a graph that does not compile as a Cell may do so as a ``@jit`` function, whose passes are others."""
+    return "The parameters number of the function is" in str(err)
 
 
 def is_recording() -> bool:

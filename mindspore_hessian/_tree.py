@@ -60,6 +60,17 @@ class Variables:
         """A flat sequence, one entry a variable, in the structure of the results."""
         return _pack(self.form, list(flat), len(self.positions))
 
+    def packer(self) -> Callable:
+        """`pack` as MindSpore compiles it."""
+        if not isinstance(self.form, tuple):
+            return _the_one if self.form == "one" else _all
+        first, second = (_the_one if form == "one" else _all for form in self.form)
+        count = len(self.positions)
+
+        def pack(flat):
+            return first(flat[:count]), second(flat[count:])
+        return pack
+
     def flatten(self, vectors: Any, what: str) -> tuple[Tensor, ...]:
         """Vectors as the user gave them, flat and checked against the variables.
 
@@ -77,6 +88,14 @@ class Variables:
                 raise TypeError(f"{what} for {name} must have its dtype {dtype}, but has dtype {vector.dtype}. "
                                 f"Convert it: v.astype(mindspore.{str(dtype).lower()})")
         return tuple(_compat.plain_tensor(vector) for vector in flat)
+
+
+def _the_one(flat):
+    return flat[0]
+
+
+def _all(flat):
+    return flat
 
 
 def _pack(form: Any, flat: list, inputs: int) -> Any:

@@ -13,6 +13,8 @@ from mindspore_hessian._tree import FLOATS
 
 _ALL = ops.GradOperation(get_all=True, sens_param=True)
 _ALL_AND_WEIGHTS = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+_EVERY = ops.GradOperation(get_all=True)
+_EVERY_AND_WEIGHTS = ops.GradOperation(get_all=True, get_by_list=True)
 _FIRST = ops.GradOperation(sens_param=True)
 
 
@@ -71,6 +73,17 @@ def gradient(f, pos, ws):
 
     def g(*xs):
         return pull(xs, ops.ones_like(f(*xs)))
+    return g
+
+
+def first_gradient(f, ws):
+    """``g(*xs)``: the gradient of the sum of all outputs by everything; only compiled, to learn from it."""
+    if ws is None:
+        def g(*xs):
+            return _EVERY(f)(*xs)
+    else:
+        def g(*xs):
+            return _EVERY_AND_WEIGHTS(f, ws)(*xs)
     return g
 
 
