@@ -40,6 +40,46 @@ def slice_grad(prim):
     return bprop
 
 
+_put = _compat.backward("GatherDGradV2")
+
+
+@ops.constexpr
+def _backwards(strides):
+    """Whether a step is negative, or unknown."""
+    if strides is None:
+        return True
+    return any(int(step) < 0 for step in (strides.asnumpy() if isinstance(strides, Tensor) else strides))
+
+
+@ops.constexpr
+def _positions(shape):
+    """The flat positions of all entries, in their shape."""
+    if any(length is None or length < 0 for length in shape):
+        raise MissingRuleError(f"The gradient of a slice with a negative step needs a known shape, but got {shape}.")
+    return Tensor(np.arange(int(np.prod(shape))).reshape(shape).astype(np.int32))
+
+
+@ops.constexpr
+def _count(shape):
+    return int(np.prod(shape))
+
+
+def strided_slice(prim):
+    """x[begin:end:strides] with masks. MindSpore's gradient is right for positive steps. For negative ones, what the
+    slice makes of the positions tells where each number came from."""
+    def bprop(x, begin, end, strides, begins, ends, ellipsis, new_axes, shrunk, out, dout):
+        if not _backwards(strides if ops.isconstant(strides) else None):
+            grad = _compat.strided_slice_grad(begins, ends, ellipsis, new_axes, shrunk)
+            return grad(dout, x.shape, begin, end, strides), 0, 0, 0, 0, 0, 0, 0, 0
+        if _count(dout.shape) == 0:
+            return ops.zeros_like(x), 0, 0, 0, 0, 0, 0, 0, 0
+        cut = ops.StridedSlice(begins, ends, ellipsis, new_axes, shrunk)
+        origin = cut(_positions(x.shape), begin, end, strides)
+        dx = _put(x.reshape(-1), 0, origin.reshape(-1), dout.reshape(-1)).reshape(x.shape)
+        return dx, 0, 0, 0, 0, 0, 0, 0, 0
+    return bprop
+
+
 # --- padding -----------------------------------------------------------------------------------------------------
 
 _AXIS_INDEX = {  # position in the padded axis, counted from the first unpadded one -> index into n elements
@@ -217,6 +257,7 @@ _KEEPS_ATTRIBUTES = "emits the same backward primitive, with attributes that its
 RULES: tuple[Derivative, ...] = (
     Derivative("GatherDGradV2", gather_d_grad, "MindSpore's fails: it looks for an attribute that is an input",
                replaces=True),
+    Derivative("StridedSlice", strided_slice, "MindSpore's is zero, or fails, where a step is negative", replaces=True),
     Derivative("SliceGrad", slice_grad, _NO_DERIVATIVE),
     Derivative("PadV3", pad_v3, "MindSpore's compiled gradient returns zeros from the second call on", replaces=True),
     Derivative("MaxPool", max_pool, _KEEPS_ATTRIBUTES, replaces=True),
