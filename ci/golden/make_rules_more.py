@@ -37,15 +37,15 @@ def fourier(name, **options):
 
     def f(x):
         if name.startswith(("irfft", "hfft")):
-            x = torch.complex(x, torch.flip(x, (-1,)) * 0.7)
+            x = torch.complex(x, torch.flip(x, (-1,)) * 0.75)
         y = function(x, **options)
         return torch.cat((y.real, y.imag), -1) if y.is_complex() else y
     return f
 
 
 def circular(x):
-    """A circular padding by (-1, 2) behind one by (1, -2), as positions."""
-    return x[:, [k % 4 for k in range(-1, 2)]][:, :, [k % 6 for k in range(1, 8)]]
+    """A circular padding by (-1, 2) of the last axis and (1, -2) of the one before: what is cut off does not return."""
+    return x[:, [1, 0, 1]][:, :, [1, 2, 3, 4, 5, 1, 2]]
 
 
 def pooled(x):
@@ -72,17 +72,15 @@ ROWS = {
     "cholesky_solve": (lambda x: torch.cholesky_solve(x[:, :2], lower(x[:, 2:])), (3, 5)),
     "cholesky_solve_upper": (lambda x: torch.cholesky_solve(x[:, :2], lower(x[:, 2:]).mT, upper=True), (3, 5)),
     "pinv_hermitian": (lambda x: torch.linalg.pinv(hermitian(x), hermitian=True), (3, 3)),
-    "mvlgamma_scalar": (lambda x: torch.mvlgamma(x, 2), (), 2, 3),
     "tile_nothing": (lambda x: torch.tile(x, (0, 2)), (2, 3)),
     "pad_circular_negative": (circular, (2, 4, 6)),
     "cumprod": (lambda x: torch.cumprod(x, 1), (3, 4)),
     "avg_pool3d_divisor": (pooled, (1, 2, 3, 5, 5)),
-    "log_softmax_scalar": (lambda x: torch.log_softmax(x, -1), ()),
     "prelu_scalar": (lambda x: F.prelu(x, torch.tensor([0.3])), (), -2, -1),
     "prelu_scalar_weight": (lambda w: F.prelu(torch.tensor(-1.5), w), (1,)),
     "bce_target": (lambda t: F.binary_cross_entropy_with_logits(c(4, 6), t, pos_weight=POSITIVE), (4, 6), 0.1, 0.9),
     "bce_both": (lambda x: F.binary_cross_entropy_with_logits(
-        x, torch.sigmoid(x) ** 2, POSITIVE * 0.7, "sum", pos_weight=POSITIVE), (4, 6)),
+        x, torch.sigmoid(x) ** 2, POSITIVE * 0.75, reduction="sum", pos_weight=POSITIVE), (4, 6)),
     "nearest_1d": (lambda x: F.interpolate(x, size=9, mode="nearest"), (2, 3, 6)),
     "nearest_1d_scaled": (lambda x: F.interpolate(x, scale_factor=1.7, mode="nearest"), (2, 3, 6)),
     "rfft": (fourier("rfft"), (3, 6)),

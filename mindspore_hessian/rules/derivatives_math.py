@@ -23,13 +23,26 @@ def log_softmax_grad(y, d, axis):
     return d - ops.exp(y) * d.sum(axis=axis, keepdims=True)
 
 
+def log_softmax(prim):
+    """LogSoftmax(x, axis). A number has none but the derivative 0, with which no kernel must be made: oneDNN fails."""
+    def bprop(x, axis, out, dout):
+        if x.ndim == 0:
+            return ops.zeros_like(x), 0
+        return _compat.LogSoftmaxGrad(axis)(out, dout), 0
+    return bprop
+
+
 def _gelu_slopes(x):
-    """The first and second derivative of the tanh form x s, s = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
+    """The first and second derivative of the tanh form x s, s = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3), from
+    the smaller one of s and 1 - s, which is known to more digits."""
     square = x * x
-    s = ops.sigmoid(2 * _GELU_SCALE * (x + _GELU_CUBIC * x * square))
-    inner, rest = _GELU_SCALE * (1 + 3 * _GELU_CUBIC * square), s * (1 - s)
+    u = _GELU_SCALE * (x + _GELU_CUBIC * x * square)
+    side = 1 - 2 * ops.cast(u > 0, x.dtype)
+    q = ops.sigmoid(2 * side * u)
+    s = ops.where(u > 0, 1 - q, q)
+    inner, rest = _GELU_SCALE * (1 + 3 * _GELU_CUBIC * square), q * (1 - q)
     slope = 2 * rest * inner
-    curve = 2 * slope * inner * (1 - 2 * s) + 12 * _GELU_SCALE * _GELU_CUBIC * x * rest
+    curve = 2 * slope * inner * side * (1 - 2 * q) + 12 * _GELU_SCALE * _GELU_CUBIC * x * rest
     return s + x * slope, 2 * slope + x * curve
 
 
@@ -105,7 +118,7 @@ def mish_grad(d, x):
 
 def prelu_grad(d, x, w):
     """(d where x > 0 else w d, sum of x d where x <= 0): the weight is per channel, the second axis."""
-    shape = (1, -1) + (1,) * (x.ndim - 2) if x.ndim > 1 else (-1,)
+    shape = (1, -1) + (1,) * (x.ndim - 2) if x.ndim > 1 else (-1,) if x.ndim == 1 else ()
     wide = ops.broadcast_to(w.reshape(shape), x.shape)
     dw = ops.where(x > 0, ops.zeros_like(x), x * d)
     dw = dw.sum().reshape(w.shape) if w.size == 1 else ops.moveaxis(dw, 1, 0).reshape(x.shape[1], -1).sum(axis=1)
@@ -226,6 +239,7 @@ _INEXACT = "MindSpore's takes the output, of which the CPU kernel knows four dig
 _BATCH_FIRST = "MindSpore's multiplies what is batched first: three products of the batch's size, here one"
 
 RULES: tuple[Derivative, ...] = (
+    Derivative("LogSoftmax", log_softmax, "MindSpore's hangs or fails for a number", replaces=True),
     Derivative("LogSoftmaxGrad", by_formula(log_softmax_grad, 2, 1), _MISSING),
     Derivative("GeLUGrad", gelu_grad, _MISSING),
     Derivative("FastGeLUGrad", by_formula(fast_gelu_grad, 2), _MISSING),
