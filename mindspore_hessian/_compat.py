@@ -391,11 +391,13 @@ def hf32_is_set(switch: str, value: bool) -> bool:
 # --- primitives used by derivative rules --------------------------------------------------------------------------
 
 from mindspore.ops.auto_generate.gen_ops_prim import (  # noqa: E402, F401
+    LogSoftmaxGrad,
     PowTensorScalar,
     ResizeBicubic,
     ResizeBilinearV2,
     ResizeLinear1D,
     ResizeNearestNeighborV2,
+    UpsampleNearest1D,
     UpsampleNearest2D,
     UpsampleNearest3D,
     UpsampleTrilinear3D,
@@ -409,6 +411,7 @@ from mindspore.ops.operations._grad_ops import (  # noqa: E402, F401
     PdistGrad,
 )
 from mindspore.ops.operations.image_ops import CropAndResizeGradBoxes, CropAndResizeGradImage  # noqa: E402, F401
+from mindspore.ops.operations.linalg_ops import Eigh  # noqa: E402, F401
 from mindspore.ops.operations.nn_ops import Conv3DBackpropInput  # noqa: E402, F401
 
 pow_tensor_scalar = PowTensorScalar()

@@ -93,6 +93,96 @@ def matrix_inverse(prim):
     return bprop
 
 
+@ops.constexpr
+def _half_lower(n):
+    """1 below the diagonal, 1/2 on it."""
+    return Tensor(np.tri(n) - np.eye(n) / 2)
+
+
+def cholesky(prim):
+    """L L^T = x, or its transpose: (S + S^T) / 2, since the kernel takes symmetric x only, with S = L^-T P L^-1 and P
+    the lower part of L^T d, half its diagonal."""
+    def bprop(x, upper, out, dout):
+        factor, d = (ops.swapaxes(out, -1, -2), ops.swapaxes(dout, -1, -2)) if upper else (out, dout)
+        part = ops.matmul(ops.swapaxes(factor, -1, -2), d) * ops.cast(_half_lower(x.shape[-1]), x.dtype)
+        back = ops.inverse(factor) if x.shape[-1] > 1 else 1 / factor  # the kernel takes no 1 x 1 matrices
+        whole = ops.matmul(ops.matmul(ops.swapaxes(back, -1, -2), part), back)
+        return 0.5 * (whole + ops.swapaxes(whole, -1, -2)), 0
+    return bprop
+
+
+def cholesky_inverse(prim):
+    """(x x^T)^-1, or (x^T x)^-1 for an upper factor. MindSpore takes the whole of x, not a triangle of it."""
+    def bprop(x, upper, out, dout):
+        both = ops.matmul(ops.matmul(out, dout + ops.swapaxes(dout, -1, -2)), out)
+        return -(ops.matmul(x, both) if upper else ops.matmul(both, x)), 0
+    return bprop
+
+
+@ops.constexpr
+def _kept(n, upper):
+    return Tensor(np.tri(n).T if upper else np.tri(n))
+
+
+def cholesky_solve(prim):
+    """(L L^T)^-1 b, or with U^T U. MindSpore's has a part outside of the triangle, and float32 accuracy in float64."""
+    upper = prim.upper
+
+    def bprop(b, factor, out, dout):
+        triangle = ops.cast(_kept(factor.shape[-1], upper), factor.dtype)
+        db = ops.cholesky_solve(dout, factor, upper)
+        both = ops.matmul(db, ops.swapaxes(out, -1, -2))
+        both = both + ops.swapaxes(both, -1, -2)
+        part = factor * triangle
+        return db, -triangle * (ops.matmul(part, both) if upper else ops.matmul(both, part))
+    return bprop
+
+
+@ops.constexpr
+def _own_triangle(n, lower, real):
+    """1 in the triangle that an eigendecomposition reads, 1/2 on its diagonal."""
+    if not real:
+        raise ValueError("mindspore_hessian has no derivative of the eigendecomposition of a complex matrix. Write it "
+                         "as the real one of twice the size, [[re, -im], [im, re]].")
+    triangle = np.tri(n) - np.eye(n) / 2
+    return Tensor(triangle if lower else triangle.T)
+
+
+@ops.constexpr
+def _rounding(n, double):
+    """Relative to the largest, how far apart equal eigenvalues of an n x n matrix may come out."""
+    return float(4 * n * np.finfo(np.float64 if double else np.float32).eps)
+
+
+@ops.constexpr
+def _unit(n):
+    return Tensor(np.eye(n))
+
+
+def eigh(prim):
+    """(w, V) of a symmetric matrix, or w alone: V (dw + (V^T dV) F) V^T, F_ij = 1 / (w_j - w_i). Where two are equal
+    that is NaN: V has no derivative there, and what MindSpore has is a number, but no derivative either."""
+    lower, vectors = prim.attrs["lower"], prim.attrs["compute_eigenvectors"]
+    whole = _compat.Eigh(True, lower)
+
+    def bprop(x, out, dout):
+        unit = ops.cast(_unit(x.shape[-1]), x.dtype)
+        if vectors:
+            w, v = out
+            part = ops.expand_dims(w, -2) - ops.expand_dims(w, -1)
+            equal = ops.abs(part) <= _rounding(x.shape[-1], x.dtype == ms.float64) * ops.abs(w).max()
+            part = ops.where(equal, ops.zeros_like(part), part)
+            turned = ops.matmul(ops.swapaxes(v, -1, -2), dout[1]) * (1 - unit) / (part + unit)
+            middle = turned + unit * ops.expand_dims(dout[0], -1)
+        else:
+            v = whole(x)[1]
+            middle = unit * ops.expand_dims(dout, -1)
+        dx = ops.matmul(ops.matmul(v, middle), ops.swapaxes(v, -1, -2))
+        real = x.dtype in (ms.float32, ms.float64)
+        return ((dx + ops.swapaxes(dx, -1, -2)) * ops.cast(_own_triangle(x.shape[-1], lower, real), x.dtype),)
+    return bprop
+
+
 def _inverse_transposed(x):
     return ops.swapaxes(ops.inverse(x), -1, -2)
 
@@ -146,6 +236,44 @@ def transpose_ext_view(prim):
     def bprop(x, first, second, out, dout):
         return ops.swapaxes(dout, first, second), 0, 0
     return bprop
+
+
+def fft_shape_copy(prim):
+    """FFTShapeCopy(d, shape) cuts off, or fills with zeros, at the end of each axis: the same, back to d's shape."""
+    copy = _compat.backward("FFTShapeCopy")
+
+    def bprop(d, shape, out, dout):
+        return copy(dout, d.shape), 0
+    return bprop
+
+
+def irfft_double(prim):
+    """IRFFTDouble(x, n, dim) doubles what the real transform of length n leaves out: a diagonal matrix."""
+    double = _compat.backward("IRFFTDouble")
+
+    def bprop(x, n, dim, out, dout):
+        return double(dout, n, dim), 0, 0
+    return bprop
+
+
+_OPPOSITE = {None: "forward", 0: "forward", 1: "backward", 2: "ortho"}  # MindSpore's numbers: backward, forward, ortho
+
+
+@ops.constexpr
+def _opposite(norm):
+    return _OPPOSITE[norm]
+
+
+def inverse_hermitian(transform):
+    """IHFFT(x, n or s, dim, norm), also 2 and N: the conjugate of the real transform with the opposite norm. In
+    MindSpore the gradient of its imaginary part has the wrong sign."""
+    def getter(prim):
+        def bprop(x, size, dim, norm, out, dout):
+            def same(x):
+                return ops.conj(transform(x, size, dim, _opposite(norm)))
+            return pull(same)(mutable(x), dout)[0], 0, 0, 0
+        return bprop
+    return getter
 
 
 def expand_dims_view(prim):
@@ -281,6 +409,7 @@ _REWRITTEN = "its backward has no derivative and hides its attributes: the gradi
 
 _TRANSPOSED = "MindSpore's second derivative is silently wrong: it takes the inverse of the transpose for the inverse"
 _VIEW = "MindSpore's gradient is another view, which it cannot differentiate"
+_WRONG_SIGN = "MindSpore's gradient of the imaginary part has the wrong sign"
 _IN_PLACE = "MindSpore's gradient writes in place, which it cannot differentiate"
 
 RULES: tuple[Derivative, ...] = (
@@ -291,6 +420,14 @@ RULES: tuple[Derivative, ...] = (
     Derivative("MaxUnpool3D", max_unpool(3), _REWRITTEN, replaces=True),
     Derivative("MirrorPad", mirror_pad, _REWRITTEN, replaces=True),
     Derivative("MatrixInverse", matrix_inverse, "MindSpore's is silently wrong for the transpose", replaces=True),
+    Derivative("Cholesky", cholesky, "the kernel of MindSpore's gradient is not on CPU", replaces=True),
+    Derivative("CholeskyInverse", cholesky_inverse, "MindSpore's is wrong unless x is symmetric", replaces=True),
+    Derivative("CholeskySolve", cholesky_solve, "MindSpore's has a part outside of the triangle", replaces=True),
+    *(Derivative(name, inverse_hermitian(transform), _WRONG_SIGN, replaces=True)
+      for name, transform in (("IHFFT", ops.rfft), ("IHFFT2", ops.rfft2), ("IHFFTN", ops.rfftn))),
+    Derivative("Eigh", eigh, "MindSpore's is silently wrong for equal eigenvalues", replaces=True),
+    Derivative("IRFFTDouble", irfft_double, _MISSING),
+    Derivative("FFTShapeCopy", fft_shape_copy, _MISSING),
     Derivative("MatrixDeterminant", matrix_determinant, _TRANSPOSED, replaces=True),
     Derivative("LogMatrixDeterminant", log_matrix_determinant, _TRANSPOSED, replaces=True),
     Derivative("Trace", trace, _REWRITTEN, replaces=True),
