@@ -133,14 +133,6 @@ def _selu_grad(d, y):
     return ops.where(y > 0, 1.0507009873554805 * d, d * (y + 1.7580993408473766))
 
 
-def softplus_ext(prim):
-    """log(1 + exp(beta x)) / beta, and x where beta x > threshold. On CPU MindSpore has no kernel of the gradient."""
-    def bprop(x, beta, threshold, out, dout):
-        z = beta * x
-        return ops.where(z > threshold, dout, dout * ops.sigmoid(z)), 0, 0
-    return bprop
-
-
 _MISSING = "MindSpore has no derivative of it"
 
 RULES: tuple[Derivative, ...] = (
@@ -154,6 +146,5 @@ RULES: tuple[Derivative, ...] = (
     Derivative("SparseSoftmaxCrossEntropyWithLogits", sparse_softmax_cross_entropy,
                "MindSpore's second derivative is silently wrong", replaces=True),
     Derivative("KLDivLoss", kl_div_loss, "MindSpore's gives zero for the target", replaces=True),
-    Derivative("SoftplusExt", softplus_ext, "its backward has no derivative, and no kernel on CPU", replaces=True),
     Derivative("SeLU", selu, "MindSpore's takes the derivative of another function", replaces=True),
 )
