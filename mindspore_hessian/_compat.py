@@ -9,8 +9,10 @@ import ctypes
 import gc
 import itertools
 import os
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FunctionType
 
 import mindspore as ms
 import numpy as np
@@ -275,6 +277,41 @@ def batching_registry() -> dict:
     return vmap_base.vmap_rules_getters
 
 
+def function_named(name: str) -> FunctionType | None:
+    """The Python function or method of MindSpore with a dotted name; None where there is none."""
+    with contextlib.suppress(ImportError, AttributeError):
+        function = pkgutil.resolve_name(name)
+        return function if isinstance(function, FunctionType) else None
+    return None
+
+
+class _StandIns(dict):
+    """Functions that MindSpore compiles in the place of its own, by the dotted name of those.
+
+    Its parser reads what `inspect.unwrap` gives, so however the function is reached (an attribute, a global, a closure,
+    a list, a Tensor method, a Cell of MindSpore) it meets ``__wrapped__``.
+    """
+
+    def get(self, name, default=None):
+        return getattr(function_named(name), "__wrapped__", default)
+
+    def __setitem__(self, name, stand_in):
+        function_named(name).__wrapped__ = stand_in
+
+    def __delitem__(self, name):
+        del function_named(name).__wrapped__
+
+
+def composition_registry() -> dict:
+    """Compositions in the place of MindSpore's: dotted name -> function with the same parameters. Graph mode only."""
+    return _StandIns()
+
+
+def is_constant(value: object) -> bool:
+    """Whether a value is known as MindSpore compiles; for use in what it compiles."""
+    return _IS_CONSTANT(value)
+
+
 def backward(name: str) -> Primitive:
     """A backward primitive without options, made by its name."""
     for module in (gen_ops_prim, _grad_ops):
@@ -354,11 +391,13 @@ def hf32_is_set(switch: str, value: bool) -> bool:
 # --- primitives used by derivative rules --------------------------------------------------------------------------
 
 from mindspore.ops.auto_generate.gen_ops_prim import (  # noqa: E402, F401
+    LogSoftmaxGrad,
     PowTensorScalar,
     ResizeBicubic,
     ResizeBilinearV2,
     ResizeLinear1D,
     ResizeNearestNeighborV2,
+    UpsampleNearest1D,
     UpsampleNearest2D,
     UpsampleNearest3D,
     UpsampleTrilinear3D,
@@ -372,9 +411,11 @@ from mindspore.ops.operations._grad_ops import (  # noqa: E402, F401
     PdistGrad,
 )
 from mindspore.ops.operations.image_ops import CropAndResizeGradBoxes, CropAndResizeGradImage  # noqa: E402, F401
+from mindspore.ops.operations.linalg_ops import Eigh  # noqa: E402, F401
 from mindspore.ops.operations.nn_ops import Conv3DBackpropInput  # noqa: E402, F401
 
 pow_tensor_scalar = PowTensorScalar()
+_IS_CONSTANT = ops.functional.isconstant
 
 
 def class_keys(name: str) -> list[int]:

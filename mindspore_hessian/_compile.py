@@ -30,6 +30,7 @@ from mindspore_hessian._errors import (
     translate,
     warn,
 )
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian._tree import tensors_of
 
 _PATIENCE = 5.0  # seconds of compilation after which only the function itself, no gradient of it, is compiled again
@@ -58,7 +59,7 @@ class _Site:
 
 @dataclass
 class _Entry:
-    graph: Callable[[tuple], Any]
+    graph: Any  # of _compat: it is called with a tuple of Tensors, and says whether it is stale
     captures: Captures  # keeps alive what the key knows by id
     statistics: list[Parameter]  # what a network in training mode would change (batch norm)
     site: _Site
@@ -118,9 +119,10 @@ def left_alone() -> Iterator[None]:
                 store.update(content)
 
 
+@interruptible
 def execute(name: str, call: Call, build: Callable[[Callable], Callable], options: tuple = (),
             extras: tuple[Tensor, ...] = (), weights: tuple[Parameter, ...] = (), also: tuple = (),
-            guard: tuple[Callable | None, Callable] | None = None,
+            guard: tuple[Callable | None, Callable | None] | None = None,
             first: Callable[[Callable], Callable] | None = None) -> Any:
     """Run the graph function ``build(call.function())`` on ``(*call.leaves, *extras)``, compiled at most once.
 
@@ -176,7 +178,8 @@ def _run(entry: _Entry, tensors: tuple) -> Any:
 
 
 def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors: tuple, captures: Captures,
-             also: tuple, recording: bool, weights: tuple[Parameter, ...], guard: Callable | None,
+             also: tuple, recording: bool, weights: tuple[Parameter, ...],
+             guard: tuple[Callable | None, Callable | None] | None,
              first: Callable | None) -> _Entry:
     check_captured(weights, captures)
     if _compat.disk_cache_enabled():
@@ -202,9 +205,10 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
             error = translate(err)
             if isinstance(error, MissingRuleError) and (name := primitive_of(error)):
                 quick = first is not None and time.perf_counter() - start < _PATIENCE
-                lower = first(function) if quick else function
+                lower = first(function) if first is not None and quick else function
                 error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
             raise error from err
+    interruptible.check()  # MindSpore's parser catches everything in one place: that graph may be another
     _counts["misses"] += 1
     _counts["seconds"] += time.perf_counter() - start
     entry = _entries[key] = _Entry(graph, captures, statistics, site)

@@ -63,7 +63,8 @@ _PYTHON = re.compile(r"jit_syntax_level to LAX|In JIT strict mode|__call_func_st
 _PRIMITIVE = re.compile(r"^primitive (\w+) has no (?:derivative|kernel)")
 _LIBRARY = re.compile(r"/mindspore/|mindspore_hessian[/_]")  # places that are not the user's
 _RAN = re.compile(r"LaunchKernel|ops/kernel/\w+/native|Model execution error")
-_LOOP = re.compile(r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|For `(?:Scan|ForiLoop|WhileLoop)")
+_LOOP = re.compile(r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|"
+                   r"For `(?:Scan|ForiLoop|WhileLoop)")
 
 
 def translate(err: BaseException, ran: bool = False) -> BaseException:
@@ -99,9 +100,9 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
             f"operation or dtype. MindSpore says: {short}")
     if _LOOP.search(text):
         return NotCompilableError(
-            "MindSpore cannot differentiate a loop of this function so often. A `while` over a Tensor can be, where the "
-            "weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. A Python loop of a known "
-            f"number of turns (for i in range(3)) always is. MindSpore says: {short}")
+            "MindSpore cannot differentiate a loop of this function so often. A `while` over a Tensor can be, where "
+            "the weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. A Python loop of a "
+            f"known number of turns (for i in range(3)) always is. MindSpore says: {short}")
     if isinstance(err, ValueError | TypeError | NotImplementedError | AttributeError | NameError | IndexError):
         return type(err)(short)
     return NotCompilableError(f"MindSpore cannot compile this function: {short}")

@@ -15,6 +15,7 @@ from mindspore import Tensor, nn
 from mindspore_hessian import _compat, _compile
 from mindspore_hessian._callable import Call
 from mindspore_hessian._errors import KernelError, NonFiniteWarning, warn
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch, Data, twice
 from mindspore_hessian.operators.distributed import ALONE, Communicator
@@ -135,6 +136,7 @@ class Risk:
                 yield number, batch
                 shown.update()
 
+    @interruptible
     def gradient_and_loss(self, progress: bool | None = None) -> tuple[np.ndarray, float]:
         """The gradient of the risk, flat, and the risk."""
         total, value = np.zeros(sum(self.weights.sizes)), 0.0
@@ -146,6 +148,7 @@ class Risk:
         joined = self.comm.total(np.append(total, value))
         return joined[:-1].astype(self.weights.numpy_dtype), float(joined[-1])
 
+    @interruptible
     def products(self, make: Callable[[Batch, int], tuple[Kernel, tuple[Tensor, ...]]], matrix: np.ndarray,
                  batched: bool, progress: bool | None = None, partial: Partial | None = None) -> np.ndarray:
         """The sum over the batches of a kernel's products with the columns of a matrix, in one pass.

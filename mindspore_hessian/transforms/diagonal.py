@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, vmap
 
 from mindspore_hessian import _compat
-from mindspore_hessian._tree import FIRST, Variables
+from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import (
     batched_or_loop,
@@ -175,6 +175,7 @@ def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, wei
 def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, weights: Any, in_axes: Any,
                  chunk_size: int | None, kind: str) -> Callable:
     check_transform(fn, has_aux)
+    weights = several_weights(weights)
     check_chunk(chunk_size)
     name = public.__name__
 

@@ -8,7 +8,7 @@ from typing import Any
 import mindspore as ms
 
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._tree import FIRST, Variables
+from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
 from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
@@ -167,6 +167,7 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
         1000
     """
     check_transform(fn, has_aux)
+    weights = several_weights(weights)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)
     check_sparse(sparse)
@@ -232,6 +233,7 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
         9.0 [ 3. 12.]
     """
     check_transform(fn, has_aux)
+    weights = several_weights(weights)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)
     check_auto_only(mode, chunk_size=chunk_size is not None)

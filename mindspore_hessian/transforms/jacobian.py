@@ -5,8 +5,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from mindspore_hessian._tree import FIRST, Variables
-from mindspore_hessian.transforms import _graph, _rows
+from mindspore_hessian._tree import FIRST, Variables, several_weights
+from mindspore_hessian.transforms import _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, is_several, jacobian_in_chunks
 from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
 from mindspore_hessian.transforms._run import Problem, check_choice, check_chunk, check_transform
@@ -74,6 +74,7 @@ def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weig
          [0. 4.]]
     """
     check_transform(fn, has_aux)
+    weights = several_weights(weights)
     check_choice("mode", mode, MATRICES)
     check_chunk(chunk_size)
     if chunk_size is not None and mode == "fwd":

@@ -18,7 +18,6 @@ from mindspore_hessian.transforms._run import (
     product_kernel,
 )
 
-
 # --- inside the user's own graphs ----------------------------------------------------------------------------------
 
 def _build_product(given, fn, grad_position, has_aux, mode, what):
@@ -50,8 +49,8 @@ def _build_weights(given, fn, mode, what):
     there = [(p.shape, p.dtype) for p in problem.call.captures().parameters.values()]
     for number, weight in enumerate(problem.vars.weights):
         if (weight.shape, weight.dtype) not in there:
-            raise ValueError(f"weight number {number} is not in the function: nothing it captured is a Parameter of shape "
-                             f"{tuple(weight.shape)} and dtype {weight.dtype}, or it is in weights twice")
+            raise ValueError(f"weight number {number} is not in the function: nothing it captured is a Parameter of "
+                             f"shape {tuple(weight.shape)} and dtype {weight.dtype}, or it is in weights twice")
         there.remove((weight.shape, weight.dtype))
     return _graph.scalar(problem.call.function())
 
