@@ -47,7 +47,7 @@ class AuditRow:
             at another primitive before it came to this one).
         batching: whose batching rule `hessian` uses, in the same words.
         sources: the user's lines that bring the primitive in, as ``file.py:12``; empty where MindSpore does not say.
-        remedy: what to do about what is missing, else empty.
+        remedy: what to do about what is missing or wrong at single points, else empty.
     """
 
     primitive: str
@@ -326,10 +326,17 @@ def _by_line(source: str) -> tuple[str, int]:
     return file, int(line)
 
 
+# primitives whose derivatives are wrong at single points; the functions of `mindspore.ops` avoid them
+_AT_POINTS = {"ReduceStd": "Its derivatives are NaN where all values are equal, and float64 has the accuracy of "
+                           "float32: use ops.var, ops.std, or the formula."}
+
+
 def _remedy(name: str, derivative: str, batching: str, no_kernel: bool) -> str:
     out = []
     if no_kernel:
         out.append("No kernel for this device and dtype: use another dtype or operation.")
+    if name in _AT_POINTS:
+        out.append(_AT_POINTS[name])
     if derivative == MISSING:
         out.append("No derivative, so hvp and hessian raise MissingRuleError. Write the function with another "
                    f"operation, or supply the rule: mindspore_hessian.rules.register_derivative({name!r}, getter).")

@@ -15,7 +15,7 @@ LEVELS = [
     {"_interrupt", "_checkpoint", "_environment"},
     {"_compat"},
     {"_errors"},
-    {"_source"},
+    {"_source", "_reads"},
     {"_audit_graph"},
     {"_capture"},
     {"_callable"},

@@ -16,9 +16,17 @@ from tqdm import tqdm
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._environment import no_bars
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.estimators._checks import check_choice, check_integer, dimension_of, dtype_of, epsilon_of
+from mindspore_hessian.estimators._checks import (
+    check_choice,
+    check_integer,
+    check_symmetric,
+    dimension_of,
+    dtype_of,
+    epsilon_of,
+)
 
 DISTRIBUTIONS = ("rademacher", "normal", "sphere")
+_OF_ANY_MATRIX = ("trace", "diagonal", "frobenius_norm", "layer_report")
 FEWEST = 10  # samples before a standard error is trusted to stop at `tol`
 
 
@@ -36,6 +44,8 @@ class Run:
     def __init__(self, function: str, op: Any, *, seed: int, max_products: int | None, progress: bool | None,
                  checkpoint: str | os.PathLike | None, damping: float = 0.0, **arguments: Any) -> None:
         self.op, self.n, self.dtype, self.seed, self.damping = op, dimension_of(op), dtype_of(op), seed, damping
+        if function not in _OF_ANY_MATRIX:
+            check_symmetric(op)
         check_integer("seed", seed, 0)
         if max_products is not None:
             check_integer("max_products", max_products, 1)
@@ -121,7 +131,10 @@ class Run:
             return np.stack([self._multiply(column) for column in block.T], axis=1)
         fed = np.array(block, dtype=self.dtype, order="C")
         try:
-            out = np.array(self.op @ fed, dtype=np.float64)
+            product = self.op @ fed
+            if np.iscomplexobj(product):
+                raise TypeError(f"op must be real, but its product has dtype {np.asarray(product).dtype}")
+            out = np.array(product, dtype=np.float64)
             if out.shape != block.shape:
                 raise ValueError(f"op @ an array of shape {block.shape} must have that shape, but has {out.shape}")
             return out

@@ -14,7 +14,7 @@ from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat, _compile
 from mindspore_hessian._callable import Call
-from mindspore_hessian._errors import NonFiniteWarning, warn
+from mindspore_hessian._errors import KernelError, NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch, Data, twice
@@ -53,6 +53,8 @@ def transposed(matrix: np.ndarray) -> np.ndarray:
 
 class Risk:
     """See the module. The arguments are those of the operators, checked."""
+
+    _batch = 0  # the number of the batch that a pass is at, for errors
 
     def __init__(self, network: Any, loss_fn: Any, data: Data, weights: Weights, reduction: str | None,
                  num_data: int | None, comm: Communicator = ALONE):
@@ -104,8 +106,19 @@ class Risk:
         def build(f: Callable) -> Callable:
             return kernel.build(f, loss.function() if loss is not None else None, count, self.weights.parameter_tuple)
 
-        return _compile.execute(kernel.name, forward, build, (*kernel.options, template, count, len(targets)),
-                                (*targets, *extras), self.weights.parameters, also)
+        def first(f: Callable) -> Callable:
+            slope = kernels.gradient(f, loss.function() if loss is not None else None, count,
+                                     self.weights.parameter_tuple)
+
+            def run(*tensors):
+                return slope(*tensors[:count + len(targets)])
+            return run
+
+        try:
+            return _compile.execute(kernel.name, forward, build, (*kernel.options, template, count, len(targets)),
+                                    (*targets, *extras), self.weights.parameters, also, first=first)
+        except KernelError as err:
+            raise KernelError(f"batch {self._batch}: {err}") from err.__cause__
 
     def loss(self, batch: Batch) -> float:
         """The loss of one batch."""
@@ -119,6 +132,7 @@ class Risk:
             for number, batch in enumerate(self.data):
                 if number < skip:
                     continue
+                self._batch = number
                 yield number, batch
                 shown.update()
 
