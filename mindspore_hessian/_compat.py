@@ -109,12 +109,13 @@ class _Holder(nn.Cell):
     def __init__(self, function: Callable, jit_level: str):
         super().__init__(auto_prefix=False)
         # past Cell.__setattr__: a network among what `function` captures must not become a child of this Cell
-        object.__setattr__(self, "function", function)
+        # and in a tuple: a Cell that calls an attribute of its own with *args is never freed, nor is its graph
+        object.__setattr__(self, "functions", (function,))
         # STRICT: what MindSpore cannot compile it would otherwise run as Python inside the graph, with zero gradients
         self.set_jit_config(ms.JitConfig(jit_level=jit_level, jit_syntax_level="STRICT"))
 
     def construct(self, *args):
-        return self.function(*args)
+        return self.functions[0](*args)
 
 
 class Graph:

@@ -85,7 +85,11 @@ def cache_info() -> CacheInfo:
 
 
 def clear_cache() -> None:
-    """Drop every compiled function and set the counts to zero. MindSpore gives most of the memory back."""
+    """Drop every compiled function and set the counts to zero.
+
+    MindSpore gives back all the memory of a small function (0.2 MiB each) and about 40 % of that of a network's product
+    (1.6 of 3.9 MiB each, 50 of a small network, CPU); what an Operator or a function of the user keeps stays.
+    """
     with _lock:
         _entries.clear()
         _sites.clear()
