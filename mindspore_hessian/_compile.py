@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindspore_hessian import _audit_graph, _compat, device, rules
+from mindspore_hessian import _audit_graph, _compat, _inplace, device, rules
 from mindspore_hessian._callable import Call, readable
 from mindspore_hessian._capture import Captures
 from mindspore_hessian._errors import (
@@ -153,9 +153,7 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
 
 
 def _run(entry: _Entry, tensors: tuple) -> Any:
-    if not entry.statistics:
-        return entry.graph(tensors)
-    with _compat.kept(entry.statistics):
+    with _compat.kept(entry.statistics), _inplace.followed():  # it may compile: a recorded graph, or one given up
         return entry.graph(tensors)
 
 
@@ -176,17 +174,21 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     with debris_removed(), readable(captures), _compat.kept(statistics):
         function = call.function()
         try:
-            if late:
-                _refuse_broken(lambda: _compat.Graph(function, tensors[:len(call.leaves)], "O0"))
-            graph = kind(build(function), tensors, device.jit_level() or "O0")
-            if guard is not None:
-                _check_against(_compat.Graph(guard(function), tensors, "O0"), graph, tensors)
+            with _inplace.followed():
+                if late:
+                    _refuse_broken(lambda: _compat.Graph(function, tensors[:len(call.leaves)], "O0"))
+                graph = kind(build(function), tensors, device.jit_level() or "O0")
+                if guard is not None:
+                    _check_against(_compat.Graph(guard(function), tensors, "O0"), graph, tensors)
+                written = _compat.Graph(function, tensors[:len(call.leaves)], "O0") if recording else graph
+            _inplace.refuse_left(written)
         except Exception as err:
             error = translate(err)
             if isinstance(error, MissingRuleError):
                 level = device.jit_level() or "O0"
-                where = _audit_graph.lines_of_missing(lambda: kind(build(function), tensors, level))
-                error = MissingRuleError(f"{error} {where}".strip())
+                with contextlib.suppress(Exception), _inplace.followed():
+                    where = _audit_graph.lines_of_missing(lambda: kind(build(function), tensors, level))
+                    error = MissingRuleError(f"{error} {where}".strip())
             raise error from err
     _counts["misses"] += 1
     _counts["seconds"] += time.perf_counter() - start

@@ -16,6 +16,7 @@ import linecache
 import os
 import shutil
 import tempfile
+import textwrap
 from types import CodeType, FunctionType
 
 from mindspore_hessian._errors import NotCompilableError
@@ -79,6 +80,13 @@ def _parse(fn: FunctionType) -> ast.Module:
         raise _no_source(fn) from err
     except SyntaxError as err:
         raise _changed(fn) from err
+
+
+def tree_of(fn: FunctionType) -> ast.AST | None:
+    """The syntax tree of a function with its lines counted from its own first, or None where there is no source."""
+    with contextlib.suppress(OSError, TypeError, SyntaxError):
+        return ast.parse(textwrap.dedent(inspect.getsource(fn)))
+    return None
 
 
 def _changed(fn: FunctionType) -> NotCompilableError:

@@ -18,6 +18,7 @@ LEVELS = [
     {"_audit_graph"},
     {"_capture"},
     {"_callable"},
+    {"_inplace"},
     {"_tree"},
     {"device"},
     {"rules"},

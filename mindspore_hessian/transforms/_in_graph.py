@@ -12,6 +12,7 @@ import mindspore as ms
 
 from mindspore_hessian._callable import parsable
 from mindspore_hessian._capture import GRAPH
+from mindspore_hessian._inplace import refuse_in_graph
 
 
 def readable_in_graph(graph: Callable) -> Callable:
@@ -31,6 +32,7 @@ class InGraph:
         if not callable(fn) or not (other is None or callable(other)):
             raise TypeError("inside your own graph, the function to differentiate must be defined outside of it: a "
                             "function of the module or a method, not a def or lambda in the graph")
+        refuse_in_graph(*((fn,) if other is None else (fn, other)))
         functions = (parsable(fn),) if other is None else (parsable(fn), parsable(other))
         self.call = build(*functions, *options)
 
@@ -59,8 +61,20 @@ def outside(build: Callable, fn: Callable, options: tuple, **unsupported: object
             raise TypeError("this function cannot be compiled; call the transform outside of @jit to see why")
 
     def in_graph(*args):
-        return call(*args)
+        return _Checked(fn, call)(*args)
     return in_graph
+
+
+@ms.jit_class
+class _Checked:
+    """`call`, which differentiates `fn`; looked at while MindSpore compiles the user's graph."""
+
+    def __init__(self, fn, call):
+        refuse_in_graph(fn)
+        self.call = call
+
+    def __call__(self, *args):
+        return self.call(*args)
 
 
 def positions_in_graph(grad_position) -> tuple[bool, tuple[int, ...]]:
