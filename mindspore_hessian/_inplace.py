@@ -62,7 +62,9 @@ _CAPTURED = "captured"
 _ROUNDS = 3  # of a loop's body
 
 _INPLACE_PRIMITIVE = re.compile(rb"Inplace[A-Z]\w*")
-_ONLY_BY_NAME = (b"InplaceUpdate", b"InplaceUpdateV2", b"InplaceAdd", b"InplaceSub", b"InplaceStopGradient")
+_INPLACE_FUNCTION = re.compile(r"inplace_?[a-z]|Inplace[A-Z]")
+_ASSIGNMENTS = frozenset(("assign", "assign_add", "assign_sub", "Assign", "AssignAdd", "AssignSub"))
+_NO_WRITERS = frozenset(("is_", "stop_gradient_", "shape_", "reshape_", "print_", "bool_", "and_", "or_", "not_"))
 
 
 class _Parsed(NamedTuple):
@@ -103,10 +105,24 @@ def followed() -> Iterator[None]:
     _check(parsed)
 
 
+_told: list[list[str]] = []
+
+
+@contextlib.contextmanager
+def told() -> Iterator[list[str]]:
+    """What is compiled inside writes in place here: each place once."""
+    places: list[str] = []
+    _told.append(places)
+    try:
+        yield places
+    finally:
+        _told.remove(places)
+
+
 def refuse_left(compiled: Any) -> None:
     """Raise where a compiled graph still writes into a Tensor: what a library function did, or an unknown spelling."""
     text = _compat.graph_text(compiled)
-    left = {name for name in _INPLACE_PRIMITIVE.findall(text) if name not in _ONLY_BY_NAME}
+    left = set(_INPLACE_PRIMITIVE.findall(text))
     if left:
         names = ", ".join(sorted(name.decode() for name in left))
         raise NotCompilableError(
@@ -358,6 +374,7 @@ class _World:
         self.trees = {item.fn.__code__: item for item in parsed}
         self.summaries: dict[tuple, _Summary] = {}
         self.unresolved: list[str] = []  # reads after a call of an unknown function
+        self.written: list[str] = []
         self.strict = False  # whether any write is refused
 
     def summary(self, fn: Any, owner: Any) -> _Summary | None:
@@ -384,14 +401,20 @@ def _definition(tree: ast.AST, fn: FunctionType) -> ast.AST | None:
 
 def _check(parsed: list[_Parsed]) -> None:
     """Raise NotCompilableError where an overwritten Tensor is read again."""
-    if not any(_has_writes(item.tree) for item in parsed):
-        return
     world = _World(parsed)
     try:
         for item in parsed:
             world.summary(item.fn, item.owner)
     except _Refused as refused:
         raise NotCompilableError(str(refused)) from None
+    except Exception as err:  # a program that this file does not understand
+        if any(_has_writes(item.tree) for item in parsed):
+            raise NotCompilableError(
+                "it cannot be told whether a Tensor that the function overwrites is read again. Write `y = y + x` for "
+                f"`y += x` and `y.add_(x)` in it. ({type(err).__name__}: {err})") from err
+        return
+    for places in _told:
+        places += [where for where in world.written if where not in places]
     if not world.unresolved:
         return
     for (code, _), summary in world.summaries.items():
@@ -461,6 +484,8 @@ class _Walk:
         if not value.stores:
             return
         where = self.where(node)
+        if where not in self.world.written:
+            self.world.written.append(where)
         if self.world.strict:
             raise _Refused(f"{where}. Write it out of place: `y = y + x` for `y += x` or `y.add_(x)`.")
         stores = self.above(value.stores)
@@ -914,9 +939,37 @@ class _Walk:
                                   _NOTHING)
         return self.library(fn, node, everything)
 
+    def refuse_writer(self, fn: Any, name: str, node: ast.Call, everything: list[_Value]) -> None:
+        """Raise where a function, primitive or layer of MindSpore writes into its argument."""
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        names = {name, called}
+        if names & _ASSIGNMENTS and everything and everything[0].stores <= {_CAPTURED}:
+            return  # to a Parameter
+        if names & _ASSIGNMENTS or any(map(_INPLACE_FUNCTION.match, names)) or (
+                called.endswith("_") and not called.startswith("_") and called not in _NO_WRITERS) or (
+                getattr(fn, "inplace", False) is True) or self.asks_in_place(fn, node):
+            raise _Refused(f"{self.where(node)} writes in place, by an option or a function of MindSpore, and the "
+                           "derivatives of that are wrong there. Use what returns a new Tensor: without `inplace=True`, without the "
+                           "underscore, `y = y + x`.")
+
+    def asks_in_place(self, fn: Any, node: ast.Call) -> bool:
+        """Whether the option `inplace` is given, and perhaps true."""
+        given = [word.value for word in node.keywords if word.arg == "inplace"]
+        if not given and isinstance(fn, FunctionType) and "inplace" in fn.__code__.co_varnames:
+            position = fn.__code__.co_varnames.index("inplace")
+            given = node.args[position:position + 1] if position < fn.__code__.co_argcount else []
+        if not given:
+            return False
+        if isinstance(given[0], ast.Constant):
+            return bool(given[0].value)
+        if isinstance(given[0], ast.Attribute) and isinstance(given[0].value, ast.Name) and self.owner is not None:
+            return bool(getattr(self.owner, given[0].attr, True))
+        return True
+
     def library(self, fn: Any, node: ast.Call, everything: list[_Value]) -> _Value:
         """A function, primitive, layer or class of MindSpore, or of Python."""
         name = getattr(fn, "__name__", None) or type(fn).__name__
+        self.refuse_writer(fn, name, node, everything)
         owner = getattr(fn, "__self__", None)
         if fn is getattr and len(node.args) > 1 and isinstance(node.args[1], ast.Constant) and everything[0].known:
             return _join(*(self.attribute(holder, str(node.args[1].value)) for holder in everything[0].known))
