@@ -329,9 +329,11 @@ _Env = dict[str, _Value]
 
 
 def _join(*values: _Value) -> _Value:
-    known: tuple | None = ()
-    for value in values:
-        known = None if known is None or value.known is None else known + value.known
+    if all(value is values[0] for value in values[1:]) and values:
+        return values[0]
+    known: tuple | None = None
+    if all(value.known is not None for value in values):
+        known = tuple({id(item): item for value in values for item in value.known or ()}.values())
     return _Value(frozenset().union(*(v.stores for v in values)), known or None, any(v.items for v in values),
                   any(v.shared for v in values), next((v.stale for v in values if v.stale), ""),
                   bool(values) and all(v.parts for v in values))
@@ -484,7 +486,7 @@ class _Walk:
         if not value.stores:
             return
         where = self.where(node)
-        if where not in self.world.written:
+        if holder is not None and where not in self.world.written:
             self.world.written.append(where)
         if self.world.strict:
             raise _Refused(f"{where}. Write it out of place: `y = y + x` for `y += x` or `y.add_(x)`.")
@@ -949,8 +951,8 @@ class _Walk:
                 called.endswith("_") and not called.startswith("_") and called not in _NO_WRITERS) or (
                 getattr(fn, "inplace", False) is True) or self.asks_in_place(fn, node):
             raise _Refused(f"{self.where(node)} writes in place, by an option or a function of MindSpore, and the "
-                           "derivatives of that are wrong there. Use what returns a new Tensor: without `inplace=True`, without the "
-                           "underscore, `y = y + x`.")
+                           "derivatives of that are wrong there. Use what returns a new Tensor: without "
+                           "`inplace=True`, without the underscore, `y = y + x`.")
 
     def asks_in_place(self, fn: Any, node: ast.Call) -> bool:
         """Whether the option `inplace` is given, and perhaps true."""
@@ -1033,7 +1035,7 @@ def _one_of(holder: _Value, known: tuple | None) -> _Value:
 def _merged(envs: list[_Env]) -> _Env | None:
     if not envs:
         return None
-    return {name: _join(*dict.fromkeys(env[name] for env in envs if name in env))
+    return {name: _join(*(env[name] for env in envs if name in env))
             for name in dict.fromkeys(itertools.chain.from_iterable(envs))}
 
 
