@@ -87,8 +87,8 @@ def cache_info() -> CacheInfo:
 def clear_cache() -> None:
     """Drop every compiled function and set the counts to zero.
 
-    MindSpore gives back all the memory of a small function (0.2 MiB each) and about 40 % of that of a network's product
-    (1.6 of 3.9 MiB each, 50 of a small network, CPU); what an Operator or a function of the user keeps stays.
+    MindSpore gives back all the memory of a small function, and about 40 % of that of a network's product (measured on
+    the CPU with 50 of them; the rest stays with the process).
     """
     with _lock:
         _entries.clear()

@@ -15,7 +15,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
-from mindspore_hessian import RecompileWarning, UnsafeRuntimeError, _capture, hessian, hvp
+from mindspore_hessian import RecompileWarning, UnsafeRuntimeError, _capture, _compat, hessian, hvp
 
 X, V = Tensor([1.0, 2.0]), Tensor([1.0, 1.0])
 
@@ -382,3 +382,19 @@ def test_compiling_does_not_collect_all_garbage_and_leaves_what_the_user_froze(f
         assert before > 10_000 and before - 1000 < after <= before
     else:
         assert sum(count > 10_000 for count in seen) == 15 and after < 1000
+
+
+def test_a_compiled_function_that_is_dropped_is_freed():
+    """MindSpore keeps some Cells for ever: those that call a function among their attributes with ``*args``."""
+    def alive():
+        gc.collect()
+        return sum(type(thing) is _compat._Holder for thing in gc.get_objects())
+
+    mh.clear_cache()
+    before = alive()
+    net = nn.Dense(3, 1)
+    for size in (2, 3):
+        hvp(lambda x: (net(x) ** 2).sum(), ops.ones((size, 3)), ops.ones((size, 3)))
+        assert alive() == before + size - 1
+    mh.clear_cache()
+    assert alive() == before
