@@ -184,7 +184,7 @@ def logdet(op: Any, damping: float = 0.0, num_steps: int = 32, tol: float | None
     check_real("damping", damping, strict=False)
     check_integer("num_steps", num_steps, 1)
     if tol is not None:
-        check_real("tol", tol)
+        check_real("tol", tol, strict=False)
     steps = min(num_steps, dimension_of(op))
     check_integer("max_products", max_products, 2 * steps, None, " (two probes)")
     with Run("logdet", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,

@@ -68,7 +68,7 @@ def diagonal(op: Any, method: str = "hutchinson", tol: float | None = None, max_
     if method == "xdiag" and distribution != "rademacher":
         raise ValueError(f"distribution must be 'rademacher' for method 'xdiag', but got {distribution!r}")
     if tol is not None:
-        check_real("tol", tol)
+        check_real("tol", tol, strict=False)
     with Run("diagonal", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,
              method=method, tol=tol, batch=batch, distribution=distribution) as run:
         check_probing(run, distribution, batch)

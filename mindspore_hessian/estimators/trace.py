@@ -68,7 +68,7 @@ def trace(op: Any, method: str = "hutchinson", tol: float | None = None, max_pro
     estimator, least = _TRACES[method]
     check_integer("max_products", max_products, least, None, f" for method {method!r}")
     if tol is not None:
-        check_real("tol", tol)
+        check_real("tol", tol, strict=False)
     with Run("trace", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,
              method=method, tol=tol, batch=batch, distribution=distribution) as run:
         check_probing(run, distribution, batch)
@@ -176,7 +176,7 @@ def frobenius_norm(op: Any, tol: float | None = None, max_products: int = 64, se
     """
     check_integer("max_products", max_products, 2)
     if tol is not None:
-        check_real("tol", tol)
+        check_real("tol", tol, strict=False)
     with Run("frobenius_norm", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,
              tol=tol, batch=batch, distribution=distribution) as run:
         check_probing(run, distribution, batch)
