@@ -178,15 +178,11 @@ class Graph:
         self._executor = _cell_graph_executor._graph_executor
 
     def __call__(self, tensors: tuple):
-        if not self._executor.has_compiled(self._phase):  # the user released all graphs (ms_memory_recycle)
-            self._cell.compile_cache.clear()
-            self._cell.compile(*tensors)
-            self._phase = self._cell.phase_cache[self._cell.phase]
         return self._executor(tensors, self._phase)
 
     def stale(self) -> bool:
-        """Whether it would go on reading weights that are no more."""
-        return False
+        """Whether it is to be compiled anew: the user released all graphs (ms_memory_recycle)."""
+        return not self._executor.has_compiled(self._phase)
 
 
 class Recorded:

@@ -175,7 +175,9 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
 
 
 def _run(entry: _Entry, tensors: tuple) -> Any:
-    with _compat.kept(entry.statistics), _inplace.followed():  # it may compile: a recorded graph, or one given up
+    if isinstance(entry.graph, _compat.Graph) and not entry.statistics:
+        return entry.graph(tensors)
+    with _compat.kept(entry.statistics), _inplace.followed():  # a recorded graph may compile
         return entry.graph(tensors)
 
 
