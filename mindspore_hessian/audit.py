@@ -206,7 +206,7 @@ def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = Non
         >>> report.compiles
         Compiles(hvp=True, hessian=True)
         >>> [(row.primitive, row.derivative) for row in report.rows if row.primitive.startswith("Tanh")]
-        [('Tanh', 'mindspore'), ('TanhGrad', 'ours')]
+        [('Tanh', 'ours'), ('TanhGrad', 'ours')]
     """
     problem = Problem.of_inputs(fn, inputs, grad_position, weights, False)
     random_state = ms.get_rng_state()
