@@ -78,10 +78,14 @@ def lines_of(name: str, compile_it: Callable[[], Any]) -> tuple[list[str], Excep
         except Exception as err:
             error = err
         graph = read(folder)
-    lines = graph.lines() if graph else {}
+    return origin(name, graph.lines() if graph else {}), error
+
+
+def origin(name: str, lines: dict[str, list[str]]) -> list[str]:
+    """The lines of a primitive, or where MindSpore has none, as in a rule in Python, of that whose backward it is."""
     forward = [other for other in lines if re.match(
         rf"{re.escape(re.sub('(V[0-9]+|Ext)$', '', other))}(V\d+|Ext)?(Grad|Backprop|Backward)", name)]
-    return lines.get(name) or lines.get(max(forward, key=len, default="")) or [], error
+    return lines.get(name) or lines.get(max(forward, key=len, default="")) or []
 
 
 def primitives(compile_it: Callable[[], Any]) -> set[str]:

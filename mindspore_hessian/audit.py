@@ -295,7 +295,7 @@ class _Found:
         out = []
         for name in sorted({*lines, *lost, *kernels, *unbatched}):
             derivative, batching = self._derivative(name, lost), self._batching(name, unbatched)
-            sources = tuple(sorted(set(lines.get(name, [])), key=_by_line))
+            sources = tuple(sorted(set(_audit_graph.origin(name, lines)), key=_by_line))
             out.append(AuditRow(name, derivative, batching, sources,
                                 _remedy(name, derivative, batching, name in kernels)))
         return sorted(out, key=lambda row: (row.derivative != MISSING, row.batching != MISSING, not row.remedy))

@@ -87,7 +87,7 @@ def test_what_is_there_and_whose_it_is():
     assert mh.cache_info() == info and np.random.get_state()[1].tolist() == drawn
     rows = by_name(report)
     assert report.compiles == (True, True) and not report.missing and not report.structurally_zero
-    assert (rows["Tanh"].derivative, rows["TanhGrad"].derivative) == ("mindspore", "ours")
+    assert (rows["Sigmoid"].derivative, rows["TanhGrad"].derivative) == ("mindspore", "ours")
     assert (rows["MatMulExt"].batching, rows["Tanh"].batching) == ("ours", "mindspore")
     assert rows["TanhGrad"].sources == (line_of("# smooth"),)
     assert str(report).splitlines()[-1] == "verdict: hvp and hessian compile, and no rule is missing"
@@ -126,7 +126,7 @@ def test_relu_is_structurally_zero_in_its_inputs_only():
 
 def test_zero_without_a_proof():
     def odd(x):
-        return (ops.tanh(x) + ops.tanh(-x)).sum()
+        return (ops.sin(x) + ops.sin(-x)).sum()
     report = audit(odd, X)
     assert report.structurally_zero and report.variables[0].evidence == RANDOM and "no proof" in report.summary()
 
