@@ -286,7 +286,7 @@ def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int) -> 
             parts = np.split(base + shift, np.cumsum(op.weights.sizes)[:-1])
             for parameter, part, old in zip(parameters, parts, before, strict=True):
                 _compat.assign(parameter, part.reshape(old.shape).astype(old.dtype))
-            values[number] = sum(risk.factor(batch) * risk.loss(batch) for batch in risk.data)
+            values[number] = risk.value()
             shown.update()
     return risk.comm.total(values)
 

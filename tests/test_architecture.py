@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from rows above its own, and from its own folder. A new module gets a place here first.
 LEVELS = [
     {"_compat"},
-    {"_errors"},
+    {"_errors", "_numbers"},
     {"_source"},
     {"_audit_graph"},
     {"_capture"},
