@@ -1,10 +1,11 @@
 """Second derivatives for MindSpore that are right or refused, and fast."""
-from mindspore_hessian import plot, rules, testing
+from mindspore_hessian import _environment, plot, rules, testing  # noqa: F401 -- _environment comes first
 from mindspore_hessian._compile import CacheInfo, cache_info, clear_cache, set_cache_size
 from mindspore_hessian._errors import (
     DeviceError,
     FallbackWarning,
     HessianError,
+    KernelError,
     LateRulesWarning,
     MissingRuleError,
     NonFiniteWarning,
@@ -44,7 +45,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AuditReport", "CacheInfo", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis", "DistributedError",
     "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator", "GGNOperator", "HessianError", "HessianOperator",
-    "Identity", "LateRulesWarning", "Measurement", "MissingRuleError", "NonFiniteWarning", "NotCompilableError",
+    "Identity", "KernelError", "LateRulesWarning", "Measurement", "MissingRuleError", "NonFiniteWarning",
+    "NotCompilableError",
     "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices",
     "batched_hessian", "cache_info", "clear_cache", "condition_number", "configure", "curvature", "device_info",
     "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",

@@ -35,10 +35,14 @@ _STEPS = {
 }
 
 
+_PREFIX = "mindspore_hessian_audit_"
+
+
 @contextlib.contextmanager
 def saved() -> Iterator[Path]:
     """While MindSpore compiles inside, it writes its graphs into the folder, which is removed at the end."""
-    folder = tempfile.mkdtemp(prefix="mindspore_hessian_audit_")
+    _remove_leftovers()
+    folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}_")
     try:
         with _compat.graphs_saved_in(folder, "optimize"):
             yield Path(folder)
@@ -46,15 +50,38 @@ def saved() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def lines_of_missing(compile_again: Callable[[], Any]) -> str:
-    """Where the primitives without a derivative come from: a sentence for an error; "" where MindSpore does not say."""
+def _remove_leftovers() -> None:
+    """The folders of processes that were killed as MindSpore wrote."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*_*"):
+        number = path.name[len(_PREFIX):].partition("_")[0]
+        if number.isdigit() and not _alive(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to somebody else
+        return True
+    return True
+
+
+def lines_of(name: str, compile_it: Callable[[], Any]) -> tuple[list[str], Exception | None]:
+    """The user's lines that a primitive comes from, in a graph that `compile_it` compiles, or those of the primitive
+    whose backward it is; and the error, where that failed."""
+    error = None
     with saved() as folder:
-        with contextlib.suppress(Exception):
-            compile_again()
+        try:
+            compile_it()
+        except Exception as err:
+            error = err
         graph = read(folder)
     lines = graph.lines() if graph else {}
-    found = {name: lines[name] for name in (graph.missing() if graph else []) if lines.get(name)}
-    return " ".join(f"{name} comes from {', '.join(places)}." for name, places in found.items())
+    forward = [other for other in lines if re.match(
+        rf"{re.escape(re.sub('(V[0-9]+|Ext)$', '', other))}(V\d+|Ext)?(Grad|Backprop|Backward)", name)]
+    return lines.get(name) or lines.get(max(forward, key=len, default="")) or [], error
 
 
 def primitives(compile_it: Callable[[], Any]) -> set[str]:

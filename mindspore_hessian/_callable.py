@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, MethodType
@@ -12,8 +13,8 @@ from typing import Any
 from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat, _source
-from mindspore_hessian._capture import GRAPH, Captures, foreign_modules
-from mindspore_hessian._errors import NotCompilableError
+from mindspore_hessian._capture import GRAPH, Captures, foreign_modules, is_library, path_text
+from mindspore_hessian._errors import NotCompilableError, RecompileWarning, warn
 
 
 def unwrap_partial(fn: Any) -> tuple[Any, tuple, dict]:
@@ -77,9 +78,9 @@ def _parsable_function(fn: FunctionType, memo: dict[int, Any]) -> FunctionType:
     cells = []
     for cell in fn.__closure__ or ():
         content = cell.cell_contents if _assigned(cell) else None
-        hidden = isinstance(content, functools.partial) or (
-            isinstance(content, FunctionType) and not _source.is_readable(content))
-        cells.append(CellType(parsable(content, memo)) if hidden else cell)
+        inner = isinstance(content, functools.partial) or (type(content) is FunctionType and not is_library(content))
+        plain = parsable(content, memo) if inner else content  # at any depth: a closure of a closure of a lambda
+        cells.append(cell if plain is content else CellType(plain))
     if cells != list(fn.__closure__ or ()):
         out = _source.copy_function(out, closure=tuple(cells))
     memo[id(fn)] = out
@@ -148,6 +149,8 @@ class Call:
         key = tuple(map(id, more))
         if key not in self._captures:
             self._captures[key] = Captures(self.fn, self.constants, *more)
+            if self._captures[key].slow or _slow_calls:
+                _tell_slow(self.fn, self._captures[key])
         return self._captures[key]
 
     def function(self) -> Callable:
@@ -158,6 +161,24 @@ class Call:
     def one_argument(self) -> Callable:
         """A callable bound without arguments, as a function of one Tensor."""
         return _maker("fn(x0)", 1, 0)(parsable(self.fn))
+
+
+_slow_calls: Counter[Any] = Counter()
+
+
+def _tell_slow(fn: Any, captures: Captures) -> None:
+    """Warn at the third slow reading in a row of what a function captured (the first also looks through its code; and
+    a machine can be busy)."""
+    code = getattr(getattr(fn, "__func__", fn), "__code__", type(fn))
+    if not captures.slow:
+        if _slow_calls[code] < 3:
+            del _slow_calls[code]
+        return
+    _slow_calls[code] += 1
+    if _slow_calls[code] == 3:
+        warn(f"what {_source.where(fn)} captured is read at every call, to see whether it changed, and that takes "
+             f"long. Most of it is in {captures.largest()}. Pass it as a Tensor argument, make it a Parameter, keep "
+             "lists of objects as arrays, or leave out what the function does not need.", RecompileWarning)
 
 
 def _has_tensor(value: Any) -> bool:
@@ -186,9 +207,15 @@ def readable(captures: Captures) -> Iterator[None]:
     Checks that their source is what Python runs; hides ``__wrapped__``, since the parser would skip the wrapper; and
     puts the right globals in place of modules that are not the functions' own.
     """
-    for fn in captures.functions:
-        if fn.__code__.co_name != "<lambda>":
+    for fn, path in captures.functions.items():
+        # what has no text may stand where the program never comes by; if it does, MindSpore says so
+        if fn.__code__.co_name == "<lambda>" or not (path[0] is None or _source.has_source(fn)):
+            continue
+        try:
             _source.check_unchanged(fn)
+        except NotCompilableError as err:
+            raise NotCompilableError(f"{err} It is reached as {path_text(path)}.") from err
+    _source.check_private_names(captures.functions, captures.kinds)
     hidden: list[tuple[Any, Any]] = [(fn, fn.__wrapped__) for fn in captures.functions if hasattr(fn, "__wrapped__")]
     modules = foreign_modules(captures.functions)
     before = {name: sys.modules.get(name) for name in modules}
@@ -197,6 +224,10 @@ def readable(captures: Captures) -> Iterator[None]:
     sys.modules.update(modules)
     try:
         yield
+    except Exception as err:
+        if cause := _source.cause(captures.functions, err):
+            raise cause from err
+        raise
     finally:
         for fn, inner in hidden:
             fn.__wrapped__ = inner

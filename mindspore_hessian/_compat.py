@@ -9,8 +9,10 @@ import ctypes
 import gc
 import itertools
 import os
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FunctionType
 
 import mindspore as ms
 import numpy as np
@@ -136,6 +138,10 @@ class Graph:
             self._phase = self._cell.phase_cache[self._cell.phase]
         return self._executor(tensors, self._phase)
 
+    def stale(self) -> bool:
+        """Whether it would go on reading weights that are no more."""
+        return False
+
 
 class Recorded:
     """The same as a ``@jit`` function: PyNative's gradient recording sees it, so that it can be differentiated."""
@@ -150,6 +156,35 @@ class Recorded:
 
     def __call__(self, tensors: tuple):
         return self._call(*tensors)
+
+    def stale(self) -> bool:
+        """Never: the buffers of the weights are in the key of a recorded graph."""
+        return False
+
+
+class Looped(Recorded):
+    """A ``@jit`` function, for what `fails_as_cell`: a `while` over a Tensor, differentiated twice.
+
+    It keeps the buffers that the weights had when it was compiled.
+    """
+
+    def __init__(self, function: Callable, tensors: tuple, jit_level: str, weights: Sequence[ms.Parameter]):
+        super().__init__(function, tensors, jit_level)
+        self._weights = tuple(weights)
+        self._buffers = self._current()
+        self(tensors)  # compiles
+
+    def _current(self) -> tuple[int, ...]:
+        return tuple(weight.data_ptr() for weight in self._weights)
+
+    def stale(self) -> bool:
+        """Whether ``set_data`` gave a weight another buffer."""
+        return self._current() != self._buffers
+
+
+def fails_as_cell(err: BaseException) -> bool:
+    """Whether a graph that does not compile as a Cell may do so as a ``@jit`` function, whose passes are others."""
+    return "The parameters number of the function is" in str(err)
 
 
 def is_recording() -> bool:
@@ -242,6 +277,41 @@ def batching_registry() -> dict:
     return vmap_base.vmap_rules_getters
 
 
+def function_named(name: str) -> FunctionType | None:
+    """The Python function or method of MindSpore with a dotted name; None where there is none."""
+    with contextlib.suppress(ImportError, AttributeError):
+        function = pkgutil.resolve_name(name)
+        return function if isinstance(function, FunctionType) else None
+    return None
+
+
+class _StandIns(dict):
+    """Functions that MindSpore compiles in the place of its own, by the dotted name of those.
+
+    Its parser reads what `inspect.unwrap` gives, so however the function is reached (an attribute, a global, a closure,
+    a list, a Tensor method, a Cell of MindSpore) it meets ``__wrapped__``.
+    """
+
+    def get(self, name, default=None):
+        return getattr(function_named(name), "__wrapped__", default)
+
+    def __setitem__(self, name, stand_in):
+        function_named(name).__wrapped__ = stand_in
+
+    def __delitem__(self, name):
+        del function_named(name).__wrapped__
+
+
+def composition_registry() -> dict:
+    """Compositions in the place of MindSpore's: dotted name -> function with the same parameters. Graph mode only."""
+    return _StandIns()
+
+
+def is_constant(value: object) -> bool:
+    """Whether a value is known as MindSpore compiles; for use in what it compiles."""
+    return _IS_CONSTANT(value)
+
+
 def backward(name: str) -> Primitive:
     """A backward primitive without options, made by its name."""
     for module in (gen_ops_prim, _grad_ops):
@@ -321,11 +391,13 @@ def hf32_is_set(switch: str, value: bool) -> bool:
 # --- primitives used by derivative rules --------------------------------------------------------------------------
 
 from mindspore.ops.auto_generate.gen_ops_prim import (  # noqa: E402, F401
+    LogSoftmaxGrad,
     PowTensorScalar,
     ResizeBicubic,
     ResizeBilinearV2,
     ResizeLinear1D,
     ResizeNearestNeighborV2,
+    UpsampleNearest1D,
     UpsampleNearest2D,
     UpsampleNearest3D,
     UpsampleTrilinear3D,
@@ -339,9 +411,11 @@ from mindspore.ops.operations._grad_ops import (  # noqa: E402, F401
     PdistGrad,
 )
 from mindspore.ops.operations.image_ops import CropAndResizeGradBoxes, CropAndResizeGradImage  # noqa: E402, F401
+from mindspore.ops.operations.linalg_ops import Eigh  # noqa: E402, F401
 from mindspore.ops.operations.nn_ops import Conv3DBackpropInput  # noqa: E402, F401
 
 pow_tensor_scalar = PowTensorScalar()
+_IS_CONSTANT = ops.functional.isconstant
 
 
 def class_keys(name: str) -> list[int]:

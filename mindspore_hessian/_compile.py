@@ -26,11 +26,15 @@ from mindspore_hessian._errors import (
     RecompileWarning,
     UnsafeRuntimeError,
     debris_removed,
+    primitive_of,
     translate,
     warn,
 )
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian._tree import tensors_of
 
+_PATIENCE = 5.0  # seconds of compilation after which only the function itself, no gradient of it, is compiled again
+_ROUNDING = {2: 2.0 ** -8, 4: 2.0 ** -23, 8: 2.0 ** -52}  # by the bytes of a number; bfloat16's
 _STREAK = 5  # compilations in a row, without a hit, after which the caller is warned
 
 
@@ -55,7 +59,7 @@ class _Site:
 
 @dataclass
 class _Entry:
-    graph: Callable[[tuple], Any]
+    graph: Any  # of _compat: it is called with a tuple of Tensors, and says whether it is stale
     captures: Captures  # keeps alive what the key knows by id
     statistics: list[Parameter]  # what a network in training mode would change (batch norm)
     site: _Site
@@ -115,9 +119,11 @@ def left_alone() -> Iterator[None]:
                 store.update(content)
 
 
+@interruptible
 def execute(name: str, call: Call, build: Callable[[Callable], Callable], options: tuple = (),
             extras: tuple[Tensor, ...] = (), weights: tuple[Parameter, ...] = (), also: tuple = (),
-            guard: Callable[[Callable], Callable] | None = None) -> Any:
+            guard: tuple[Callable | None, Callable | None] | None = None,
+            first: Callable[[Callable], Callable] | None = None) -> Any:
     """Run the graph function ``build(call.function())`` on ``(*call.leaves, *extras)``, compiled at most once.
 
     Args:
@@ -128,7 +134,12 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
         extras: further Tensors (vectors), after the leaves.
         weights: the Parameters that are differentiated.
         also: further captured callables (the loss of `ggnvp`), part of the key by what they captured.
-        guard: as `build`, for a graph that must compile and give the same numbers at the first call.
+        guard: two like `build`, for graphs that must give the same numbers at the first call: a product, and the same
+            by reverse derivatives alone. None for the first: it is the graph of `build`.
+        first: as `build`, for the first gradient: where a rule is missing, it tells the lines and the kernels.
+
+    Raises:
+        KernelError: a kernel failed as the function ran; the next call compiles anew.
     """
     if _unsafe_fork:
         raise UnsafeRuntimeError(
@@ -143,13 +154,20 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
         key = (name, options, call.template, signature, captures.token, tuple(map(id, weights)), recording, buffers,
                device.jit_level())
         entry = _entries.get(key)
-        if entry is None:
-            entry = _compile(key, (name, options), call, build, tensors, captures, also, recording, weights, guard)
+        if entry is None or entry.graph.stale():
+            entry = _compile(key, (name, options), call, build, tensors, captures, also, recording, weights, guard,
+                             first)
         else:
             _counts["hits"] += 1
             entry.site.streak = 0
             _entries.move_to_end(key)
-        return _run(entry, tensors)
+        try:
+            return _run(entry, tensors)
+        except BaseException as err:
+            _entries.pop(key, None)  # MindSpore never again runs a graph in which a kernel failed
+            if isinstance(err, Exception):
+                raise translate(err, ran=not recording) from err  # a recorded one is compiled as it first runs
+            raise
 
 
 def _run(entry: _Entry, tensors: tuple) -> Any:
@@ -160,10 +178,10 @@ def _run(entry: _Entry, tensors: tuple) -> Any:
 
 
 def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors: tuple, captures: Captures,
-             also: tuple, recording: bool, weights: tuple[Parameter, ...], guard: Callable | None) -> _Entry:
-    for weight in weights:
-        if id(weight) not in captures.parameters:
-            raise ValueError(f"weight {weight.name!r} is not in the function: nothing it captured holds this Parameter")
+             also: tuple, recording: bool, weights: tuple[Parameter, ...],
+             guard: tuple[Callable | None, Callable | None] | None,
+             first: Callable | None) -> _Entry:
+    check_captured(weights, captures)
     if _compat.disk_cache_enabled():
         raise UnsafeRuntimeError(
             "MindSpore's on-disk compile cache is on, and it returns the numbers of another function. Turn it off: "
@@ -171,28 +189,59 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     late = not rules.in_force()  # warns, once, where a gradient ran before our rules were there
     site = _watch(transform, call, also, tensors)
     start = time.perf_counter()
-    kind = _compat.Recorded if recording else _compat.Graph
+    leaves = tensors[:len(call.leaves)]
     statistics = [p for p in captures.parameters.values() if not p.requires_grad] if captures.training else []
     with debris_removed(), readable(captures), _compat.kept(statistics):
         function = call.function()
         try:
             if late:
-                _refuse_broken(lambda: _compat.Graph(function, tensors[:len(call.leaves)], "O0"))
-            graph = kind(build(function), tensors, device.jit_level() or "O0")
+                _refuse_broken(lambda: _compat.Graph(function, leaves, "O0"))
+            graph = _graph(build(function), tensors, recording, captures)
             if guard is not None:
-                _check_against(_compat.Graph(guard(function), tensors, "O0"), graph, tensors)
+                checked, reference = (_graph(make(function), tensors, recording, captures) if make else graph
+                                      for make in guard)
+                _check_against(reference, checked, tensors)
         except Exception as err:
             error = translate(err)
-            if isinstance(error, MissingRuleError):
-                level = device.jit_level() or "O0"
-                where = _audit_graph.lines_of_missing(lambda: kind(build(function), tensors, level))
-                error = MissingRuleError(f"{error} {where}".strip())
+            if isinstance(error, MissingRuleError) and (name := primitive_of(error)):
+                quick = first is not None and time.perf_counter() - start < _PATIENCE
+                lower = first(function) if first is not None and quick else function
+                error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
             raise error from err
+    interruptible.check()  # MindSpore's parser catches everything in one place: that graph may be another
     _counts["misses"] += 1
     _counts["seconds"] += time.perf_counter() - start
     entry = _entries[key] = _Entry(graph, captures, statistics, site)
     _evict()
     return entry
+
+
+def check_captured(weights: tuple[Parameter, ...], captures: Captures) -> None:
+    """Raise where a weight is not in the function."""
+    for weight in weights:
+        if id(weight) not in captures.parameters:
+            raise ValueError(f"weight {weight.name!r} is not in the function: nothing it captured holds this Parameter")
+
+
+def _graph(function: Callable, tensors: tuple, recording: bool, captures: Captures) -> Any:
+    level = device.jit_level() or "O0"
+    if recording:
+        return _compat.Recorded(function, tensors, level)
+    try:
+        return _compat.Graph(function, tensors, level)
+    except TypeError as err:
+        if not _compat.fails_as_cell(err):
+            raise
+    return _compat.Looped(function, tensors, level, tuple(captures.parameters.values()))
+
+
+def _located(error: MissingRuleError, name: str, compile_lower: Callable[[], Any]) -> MissingRuleError:
+    """The error with the user's lines; where MindSpore has not even a kernel for a first gradient, it says that."""
+    lines, refused = _audit_graph.lines_of(name, compile_lower)
+    lower = translate(refused) if refused is not None else None
+    if isinstance(lower, MissingRuleError) and primitive_of(lower) == name and "no kernel" in str(lower):
+        error = lower
+    return MissingRuleError(f"{error} {name} comes from {', '.join(lines)}." if lines else str(error))
 
 
 def _refuse_broken(compile_forward: Callable[[], Any]) -> None:
@@ -206,15 +255,30 @@ def _refuse_broken(compile_forward: Callable[[], Any]) -> None:
 
 
 def _check_against(reference: Callable, graph: Callable, tensors: tuple) -> None:
-    """Raise where a graph with a forward derivative lost a term: MindSpore drops terms there without a word."""
-    for expected, got in zip(tensors_of(reference(tensors)), tensors_of(graph(tensors)), strict=True):
-        a, b = (_compat.to_numpy(t).astype(np.float64) for t in (expected, got))
+    """Raise where a graph with a forward derivative lost a term: MindSpore drops terms there without a word.
+
+    What is rounding may differ: it is a small part of the whole result, or as large as what changes where the inputs
+    change in their last digits.
+    """
+    def run(graph: Callable, tensors: tuple) -> list[np.ndarray]:
+        return [_compat.to_numpy(t).astype(np.float64) for t in tensors_of(graph(tensors))]
+
+    exact = run(reference, tensors)
+    moved = run(reference, tuple(t * (1 + 8 * _rounding(t)) if tensors_of(t) else t for t in tensors))
+    eps = max((_rounding(t) for t in tensors_of(tensors)), default=0.0)
+    whole = max((np.abs(a[np.isfinite(a)]).max(initial=0.0) for a in exact), default=0.0)
+    for a, b, c in zip(exact, run(graph, tensors), moved, strict=True):
         scale = np.abs(a).max(initial=0.0)
-        if np.isfinite(scale) and not np.allclose(a, b, rtol=0, atol=0.05 * scale):
+        rounding = 32 * eps * whole + 4 * np.abs(a - c).max(initial=0.0)
+        if np.isfinite(scale) and not np.allclose(a, b, rtol=0, atol=0.05 * scale + rounding):
             raise MissingRuleError(
                 "a forward derivative in MindSpore loses a term of this second derivative (a data-dependent `if` or "
                 "`while` does that, and primitives without a rule): the result is off by "
-                f"{np.abs(a - b).max() / scale:.0%}. Use mode='auto' or mode='revrev'.")
+                f"{np.abs(a - b).max() / (scale or 1.0):.0%}. Use mode='auto' or mode='revrev'.")
+
+
+def _rounding(tensor: Tensor) -> float:
+    return _ROUNDING[tensor.itemsize]
 
 
 def _evict() -> None:

@@ -21,6 +21,10 @@ class MissingRuleError(HessianError, NotImplementedError):
     """A primitive of the function has no derivative, so its second derivative would be dropped or cannot be made."""
 
 
+class KernelError(HessianError, RuntimeError):
+    """A kernel failed while a compiled function ran: an index or a label out of range, for one."""
+
+
 class UnsafeRuntimeError(HessianError, RuntimeError):
     """The process is in a state in which MindSpore returns wrong numbers or hangs (disk cache, forked child)."""
 
@@ -56,13 +60,26 @@ def warn(message: str, category: type[Warning]) -> None:
 _MISSING = re.compile(r"Primitive (\w+)'s bprop not defined")
 _KERNEL = re.compile(r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator )\[?(\w+)")
 _PYTHON = re.compile(r"jit_syntax_level to LAX|In JIT strict mode|__call_func_str__")
+_PRIMITIVE = re.compile(r"^primitive (\w+) has no (?:derivative|kernel)")
+_LIBRARY = re.compile(r"/mindspore/|mindspore_hessian[/_]")  # places that are not the user's
+_RAN = re.compile(r"LaunchKernel|ops/kernel/\w+/native|Model execution error")
+_LOOP = re.compile(r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|"
+                   r"For `(?:Scan|ForiLoop|WhileLoop)")
 
 
-def translate(err: BaseException) -> BaseException:
-    """MindSpore's pages of text as one paragraph of ours; the original stays as the cause."""
+def translate(err: BaseException, ran: bool = False) -> BaseException:
+    """MindSpore's pages of text as one paragraph of ours; the original stays as the cause.
+
+    Args:
+        ran: the function was compiled, and failed as it ran.
+    """
     if isinstance(err, HessianError):
         return err
     text = str(err)
+    if ran or _RAN.search(text):
+        return KernelError(
+            "a kernel failed as the function ran, which a value that it does not take brings about (most often an "
+            f"index or a label out of range). MindSpore says: {first_paragraph(text)}")
     if found := _MISSING.search(text):
         return MissingRuleError(
             f"primitive {found[1]} has no derivative in MindSpore, so this second derivative cannot be computed. "
@@ -78,17 +95,30 @@ def translate(err: BaseException) -> BaseException:
             "a part of the function cannot be compiled: MindSpore would run it as Python, where its gradient is lost "
             f"(numpy or another library on a Tensor, asnumpy(), a functools object). MindSpore says: {short}")
     if found := _KERNEL.search(text):
-        return MissingRuleError(f"primitive {found[1]} has no kernel for this device and dtype: {short}")
+        return MissingRuleError(
+            f"primitive {found[1]} has no kernel for this device and dtype, so that no rule can help: use another "
+            f"operation or dtype. MindSpore says: {short}")
+    if _LOOP.search(text):
+        return NotCompilableError(
+            "MindSpore cannot differentiate a loop of this function so often. A `while` over a Tensor can be, where "
+            "the weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. A Python loop of a "
+            f"known number of turns (for i in range(3)) always is. MindSpore says: {short}")
     if isinstance(err, ValueError | TypeError | NotImplementedError | AttributeError | NameError | IndexError):
         return type(err)(short)
     return NotCompilableError(f"MindSpore cannot compile this function: {short}")
 
 
+def primitive_of(error: BaseException) -> str:
+    """The primitive that a `MissingRuleError` names; "" for none."""
+    found = _PRIMITIVE.search(str(error))
+    return found[1] if found else ""
+
+
 def first_paragraph(text: str) -> str:
     """The part of a MindSpore message that a user can read: before its stacks and rules of dashes, in one line."""
-    body = re.split(r"\n-{10,}", text, maxsplit=1)[0]
-    line = " ".join(body.split()).strip("' ")
-    places = [place for place in re.findall(r"In file (\S+?:\d+)", text) if "mindspore_hessian/" not in place]
+    bodies = [" ".join(part.split()).strip("' ") for part in re.split(r"\n?-{10,}\n", "\n" + text)]
+    line = next((body for body in bodies if body and not body.startswith("- ")), "")
+    places = [place for place in re.findall(r"In file (\S+?:\d+)", text) if not _LIBRARY.search(place)]
     return line if not places or line.startswith("fn must") else f"{line} (in {places[-1]})"
 
 

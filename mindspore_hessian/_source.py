@@ -14,8 +14,11 @@ import inspect
 import itertools
 import linecache
 import os
+import re
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType
 
 from mindspore_hessian._errors import NotCompilableError
@@ -71,14 +74,28 @@ def _no_source(fn: FunctionType) -> NotCompilableError:
         "notebook cell.")
 
 
-def _parse(fn: FunctionType) -> ast.Module:
+def _text(fn: FunctionType) -> str:
     try:
-        lines, _ = inspect.findsource(fn)
-        return ast.parse("".join(lines))
+        return "".join(inspect.findsource(fn)[0])
     except (OSError, TypeError, IndexError) as err:
         raise _no_source(fn) from err
+
+
+def _parse(fn: FunctionType) -> ast.Module:
+    text = _text(fn)
+    try:
+        return ast.parse(text)
     except SyntaxError as err:
         raise _changed(fn) from err
+
+
+def has_source(fn: FunctionType) -> bool:
+    """Whether a text can be found that says to be that of `fn`."""
+    try:
+        _text(fn)
+    except NotCompilableError:
+        return False
+    return True
 
 
 def _changed(fn: FunctionType) -> NotCompilableError:
@@ -90,13 +107,20 @@ def _changed(fn: FunctionType) -> NotCompilableError:
 def _shape(code: CodeType) -> tuple:
     """What two compilations of the same text share, whatever their place in the file.
 
-    Calls and attributes are left out: CPython compiles ``math.sqrt(x)`` in two ways, by whether it saw the import.
+    How a call or an attribute is compiled is left out: CPython compiles ``math.sqrt(x)`` in two ways, by whether it saw
+    the import. What is read stays, and in which order: ``x - y`` is not ``y - x``.
     """
     consts = tuple(_shape(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts)
-    steps = tuple((step.opname, step.arg if step.opname in ("BINARY_OP", "COMPARE_OP") else None)
+    steps = tuple((step.opname.partition("_")[0], _read(step.argval)) if step.opname.startswith("LOAD_") else
+                  (step.opname, step.arg if step.opname in ("BINARY_OP", "COMPARE_OP") else None)
                   for step in dis.get_instructions(code)
-                  if not step.opname.startswith(("LOAD_", "CALL", "PRECALL", "PUSH_NULL", "EXTENDED_ARG", "CACHE")))
+                  if not step.opname.startswith(("CALL", "PRECALL", "PUSH_NULL", "EXTENDED_ARG", "CACHE")))
     return steps, consts, code.co_names, code.co_varnames, code.co_freevars
+
+
+def _read(value: object) -> str:
+    """A name or a constant as text; the code of an inner function is compared with the other constants."""
+    return "" if isinstance(value, CodeType) else repr(value)
 
 
 def _compiled(node: ast.expr | ast.stmt, fn: FunctionType) -> CodeType | None:
@@ -124,8 +148,30 @@ def lambda_text(fn: FunctionType) -> str:
     raise _changed(fn)
 
 
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield const
+            yield from _codes(const)
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(text: str, flags: int, asserts: str) -> dict[tuple[str, int], list[tuple]]:
+    """The functions of a file, compiled as a whole: (name, line) -> shapes. `asserts` is "pytest" or "plain"."""
+    flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as in a notebook
+    tree = compile(text, "<check>", "exec", flags=flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+    if asserts == "pytest":
+        sys.modules["_pytest.assertion.rewrite"].rewrite_asserts(tree, text.encode())
+    found: dict[tuple[str, int], list[tuple]] = {}
+    for code in _codes(compile(tree, "<check>", "exec", flags=flags, dont_inherit=True)):
+        found.setdefault((code.co_name, code.co_firstlineno), []).append(_shape(code))
+    return found
+
+
 def check_unchanged(fn: FunctionType) -> None:
     """Raise if the text MindSpore would compile is not the function that Python runs.
+
+    The whole file is compiled again and compared; where pytest has rewritten its assert statements, they are.
 
     Raises:
         NotCompilableError: no source, or a source edited after the import.
@@ -133,23 +179,91 @@ def check_unchanged(fn: FunctionType) -> None:
     code = fn.__code__
     if is_ours(code):
         return
-    for node in ast.walk(_parse(fn)):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        decorators = getattr(node, "decorator_list", [])
-        if getattr(node, "name", "<lambda>") != code.co_name or code.co_firstlineno not in (
-                node.lineno, *(decorator.lineno for decorator in decorators)):
-            continue
-        if any(isinstance(child, ast.Assert) for child in ast.walk(node)):
-            return  # pytest rewrites assert statements: the bytecode says nothing
-        if not isinstance(node, ast.Lambda):
-            node.decorator_list = []
-        found = _compiled(node, fn)
-        if found is None or "__class__" in code.co_freevars or any("__" in name for name in code.co_names):
-            return  # names mangled by the class around it: not comparable from outside
-        if _shape(found) == _shape(code):
+    text, shape = _text(fn), _shape(code)
+    for asserts in ("plain", "pytest"):
+        if asserts == "pytest" and not any(name.startswith("@py") for name in _all_names(code)):
+            break
+        try:
+            shapes = _shapes(text, code.co_flags & _COMPILER_FLAGS, asserts)
+        except (SyntaxError, ValueError) as err:
+            raise _changed(fn) from err
+        if shape in shapes.get((code.co_name, code.co_firstlineno), ()):
             return
     raise _changed(fn)
+
+
+def _all_names(code: CodeType) -> Iterator[str]:
+    for one in (code, *_codes(code)):
+        yield from one.co_names
+        yield from one.co_varnames
+
+
+def check_private_names(functions: Iterable[FunctionType], kinds: Iterable[type]) -> None:
+    """Raise where MindSpore would read another attribute: in a method of a base class it takes ``self.__x`` for that
+    of the object's class, Python for that of the class in which the method stands.
+
+    Raises:
+        NotCompilableError: both classes have such an attribute. (Where one has not, MindSpore does not find it.)
+    """
+    private = [(fn, name) for fn in functions for name in fn.__code__.co_names if re.match(r"_[^\W_]\w*?__\w", name)]
+    for cls in kinds if private else ():
+        for base in cls.__mro__[1:]:
+            theirs, own = (f"_{one.__name__.lstrip('_')}__" for one in (base, cls))
+            for fn, name in private:
+                if theirs != own and name.startswith(theirs) and _has_name(cls, own + name[len(theirs):]):
+                    short = "__" + name[len(theirs):]
+                    raise NotCompilableError(
+                        f"{where(fn)} reads `{short}` of {base.__name__}, and {cls.__name__} has a `{short}` of its "
+                        "own: MindSpore would read that one. Give one of them another name (a single underscore).")
+
+
+def _has_name(cls: type, name: str) -> bool:
+    spaces = [vars(base) for base in cls.__mro__]
+    return any(name in space or any(name in item.__code__.co_names for item in space.values()
+                                    if isinstance(item, FunctionType)) for space in spaces)
+
+
+def _has_flag(*flags: int) -> Callable[[FunctionType], bool]:
+    return lambda fn: any(fn.__code__.co_flags & flag for flag in flags)
+
+
+def _says_with(fn: FunctionType) -> bool:
+    return any(step.opname in ("BEFORE_WITH", "SETUP_WITH", "BEFORE_ASYNC_WITH")
+               for step in dis.get_instructions(fn.__code__))
+
+
+def _is_method_without_self(fn: FunctionType) -> bool:
+    names, (owner, _, _) = fn.__code__.co_varnames, fn.__qualname__.rpartition(".")
+    return bool(owner) and not owner.endswith("<locals>") and names[:1] != ("self",)
+
+
+# What MindSpore's text says, which function causes it, and what to write instead
+_CAUSES: tuple[tuple[str, Callable[[FunctionType], bool], str], ...] = (
+    ("Parse Lambda Function Fail|Async|Await", _has_flag(inspect.CO_COROUTINE, inspect.CO_ASYNC_GENERATOR),
+     "is an `async def`, which MindSpore cannot compile. Write it with a plain `def`, without `await`."),
+    ("Yield", _has_flag(inspect.CO_GENERATOR),
+     "is a generator (it says `yield`), which MindSpore cannot compile. Collect the values in a list and return it."),
+    (r"jit_class instance|issubclass\(\) arg 1|'(Async)?With'|__enter__|__exit__", _says_with,
+     "has a `with` block, which MindSpore cannot compile. Enter the context around the call of the transform, or leave "
+     "it out of the function."),
+    (r"Unable to cast Python instance of type <class 'NoneType'>", lambda fn: fn.__module__ is None,
+     "was made by exec() in a name space without a `__name__`, where MindSpore cannot look. Put it into a .py file."),
+    ("parameters number of the function", _is_method_without_self,
+     "is a method whose first argument is not called `self`, and MindSpore knows a method by that name. Call it "
+     "`self`."),
+)
+
+
+def cause(functions: Iterable[FunctionType], err: BaseException | None) -> NotCompilableError | None:
+    """Why MindSpore refused, where that is a way of writing that its text does not name."""
+    while err is not None:
+        for pattern, fits, text in _CAUSES:
+            if re.search(pattern, str(err)):
+                for fn in functions:
+                    if fits(fn):
+                        return NotCompilableError(f"{where(fn)} {text}")
+        err = err.__cause__
+    return None
 
 
 def with_own_source(fn: FunctionType) -> FunctionType:

@@ -1,7 +1,7 @@
 """What is differentiated, its shapes, and how flat results are put back into the structure the user asked for."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,17 @@ class Variables:
         """A flat sequence, one entry a variable, in the structure of the results."""
         return _pack(self.form, list(flat), len(self.positions))
 
+    def packer(self) -> Callable:
+        """`pack` as MindSpore compiles it."""
+        if not isinstance(self.form, tuple):
+            return _the_one if self.form == "one" else _all
+        first, second = (_the_one if form == "one" else _all for form in self.form)
+        count = len(self.positions)
+
+        def pack(flat):
+            return first(flat[:count]), second(flat[count:])
+        return pack
+
     def flatten(self, vectors: Any, what: str) -> tuple[Tensor, ...]:
         """Vectors as the user gave them, flat and checked against the variables.
 
@@ -77,6 +88,14 @@ class Variables:
                 raise TypeError(f"{what} for {name} must have its dtype {dtype}, but has dtype {vector.dtype}. "
                                 f"Convert it: v.astype(mindspore.{str(dtype).lower()})")
         return tuple(_compat.plain_tensor(vector) for vector in flat)
+
+
+def _the_one(flat):
+    return flat[0]
+
+
+def _all(flat):
+    return flat
 
 
 def _pack(form: Any, flat: list, inputs: int) -> Any:
@@ -175,13 +194,20 @@ def _positions(grad_position: Any, count: int, one: bool) -> tuple[list[int], st
     return numbers, "tuple" if several else "one"
 
 
+def several_weights(weights: Any) -> Any:
+    """Weights that come from a generator or a view of a dict as a tuple, which can be read more than once."""
+    once = isinstance(weights, Iterator | ValuesView)
+    return tuple(weights) if once else weights
+
+
 def _weights(weights: Any) -> tuple[tuple[Parameter, ...], str]:
     if weights is None:
         return (), "tuple"
     if isinstance(weights, Parameter):
         return (weights,), "one"
+    weights = several_weights(weights)
     if not isinstance(weights, tuple | list):
-        raise TypeError(f"weights must be a Parameter, or a list or tuple of them, but got {_kind(weights)}. "
+        raise TypeError(f"weights must be a Parameter, or several of them, but got {_kind(weights)}. "
                         "For a network: weights=net.trainable_params()")
     if not weights:
         raise ValueError("weights is empty. For a network: weights=net.trainable_params()")

@@ -15,6 +15,7 @@ from mindspore import Tensor
 from mindspore_hessian import _audit_graph, _compat, _compile, rules
 from mindspore_hessian._audit_graph import CONTROL, Graph, public_name
 from mindspore_hessian._errors import HessianError, MissingRuleError, UnsafeRuntimeError
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian._tree import Variables, tensors_of
 from mindspore_hessian.rules.batching_missing import unrolled
 from mindspore_hessian.transforms import _graph, _rows
@@ -46,7 +47,7 @@ class AuditRow:
             at another primitive before it came to this one).
         batching: whose batching rule `hessian` uses, in the same words.
         sources: the user's lines that bring the primitive in, as ``file.py:12``; empty where MindSpore does not say.
-        remedy: what to do about what is missing, else empty.
+        remedy: what to do about what is missing or wrong at single points, else empty.
     """
 
     primitive: str
@@ -162,6 +163,7 @@ def _zero_text(names: list[str], evidence: str) -> str:
             "(softplus, gelu, tanh); a Hessian with respect to other variables, or of a loss on top, can differ.")
 
 
+@interruptible
 def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = None) -> AuditReport:
     """Which primitives the compiled second derivative of a scalar function holds, and whose rules they use.
 
@@ -324,10 +326,17 @@ def _by_line(source: str) -> tuple[str, int]:
     return file, int(line)
 
 
+# primitives whose derivatives are wrong at single points; the functions of `mindspore.ops` avoid them
+_AT_POINTS = {"ReduceStd": "Its derivatives are NaN where all values are equal, and float64 has the accuracy of "
+                           "float32: use ops.var, ops.std, or the formula."}
+
+
 def _remedy(name: str, derivative: str, batching: str, no_kernel: bool) -> str:
     out = []
     if no_kernel:
         out.append("No kernel for this device and dtype: use another dtype or operation.")
+    if name in _AT_POINTS:
+        out.append(_AT_POINTS[name])
     if derivative == MISSING:
         out.append("No derivative, so hvp and hessian raise MissingRuleError. Write the function with another "
                    f"operation, or supply the rule: mindspore_hessian.rules.register_derivative({name!r}, getter).")

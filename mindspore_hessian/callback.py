@@ -22,6 +22,7 @@ from mindspore.train import Callback
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import NonFiniteWarning, warn
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.estimators import SpectralDensity, eigsh, spectral_density, trace
 from mindspore_hessian.estimators._checks import check_choice, check_integer, check_real
 from mindspore_hessian.operators.base import Operator
@@ -188,6 +189,7 @@ class CurvatureMonitor(Callback):
         [(10, 4.0, 20.0), (20, 4.0, 20.0)]
     """
 
+    @interruptible
     def __init__(self, source: Any, network: Any = None, loss_fn: Any = None, every: int = 100,
                  metrics: tuple[str, ...] = ("sharpness", "trace"), file: str | os.PathLike | None = None,
                  tensorboard: str | os.PathLike | None = None, seed: int = 0, options: dict[str, Any] | None = None,
@@ -255,6 +257,7 @@ class CurvatureMonitor(Callback):
         self._step = number
         return self.measure(number, learning_rate) if number // self.every > last // self.every else None
 
+    @interruptible
     def measure(self, step_number: int | None = None, learning_rate: Any = None) -> Measurement:
         """Measure now. The arguments are those of `step`, but nothing is counted."""
         for risk in self._risks:

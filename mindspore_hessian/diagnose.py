@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.estimators import ConditionNumber, NegativeCurvature, condition_number, eigsh, negative_curvature
 from mindspore_hessian.estimators._checks import (
     check_integer,
@@ -58,6 +59,7 @@ class Diagnosis:
         return "\n".join(self.statements)
 
 
+@interruptible
 def diagnose(op: Any, learning_rate: float | None = None, *, gradient: Any = None, gradient_tol: float = 1e-3,
              tol: float = 1e-3, max_products: int = 500, seed: int = 0, progress: bool | None = None) -> Diagnosis:
     r"""Gradient, sharpness against 2 / learning rate, negative curvature and condition number, in words and numbers.

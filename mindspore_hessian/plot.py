@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
 from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -93,6 +94,7 @@ def training(history: Iterable, ax: Any = None, *, learning_rate: float | None =
     return _finish(ax, True)
 
 
+@interruptible
 def loss_line(op: CurvatureOperator, vector: Any, radius: float = 1.0, points: int = 21, ax: Any = None, *,
               label: str = "loss") -> Any:
     """Loss along a direction through the weights, and the parabola that gradient and curvature predict.
@@ -136,6 +138,7 @@ def loss_line(op: CurvatureOperator, vector: Any, radius: float = 1.0, points: i
     return _finish(ax, True)
 
 
+@interruptible
 def loss_plane(op: CurvatureOperator, v1: Any, v2: Any, radius: float = 1.0, points: int = 15, ax: Any = None) -> Any:
     """Contours of the loss on the plane through the weights that two directions span; the weights are the cross.
 
@@ -177,6 +180,7 @@ def loss_plane(op: CurvatureOperator, v1: Any, v2: Any, radius: float = 1.0, poi
     return ax
 
 
+@interruptible
 def blocks(matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None, *, entries: bool = False) -> Any:
     """Heat map of a curvature matrix by blocks of layers.
 

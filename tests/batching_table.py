@@ -344,8 +344,6 @@ NETWORKS = [
     Row("BatchNormGrad", (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3)), call=batch_norm_grad, axes=(0,)),
     Row("BatchNormGradGrad", (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3), n(2, 3, 2, 2), n(3), n(3)),
         call=gen.BatchNormGradGrad(False, 1e-5, "NCHW"), axes=(0,)),
-    Row("LayerNormGradGrad", (n(2, 3), n(2, 3), t(2, 1), n(2, 1), t(3), n(2, 3), n(3), n(3)),
-        call=gen.LayerNormGradGrad(1, 1), axes=(0,)),
     *losses(),
     *nll(),
     Row("PReLUGrad", (n(2, 3, 4), n(2, 3, 4), t(3))),

@@ -205,7 +205,7 @@ ROWS = (
     Row("adaptive_avg_pool3d", plain(ops.adaptive_avg_pool3d, (3, 2, 2)), ("AdaptiveAvgPool3DGrad",)),
     Row("adaptive_max_pool2d", plain(ops.adaptive_max_pool2d, (4, 3)), ("AdaptiveMaxPool2DGrad",)),
     Row("group_norm", layer(group_norm), ("GroupNormGrad",), third=True),
-    Row("layer_norm", layer(layer_norm), ("LayerNormGradGrad",), third=True),
+    Row("layer_norm", layer(layer_norm), ("LayerNorm",), third=True),
     Row("batch_norm_train", layer(batch_norm(True)), ("BatchNormGradGrad",), third=True),
     Row("batch_norm_eval", layer(batch_norm(False)), ("BatchNormGradGrad",), third=True),
     Row("resize_bilinear", plain(ops.interpolate, size=(4, 9), mode="bilinear"), ("ResizeBilinearGrad",)),

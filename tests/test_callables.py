@@ -159,6 +159,115 @@ def cached(x):
     return (x ** 3).sum()
 
 
+def power(x, n):
+    if n == 0:
+        return (x ** 3).sum()
+    return power(x, n - 1)
+
+
+def even(x, n):
+    if n == 0:
+        return (x ** 3).sum()
+    return odd(x, n - 1)
+
+
+def odd(x, n):
+    if n == 0:
+        return (x ** 2).sum()
+    return even(x, n - 1)
+
+
+def local_recursion():
+    def inner(x, n):
+        if n == 0:
+            return (x ** 3).sum()
+        return inner(x, n - 1)
+    return inner
+
+
+def local_mutual_recursion():
+    def one(x, n):
+        if n == 0:
+            return (x ** 3).sum()
+        return two(x, n - 1)
+
+    def two(x, n):
+        return one(x, n - 1)
+    return one
+
+
+class Recursive(nn.Cell):
+    power = 3
+
+    def deeper(self, x, n):
+        if n == 0:
+            return (x ** self.power).sum()
+        return self.deeper(x, n - 1)
+
+    def construct(self, x, n):
+        def inner(y):
+            return self.deeper(y, n)
+        return inner(x)
+
+
+def doubling_method(fn):
+    @functools.wraps(fn)
+    def wrapper(self, *args):
+        return fn(self, *args) * 2
+    return wrapper
+
+
+class Decorated(Recursive):
+    @doubling_method
+    def construct(self, x, n):
+        return self.deeper(x, n) / 2
+
+
+RECURSIVE = {"global": power, "mutual": even, "local": local_recursion(), "local mutual": local_mutual_recursion(),
+             "method": Recursive(), "decorated method": Decorated(), "bound method": Recursive().deeper}
+
+
+@pytest.mark.parametrize("name", RECURSIVE)
+def test_recursion(name):
+    got = hvp(RECURSIVE[name], (Tensor(X), 4), Tensor(V), grad_position=0)
+    np.testing.assert_allclose(got.asnumpy(), EXPECTED, rtol=1e-12)
+
+
+class Private:
+    __power = 3
+
+    def __init__(self):
+        self.__factor = 1.0
+
+    def method(self, x):
+        return self.__sum(x ** self.__power) * self.__factor
+
+    def __sum(self, x):
+        return x.sum()
+
+
+class HidesAttribute(Private):
+    __power = 2
+
+
+class HidesMethod(Private):
+    def __sum(self, x):
+        return x.sum() ** 2
+
+
+class HidesItsOwn(Private):
+    def __init__(self):
+        super().__init__()
+        self.__factor = 2.0
+
+
+def test_private_names():
+    np.testing.assert_allclose(hvp(Private().method, Tensor(X), Tensor(V)).asnumpy(), EXPECTED)
+    for kind in (HidesAttribute, HidesMethod, HidesItsOwn):
+        with pytest.raises(NotCompilableError, match=f"of Private, and {kind.__name__} has"):
+            hvp(kind().method, Tensor(X), Tensor(V))
+
+
 def through_numpy(x):
     return Tensor(np.sum(x.asnumpy() ** 3))
 
@@ -170,7 +279,59 @@ def with_try(x):
         return x.sum()
 
 
-REFUSED = {"lru_cache": (cached, "__wrapped__"), "Tensor method": (Tensor.sum, "def f"), "builtin": (sum, "def f"),
+def generator(x):
+    yield (x ** 3).sum()
+
+
+async def coroutine(x):
+    return (x ** 3).sum()
+
+
+class Context:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return False
+
+
+context = Context()
+
+
+def with_context(x):
+    with context:
+        y = x ** 3
+    return y.sum()
+
+
+def with_file(x):
+    with open("file"):
+        return (x ** 3).sum()
+
+
+class This(nn.Cell):
+    def construct(this, x):
+        return (x ** 3).sum()
+
+
+class DecoratedThis(nn.Cell):
+    @doubling
+    def construct(self, x):
+        return (x ** 3).sum()
+
+
+class ThisMethod:
+    def method(this, x):
+        return (x ** 3).sum()
+
+
+REFUSED = {"generator": (generator, "generator.*Collect the values"), "async": (coroutine, "coroutine.*plain `def`"),
+           "async inside": (lambda x: coroutine(x), "coroutine.*plain `def`"),
+           "with": (with_context, "with_context.*`with` block"), "with open": (with_file, "with_file.*`with` block"),
+           "construct(this)": (This(), "This.construct.*`self`"),
+           "construct(*args) by a decorator": (DecoratedThis(), "DecoratedThis.construct.*`self`"),
+           "method(this)": (ThisMethod().method, "ThisMethod.method.*`self`"),
+           "lru_cache": (cached, "__wrapped__"), "Tensor method": (Tensor.sum, "def f"), "builtin": (sum, "def f"),
            "numpy inside": (through_numpy, "gradient is lost"), "try": (with_try, "Try")}
 
 
@@ -197,6 +358,73 @@ def test_an_edited_file_is_noticed(tmp_path, monkeypatch):
     file.write_text("def f(x):\n    return (x ** 2).sum()\n")
     with pytest.raises(NotCompilableError, match="edited"):
         hvp(edited_function.f, Tensor(X), Tensor(V))
+
+
+EDITS = {
+    "constant": ("return (x ** 3).sum()", "return (x ** 2).sum()"),
+    "in an assert": ("assert x.ndim == 1\n    return (x ** 3).sum()", "assert x.ndim == 2\n    return (x ** 3).sum()"),
+    "beside an assert": ("assert x.ndim == 1\n    return (x ** 3).sum()",
+                         "assert x.ndim == 1\n    return (x ** 2).sum()"),
+    "in a local function": ("def g(y):\n        return y ** 3\n    return g(x).sum()",
+                            "def g(y):\n        return y ** 2\n    return g(x).sum()"),
+    "one line down": ("return (x ** 3).sum()", "\n    return (x ** 2).sum()"),
+}
+
+
+@pytest.mark.parametrize("by", ["python", "pytest"])
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_is_noticed_also_where_pytest_rewrote_the_asserts(name, by, tmp_path):
+    import ast
+
+    from _pytest.assertion.rewrite import rewrite_asserts
+    file, (before, after) = tmp_path / f"edited_{by}.py", EDITS[name]
+    text = f"def f(x):\n    {before}\n"
+    file.write_text(text)
+    tree = ast.parse(text)
+    if by == "pytest":
+        rewrite_asserts(tree, text.encode())
+    space = {"__name__": "of_the_edited_file"}
+    exec(compile(tree, str(file), "exec"), space)
+    np.testing.assert_allclose(hvp(space["f"], Tensor(X), Tensor(V)).asnumpy(), EXPECTED)
+    file.write_text(f"def f(x):\n    {after}\n")
+    from mindspore_hessian import clear_cache
+    clear_cache()
+    with pytest.raises(NotCompilableError, match="edited"):
+        hvp(space["f"], Tensor(X), Tensor(V))
+
+
+def test_a_function_without_source_in_a_dead_branch_does_no_harm():
+    space = {"__name__": __name__}
+    exec("def f(x):\n    return x", space)
+    inner = space["f"]
+
+    def outer(x):
+        if False:
+            return inner(x)
+        return (x ** 3).sum()
+
+    def calls(x):
+        return inner(x).sum()
+    np.testing.assert_allclose(hvp(outer, Tensor(X), Tensor(V)).asnumpy(), EXPECTED)
+    with pytest.raises(NotCompilableError, match="source"):
+        hvp(calls, Tensor(X), Tensor(V))
+    del space["__name__"]
+    exec("def f(x):\n    return x", space)
+    inner = space["f"]
+    with pytest.raises(NotCompilableError, match="__name__"):
+        hvp(calls, Tensor(X), Tensor(V))
+
+
+def test_the_error_says_how_the_function_is_reached(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "edited_cell.py"
+    text = "from mindspore import nn\nclass Act(nn.Cell):\n    def construct(self, x):\n        return x ** {}\n"
+    file.write_text(text.format(3))
+    import edited_cell
+    net = nn.SequentialCell(nn.SequentialCell(edited_cell.Act()))
+    file.write_text(text.format(2))
+    with pytest.raises(NotCompilableError, match=r"reached as network\.0\.0\.construct"):
+        hvp(net, Tensor(X), Tensor(V))
 
 
 def test_a_function_with_other_globals_than_its_module(tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     close(op.product(vector, checkpoint=path), H @ vector)
     assert done == [1, 1, 2] and not path.exists()
     path.write_text("something else")
-    with pytest.raises(ValueError, match="is not a partial sum of this library; delete it"):
+    with pytest.raises(ValueError, match="is no checkpoint of ours, or is damaged"):
         op.product(vector, checkpoint=path)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -36,6 +37,8 @@ def check_vector(name: str, value: Any, n: int) -> np.ndarray:
     if np.shape(value) != (n,):
         raise ValueError(f"{name} must be a flat array of shape ({n},), as op is {n} x {n}, but has shape "
                          f"{np.shape(value)}")
+    if (kind := np.asarray(value).dtype).kind not in "fiubV":
+        raise TypeError(f"{name} must be an array of real numbers, but has dtype {kind}")
     vector = np.array(value, dtype=np.float64)
     if not np.isfinite(vector).all():
         raise ValueError(f"{name} must be finite, but holds NaN or Inf")
@@ -51,6 +54,16 @@ def dimension_of(op: Any) -> int:
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         raise ValueError(f"op must be square with at least one row, but has shape {tuple(shape)}")
     return int(shape[0])
+
+
+def check_symmetric(op: Any) -> None:
+    """Raise where `op` is a matrix, dense or sparse, that is not symmetric (to 1e-3 of its norm)."""
+    if not (isinstance(op, np.ndarray) or sp.issparse(op)):
+        return
+    size, gap = (float(np.sqrt((abs(part).astype(np.float64) ** 2).sum())) for part in (op, op - op.T))
+    if gap > 1e-3 * size:
+        raise ValueError(f"op must be symmetric, but |op - op.T| is {gap / size:.2g} of |op|. Pass the symmetric part, "
+                         "(op + op.T) / 2")
 
 
 def dtype_of(op: Any) -> np.dtype:

@@ -7,16 +7,26 @@ import json
 import os
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from mindspore_hessian.estimators._checks import check_choice, check_integer, dimension_of, dtype_of, epsilon_of
+from mindspore_hessian import _checkpoint
+from mindspore_hessian._environment import no_bars
+from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian.estimators._checks import (
+    check_choice,
+    check_integer,
+    check_symmetric,
+    dimension_of,
+    dtype_of,
+    epsilon_of,
+)
 
 DISTRIBUTIONS = ("rademacher", "normal", "sphere")
+_OF_ANY_MATRIX = ("trace", "diagonal", "frobenius_norm", "layer_report")
 FEWEST = 10  # samples before a standard error is trusted to stop at `tol`
 
 
@@ -34,6 +44,8 @@ class Run:
     def __init__(self, function: str, op: Any, *, seed: int, max_products: int | None, progress: bool | None,
                  checkpoint: str | os.PathLike | None, damping: float = 0.0, **arguments: Any) -> None:
         self.op, self.n, self.dtype, self.seed, self.damping = op, dimension_of(op), dtype_of(op), seed, damping
+        if function not in _OF_ANY_MATRIX:
+            check_symmetric(op)
         check_integer("seed", seed, 0)
         if max_products is not None:
             check_integer("max_products", max_products, 1)
@@ -42,11 +54,12 @@ class Run:
         self.eps, self.max_products, self.num_products = epsilon_of(self.dtype), max_products, 0
         self.state: dict[str, np.ndarray] = {}
         self._function, self._progress, self._started, self._by_columns = function, progress, time.perf_counter(), False
-        self._path = None if checkpoint is None else os.fspath(checkpoint)
+        self._path = _checkpoint.named(checkpoint)
         self._arguments = {"function": function, "n": self.n, "dtype": str(self.dtype), "seed": int(seed),
                            "max_products": max_products, "damping": damping, **arguments}
         self._witness: tuple[np.ndarray, ...] | None = None  # the first product, to know the operator again
         self._bar: tqdm | None = None
+        self._open = contextlib.ExitStack()
 
     @property
     def remaining(self) -> int:
@@ -57,16 +70,19 @@ class Run:
         return time.perf_counter() - self._started
 
     def __enter__(self) -> Run:
-        if self._path is not None and os.path.exists(self._path):
-            self._load(self._path)
-        self._bar = tqdm(total=self.max_products, initial=self.num_products, desc=self._function, unit="product",
-                         delay=0 if self._progress else 2,
-                         disable=self._progress is False or not getattr(self.op, "shows_progress", True))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(interruptible)
+            if self._path is not None:
+                self._load(self._path)
+            self._bar = stack.enter_context(tqdm(
+                total=self.max_products, initial=self.num_products, desc=self._function, unit="product",
+                delay=0 if self._progress else 2,
+                disable=self._progress is False or no_bars() or not getattr(self.op, "shows_progress", True)))
+            self._open = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        assert self._bar is not None
-        self._bar.close()
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
 
     def __matmul__(self, block: np.ndarray) -> np.ndarray:
         columns = 1 if block.ndim == 1 else block.shape[1]
@@ -101,22 +117,12 @@ class Run:
         return block if self.dtype == np.float64 else block.astype(self.dtype).astype(np.float64)
 
     def save(self, **state: Any) -> None:
-        """Write the checkpoint: a new file beside it, then a rename, so that there is a whole one at any time."""
+        """Write the checkpoint."""
         if self._path is None:
             return
         assert self._witness is not None
-        temporary = f"{self._path}.{os.getpid()}.tmp"
-        fields: dict[str, Any] = {
-            "_arguments": np.array(json.dumps(self._arguments)), "_products": self.num_products,
-            "_seconds": self.seconds, "_probe": self._witness[0], "_product": self._witness[1],
-            **{name: np.asarray(value) for name, value in state.items()}}
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **fields)
-            os.replace(temporary, self._path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+        _checkpoint.write(self._path, _arguments=json.dumps(self._arguments), _products=self.num_products,
+                          _seconds=self.seconds, _probe=self._witness[0], _product=self._witness[1], **state)
 
     def _multiply(self, block: np.ndarray) -> np.ndarray:
         if block.ndim == 2 and block.shape[1] == 1:
@@ -125,7 +131,10 @@ class Run:
             return np.stack([self._multiply(column) for column in block.T], axis=1)
         fed = np.array(block, dtype=self.dtype, order="C")
         try:
-            out = np.array(self.op @ fed, dtype=np.float64)
+            product = self.op @ fed
+            if np.iscomplexobj(product):
+                raise TypeError(f"op must be real, but its product has dtype {np.asarray(product).dtype}")
+            out = np.array(product, dtype=np.float64)
             if out.shape != block.shape:
                 raise ValueError(f"op @ an array of shape {block.shape} must have that shape, but has {out.shape}")
             return out
@@ -136,12 +145,12 @@ class Run:
         return self._multiply(block)
 
     def _load(self, path: str) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                state = {name: file[name] for name in file.files}
-            made_with = json.loads(str(state.pop("_arguments")))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
-            raise ValueError(f"checkpoint {path!r} is no checkpoint of ours ({err}): pass another name") from err
+        state = _checkpoint.read(path)
+        if state is None:
+            return
+        if "_arguments" not in state:
+            raise ValueError(f"checkpoint {path!r} is of op.product(), not of {self._function}: pass another name")
+        made_with = json.loads(str(state.pop("_arguments")))
         ours = json.loads(json.dumps(self._arguments))
         different = [f"{name}={made_with.get(name)!r} there and {ours.get(name)!r} here"
                      for name in {**ours, **made_with} if made_with.get(name) != ours.get(name)]

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mindspore_hessian import _checkpoint
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of, dtype_of
 from mindspore_hessian.estimators._common import Run, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators.eigen import eigsh
@@ -91,6 +93,7 @@ class _Block:
         return np.asarray(self.op @ whole)[self.index]
 
 
+@interruptible
 def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products: int = 200, seed: int = 0,
                  batch: int = 8, progress: bool | None = None,
                  checkpoint: str | os.PathLike | None = None) -> LayerReport:
@@ -142,6 +145,10 @@ def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products:
     check_integer("batch", batch, 1)
     check_integer("max_products", max_products, 2)
     check_real("tol", tol)
+    own = [None if checkpoint is None else f"{_checkpoint.named(checkpoint)}.{number}" for number in range(len(layers))]
+    for file in own:
+        if file is not None:
+            _checkpoint.read(file)  # one that is not ours is an error before anything is computed
     with Run("layer_report", op, seed=seed, max_products=num_probes, progress=progress, checkpoint=checkpoint,
              batch=batch, layers={name: fingerprint(index) for name, index in layers.items()}) as run:
 
@@ -156,7 +163,7 @@ def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products:
     classes = getattr(op, "layer_classes", {})
     for number, (name, index) in enumerate(layers.items()):
         top = eigsh(_Block(op, index), 1, tol=tol, seed=seed, max_products=max_products, progress=progress,
-                    checkpoint=None if checkpoint is None else f"{os.fspath(checkpoint)}.{number}")
+                    checkpoint=own[number])
         products, seconds = products + top.num_products, seconds + top.seconds
         share = traces[number] / whole if whole else float("nan")
         rows.append(LayerRow(name, len(index), traces[number], errors[number], share, traces[number] / len(index),

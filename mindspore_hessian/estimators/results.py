@@ -1,6 +1,7 @@
 """What the estimators return: frozen dataclasses that say what was found, how well, and what it cost."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,30 @@ class Estimate:
     bias: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """Cuts a flat vector into Tensors of these shapes and dtypes, as an operator's `unflatten` did."""
+
+    tensor: Callable[[np.ndarray, Any], Any]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[Any, ...]
+
+    @classmethod
+    def like(cls, unflatten: Any, n: int) -> Any:
+        """None where what it makes is no tuple of Tensors: that cannot be made again."""
+        if unflatten is None or isinstance(unflatten, cls):
+            return unflatten
+        made = unflatten(np.zeros(n))
+        if not isinstance(made, tuple) or not all(type(one).__module__.startswith("mindspore.") for one in made):
+            return None
+        return cls(type(made[0]), tuple(tuple(one.shape) for one in made), tuple(one.dtype for one in made))
+
+    def __call__(self, flat: np.ndarray) -> tuple:
+        cuts = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        return tuple(self.tensor(part.reshape(shape), dtype) for part, shape, dtype in
+                     zip(np.split(np.array(flat), cuts), self.shapes, self.dtypes, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class EigshResult:
     """Eigenpairs of `eigsh`.
@@ -45,6 +70,8 @@ class EigshResult:
         converged: (k,), ``residuals <= tol * max |lambda|``.
         num_products, seconds, seed: the cost, and the seed of the random vectors.
         stopped_by: ``"tol"``, ``"budget"``, or ``"stagnation"`` where rounding keeps the residuals above the goal.
+
+    It can be pickled; what comes back knows the shapes of the operator's variables, and the operator no more.
     """
 
     eigenvalues: np.ndarray
@@ -66,6 +93,9 @@ class EigshResult:
         if self.unflatten is None:
             raise ValueError("the operator has no unflatten(), so an eigenvector has no structure: use vector(i)")
         return self.unflatten(self.vector(i))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "unflatten": _Cut.like(self.unflatten, len(self.eigenvectors))}
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,6 +186,8 @@ class Scaled(_Composed):
 
     def __init__(self, part: Operator, factor: Any):
         super().__init__(part)
+        if np.iscomplexobj(factor):
+            raise TypeError(f"an operator is real, so it is multiplied by real numbers, but got {factor!r}")
         self.factor = float(factor)
 
     @property

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_hessian import _compat
+from mindspore_hessian import _checkpoint, _compat
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian._numbers import is_integer
 from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
@@ -40,6 +41,7 @@ class CurvatureOperator(Operator):
     needs_loss = True
     by_terms = False  # whether the weights of the terms within a batch matter
 
+    @interruptible
     def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, block_diagonal: str | None = None,
                  reduction: str | None = None, num_data: int | None = None, batch_size_fn: Callable | None = None,
                  micro_batch: int | None = None, chunk_size: int | None = None, distributed: bool = False,
@@ -101,6 +103,7 @@ class CurvatureOperator(Operator):
     def columns(self, matrix: np.ndarray) -> np.ndarray:
         return self.product(matrix)
 
+    @interruptible
     def product(self, vectors: Any, checkpoint: str | os.PathLike | None = None) -> np.ndarray:
         """``op @ vectors`` for a flat vector or a matrix, with the partial sum kept in a file.
 
@@ -130,7 +133,8 @@ class CurvatureOperator(Operator):
 
     def _chunked(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
         """Columns in chunks of few widths, since each width is compiled: a chunk at once is filled up with zeros."""
-        pieces, partials, start, columns = [], [], 0, matrix.shape[1]
+        checkpoint = _checkpoint.named(checkpoint)
+        jobs, pieces, start, columns = [], [], 0, matrix.shape[1]
         backend = device_info().backend if columns > FEW else ""  # no matter for a few
         for width, at_once in chunks(columns, self.chunk_size, self.shape[0], backend):
             piece = filled = matrix[:, start:start + width]
@@ -140,22 +144,25 @@ class CurvatureOperator(Operator):
             partial = None
             if checkpoint is not None:
                 partial = self._partial(checkpoint, filled, start, start + width >= columns)
-                partials.append(partial)
-            out = self.risk.products(self._make, filled, at_once, self.progress, partial)
-            pieces.append(out[:, :piece.shape[1]])
+                partial.read()  # a file that is not ours is an error before anything is computed
+            jobs.append((filled, piece.shape[1], at_once, partial))
             start += width
-        for partial in partials:
-            partial.remove()
+        for filled, count, at_once, partial in jobs:
+            pieces.append(self.risk.products(self._make, filled, at_once, self.progress, partial)[:, :count])
+        for *_, partial in jobs:
+            if partial is not None:
+                partial.remove()
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
-    def _partial(self, checkpoint: Any, matrix: np.ndarray, start: int, last: bool) -> Partial:
+    def _partial(self, checkpoint: str, matrix: np.ndarray, start: int, last: bool) -> Partial:
         """For a chunk that begins at column `start`; the chunks have a file each."""
         values = [_compat.to_numpy(p.value()) for p in self.weights.parameters]
         token = fingerprint(matrix, np.array([start, self.num_batches, self.num_data]), *values)
         comm = self.risk.comm
-        path = os.fspath(checkpoint) + (f".{comm.rank}" if comm.size > 1 else "") + (f".{start}" if start else "")
+        path = checkpoint + (f".{comm.rank}" if comm.size > 1 else "") + (f".{start}" if start else "")
         return Partial(path, f"{type(self).__name__} {token}", last)
 
+    @interruptible
     def plan(self, columns: int = 1, max_memory: int | None = None) -> Plan:
         """What ``op @ V`` for `columns` columns will cost, and how to keep it within `max_memory` bytes.
 

@@ -22,7 +22,7 @@ def one_output(f):
         if not isinstance(out, Tensor):
             raise TypeError(NOT_ONE)
         return out
-    return checked
+    return _graph.one_tensor(checked)
 
 
 def risk(f, loss, n):

@@ -1,15 +1,17 @@
 """Progress bars, and partial sums on disk."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+
+from mindspore_hessian import _checkpoint
+from mindspore_hessian._environment import no_bars
 
 SHOWN_AFTER = 2.0  # seconds: what is quicker needs no bar
 
@@ -17,13 +19,14 @@ SHOWN_AFTER = 2.0  # seconds: what is quicker needs no bar
 def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int = 0) -> Any:
     """A bar on stderr: True shows it at once, None after two seconds, False never; only rank 0 shows any.
 
-    None shows none inside of another bar, that of an estimator.
+    None shows none inside of another bar, that of an estimator. The environment's TQDM_DISABLE=1 goes before True.
     """
     if progress not in (True, False, None):
         raise TypeError(f"progress must be True, False or None, but got {progress!r}")
     inside = progress is None and len(getattr(tqdm, "_instances", ())) > 0
-    return tqdm(desc=what, total=total, initial=done, disable=progress is False or rank > 0 or inside, leave=False,
-                unit="batch", delay=0 if progress else SHOWN_AFTER)
+    unseen = progress is False or no_bars() or rank > 0 or inside
+    return tqdm(desc=what, total=total, initial=done, disable=unseen, leave=False, unit="batch",
+                delay=0 if progress else SHOWN_AFTER)
 
 
 class Partial:
@@ -33,27 +36,23 @@ class Partial:
     `last` of a product leaves its whole sum there.
     """
 
-    def __init__(self, path: str | os.PathLike, token: str, last: bool = True, every: float = 5.0):
-        self.path, self.token, self.last, self.every = Path(path), token, last, every
+    def __init__(self, path: str, token: str, last: bool = True, every: float = 5.0):
+        self.path, self.token, self.last, self.every = path, token, last, every
         self._written = time.monotonic()
 
     def read(self) -> tuple[int, np.ndarray] | None:
         """(number of batches done, their sum), or None where there is nothing.
 
         Raises:
-            ValueError: the file is of another product (other weights, vectors or data).
+            ValueError: the file is no whole checkpoint, or of another product (other weights, vectors or data).
         """
-        if not self.path.exists():
+        stored = _checkpoint.read(self.path)
+        if stored is None:
             return None
-        try:
-            with np.load(self.path) as stored:
-                token, done, total = str(stored["token"]), int(stored["done"]), stored["total"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
-            raise ValueError(f"checkpoint {str(self.path)!r} is not a partial sum of this library; delete it") from err
-        if token != self.token:
-            raise ValueError(f"checkpoint {str(self.path)!r} is of another product: the vectors, the weights or the "
-                             "number of batches differ. Delete it, or name another file")
-        return done, total
+        if stored.keys() != {"token", "done", "total"} or str(stored["token"]) != self.token:
+            raise ValueError(f"checkpoint {self.path!r} is of another product: the vectors, the weights or the number "
+                             "of batches differ, or it is of an estimator. Pass another name")
+        return int(stored["done"]), stored["total"]
 
     def write(self, done: int, total: np.ndarray) -> None:
         """Keep the sum of the first `done` batches, if the last time was long enough ago."""
@@ -66,15 +65,13 @@ class Partial:
             self._write(done, total)
 
     def _write(self, done: int, total: np.ndarray) -> None:
-        spare = self.path.with_name(self.path.name + ".part")
-        with open(spare, "wb") as file:
-            np.savez(file, token=self.token, done=done, total=total)
-        os.replace(spare, self.path)
+        _checkpoint.write(self.path, token=self.token, done=done, total=total)
         self._written = time.monotonic()
 
     def remove(self) -> None:
         """The product is there."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.path)
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

@@ -15,7 +15,8 @@ from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat, _compile
 from mindspore_hessian._callable import Call
-from mindspore_hessian._errors import NonFiniteWarning, warn
+from mindspore_hessian._errors import KernelError, NonFiniteWarning, warn
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.operators import kernels, weighing
 from mindspore_hessian.operators.data import NO_BATCHES, Batch, Data, leaves, together, twice
 from mindspore_hessian.operators.distributed import ALONE, Communicator
@@ -182,18 +183,28 @@ class Risk:
             return kernel.build(self.choice.of(f), loss.function() if loss is not None else None, count,
                                 self.weights.parameter_tuple)
 
+        def first(f: Callable) -> Callable:
+            slope = kernels.gradient(self.choice.of(f), loss.function() if loss is not None else None, count,
+                                     self.weights.parameter_tuple)
+
+            def run(*tensors):
+                return slope(*tensors[:count + len(targets)])
+            return run
+
         options = (*kernel.options, template, count, len(targets), self.choice.key)
         try:
             return _compile.execute(kernel.name, forward, build, options, (*targets, *extras), self.weights.parameters,
-                                    (*also, *self.choice.captured))
+                                    (*also, *self.choice.captured), first=first)
         except (TypeError, ValueError, LookupError, RuntimeError) as err:
             if kernel is not OUTPUT:
                 self._explain(batch, err)
+            if isinstance(err, KernelError):
+                raise KernelError(f"batch {batch.number}: {err}") from err.__cause__
             raise
 
     def _explain(self, batch: Batch, err: Exception) -> None:
         """Raise a clearer error where the outputs or the labels are the cause."""
-        if _LABEL.search(str(err)):
+        if _LABEL.search(f"{err} {err.__cause__}"):
             for labels in (_compat.to_numpy(leaf) for leaf in leaves(batch.targets)):
                 if labels.dtype.kind in "iu":
                     classes = self.classes()
@@ -240,6 +251,7 @@ class Risk:
         """The risk, from this process's data."""
         return sum(factor * self.loss(batch) for _, batch, factor in self.batches("loss", False))
 
+    @interruptible
     def gradient_and_loss(self, progress: bool | None = None) -> tuple[np.ndarray, float]:
         """The gradient of the risk, flat, and the risk."""
         total, value = np.zeros(sum(self.weights.sizes)), 0.0
@@ -251,6 +263,7 @@ class Risk:
         joined = self.comm.total(np.append(total, value))
         return joined[:-1].astype(self.weights.numpy_dtype), float(joined[-1])
 
+    @interruptible
     def products(self, make: Callable[[Batch, int], tuple[Kernel, tuple[Tensor, ...]]], matrix: np.ndarray,
                  batched: bool, progress: bool | None = None, partial: Partial | None = None) -> np.ndarray:
         """The sum over the batches of a kernel's products with the columns of a matrix, in one pass.

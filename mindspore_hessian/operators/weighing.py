@@ -107,7 +107,8 @@ _BY_SAMPLE = (nn.SoftmaxCrossEntropyWithLogits, nn.CosineEmbeddingLoss, nn.Tripl
 def _is_one_of(loss_fn: Any, losses: tuple) -> bool:
     """Whether it is one of MindSpore's, or an object of one of its classes that computes as that class does."""
     if isinstance(loss_fn, nn.Cell):
-        return any(isinstance(loss_fn, cls) and getattr(type(loss_fn), "construct", 0) is getattr(cls, "construct", None)
+        construct = getattr(type(loss_fn), "construct", None)
+        return any(isinstance(loss_fn, cls) and construct is getattr(cls, "construct", 0)
                    for cls in losses if isinstance(cls, type))
     return any(loss_fn is one for one in losses if one is not None)
 

@@ -18,15 +18,18 @@ from mindspore_hessian.rules import (
     batching_math,
     batching_nn,
     batching_views,
+    compositions,
     derivatives_distance,
     derivatives_linalg,
     derivatives_math,
     derivatives_matmul,
     derivatives_nn,
+    derivatives_norm,
     derivatives_resize,
     derivatives_rewritten,
     derivatives_rnn,
     derivatives_sampling,
+    derivatives_special,
 )
 from mindspore_hessian.rules._define import Batching, Derivative, Rule
 
@@ -34,9 +37,11 @@ __all__ = ["install", "uninstall", "status", "in_force", "register_derivative", 
 
 TABLES: tuple[tuple[Rule, ...], ...] = tuple(module.RULES for module in (
     derivatives_math, derivatives_matmul, derivatives_nn, derivatives_linalg, derivatives_resize, derivatives_rnn,
-    derivatives_rewritten, derivatives_sampling, derivatives_distance, batching_math, batching_nn, batching_conv,
-    batching_formula, batching_views))
+    derivatives_rewritten, derivatives_sampling, derivatives_distance, derivatives_norm, derivatives_special,
+    batching_math, batching_nn, batching_conv, batching_formula, batching_views, compositions))
 
+_REGISTRIES = {"derivative": _compat.derivative_registry, "batching": _compat.batching_registry,
+               "composition": _compat.composition_registry}
 _ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
 _ABSENT = object()
 _registered: dict[tuple[str, str], tuple[Rule, object, list]] = {}  # (kind, primitive) -> our rule, what was there
@@ -56,7 +61,7 @@ class RuleStatus:
 
 
 def _registry(kind: str) -> dict:
-    return _compat.derivative_registry() if kind == "derivative" else _compat.batching_registry()
+    return _REGISTRIES[kind]()
 
 
 def _register(rule: Rule) -> None:
@@ -96,14 +101,14 @@ def in_force() -> bool:
     if not _read:
         _read["replacing"] = _compat.heeds_python_derivatives()
         if not _read["replacing"]:
-            _warn_late(", ".join(name for (kind, name), (rule, _, _) in sorted(_registered.items())
-                                 if kind == "derivative" and rule.replaces))
+            _warn_late(", ".join(sorted(replaced())))
     return _read["replacing"]
 
 
 def replaced() -> set[str]:
-    """The primitives whose derivative in MindSpore is broken, so that it must not be used where ours is ignored."""
-    return {name for (kind, name), (rule, _, _) in _registered.items() if kind == "derivative" and rule.replaces}
+    """The primitives whose derivative in MindSpore must not be used where ours is ignored."""
+    return {name for (kind, name), (rule, _, _) in _registered.items()
+            if kind == "derivative" and rule.replaces and not rule.visible}
 
 
 def _rows() -> list[Rule]:

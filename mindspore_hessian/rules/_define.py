@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mindspore_hessian import _compat
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -15,6 +17,8 @@ class Rule:
         getter: what MindSpore's registry expects under that name (see `Derivative` and `Batching`).
         why: the reason this row exists, in a sentence.
         replaces: the rule takes the place of one of MindSpore's that is broken; else it adds a missing one.
+        visible: MindSpore's is broken at single points only, with NaN, which nobody takes for a number: a function
+            with this primitive is not refused where our derivative is ignored.
         first, last: the MindSpore versions (major, minor, patch) it is for, both included.
     """
 
@@ -24,6 +28,7 @@ class Rule:
     getter: Callable
     why: str
     replaces: bool = False
+    visible: bool = False
     first: tuple[int, ...] = (2, 7, 2)
     last: tuple[int, ...] = (2, 10, 99)
 
@@ -42,3 +47,13 @@ class Batching(Rule):
     """``getter(prim, axis_size)`` returns ``rule(*(value, dim)) -> (out, out_dim)``; dim None means unbatched."""
 
     kind = "batching"
+
+
+class Composition(Rule):
+    """``getter`` is a function that MindSpore compiles where it meets that of the dotted name ``primitive``."""
+
+    kind = "composition"
+
+    def applies(self, version: tuple[int, ...]) -> bool:
+        """Whether this MindSpore has the function."""
+        return super().applies(version) and _compat.function_named(self.primitive) is not None

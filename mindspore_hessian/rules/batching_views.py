@@ -12,6 +12,7 @@ from mindspore_hessian.rules.batching_kit import (
     along_axis,
     any_batched,
     apart,
+    axis_at,
     filled,
     front,
     merged,
@@ -19,6 +20,7 @@ from mindspore_hessian.rules.batching_kit import (
     primitive,
     reshape,
     shifted,
+    unary,
     unpaired,
     values,
 )
@@ -190,7 +192,55 @@ def two_along(prim, axis_size):
     return rule
 
 
+# --- linear algebra and transforms --------------------------------------------------------------------------------
+
+def _with_batch(prim, x, shape):
+    """A primitive that cuts or fills each axis to a length."""
+    return prim(x, (x.shape[0], *shape))
+
+
+@constexpr
+def _transformed(shape, lengths, axes):
+    """The axes of a transform: by default all of a sample, or as many as there are lengths."""
+    if axes is None:
+        return tuple(range(1, len(shape))) if lengths is None else tuple(range(-len(lengths), 0))
+    return tuple(axis + 1 if axis >= 0 else axis for axis in axes)
+
+
+def _transform(prim, x, lengths, axes, norm):
+    return prim(x, lengths, _transformed(x.shape, lengths, axes), norm)
+
+
+@constexpr
+def _stack_shape(shape):
+    """A batch of stacks of matrices as one stack."""
+    size = 1
+    for length in shape[:-2]:
+        size *= length
+    return (size, *shape[-2:])
+
+
+def cholesky_solve(prim, axis_size):
+    """CholeskySolve(b, factor), whose kernel takes one stack of matrices, and factors for each."""
+    def rule(b_pair, factor_pair):
+        b, b_dim = b_pair
+        factor, dim = factor_pair
+        if b_dim is None and dim is None:
+            return prim(b, factor), None
+        b, factor = filled(b, b_dim, axis_size), filled(factor, dim, axis_size)
+        return reshape(prim(reshape(b, _stack_shape(b.shape)), reshape(factor, _stack_shape(factor.shape))), b.shape), 0
+
+    return rule
+
+
 RULES: tuple[Batching, ...] = (
+    Batching("Conj", unary, _UNROLLED),
+    *(Batching(name, axis_at(2), _UNROLLED) for name in ("FFT", "IFFT", "RFFT", "IRFFT", "HFFT", "IHFFT")),
+    *(Batching(name + which, one_tensor(_transform), _UNROLLED)
+      for name in ("FFT", "IFFT", "RFFT", "IRFFT", "HFFT", "IHFFT") for which in "2N"),
+    Batching("FFTShapeCopy", one_tensor(_with_batch), _UNROLLED),
+    Batching("IRFFTDouble", axis_at(2), _UNROLLED),
+    Batching("CholeskySolve", cholesky_solve, _UNROLLED),
     Batching("SplitWithSizeView", view(split_with_sizes), _UNROLLED),
     Batching("SplitTensorView", view(split), _UNROLLED),
     Batching("ChunkView", view(chunk), _UNROLLED),
@@ -209,7 +259,7 @@ RULES: tuple[Batching, ...] = (
     Batching("FractionalMaxPool3DGradWithFixedKsize", joining(3), _UNROLLED),
     *(Batching(name, joining(1, shape=True), _UNROLLED)
       for name in ("AffineGrid", "AffineGridGrad", "AdaptiveAvgPool2DGrad", "AdaptiveAvgPool3DGrad",
-                   "UpsampleNearest2DGrad")),
+                   "UpsampleNearest1DGrad", "UpsampleNearest2DGrad")),
     *(Batching(name, along_axis, _FAILS, replaces=True) for name in ("ArgMaxWithValue", "ArgMinWithValue")),
     *(Batching(name, two_along, _UNROLLED) for name in ("Cross", "GluGrad")),
 )

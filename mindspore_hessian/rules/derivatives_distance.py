@@ -13,14 +13,14 @@ from mindspore_hessian.rules.derivatives_matmul import known
 
 def length(difference, p):
     """The p-norm over the last axis; 0, with zero derivatives, where the difference is 0."""
-    size = ops.abs(difference)
+    size = difference if p == 2 else ops.abs(difference)  # the square is smooth where a coordinate is the same
     if p == 0:
         return ops.cast(size > 0, difference.dtype).sum(-1)
     if p == 1:
         return size.sum(-1)
     if p == float("inf"):
         return size.max(-1)
-    apart = ops.stop_gradient(size.max(-1, keepdims=True)) != 0  # also where it is NaN
+    apart = ops.stop_gradient(ops.abs(size).max(-1, keepdims=True)) != 0  # also where it is NaN
     safe = ops.select(ops.logical_or(apart, size != size), size, ops.ones_like(size))
     root = ops.sqrt((safe * safe).sum(-1)) if p == 2 else ops.exp(ops.log(_power(safe, p).sum(-1)) / p)
     return ops.select(apart.squeeze(-1), root, ops.zeros_like(root))

@@ -40,6 +40,91 @@ def slice_grad(prim):
     return bprop
 
 
+@ops.constexpr
+def _nothing(multiples):
+    return 0 in multiples
+
+
+def tile(prim):
+    """Tile(x, multiples): the sum of the copies. Where there are none, MindSpore's is what was in memory."""
+    def bprop(x, multiples, out, dout):
+        if _nothing(multiples):
+            return ops.zeros_like(x), 0
+        shape, axes = (), ()
+        extra = len(multiples) - x.ndim
+        lengths = ops.shape(x)
+        for k in range(extra):
+            axes = axes + (len(shape),)
+            shape = shape + (multiples[k],)
+        for k in range(x.ndim):
+            copies = multiples[k + extra] if k + extra >= 0 else 1
+            if copies != 1:
+                axes = axes + (len(shape),)
+                shape = shape + (copies,)
+            shape = shape + (lengths[k],)
+        if not axes:
+            return dout.reshape(lengths), 0
+        return dout.reshape(shape).sum(axes).reshape(lengths), 0
+    return bprop
+
+
+_put = _compat.backward("GatherDGradV2")
+
+
+@ops.constexpr
+def _backwards(strides):
+    """Whether a step is negative, or unknown."""
+    if strides is None:
+        return True
+    return any(int(step) < 0 for step in (strides.asnumpy() if isinstance(strides, Tensor) else strides))
+
+
+@ops.constexpr
+def _positions(shape):
+    """The flat positions of all entries, in their shape."""
+    if any(length is None or length < 0 for length in shape):
+        raise MissingRuleError(f"The gradient of a slice with a negative step needs a known shape, but got {shape}.")
+    return Tensor(np.arange(int(np.prod(shape))).reshape(shape).astype(np.int32))
+
+
+@ops.constexpr
+def _inside(shape, begin, strides, free, ellipsis, new_axes):
+    """Refuse to begin behind the end of an axis: MindSpore would read what is in memory there."""
+    axis = 0
+    for k, (start, step) in enumerate(zip(begin, strides, strict=True)):
+        if new_axes >> k & 1:
+            continue
+        if step < 0 and not free >> k & 1 and not ellipsis and start >= shape[axis]:
+            raise ValueError(f"a slice begins at {start} with the step {step} on axis {axis} of a Tensor of shape "
+                             f"{shape}; MindSpore reads foreign memory there. Begin at {shape[axis] - 1}, or leave it "
+                             "out.")
+        axis += 1
+    return True
+
+
+@ops.constexpr
+def _count(shape):
+    return int(np.prod(shape))
+
+
+def strided_slice(prim):
+    """x[begin:end:strides] with masks. MindSpore's gradient is right for positive steps. For negative ones, what the
+    slice makes of the positions tells where each number came from."""
+    def bprop(x, begin, end, strides, begins, ends, ellipsis, new_axes, shrunk, out, dout):
+        if not _backwards(strides if ops.isconstant(strides) else None):
+            grad = _compat.strided_slice_grad(begins, ends, ellipsis, new_axes, shrunk)
+            return grad(dout, x.shape, begin, end, strides), 0, 0, 0, 0, 0, 0, 0, 0
+        if _count(dout.shape) == 0:
+            return ops.zeros_like(x), 0, 0, 0, 0, 0, 0, 0, 0
+        if ops.isconstant(begin) and ops.isconstant(strides):
+            _inside(x.shape, begin, strides, begins, ellipsis, new_axes)
+        cut = ops.StridedSlice(begins, ends, ellipsis, new_axes, shrunk)
+        origin = cut(_positions(x.shape), begin, end, strides)
+        dx = _put(x.reshape(-1), 0, origin.reshape(-1), dout.reshape(-1)).reshape(x.shape)
+        return dx, 0, 0, 0, 0, 0, 0, 0, 0
+    return bprop
+
+
 # --- padding -----------------------------------------------------------------------------------------------------
 
 _AXIS_INDEX = {  # position in the padded axis, counted from the first unpadded one -> index into n elements
@@ -60,8 +145,9 @@ def axis_sources(shape, paddings, mode):
     for k in range(len(paddings) // 2):
         axis, left, right = len(shape) - 1 - k, int(paddings[2 * k]), int(paddings[2 * k + 1])
         if left or right:
-            n = shape[axis]
-            index = _AXIS_INDEX[mode](np.arange(-left, n + right), n)
+            n, cut = shape[axis], max(-left, 0)
+            kept = n - cut - max(-right, 0)  # what a negative padding cuts off is not there to be repeated
+            index = cut + _AXIS_INDEX[mode](np.arange(-max(left, 0), kept + max(right, 0)), kept)
             inside = (index >= 0) & (index < n)
             wide = inside.reshape((-1,) + (1,) * k)
             source = Tensor(np.clip(index, 0, n - 1).astype(np.int32))
@@ -180,9 +266,11 @@ def avg_pool_grad(prim):
 
 
 def avg_pool3d(prim):
-    """MindSpore's own rule, but with an AvgPool3DGrad whose attributes Python can read."""
-    names = "kernel_size", "strides", "pad_list", "ceil_mode", "count_include_pad", "divisor_override"
-    grad = _compat.AvgPool3DGrad(*attributes_of(prim, *names), pad_mode=prim.pad_mode)
+    """MindSpore's own rule, but with an AvgPool3DGrad whose attributes Python can read. A divisor makes it of no matter
+    what counts; the backward, but not the forward, then counts nevertheless, unless it is to count all."""
+    *window, count, divisor = attributes_of(
+        prim, "kernel_size", "strides", "pad_list", "ceil_mode", "count_include_pad", "divisor_override")
+    grad = _compat.AvgPool3DGrad(*window, count or bool(divisor), divisor, pad_mode=prim.pad_mode)
 
     def bprop(x, out, dout):
         return (grad(x.shape, dout),)
@@ -217,6 +305,8 @@ _KEEPS_ATTRIBUTES = "emits the same backward primitive, with attributes that its
 RULES: tuple[Derivative, ...] = (
     Derivative("GatherDGradV2", gather_d_grad, "MindSpore's fails: it looks for an attribute that is an input",
                replaces=True),
+    Derivative("StridedSlice", strided_slice, "MindSpore's is zero, or fails, where a step is negative", replaces=True),
+    Derivative("Tile", tile, "MindSpore's is garbage where nothing is left of an axis", replaces=True),
     Derivative("SliceGrad", slice_grad, _NO_DERIVATIVE),
     Derivative("PadV3", pad_v3, "MindSpore's compiled gradient returns zeros from the second call on", replaces=True),
     Derivative("MaxPool", max_pool, _KEEPS_ATTRIBUTES, replaces=True),

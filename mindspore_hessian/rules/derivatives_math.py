@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import mindspore as ms
 from mindspore import ops
 
 from mindspore_hessian import _compat
@@ -22,10 +23,35 @@ def log_softmax_grad(y, d, axis):
     return d - ops.exp(y) * d.sum(axis=axis, keepdims=True)
 
 
-def gelu_grad(d, x, y):
-    """The tanh form: d (1 + t + x (1 - t^2) u') / 2 with t = tanh(u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
-    t = ops.tanh(_GELU_SCALE * (x + _GELU_CUBIC * x * x * x))
-    return 0.5 * d * (1 + t + x * (1 - t * t) * _GELU_SCALE * (1 + 3 * _GELU_CUBIC * x * x))
+def log_softmax(prim):
+    """LogSoftmax(x, axis). A number has none but the derivative 0, with which no kernel must be made: oneDNN fails."""
+    def bprop(x, axis, out, dout):
+        if x.ndim == 0:
+            return ops.zeros_like(x), 0
+        return _compat.LogSoftmaxGrad(axis)(out, dout), 0
+    return bprop
+
+
+def _gelu_slopes(x):
+    """The first and second derivative of the tanh form x s, s = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3), from
+    the smaller one of s and 1 - s, which is known to more digits."""
+    square = x * x
+    u = _GELU_SCALE * (x + _GELU_CUBIC * x * square)
+    side = 1 - 2 * ops.cast(u > 0, x.dtype)
+    q = ops.sigmoid(2 * side * u)
+    s = ops.where(u > 0, 1 - q, q)
+    inner, rest = _GELU_SCALE * (1 + 3 * _GELU_CUBIC * square), q * (1 - q)
+    slope = 2 * rest * inner
+    curve = 2 * slope * inner * side * (1 - 2 * q) + 12 * _GELU_SCALE * _GELU_CUBIC * x * rest
+    return s + x * slope, 2 * slope + x * curve
+
+
+def gelu_grad(prim):
+    """GeLUGrad(d, x, y) = d gelu'(x). What is batched (dout) is multiplied once, and last."""
+    def bprop(d, x, y, out, dout):
+        first, second = _gelu_slopes(x)
+        return dout * first, dout * (d * second), ops.zeros_like(y)
+    return bprop
 
 
 def fast_gelu_grad(d, x):
@@ -92,11 +118,45 @@ def mish_grad(d, x):
 
 def prelu_grad(d, x, w):
     """(d where x > 0 else w d, sum of x d where x <= 0): the weight is per channel, the second axis."""
-    shape = (1, -1) + (1,) * (x.ndim - 2) if x.ndim > 1 else (-1,)
+    shape = (1, -1) + (1,) * (x.ndim - 2) if x.ndim > 1 else (-1,) if x.ndim == 1 else ()
     wide = ops.broadcast_to(w.reshape(shape), x.shape)
     dw = ops.where(x > 0, ops.zeros_like(x), x * d)
     dw = dw.sum().reshape(w.shape) if w.size == 1 else ops.moveaxis(dw, 1, 0).reshape(x.shape[1], -1).sum(axis=1)
     return ops.where(x > 0, d, wide * d), dw
+
+
+def mish(prim):
+    """x t, t = tanh(softplus(x)) = (1 - q^2) / (1 + q^2) with q = sigmoid(-x): d (t + x (1 - t^2) (1 - q))."""
+    def bprop(x, out, dout):
+        q = ops.sigmoid(-x)
+        t = (1 - q * q) / (1 + q * q)
+        return (dout * (t + x * (1 - t * t) * (1 - q)),)
+    return bprop
+
+
+def softplus_ext(prim):
+    """SoftplusExt(x, beta, threshold): d sigmoid(beta x), and d beyond the threshold, where it is x."""
+    def bprop(x, beta, threshold, out, dout):
+        z = x * beta
+        return ops.where(z > threshold, dout, dout * ops.sigmoid(z)), 0, 0
+    return bprop
+
+
+_add, _sub, _sigmoid = ops.Add(), ops.Sub(), ops.Sigmoid()  # in every network: overloaded operators compile slower
+
+
+def tanh(prim):
+    """TanhGrad(y, d) = d (1 - y^2) with y to the last digits: the float32 kernel of CPU has an error of 1e-4, which
+    would be that of every derivative. `y` has the value of 2 sigmoid(2 x) - 1 and the derivative of `out`."""
+    backward = _compat.backward("TanhGrad")
+
+    def bprop(x, out, dout):
+        y = out
+        if x.dtype == ms.float32:
+            s = _sigmoid(_add(x, x))
+            y = _add(out, ops.stop_gradient(_sub(_add(s, s), _add(out, 1.0))))
+        return (backward(y, dout),)
+    return bprop
 
 
 def tanh_grad(prim):
@@ -175,11 +235,13 @@ def prod_ext(prim):
 
 _MISSING = "MindSpore has no derivative of it"
 
+_INEXACT = "MindSpore's takes the output, of which the CPU kernel knows four digits"
 _BATCH_FIRST = "MindSpore's multiplies what is batched first: three products of the batch's size, here one"
 
 RULES: tuple[Derivative, ...] = (
+    Derivative("LogSoftmax", log_softmax, "MindSpore's hangs or fails for a number", replaces=True),
     Derivative("LogSoftmaxGrad", by_formula(log_softmax_grad, 2, 1), _MISSING),
-    Derivative("GeLUGrad", by_formula(gelu_grad, 3), _MISSING),
+    Derivative("GeLUGrad", gelu_grad, _MISSING),
     Derivative("FastGeLUGrad", by_formula(fast_gelu_grad, 2), _MISSING),
     Derivative("EluGrad", by_formula(elu_grad, 2), _MISSING),
     Derivative("SeluGrad", by_formula(selu_grad, 2), _MISSING),
@@ -192,6 +254,9 @@ RULES: tuple[Derivative, ...] = (
     Derivative("LogitGrad", by_formula(logit_grad, 2, 1), _MISSING),
     Derivative("LogSigmoidGrad", by_formula(log_sigmoid_grad, 3), _MISSING),
     Derivative("MishGradExt", by_formula(mish_grad, 2), _MISSING),
+    Derivative("Mish", mish, _INEXACT, replaces=True),
+    Derivative("SoftplusExt", softplus_ext, "the kernel of MindSpore's gradient is not on CPU", replaces=True),
+    Derivative("Tanh", tanh, _INEXACT, replaces=True),
     Derivative("TanhGrad", tanh_grad, _BATCH_FIRST, replaces=True),
     Derivative("SigmoidGrad", sigmoid_grad, _BATCH_FIRST, replaces=True),
     Derivative("PowTensorScalar", pow_tensor_scalar,

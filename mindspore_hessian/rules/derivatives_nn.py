@@ -1,16 +1,14 @@
-"""Derivative rules: losses and normalizations, each as the formula of the backward primitive.
+"""Derivative rules: losses and activations, each as the formula of the backward primitive.
 
 ``d`` is the incoming gradient, ``x`` the input, ``t`` the target. Losses share MindSpore's numbers for `reduction`:
 0 sum, 1 mean, 2 none.
 """
 from __future__ import annotations
 
-import numpy as np
-from mindspore import Tensor, mutable, ops
+from mindspore import ops
 
-from mindspore_hessian import _compat
 from mindspore_hessian.rules._define import Derivative
-from mindspore_hessian.rules._formula import by_formula, pull
+from mindspore_hessian.rules._formula import by_formula
 from mindspore_hessian.rules.derivatives_linalg import attributes_of
 
 _MEAN = 1
@@ -135,67 +133,6 @@ def _selu_grad(d, y):
     return ops.where(y > 0, 1.0507009873554805 * d, d * (y + 1.7580993408473766))
 
 
-# --- normalizations ----------------------------------------------------------------------------------------------
-
-def group_norm_grad(prim):
-    """The backward of y = gamma (x - m) / sqrt(v + eps) + beta over groups of channels.
-
-    m and v are functions of x. Of eps MindSpore only hands on rstd = (v + eps)^(-1/2): eps = rstd^-2 - v.
-    """
-    def bprop(d, x, mean, rstd, gamma, groups, dx_needed, dgamma_needed, dbeta_needed, out, dout):
-        batch, channels = x.shape[0], x.shape[1]
-        grouped = x.reshape(batch, groups, -1)
-        spread = grouped - grouped.mean(axis=2, keep_dims=True)
-        scale = ops.stop_gradient(rstd).reshape(batch, groups, 1)
-        eps = ops.stop_gradient(1 / (scale * scale) - (spread * spread).mean(axis=2, keep_dims=True))
-        wide = (1, channels) + (1,) * (x.ndim - 2)
-
-        def norm(x, gamma, beta):
-            g = x.reshape(batch, groups, -1)
-            c = g - g.mean(axis=2, keep_dims=True)
-            y = c / ops.sqrt((c * c).mean(axis=2, keep_dims=True) + eps)
-            return y.reshape(x.shape) * gamma.reshape(wide) + beta.reshape(wide)
-
-        def backward(d, x, gamma):
-            return pull(norm)(mutable(x), mutable(gamma), ops.zeros_like(mutable(gamma)), d)
-        dd, dx, dgamma = pull(backward)(mutable(d), mutable(x), mutable(gamma), dout)
-        return dd, dx, ops.zeros_like(mean), ops.zeros_like(rstd), dgamma, 0, 0, 0, 0
-    return bprop
-
-
-@ops.constexpr
-def _near(count, reach):
-    """1 for every two channels that are at most so far apart, in float64."""
-    channels = np.arange(count)
-    return Tensor((np.abs(channels[:, None] - channels) <= reach).astype(np.float64))
-
-
-def lrn(prim):
-    """MindSpore's own rule, but with an LRNGrad whose attributes Python can read (of LRN, its class loses `attrs`)."""
-    grad = _compat.LRNGrad(prim.depth_radius, prim.bias, prim.alpha, prim.beta)
-
-    def bprop(x, out, dout):
-        return (grad(dout, x, out),)
-    return bprop
-
-
-def lrn_grad(prim):
-    """LRNGrad(d, x, y) of y = x (bias + alpha sum x^2)^-beta, the sum over the channels nearby."""
-    reach, bias, alpha, beta = attributes_of(prim, "depth_radius", "bias", "alpha", "beta")
-
-    def bprop(d, x, y, out, dout):
-        def norm(x):
-            rows = x.reshape(x.shape[0], x.shape[1], -1)
-            around = ops.matmul(ops.cast(_near(x.shape[1], reach), x.dtype), rows * rows)
-            return (rows * ops.exp(-beta * ops.log(bias + alpha * around))).reshape(x.shape)
-
-        def backward(d, x):
-            return pull(norm)(mutable(x), d)[0]
-        dd, dx = pull(backward)(mutable(d), mutable(x), dout)
-        return dd, dx, ops.zeros_like(y)
-    return bprop
-
-
 _MISSING = "MindSpore has no derivative of it"
 
 RULES: tuple[Derivative, ...] = (
@@ -210,8 +147,4 @@ RULES: tuple[Derivative, ...] = (
                "MindSpore's second derivative is silently wrong", replaces=True),
     Derivative("KLDivLoss", kl_div_loss, "MindSpore's gives zero for the target", replaces=True),
     Derivative("SeLU", selu, "MindSpore's takes the derivative of another function", replaces=True),
-    Derivative("GroupNormGrad", group_norm_grad, _MISSING),
-    Derivative("LRN", lrn, "emits the same backward primitive, with attributes that its derivative can read",
-               replaces=True),
-    Derivative("LRNGrad", lrn_grad, _MISSING),
 )

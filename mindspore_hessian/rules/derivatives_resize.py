@@ -50,7 +50,7 @@ def trilinear_grad(prim):
 
 
 def nearest_grad_of(upsample):
-    """UpsampleNearest2DGrad and 3DGrad(d, input_size, output_size, scales)."""
+    """UpsampleNearest1DGrad, 2DGrad and 3DGrad(d, input_size, output_size, scales)."""
     def getter(prim):
         def bprop(d, input_size, output_size, scales, out, dout):
             return upsample(dout, output_size, scales), 0, 0, 0
@@ -117,6 +117,7 @@ RULES: tuple[Derivative, ...] = (
     Derivative("ResizeBicubicGrad", bicubic_grad, _NO_DERIVATIVE),
     Derivative("ResizeLinear1DGrad", linear_1d_grad, _NO_DERIVATIVE),
     Derivative("UpsampleTrilinear3DGrad", trilinear_grad, _NO_DERIVATIVE),
+    Derivative("UpsampleNearest1DGrad", nearest_grad_of(_compat.UpsampleNearest1D()), _NO_DERIVATIVE),
     Derivative("UpsampleNearest2DGrad", nearest_grad_of(_compat.UpsampleNearest2D()), _NO_DERIVATIVE),
     Derivative("UpsampleNearest3DGrad", nearest_grad_of(_compat.UpsampleNearest3D()), _NO_DERIVATIVE),
     Derivative("Conv3D", conv3d, "emits the same backward primitives, with attributes that their derivatives can read",

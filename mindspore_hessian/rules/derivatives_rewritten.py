@@ -1,5 +1,5 @@
 """Derivative rules: primitives whose backward has no derivative or a wrong one, so that the gradient itself is written
-with differentiable operations; and the third derivatives of normalizations."""
+with differentiable operations."""
 from __future__ import annotations
 
 import mindspore as ms
@@ -93,6 +93,96 @@ def matrix_inverse(prim):
     return bprop
 
 
+@ops.constexpr
+def _half_lower(n):
+    """1 below the diagonal, 1/2 on it."""
+    return Tensor(np.tri(n) - np.eye(n) / 2)
+
+
+def cholesky(prim):
+    """L L^T = x, or its transpose: (S + S^T) / 2, since the kernel takes symmetric x only, with S = L^-T P L^-1 and P
+    the lower part of L^T d, half its diagonal."""
+    def bprop(x, upper, out, dout):
+        factor, d = (ops.swapaxes(out, -1, -2), ops.swapaxes(dout, -1, -2)) if upper else (out, dout)
+        part = ops.matmul(ops.swapaxes(factor, -1, -2), d) * ops.cast(_half_lower(x.shape[-1]), x.dtype)
+        back = ops.inverse(factor) if x.shape[-1] > 1 else 1 / factor  # the kernel takes no 1 x 1 matrices
+        whole = ops.matmul(ops.matmul(ops.swapaxes(back, -1, -2), part), back)
+        return 0.5 * (whole + ops.swapaxes(whole, -1, -2)), 0
+    return bprop
+
+
+def cholesky_inverse(prim):
+    """(x x^T)^-1, or (x^T x)^-1 for an upper factor. MindSpore takes the whole of x, not a triangle of it."""
+    def bprop(x, upper, out, dout):
+        both = ops.matmul(ops.matmul(out, dout + ops.swapaxes(dout, -1, -2)), out)
+        return -(ops.matmul(x, both) if upper else ops.matmul(both, x)), 0
+    return bprop
+
+
+@ops.constexpr
+def _kept(n, upper):
+    return Tensor(np.tri(n).T if upper else np.tri(n))
+
+
+def cholesky_solve(prim):
+    """(L L^T)^-1 b, or with U^T U. MindSpore's has a part outside of the triangle, and float32 accuracy in float64."""
+    upper = prim.upper
+
+    def bprop(b, factor, out, dout):
+        triangle = ops.cast(_kept(factor.shape[-1], upper), factor.dtype)
+        db = ops.cholesky_solve(dout, factor, upper)
+        both = ops.matmul(db, ops.swapaxes(out, -1, -2))
+        both = both + ops.swapaxes(both, -1, -2)
+        part = factor * triangle
+        return db, -triangle * (ops.matmul(part, both) if upper else ops.matmul(both, part))
+    return bprop
+
+
+@ops.constexpr
+def _own_triangle(n, lower, real):
+    """1 in the triangle that an eigendecomposition reads, 1/2 on its diagonal."""
+    if not real:
+        raise ValueError("mindspore_hessian has no derivative of the eigendecomposition of a complex matrix. Write it "
+                         "as the real one of twice the size, [[re, -im], [im, re]].")
+    triangle = np.tri(n) - np.eye(n) / 2
+    return Tensor(triangle if lower else triangle.T)
+
+
+@ops.constexpr
+def _rounding(n, double):
+    """Relative to the largest, how far apart equal eigenvalues of an n x n matrix may come out."""
+    return float(4 * n * np.finfo(np.float64 if double else np.float32).eps)
+
+
+@ops.constexpr
+def _unit(n):
+    return Tensor(np.eye(n))
+
+
+def eigh(prim):
+    """(w, V) of a symmetric matrix, or w alone: V (dw + (V^T dV) F) V^T, F_ij = 1 / (w_j - w_i). Where two are equal
+    that is NaN: V has no derivative there, and what MindSpore has is a number, but no derivative either."""
+    lower, vectors = prim.attrs["lower"], prim.attrs["compute_eigenvectors"]
+    whole = _compat.Eigh(True, lower)
+
+    def bprop(x, out, dout):
+        unit = ops.cast(_unit(x.shape[-1]), x.dtype)
+        if vectors:
+            w, v = out
+            part = ops.expand_dims(w, -2) - ops.expand_dims(w, -1)
+            equal = ops.abs(part) <= _rounding(x.shape[-1], x.dtype == ms.float64) * ops.abs(w).max()
+            part = ops.where(equal, ops.zeros_like(part), part)
+            turned = ops.matmul(ops.swapaxes(v, -1, -2), dout[1]) * (1 - unit) / (part + unit)
+            middle = turned + unit * ops.expand_dims(dout[0], -1)
+        else:
+            v = whole(x)[1]
+            middle = unit * ops.expand_dims(dout, -1)
+        dx = ops.matmul(ops.matmul(v, middle), ops.swapaxes(v, -1, -2))
+        real = x.dtype in (ms.float32, ms.float64)
+        return ((dx + ops.swapaxes(dx, -1, -2)) * ops.cast(_own_triangle(x.shape[-1], lower, real), x.dtype),)
+    return bprop
+
+
 def _inverse_transposed(x):
     return ops.swapaxes(ops.inverse(x), -1, -2)
 
@@ -146,6 +236,44 @@ def transpose_ext_view(prim):
     def bprop(x, first, second, out, dout):
         return ops.swapaxes(dout, first, second), 0, 0
     return bprop
+
+
+def fft_shape_copy(prim):
+    """FFTShapeCopy(d, shape) cuts off, or fills with zeros, at the end of each axis: the same, back to d's shape."""
+    copy = _compat.backward("FFTShapeCopy")
+
+    def bprop(d, shape, out, dout):
+        return copy(dout, d.shape), 0
+    return bprop
+
+
+def irfft_double(prim):
+    """IRFFTDouble(x, n, dim) doubles what the real transform of length n leaves out: a diagonal matrix."""
+    double = _compat.backward("IRFFTDouble")
+
+    def bprop(x, n, dim, out, dout):
+        return double(dout, n, dim), 0, 0
+    return bprop
+
+
+_OPPOSITE = {None: "forward", 0: "forward", 1: "backward", 2: "ortho"}  # MindSpore's numbers: backward, forward, ortho
+
+
+@ops.constexpr
+def _opposite(norm):
+    return _OPPOSITE[norm]
+
+
+def inverse_hermitian(transform):
+    """IHFFT(x, n or s, dim, norm), also 2 and N: the conjugate of the real transform with the opposite norm. In
+    MindSpore the gradient of its imaginary part has the wrong sign."""
+    def getter(prim):
+        def bprop(x, size, dim, norm, out, dout):
+            def same(x):
+                return ops.conj(transform(x, size, dim, _opposite(norm)))
+            return pull(same)(mutable(x), dout)[0], 0, 0, 0
+        return bprop
+    return getter
 
 
 def expand_dims_view(prim):
@@ -276,67 +404,12 @@ def median(prim):
     return of_all if whole else along
 
 
-# --- third derivatives ---------------------------------------------------------------------------------------------
-# `backward` and `second` stand in both rules: MindSpore cannot compile a closure (`norm`) that another function
-# differentiates ("Illegal AnfNode").
-
-def layer_norm_grad_grad(prim):
-    """The backward of (dx, dgamma, dbeta) of y = gamma (x - m) / sqrt(v + eps) + beta, itself differentiated.
-
-    The variance that MindSpore hands on may hold eps: what it has beyond that of x is a constant.
-    """
-    def bprop(x, dy, var, mean, gamma, ddx, ddgamma, ddbeta, norm_axis, params_axis, out, dout):
-        width = gamma.size
-        spread = x.reshape(-1, width) - x.reshape(-1, width).mean(axis=1, keep_dims=True)
-        eps = ops.stop_gradient(var.reshape(-1, 1) - (spread * spread).mean(axis=1, keep_dims=True))
-
-        def norm(x, gamma, beta):
-            rows = x.reshape(-1, width)
-            c = rows - rows.mean(axis=1, keep_dims=True)
-            y = c / ops.sqrt((c * c).mean(axis=1, keep_dims=True) + eps)
-            return (y * gamma.reshape(1, -1) + beta.reshape(1, -1)).reshape(x.shape)
-
-        def backward(x, dy, gamma):
-            return pull(norm)(mutable(x), mutable(gamma), ops.zeros_like(mutable(gamma)), dy)
-
-        def second(x, dy, gamma, ddx, ddgamma, ddbeta):
-            return pull(backward)(mutable(x), mutable(dy), mutable(gamma), (ddx, ddgamma, ddbeta))
-        by_x, by_dy, by_gamma, by_ddx, by_ddgamma, by_ddbeta = pull(second)(
-            mutable(x), mutable(dy), mutable(gamma), mutable(ddx), mutable(ddgamma), mutable(ddbeta), dout)
-        return (by_x, by_dy, ops.zeros_like(var), ops.zeros_like(mean), by_gamma, by_ddx, by_ddgamma, by_ddbeta, 0, 0)
-    return bprop
-
-
-def batch_norm_grad_grad(prim):
-    """The same for batch norm, whose statistics are those of the batch in training and constants otherwise."""
-    def bprop(x, dy, scale, mean, var, ddx, ddscale, ddbias, training, epsilon, layout, out, dout):
-        def norm(x, scale, bias):
-            moved = ops.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
-            if training:
-                c = moved - moved.mean(axis=1, keep_dims=True)
-                v = (c * c).mean(axis=1, keep_dims=True)
-            else:
-                c, v = moved - mean.reshape(-1, 1), var.reshape(-1, 1)
-            y = (c / ops.sqrt(v + epsilon)) * scale.reshape(-1, 1) + bias.reshape(-1, 1)
-            return ops.moveaxis(y.reshape(ops.moveaxis(x, 1, 0).shape), 0, 1)
-
-        def backward(x, dy, scale):
-            return pull(norm)(mutable(x), mutable(scale), ops.zeros_like(mutable(scale)), dy)
-
-        def second(x, dy, scale, ddx, ddscale, ddbias):
-            return pull(backward)(mutable(x), mutable(dy), mutable(scale), (ddx, ddscale, ddbias))
-        by_x, by_dy, by_scale, by_ddx, by_ddscale, by_ddbias = pull(second)(
-            mutable(x), mutable(dy), mutable(scale), mutable(ddx), mutable(ddscale), mutable(ddbias), dout)
-        return (by_x, by_dy, by_scale, ops.zeros_like(mean), ops.zeros_like(var), by_ddx, by_ddscale, by_ddbias, 0, 0,
-                0)
-    return bprop
-
-
 _MISSING = "MindSpore has no derivative of it"
 _REWRITTEN = "its backward has no derivative and hides its attributes: the gradient is differentiable operations"
 
 _TRANSPOSED = "MindSpore's second derivative is silently wrong: it takes the inverse of the transpose for the inverse"
 _VIEW = "MindSpore's gradient is another view, which it cannot differentiate"
+_WRONG_SIGN = "MindSpore's gradient of the imaginary part has the wrong sign"
 _IN_PLACE = "MindSpore's gradient writes in place, which it cannot differentiate"
 
 RULES: tuple[Derivative, ...] = (
@@ -347,6 +420,14 @@ RULES: tuple[Derivative, ...] = (
     Derivative("MaxUnpool3D", max_unpool(3), _REWRITTEN, replaces=True),
     Derivative("MirrorPad", mirror_pad, _REWRITTEN, replaces=True),
     Derivative("MatrixInverse", matrix_inverse, "MindSpore's is silently wrong for the transpose", replaces=True),
+    Derivative("Cholesky", cholesky, "the kernel of MindSpore's gradient is not on CPU", replaces=True),
+    Derivative("CholeskyInverse", cholesky_inverse, "MindSpore's is wrong unless x is symmetric", replaces=True),
+    Derivative("CholeskySolve", cholesky_solve, "MindSpore's has a part outside of the triangle", replaces=True),
+    *(Derivative(name, inverse_hermitian(transform), _WRONG_SIGN, replaces=True)
+      for name, transform in (("IHFFT", ops.rfft), ("IHFFT2", ops.rfft2), ("IHFFTN", ops.rfftn))),
+    Derivative("Eigh", eigh, "MindSpore's is silently wrong for equal eigenvalues", replaces=True),
+    Derivative("IRFFTDouble", irfft_double, _MISSING),
+    Derivative("FFTShapeCopy", fft_shape_copy, _MISSING),
     Derivative("MatrixDeterminant", matrix_determinant, _TRANSPOSED, replaces=True),
     Derivative("LogMatrixDeterminant", log_matrix_determinant, _TRANSPOSED, replaces=True),
     Derivative("Trace", trace, _REWRITTEN, replaces=True),
@@ -363,6 +444,4 @@ RULES: tuple[Derivative, ...] = (
       for name in ("ArgMaxWithValue", "ArgMinWithValue")),
     *(Derivative(name, extreme, _IN_PLACE, replaces=True) for name in ("Max", "Min")),
     Derivative("Median", median, _REWRITTEN, replaces=True),
-    Derivative("LayerNormGradGrad", layer_norm_grad_grad, _MISSING),
-    Derivative("BatchNormGradGrad", batch_norm_grad_grad, _MISSING),
 )

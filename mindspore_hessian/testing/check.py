@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
+from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian._tree import FIRST, as_args
 from mindspore_hessian.testing._measure import Settings, Subject, measure
 from mindspore_hessian.testing._point import Point, cast, name_of, random_directions
@@ -16,6 +17,7 @@ from mindspore_hessian.transforms.hessian import MODES, hessian
 from mindspore_hessian.transforms.products import hvp
 
 
+@interruptible
 def check_hvp(fn: Any, inputs: Any, vectors: Any = None, grad_position: Any = None, *, weights: Any = None,
               modes: str | Sequence[str] = ("auto", "revrev", "fwdrev"), rtol: float | None = None,
               atol: float | None = None, order: float = 2.5, step: float = 0.125, directions: int = 2, seed: int = 0,
@@ -94,6 +96,7 @@ def check_hvp(fn: Any, inputs: Any, vectors: Any = None, grad_position: Any = No
     return measure(HvpReport, name_of(fn), subject, settings, raise_exception)
 
 
+@interruptible
 def check_hessian(fn: Any, inputs: Any, grad_position: Any = FIRST, *, weights: Any = None,
                   modes: str | Sequence[str] = MODES, rtol: float | None = None, atol: float | None = None,
                   order: float = 2.5, step: float = 0.125, directions: int = 2, seed: int = 0,

@@ -142,7 +142,7 @@ def diagonal_in_loop(problem: Problem, total: bool) -> Any:
     outs, several, aux = outputs(problem)
     width = sum(out.size for out in outs)
     if width != 1 and not total:
-        raise ValueError(f"fn must return one number (a Tensor with one element); it returned {width} of them")
+        raise ValueError(f"fn must return one number (a Tensor with one element), but its output has {width} of them")
     dtype = numpy_dtype(vars_.dtypes[0])
     entries = np.empty((width, sum(vars_.sizes)), np.result_type(*map(numpy_dtype, vars_.dtypes)))
     for m, row, parts in _row_by_row(problem, width, outs[0].dtype):

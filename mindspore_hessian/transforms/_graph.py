@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from mindspore import Tensor, mutable, ops
 
+from mindspore_hessian._tree import FLOATS
+
 _ALL = ops.GradOperation(get_all=True, sens_param=True)
 _ALL_AND_WEIGHTS = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+_EVERY = ops.GradOperation(get_all=True)
+_EVERY_AND_WEIGHTS = ops.GradOperation(get_all=True, get_by_list=True)
 _FIRST = ops.GradOperation(sens_param=True)
 
 
@@ -52,6 +56,14 @@ def jvp(f, pos, ws):
     return push
 
 
+def check_float(out):
+    """Raise where an output has no derivative to speak of: MindSpore differentiates integers as if they were not."""
+    if out.dtype not in FLOATS:
+        raise TypeError(f"fn returned a Tensor of dtype {out.dtype}, which has no derivative: it must return real "
+                        "floating-point numbers. Leave out the cast or comparison (argmax, round, astype(int32), "
+                        "x > 0), and take the real part of a complex result.")
+
+
 DIRECTIONS = {"rev": vjp, "fwd": jvp}
 
 
@@ -61,6 +73,17 @@ def gradient(f, pos, ws):
 
     def g(*xs):
         return pull(xs, ops.ones_like(f(*xs)))
+    return g
+
+
+def first_gradient(f, ws):
+    """``g(*xs)``: the gradient of the sum of all outputs by everything; only compiled, to learn from it."""
+    if ws is None:
+        def g(*xs):
+            return _EVERY(f)(*xs)
+    else:
+        def g(*xs):
+            return _EVERY_AND_WEIGHTS(f, ws)(*xs)
     return g
 
 
@@ -88,6 +111,7 @@ def scalar(f):
         if out.size != 1:
             raise ValueError(f"fn must return one number (a Tensor with one element), but its output has shape "
                              f"{out.shape}. Sum it, or use hessian() or jacobian() for vector-valued functions.")
+        check_float(out)
         return out
     return checked
 
@@ -98,6 +122,7 @@ def one_tensor(f):
         out = f(*xs)
         if not isinstance(out, Tensor):
             raise TypeError("fn must return one Tensor here; it returned something else")
+        check_float(out)
         return out
     return checked
 

@@ -56,6 +56,11 @@ def tensors(f):
         if not isinstance(out, (Tensor, tuple)):  # noqa: UP038 -- compiled by MindSpore
             raise TypeError("fn must return a Tensor or a tuple of Tensors; it returned something else. "
                             "Where it returns (value, aux), pass has_aux=True.")
+        if isinstance(out, tuple):
+            for item in out:
+                _graph.check_float(item)
+        else:
+            _graph.check_float(out)
         return out
     return checked
 
@@ -299,7 +304,8 @@ def diagonal(f, pos, ws, count, total, check=tensors):
         vs = make(xs, args[-1])
         entries = 0.0
         for part, v in zip(rows(xs, out, vs), vs):  # noqa: B905 -- compiled by MindSpore
-            entries = entries + _RESHAPE(part * v, part.shape[:2] + (-1,)).sum(-1)
+            own = ops.where(v != 0, part, ops.zeros_like(part))  # not times v: another entry's NaN stays its own
+            entries = entries + _RESHAPE(own, part.shape[:2] + (-1,)).sum(-1)
         if total:
             entries = entries.sum(-1)
         return assemble(out, xs, (entries,))

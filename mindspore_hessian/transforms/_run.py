@@ -11,6 +11,7 @@ from mindspore_hessian import _compile
 from mindspore_hessian._callable import Call
 from mindspore_hessian._tree import Variables, as_args, check_finite, variables
 from mindspore_hessian.transforms import _graph
+from mindspore_hessian.transforms._in_graph import tensors_in
 
 HVP_MODES = {"auto": "revrev", "revrev": "revrev", "fwdrev": "fwdrev"}
 
@@ -37,7 +38,7 @@ class Problem:
         return cls.of(fn, as_args(inputs), {}, grad_position, weights, has_aux, isinstance(inputs, ms.Tensor))
 
     def run(self, name: str, kernel: Callable, options: tuple = (), extras: tuple = (), also: tuple = (),
-            guard: Callable | None = None) -> Any:
+            guard: tuple[Callable | None, Callable] | None = None) -> Any:
         """Compile (once) and run a kernel.
 
         Args:
@@ -47,7 +48,7 @@ class Problem:
             options: what `kernel` depends on beside its arguments, hashable.
             extras: Tensors after the leaves.
             also: captured callables beside the function.
-            guard: a kernel that must compile, and give the same numbers at the first call.
+            guard: two kernels that must give the same numbers at the first call, as `_compile.execute` has it.
         """
         n, vars_, has_aux = len(self.call.leaves), self.vars, self.has_aux
 
@@ -56,13 +57,37 @@ class Problem:
                 return kernel(f, n, vars_)
             return _with_aux(kernel(_graph.first(f), n, vars_), _graph.rest(f), n)
 
-        def build_guard(f: Callable) -> Callable:
-            assert guard is not None
-            checked = guard(_graph.first(f) if has_aux else f, n, vars_)
-            return _with_aux(checked, _graph.rest(f), n) if has_aux else checked
+        def output(f: Callable) -> Callable:
+            return _graph.first(f) if has_aux else f
+
+        def checked(kernel: Callable | None) -> Callable | None:
+            return None if kernel is None else lambda f: kernel(output(f), n, vars_)
+
+        def first(f: Callable) -> Callable:
+            slope = _graph.first_gradient(output(f), vars_.parameters)
+
+            def run(*tensors):
+                return slope(*tensors[:n])
+            return run
 
         return _compile.execute(name, self.call, build, (*options, *vars_.key, has_aux), extras, vars_.weights, also,
-                                build_guard if guard else None)
+                                guard and (checked(guard[0] or (kernel if has_aux else None)), checked(guard[1])),
+                                first)
+
+    def in_graph(self, kernel: Callable, pack: Callable, given: Any) -> Callable:
+        """A kernel as a function of `given` (stand-ins), for the user's own graph; ``pack(value)`` is compiled too."""
+        _compile.check_captured(self.vars.weights, self.call.captures())
+        f, n, has_aux, select = self.call.function(), len(self.call.leaves), self.has_aux, tensors_in(given)
+        run = kernel(_graph.first(f) if has_aux else f, n, self.vars)
+        auxiliary = _graph.rest(f)
+
+        def call(values):
+            tensors = select(values)
+            value = pack(run(*tensors))
+            if has_aux:
+                return value, auxiliary(*tensors[:n])
+            return value
+        return call
 
     def finish(self, name: str, result: Any, pack: Callable) -> Any:
         """Check a kernel's result, put it in the user's structure, and add the auxiliary outputs."""

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, vmap
 
 from mindspore_hessian import _compat
-from mindspore_hessian._tree import FIRST, Variables
+from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import (
     batched_or_loop,
@@ -22,7 +22,7 @@ from mindspore_hessian.transforms._assemble import (
     starts,
     to_tensor,
 )
-from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
+from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
 from mindspore_hessian.transforms._run import Problem, check_chunk, check_transform
 from mindspore_hessian.transforms.hessian import blocks_at_one_point
 
@@ -58,44 +58,44 @@ def batched_kernel(matrix: Callable, axes: tuple[int | None, ...]) -> Callable:
     return kernel
 
 
-def _vmapped_in_graph(matrix, in_axes):
-    def call(*xs):
-        return vmap(matrix, in_axes=in_axes)(*xs)
-    return call if in_axes is not None else matrix
+def _per_sample_in_graph(problem, given, in_axes, kind):
+    """A diagonal, a Laplacian or the blocks of a Hessian, at one point or at many."""
+    v, axes = problem.vars, None if in_axes is None else sample_axes(problem, in_axes, given)
+    pack, one = v.packer(), v.form == "one"
 
+    def matrix(f, v):
+        return _rows.hessian(f, v.positions, None, "revrev") if kind == "hessian" else _entries(f, v, kind)
 
-def _build_in_graph(fn, grad_position, has_aux, in_axes, kind):
-    several, pos = positions_in_graph(grad_position)
-    f = _graph.first(fn) if has_aux else fn
-    auxiliary = _graph.rest(fn)
-    if kind == "hessian":
-        matrix = _rows.hessian(f, pos, None, "revrev")
-    else:
-        matrix = _rows.diagonal(f, pos, None, None, kind == "laplacian")
-    split = _rows.split_line(pos, None)
+    def kernel(f, n, v):
+        return matrix(f, v) if axes is None else batched_kernel(matrix, axes)(f, n, v)
 
-    def one(*xs):
-        out = matrix(*xs) if kind == "hessian" else matrix(*xs, 0)
-        if kind == "diagonal":
-            out = split(xs, out)
-        if kind != "laplacian" and not several:
-            out = out[0][0] if kind == "hessian" else out[0]
-        if has_aux:
-            return out, auxiliary(*xs)
-        return out
-    return _vmapped_in_graph(one, tuple(in_axes) if isinstance(in_axes, list) else in_axes)
+    def blocks(value):
+        if isinstance(value[0][0], tuple):
+            out = ()
+            for output in value:
+                out = out + ((output[0][0] if one else output),)
+            return out
+        return value[0][0] if one else value
+
+    def alone(value):
+        return value
+    return problem.in_graph(kernel, {"diagonal": pack, "laplacian": alone, "hessian": blocks}[kind], given)
 
 
 def _hessian_diag_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, in_axes=None, chunk_size=None):
-    return InGraph(_build_in_graph, fn, (grad_position, has_aux, in_axes, "diagonal"))
+    if weights is not None:
+        raise NotImplementedError(WEIGHTS_INSIDE)
+    return Made(_DIAGONAL, fn, grad_position, has_aux, in_axes, chunk_size)
 
 
 def _laplacian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, in_axes=None, chunk_size=None):
-    return InGraph(_build_in_graph, fn, (grad_position, has_aux, in_axes, "laplacian"))
+    if weights is not None:
+        raise NotImplementedError(WEIGHTS_INSIDE)
+    return Made(_LAPLACIAN, fn, grad_position, has_aux, in_axes, chunk_size)
 
 
 def _batched_hessian_in_graph(fn, grad_position=0, has_aux=False, *, in_axes=0, chunk_size=None):
-    return InGraph(_build_in_graph, fn, (grad_position, has_aux, in_axes, "hessian"))
+    return Made(_BATCHED, fn, grad_position, has_aux, in_axes, chunk_size)
 
 
 @readable_in_graph(_hessian_diag_in_graph)
@@ -175,10 +175,14 @@ def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, wei
 def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, weights: Any, in_axes: Any,
                  chunk_size: int | None, kind: str) -> Callable:
     check_transform(fn, has_aux)
+    weights = several_weights(weights)
     check_chunk(chunk_size)
     name = public.__name__
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, in_axes, kind), weights=weights))
+    def build_in_graph(args):
+        return _per_sample_in_graph(Problem.of(fn, args, {}, grad_position, weights, has_aux), args, in_axes, kind)
+
+    @readable_in_graph(outside(build_in_graph))
     @functools.wraps(public, assigned=("__module__",), updated=())
     def diag_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
@@ -202,7 +206,8 @@ def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, w
 
 def _entries(f: Callable, v: Variables, kind: str) -> Callable:
     """The diagonal, a Tensor a variable, or its sum, at one point: for `batched_kernel`."""
-    entries = _rows.diagonal(f, v.positions, v.parameters, None, kind == "laplacian")
+    check = _rows.tensors if kind == "laplacian" else _graph.scalar
+    entries = _rows.diagonal(f, v.positions, v.parameters, None, kind == "laplacian", check)
     split = _rows.split_line(v.positions, v.parameters)
 
     def one(*xs):
@@ -280,7 +285,11 @@ def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, i
     if in_axes is None:
         raise ValueError("in_axes is None; for one point use hessian()")
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, in_axes, "hessian")))
+    def build_in_graph(args):
+        problem = Problem.of(fn, args, {}, grad_position, None, has_aux)
+        return _per_sample_in_graph(problem, args, in_axes, "hessian")
+
+    @readable_in_graph(outside(build_in_graph))
     @functools.wraps(batched_hessian, assigned=("__module__",), updated=())
     def hess_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, None, has_aux)
@@ -302,3 +311,11 @@ def _pack(problem: Problem, blocks: Any) -> Any:
     if is_several(blocks) and is_several(blocks[0]):
         return tuple(_pack(problem, output) for output in blocks)
     return blocks[0][0] if problem.vars.form == "one" else blocks
+
+
+def _recipe(public: Callable) -> Recipe:
+    return Recipe(lambda fn, grad_position, has_aux, in_axes, chunk_size: public(
+        fn, grad_position, has_aux, in_axes=in_axes, chunk_size=chunk_size))
+
+
+_DIAGONAL, _LAPLACIAN, _BATCHED = map(_recipe, (hessian_diag, laplacian, batched_hessian))

@@ -8,10 +8,10 @@ from typing import Any
 import mindspore as ms
 
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._tree import FIRST, Variables
+from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
-from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
+from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
 from mindspore_hessian.transforms._run import Problem, check_auto_only, check_choice, check_chunk, check_transform
 from mindspore_hessian.transforms.sparse import SparseHessian, check_sparse
 
@@ -47,7 +47,7 @@ def _as_asked(problem: Problem, mode: str) -> Any:
     Forward derivatives drop terms without a word where a rule is missing, so the first result is compared with that
     of reverse over reverse.
     """
-    guard = hessian_kernel("revrev") if mode != "revrev" else None
+    guard = (None, hessian_kernel("revrev")) if mode != "revrev" else None
     leaves = problem.call.leaves
     attempt = (mode, problem.call.captures().token, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
     if not problem.vars.weights and all(leaf.dtype == ms.float32 for leaf in leaves) and attempt not in _literal_fails:
@@ -60,43 +60,49 @@ def _as_asked(problem: Problem, mode: str) -> Any:
     return problem.run("hessian", hessian_kernel(mode), (mode,), guard=guard)
 
 
-def _build_in_graph(fn, grad_position, has_aux, mode, with_value):
-    several, pos = positions_in_graph(grad_position)
-    f = _graph.first(fn) if has_aux else fn
-    matrix = _rows.hessian(f, pos, None, "revrev" if mode == "auto" else mode,
-                           _graph.scalar if with_value else _rows.tensors)
-    gradient, auxiliary = _graph.gradient(f, pos, None), _graph.rest(fn)
+# --- inside the user's own graphs: by reverse derivatives in every mode, the same numbers ---------------------------
 
-    def pack(blocks):
-        return blocks if several else blocks[0][0]
+def _blocks_in_graph(problem, given, with_value):
+    """The blocks, or with the value and the gradient before them, as a function of what was given."""
+    blocks, pack, one = hessian_kernel("revrev"), problem.vars.packer(), problem.vars.form == "one"
 
-    def call(*xs):
-        blocks = matrix(*xs)
-        if isinstance(blocks[0][0], tuple):
+    def kernel(f, n, v):
+        matrix = blocks(f, n, v)
+        if not with_value:
+            return matrix
+        value, slope = _graph.scalar(f), _graph.gradient(_graph.scalar(f), v.positions, v.parameters)
+
+        def run(*xs):
+            return value(*xs), slope(*xs), matrix(*xs)
+        return run
+
+    def output(rows):
+        return rows[0][0] if one else rows
+
+    def packed(rows):
+        if isinstance(rows[0][0], tuple):
             out = ()
-            for output in blocks:
-                out = out + (pack(output),)
-        else:
-            out = pack(blocks)
-        if with_value:
-            slope = gradient(*xs)
-            out = (f(*xs), slope if several else slope[0], out)
-        if has_aux:
-            return out, auxiliary(*xs)
-        return out
-    return call
+            for line in rows:
+                out = out + (output(line),)
+            return out
+        return output(rows)
+
+    def with_all(value):
+        return value[0], pack(value[1]), packed(value[2])
+    return problem.in_graph(kernel, with_all if with_value else packed, given)
 
 
 def _hessian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto", chunk_size=None, sparse=False):
-    if sparse is not False:
-        raise NotImplementedError("sparse= is not supported inside your own graph: call hessian outside of @jit and "
-                                  "Cell.construct")
-    return InGraph(_build_in_graph, fn, (grad_position, has_aux, mode, False))
+    if weights is not None:
+        raise NotImplementedError(WEIGHTS_INSIDE)
+    return Made(_HESSIAN, fn, grad_position, has_aux, mode, chunk_size, sparse)
 
 
 def _value_grad_and_hessian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto",
                                      chunk_size=None):
-    return InGraph(_build_in_graph, fn, (grad_position, has_aux, mode, True))
+    if weights is not None:
+        raise NotImplementedError(WEIGHTS_INSIDE)
+    return Made(_ALL, fn, grad_position, has_aux, mode, chunk_size)
 
 
 @readable_in_graph(_hessian_in_graph)
@@ -161,15 +167,20 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
         1000
     """
     check_transform(fn, has_aux)
+    weights = several_weights(weights)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)
     check_sparse(sparse)
     sparsely = None if sparse is False else SparseHessian(sparse, chunk_size)
     check_auto_only(mode, chunk_size=chunk_size is not None, sparse=sparsely is not None)
 
-    options = (grad_position, has_aux, mode, False)
+    def build_in_graph(args):
+        if sparsely is not None:
+            raise NotImplementedError("sparse= is not supported inside your own graph: call hessian outside of @jit "
+                                      "and Cell.construct")
+        return _blocks_in_graph(Problem.of(fn, args, {}, grad_position, weights, has_aux), args, False)
 
-    @readable_in_graph(outside(_build_in_graph, fn, options, weights=weights, sparse=sparse))
+    @readable_in_graph(outside(build_in_graph))
     @functools.wraps(hessian, assigned=("__module__",), updated=())
     def hess_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
@@ -222,11 +233,15 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
         9.0 [ 3. 12.]
     """
     check_transform(fn, has_aux)
+    weights = several_weights(weights)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)
     check_auto_only(mode, chunk_size=chunk_size is not None)
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode, True), weights=weights))
+    def build_in_graph(args):
+        return _blocks_in_graph(Problem.of(fn, args, {}, grad_position, weights, has_aux), args, True)
+
+    @readable_in_graph(outside(build_in_graph))
     @functools.wraps(value_grad_and_hessian, assigned=("__module__",), updated=())
     def all_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
@@ -246,3 +261,9 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
         return problem.finish("value_grad_and_hessian", blocks, lambda result: (
             result[0][0], problem.vars.pack(result[0][1]), _pack(problem, result[1])))
     return all_fn
+
+
+_HESSIAN = Recipe(lambda fn, grad_position, has_aux, mode, chunk_size, sparse: hessian(
+    fn, grad_position, has_aux, mode=mode, chunk_size=chunk_size, sparse=sparse))
+_ALL = Recipe(lambda fn, grad_position, has_aux, mode, chunk_size: value_grad_and_hessian(
+    fn, grad_position, has_aux, mode=mode, chunk_size=chunk_size))

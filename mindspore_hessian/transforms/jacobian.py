@@ -5,37 +5,36 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from mindspore_hessian._tree import FIRST, Variables
-from mindspore_hessian.transforms import _graph, _rows
+from mindspore_hessian._tree import FIRST, Variables, several_weights
+from mindspore_hessian.transforms import _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, is_several, jacobian_in_chunks
-from mindspore_hessian.transforms._in_graph import InGraph, outside, positions_in_graph, readable_in_graph
+from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
 from mindspore_hessian.transforms._run import Problem, check_choice, check_chunk, check_transform
 
 MATRICES = {"auto": _rows.jacobian_reverse, "rev": _rows.jacobian_reverse, "fwd": _rows.jacobian_forward}
 
 
-def _build_in_graph(fn, grad_position, has_aux, mode):
-    several, pos = positions_in_graph(grad_position)
-    matrix, auxiliary = MATRICES[mode](_graph.first(fn) if has_aux else fn, pos, None), _graph.rest(fn)
+def _lines_in_graph(problem, given):
+    """By reverse derivatives in every mode: the same numbers."""
+    one = problem.vars.form == "one"
 
-    def call(*xs):
-        lines = matrix(*xs)
-        out = lines
+    def kernel(f, n, v):
+        return _rows.jacobian_reverse(f, v.positions, v.parameters)
+
+    def packed(lines):
         if isinstance(lines[0], tuple):
-            if not several:
-                out = ()
-                for line in lines:
-                    out = out + line
-        elif not several:
-            out = lines[0]
-        if has_aux:
-            return out, auxiliary(*xs)
-        return out
-    return call
+            out = ()
+            for line in lines:
+                out = out + ((line[0] if one else line),)
+            return out
+        return lines[0] if one else lines
+    return problem.in_graph(kernel, packed, given)
 
 
 def _jacobian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto", chunk_size=None):
-    return InGraph(_build_in_graph, fn, (grad_position, has_aux, mode))
+    if weights is not None:
+        raise NotImplementedError(WEIGHTS_INSIDE)
+    return Made(_JACOBIAN, fn, grad_position, has_aux, mode, chunk_size)
 
 
 @readable_in_graph(_jacobian_in_graph)
@@ -75,12 +74,16 @@ def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weig
          [0. 4.]]
     """
     check_transform(fn, has_aux)
+    weights = several_weights(weights)
     check_choice("mode", mode, MATRICES)
     check_chunk(chunk_size)
     if chunk_size is not None and mode == "fwd":
         raise ValueError("chunk_size works with mode='auto' or 'rev' only, but mode is 'fwd'")
 
-    @readable_in_graph(outside(_build_in_graph, fn, (grad_position, has_aux, mode), weights=weights))
+    def build_in_graph(args):
+        return _lines_in_graph(Problem.of(fn, args, {}, grad_position, weights, has_aux), args)
+
+    @readable_in_graph(outside(build_in_graph))
     @functools.wraps(jacobian, assigned=("__module__",), updated=())
     def jac_fn(*args, **kwargs):
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
@@ -102,3 +105,7 @@ def _pack(problem: Problem, lines: Any) -> Any:
     if is_several(lines):
         return tuple(_pack(problem, output) for output in lines)
     return lines[0] if problem.vars.form == "one" else lines
+
+
+_JACOBIAN = Recipe(lambda fn, grad_position, has_aux, mode, chunk_size: jacobian(
+    fn, grad_position, has_aux, mode=mode, chunk_size=chunk_size))

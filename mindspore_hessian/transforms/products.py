@@ -4,13 +4,13 @@ from __future__ import annotations
 from typing import Any
 
 import mindspore as ms
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 
 from mindspore_hessian import _compat
 from mindspore_hessian._callable import Call
 from mindspore_hessian._tree import check_finite
 from mindspore_hessian.transforms import _graph
-from mindspore_hessian.transforms._in_graph import InGraph, positions_in_graph, readable_in_graph
+from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, InGraph, Recipe, described, known, readable_in_graph
 from mindspore_hessian.transforms._run import (
     HVP_MODES,
     Problem,
@@ -18,42 +18,77 @@ from mindspore_hessian.transforms._run import (
     product_kernel,
 )
 
+# --- inside the user's own graphs ----------------------------------------------------------------------------------
 
-def _build_in_graph(fn, count, one, grad_position, has_aux, mode, with_gradient):
-    """Made while the user's own graph compiles: ``call(xs, vectors)``."""
-    f = _graph.scalar(_graph.first(fn) if has_aux else fn)
-    several, pos = (not one, tuple(range(count))) if grad_position is None else positions_in_graph(grad_position)
-    product, gradient = _graph.hessian_product(f, pos, None, HVP_MODES[mode]), _graph.gradient(f, pos, None)
-    auxiliary = _graph.rest(fn)
+def _build_product(given, fn, grad_position, has_aux, mode, what):
+    """By reverse derivatives in every mode: the same numbers, and no term is lost."""
+    known(fn)
+    problem, _ = _checked(fn, *given, grad_position, has_aux, None, mode, _CALLED.get(what, "vectors"))
+    pack, as_list = problem.vars.packer(), isinstance(given[1], list)
 
-    def call(xs, vectors):
-        vs = vectors
-        if isinstance(vectors, Tensor):
-            vs = (vectors,)
-        out = product(xs, tuple(vs))
-        slope = gradient(*xs)
-        if not several:
-            out, slope = out[0], slope[0]
-        if with_gradient:
-            out = (slope, out)
-        if has_aux:
-            return out, auxiliary(*xs)
-        return out
-    return call
+    def like(flat):
+        value = pack(flat)
+        if as_list and isinstance(value, tuple):
+            return list(value)
+        return value
+
+    def both(value):
+        return like(value[0]), like(value[1])
+
+    def alone(value):
+        return value
+    packs = {"hvp": like, "grad_and_hvp": both, "curvature": alone}
+    return problem.in_graph(_KERNELS[what]("revrev"), packs[what], given)
 
 
-def _weights_in_graph(fn, xs, vectors, grad_position, has_aux, weights, with_gradient):
-    """Parameters are no constants of a graph, so nothing can be made of them in Python: the composition as it is."""
+def _build_weights(given, fn, mode, what):
+    """Parameters are no constants of a graph, so nothing can be made of them in Python: only the function is."""
+    known(fn)
+    inputs, vectors, weights = given
+    problem, _ = _checked(fn, inputs, vectors, None, False, weights, mode, _CALLED.get(what, "vectors"))
+    there = [(p.shape, p.dtype) for p in problem.call.captures().parameters.values()]
+    for number, weight in enumerate(problem.vars.weights):
+        if (weight.shape, weight.dtype) not in there:
+            raise ValueError(f"weight number {number} is not in the function: nothing it captured is a Parameter of "
+                             f"shape {tuple(weight.shape)} and dtype {weight.dtype}, or it is in weights twice")
+        there.remove((weight.shape, weight.dtype))
+    return _graph.scalar(problem.call.function())
+
+
+_CALLED = {"curvature": "direction"}
+_BY_LIST, _BY_LIST_SENS = ops.GradOperation(get_by_list=True), ops.GradOperation(get_by_list=True, sens_param=True)
+_PRODUCT, _WEIGHTS = Recipe(_build_product), Recipe(_build_weights)
+
+
+def _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, what):
+    given = (inputs, vectors)
+    if weights is None:
+        return InGraph(_PRODUCT, described(given), fn, grad_position, has_aux, mode, what)(given)
     if has_aux or grad_position is not None:
-        raise NotImplementedError("inside your own graph, weights= goes without has_aux and grad_position")
-    if isinstance(vectors, Tensor):
-        slope, out = _weight_products(fn, xs, (vectors,), (weights,))
-        if with_gradient:
-            return slope[0], out[0]
-        return out[0]
-    slope, out = _weight_products(fn, xs, tuple(vectors), weights)
-    if with_gradient:
+        raise NotImplementedError(WEIGHTS_INSIDE)
+    checked = InGraph(_WEIGHTS, described((inputs, vectors, weights)), fn, mode, what).call
+    one = isinstance(weights, Parameter)
+    vs = (vectors,) if isinstance(vectors, Tensor) else tuple(vectors)
+    if what == "curvature":
+        vs = _unit(vs)
+    slope, out = _weight_products(checked, tensors_of_graph(inputs), vs, (weights,) if one else tuple(weights))
+    if what == "curvature":
+        return _rayleigh(out, vs)
+    if one:
+        slope, out = slope[0], out[0]
+    if what == "grad_and_hvp":
         return slope, out
+    return out
+
+
+def tensors_of_graph(value):
+    """The Tensors in nested tuples and lists, flat. MindSpore compiles this function."""
+    if isinstance(value, Tensor):
+        return (value,)
+    out = ()
+    if isinstance(value, (tuple, list)):  # noqa: UP038 -- compiled by MindSpore
+        for item in value:
+            out = out + tensors_of_graph(item)
     return out
 
 
@@ -62,56 +97,79 @@ def _weight_products(fn, xs, vs, weights):
     return gradient(*xs), _BY_LIST_SENS(gradient, weights)(*xs, vs)
 
 
-_BY_LIST, _BY_LIST_SENS = ops.GradOperation(get_by_list=True), ops.GradOperation(get_by_list=True, sens_param=True)
-
-
-def _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, with_gradient):
-    one = isinstance(inputs, Tensor)
-    xs = inputs
-    if one:
-        xs = (inputs,)
-    if weights is not None:
-        return _weights_in_graph(fn, xs, vectors, grad_position, has_aux, weights, with_gradient)
-    options = (len(xs), one, grad_position, has_aux, mode, with_gradient)
-    return InGraph(_build_in_graph, fn, options)(tuple(xs), vectors)
-
-
 def _hvp_in_graph(fn, inputs, vectors, grad_position=None, has_aux=False, *, weights=None, mode="auto"):
-    return _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, False)
+    return _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, "hvp")
 
 
 def _grad_and_hvp_in_graph(fn, inputs, vectors, grad_position=None, has_aux=False, *, weights=None, mode="auto"):
-    return _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, True)
+    return _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, "grad_and_hvp")
 
 
 def _curvature_in_graph(fn, inputs, direction, grad_position=None, has_aux=False, *, weights=None, mode="auto"):
-    if has_aux:
-        raise NotImplementedError("inside your own graph, curvature goes without has_aux")
-    product = _product_in_graph(fn, inputs, direction, grad_position, False, weights, mode, False)
-    if isinstance(direction, Tensor):
-        return _rayleigh((product,), (direction,))
-    return _rayleigh(product, direction)
+    return _product_in_graph(fn, inputs, direction, grad_position, has_aux, weights, mode, "curvature")
 
 
-def _build_ggnvp_in_graph(forward, loss, count, one, grad_position):
-    several, pos = (not one, tuple(range(count))) if grad_position is None else positions_in_graph(grad_position)
-    product = _gauss_newton(forward, loss, pos, None)
+def _build_ggnvp(given, forward, loss, grad_position):
+    known(forward, loss)
+    problem, _, kernel = _checked_ggnvp(forward, loss, *given, None, grad_position)
+    pack, as_list = problem.vars.packer(), isinstance(given[1], list)
 
-    def call(xs, vectors):
-        if several:
-            return product(xs, tuple(vectors))
-        return product(xs, (vectors,))[0]
-    return call
+    def like(flat):
+        value = pack(flat)
+        if as_list and isinstance(value, tuple):
+            return list(value)
+        return value
+    return problem.in_graph(kernel, like, given)
+
+
+_GGNVP = Recipe(_build_ggnvp)
 
 
 def _ggnvp_in_graph(forward, loss, inputs, vectors, *, weights=None, grad_position=None):
     if weights is not None:
-        raise NotImplementedError("inside your own graph, ggnvp goes without weights=")
-    one = isinstance(inputs, Tensor)
-    xs = inputs
-    if one:
-        xs = (inputs,)
-    return InGraph(_build_ggnvp_in_graph, forward, (len(xs), one, grad_position), loss)(tuple(xs), vectors)
+        raise NotImplementedError(WEIGHTS_INSIDE)
+    given = (inputs, vectors)
+    return InGraph(_GGNVP, described(given), forward, loss, grad_position)(given)
+
+
+# --- kernels -------------------------------------------------------------------------------------------------------
+
+def _both_kernel(mode):
+    """The gradient, and H v."""
+    def kernel(f, n, vars_):
+        gradient = _graph.gradient(_graph.scalar(f), vars_.positions, vars_.parameters)
+        product = product_kernel(mode)(f, n, vars_)
+
+        def run(*tensors):
+            return gradient(*tensors[:n]), product(*tensors)
+        return run
+    return kernel
+
+
+def _curvature_kernel(mode):
+    """v^T H v / v^T v."""
+    def kernel(f, n, vars_):
+        product = product_kernel(mode)(f, n, vars_)
+
+        def run(*tensors):
+            vs = _unit(tensors[n:])
+            return _rayleigh(product(*(tensors[:n] + vs)), vs)
+        return run
+    return kernel
+
+
+def _unit(vs):
+    """Scaled by the largest entry: v^T v of a short float16 or float32 direction underflows."""
+    largest = 0.0
+    for v in vs:
+        largest = ops.maximum(ops.abs(v).max().astype(ms.float32), largest)
+    unit = ()
+    for v in vs:
+        unit = unit + (v / largest.astype(v.dtype),)
+    return unit
+
+
+_KERNELS = {"hvp": product_kernel, "grad_and_hvp": _both_kernel, "curvature": _curvature_kernel}
 
 
 def _rayleigh(hvs, vs):
@@ -211,16 +269,7 @@ def grad_and_hvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, 
         [ 3. 12.] [ 6. 12.]
     """
     problem, flat = _checked(fn, inputs, vectors, grad_position, has_aux, weights, mode)
-
-    def kernel(f, n, vars_):
-        gradient = _graph.gradient(_graph.scalar(f), vars_.positions, vars_.parameters)
-        product = product_kernel(HVP_MODES[mode])(f, n, vars_)
-
-        def run(*tensors):
-            return gradient(*tensors[:n]), product(*tensors)
-        return run
-
-    result = problem.run("grad_and_hvp", kernel, (HVP_MODES[mode],), flat, guard=_guard(mode))
+    result = problem.run("grad_and_hvp", _both_kernel(HVP_MODES[mode]), (HVP_MODES[mode],), flat, guard=_guard(mode))
     return problem.finish("grad_and_hvp", result,
                           lambda value: tuple(_like(vectors, problem.vars.pack(part)) for part in value))
 
@@ -311,21 +360,7 @@ def curvature(fn: Any, inputs: Any, direction: Any, grad_position: Any = None, h
     if not any(_compat.to_numpy(vector).any() for vector in flat):
         raise ValueError("direction is zero, so there is no curvature along it")
 
-    def kernel(f, n, vars_):
-        product = product_kernel(HVP_MODES[mode])(f, n, vars_)
-
-        def run(*tensors):
-            vs = tensors[n:]
-            largest = 0.0  # scaling first: v^T v of a short float16 or float32 direction underflows
-            for v in vs:
-                largest = ops.maximum(ops.abs(v).max().astype(ms.float32), largest)
-            unit = ()
-            for v in vs:
-                unit = unit + (v / largest.astype(v.dtype),)
-            return _rayleigh(product(*(tensors[:n] + unit)), unit)
-        return run
-
-    result = problem.run("curvature", kernel, (HVP_MODES[mode],), flat, guard=_guard(mode))
+    result = problem.run("curvature", _curvature_kernel(HVP_MODES[mode]), (HVP_MODES[mode],), flat, guard=_guard(mode))
     return problem.finish("curvature", result, lambda value: value)
 
 
@@ -364,19 +399,7 @@ def ggnvp(forward: Any, loss: Any, inputs: Any, vectors: Any, *, weights: Any = 
         >>> print(ggnvp(lambda x: x ** 2, lambda y: (y ** 2).sum() / 2, x, v))
         [ 4. 16.]
     """
-    if not callable(loss):
-        raise TypeError(f"loss must be callable, but got {type(loss).__name__}")
-    problem = Problem.of_inputs(forward, inputs, grad_position, weights, False)
-    flat = problem.vars.flatten(vectors, "vectors")
-    inner = Call.bind(loss, ())
-
-    def kernel(f, n, vars_):
-        product = _gauss_newton(f, inner.one_argument(), vars_.positions, vars_.parameters)
-
-        def run(*tensors):
-            return product(tensors[:n], tensors[n:])
-        return run
-
+    problem, flat, kernel = _checked_ggnvp(forward, loss, inputs, vectors, weights, grad_position)
     result = problem.run("ggnvp", kernel, (), flat, also=(loss,))
     check_finite("ggnvp", result)
     return _like(vectors, problem.vars.pack(result))
@@ -389,9 +412,26 @@ def _checked(fn, inputs, vectors, grad_position, has_aux, weights, mode, what="v
     return problem, problem.vars.flatten(vectors, what)
 
 
+def _checked_ggnvp(forward, loss, inputs, vectors, weights, grad_position):
+    """The same for `ggnvp`, and its kernel."""
+    if not callable(loss):
+        raise TypeError(f"loss must be callable, but got {type(loss).__name__}")
+    problem = Problem.of_inputs(forward, inputs, grad_position, weights, False)
+    flat = problem.vars.flatten(vectors, "vectors")
+    inner = Call.bind(loss, ())
+
+    def kernel(f, n, vars_):
+        product = _gauss_newton(f, inner.one_argument(), vars_.positions, vars_.parameters)
+
+        def run(*tensors):
+            return product(tensors[:n], tensors[n:])
+        return run
+    return problem, flat, kernel
+
+
 def _guard(mode):
-    """jvp(grad) returns zeros where vjp(grad) says that a rule is missing, so the latter is compiled as a check."""
-    return product_kernel("revrev") if HVP_MODES[mode] == "fwdrev" else None
+    """jvp(grad) returns zeros where vjp(grad) says that a rule is missing, so both are compiled and compared."""
+    return (product_kernel("fwdrev"), product_kernel("revrev")) if HVP_MODES[mode] == "fwdrev" else None
 
 
 def _like(vectors, result):

@@ -1,0 +1,219 @@
+"""Derivative rules: normalizations. Each has an epsilon, which is part of the rule and never dropped."""
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mutable, nn, ops
+
+from mindspore_hessian import _compat
+from mindspore_hessian.rules._define import Derivative
+from mindspore_hessian.rules._formula import pull
+from mindspore_hessian.rules.derivatives_linalg import attributes_of
+from mindspore_hessian.rules.derivatives_matmul import known
+
+# --- layer norm --------------------------------------------------------------------------------------------------
+# MindSpore's kernel of the second backward takes epsilon for 0 and refuses float64 and constant rows: here is the
+# gradient as differentiable operations, with their derivative written by hand (a third of what MindSpore would make of
+# them). Sums are products with a column of ones, five times as fast as MindSpore's own.
+
+_matmul = ops.MatMul()
+
+
+@ops.constexpr
+def _width(shape, begin, scale_shape, scale_begin):
+    """Entries of a row: of the axes from `begin` on, which the scale has too where it begins with the same one."""
+    row = scale_shape if begin % len(shape) == scale_begin % len(shape) else shape[begin % len(shape):]
+    if any(length is None or length < 0 for length in row):
+        raise ValueError(f"mindspore_hessian has no gradient of LayerNorm from axis {begin} of a dynamic shape {shape} "
+                         f"with a scale from axis {scale_begin}. Let both begin with the same axis, or call "
+                         "mindspore_hessian.rules.uninstall() first.")
+    return int(np.prod(row, dtype=np.int64))
+
+
+@ops.constexpr
+def _filled(rows, columns, value, dtype):
+    return Tensor(np.full((rows, columns), value), dtype)
+
+
+@ops.constexpr
+def _at_least_float32(dtype):
+    return ms.float64 if dtype == ms.float64 else ms.float32
+
+
+@ops.constexpr
+def _third_is_variance():
+    """Of the third output of LayerNorm; on Ascend it is (v + eps)^(-1/2)."""
+    return ms.get_context("device_target") != "Ascend"
+
+
+def _normalized(x, mean, eps):
+    """n and r of rows; the product of rows with the column `mean` is their means."""
+    c = x - _matmul(x, mean)
+    r = ops.rsqrt(_matmul(c * c, mean) + eps)
+    return c * r, r
+
+
+class _Backward(nn.Cell):
+    """Of rows x: n = r (x - m) and L(a) = r (a - mean(a) - n mean(a n)) + e + h (x - m), the gradient of <n, a>
+    together with what is said of m and v. All but x and a is one number a row. A Cell, since it has its derivative.
+    """
+
+    def construct(self, x, a, e, h, mean, eps):
+        n, r = _normalized(x, mean, eps)
+        return n, r * (a - (_matmul(a, mean) - e / r) - n * (_matmul(a * n, mean) - h / (r * r)))
+
+    def bprop(self, x, a, e, h, mean, eps, out, dout):
+        w, u = dout
+        n, r = _normalized(x, mean, eps)
+        m_a, m_u = _matmul(a, mean), _matmul(u, mean)
+        along_a, along_u = _matmul(a * n, mean), _matmul(u * n, mean)
+        z = w - (r * along_u) * a + (h / r - r * along_a) * u
+        along = _matmul(w * n, mean) + r * (_matmul(a * u, mean) - m_a * m_u - 3 * along_a * along_u)
+        by_x = r * (z - _matmul(z, mean) - n * along)
+        by_a = r * (u - m_u - n * along_u)
+        width = mean.shape[0]
+        return by_x, by_a, width * m_u, width * along_u / r, 0, 0
+
+
+_backward = _Backward(auto_prefix=False)
+
+
+def _sum_of_rows(x):
+    if known(x.shape):
+        return _matmul(_filled(1, x.shape[0], 1.0, x.dtype), x)
+    return x.sum(0)
+
+
+def layer_norm(prim):
+    """y = gamma n + beta with n = r (x - m), r = (v + eps)^(-1/2), m and v the mean and variance of a row. MindSpore's
+    own takes m and v, the other outputs, for constants."""
+    def bprop(x, gamma, beta, norm_axis, params_axis, eps, out, dout):
+        dtype, width = _at_least_float32(x.dtype), _width(x.shape, norm_axis, gamma.shape, params_axis)
+        d = ops.cast(dout[0], dtype)
+        a = (d.reshape(-1, gamma.size) * ops.cast(gamma, dtype).reshape(1, -1)).reshape(-1, width)
+        e, h = ops.cast(dout[1], dtype) / width, ops.cast(dout[2], dtype) / width
+        h = h * 2 if _third_is_variance() else -h * ops.cast(out[2], dtype) ** 3
+        n, dx = _backward(ops.cast(x, dtype).reshape(-1, width), a, e.reshape(-1, 1), h.reshape(-1, 1),
+                          _filled(width, 1, 1 / width, dtype), eps)
+        d = d.reshape(-1, gamma.size)
+        dgamma, dbeta = _sum_of_rows(d * n.reshape(-1, gamma.size)), _sum_of_rows(d)
+        return (ops.cast(dx, x.dtype).reshape(x.shape), ops.cast(dgamma, gamma.dtype).reshape(gamma.shape),
+                ops.cast(dbeta, beta.dtype).reshape(beta.shape), 0, 0, 0)
+    return bprop
+
+
+# --- other norms -------------------------------------------------------------------------------------------------
+
+def l2_normalize(prim):
+    """y = x r, r = max(sum x^2, eps)^(-1/2)."""
+    axis, eps = attributes_of(prim, "axis", "epsilon")
+    axis = axis[0]
+
+    def bprop(x, out, dout):
+        def norm(x):
+            return x * ops.rsqrt(ops.maximum((x * x).sum(axis, keepdims=True), eps))
+        return pull(norm)(mutable(x), dout)
+    return bprop
+
+
+def group_norm_grad(prim):
+    """The backward of y = gamma (x - m) / sqrt(v + eps) + beta over groups of channels.
+
+    m and v are functions of x. Of eps MindSpore only hands on rstd = (v + eps)^(-1/2): eps = rstd^-2 - v.
+    """
+    def bprop(d, x, mean, rstd, gamma, groups, dx_needed, dgamma_needed, dbeta_needed, out, dout):
+        batch, channels = x.shape[0], x.shape[1]
+        grouped = x.reshape(batch, groups, -1)
+        spread = grouped - grouped.mean(axis=2, keep_dims=True)
+        scale = ops.stop_gradient(rstd).reshape(batch, groups, 1)
+        eps = ops.stop_gradient(1 / (scale * scale) - (spread * spread).mean(axis=2, keep_dims=True))
+        wide = (1, channels) + (1,) * (x.ndim - 2)
+
+        def norm(x, gamma, beta):
+            g = x.reshape(batch, groups, -1)
+            c = g - g.mean(axis=2, keep_dims=True)
+            y = c / ops.sqrt((c * c).mean(axis=2, keep_dims=True) + eps)
+            return y.reshape(x.shape) * gamma.reshape(wide) + beta.reshape(wide)
+
+        def backward(d, x, gamma):
+            return pull(norm)(mutable(x), mutable(gamma), ops.zeros_like(mutable(gamma)), d)
+        dd, dx, dgamma = pull(backward)(mutable(d), mutable(x), mutable(gamma), dout)
+        return dd, dx, ops.zeros_like(mean), ops.zeros_like(rstd), dgamma, 0, 0, 0, 0
+    return bprop
+
+
+@ops.constexpr
+def _near(count, reach):
+    """1 for every two channels that are at most so far apart, in float64."""
+    channels = np.arange(count)
+    return Tensor((np.abs(channels[:, None] - channels) <= reach).astype(np.float64))
+
+
+def lrn(prim):
+    """MindSpore's own rule, but with an LRNGrad whose attributes Python can read (of LRN, its class loses `attrs`)."""
+    grad = _compat.LRNGrad(prim.depth_radius, prim.bias, prim.alpha, prim.beta)
+
+    def bprop(x, out, dout):
+        return (grad(dout, x, out),)
+    return bprop
+
+
+def lrn_grad(prim):
+    """LRNGrad(d, x, y) of y = x (bias + alpha sum x^2)^-beta, the sum over the channels nearby."""
+    reach, bias, alpha, beta = attributes_of(prim, "depth_radius", "bias", "alpha", "beta")
+
+    def bprop(d, x, y, out, dout):
+        def norm(x):
+            rows = x.reshape(x.shape[0], x.shape[1], -1)
+            around = ops.matmul(ops.cast(_near(x.shape[1], reach), x.dtype), rows * rows)
+            return (rows * ops.exp(-beta * ops.log(bias + alpha * around))).reshape(x.shape)
+
+        def backward(d, x):
+            return pull(norm)(mutable(x), d)[0]
+        dd, dx = pull(backward)(mutable(d), mutable(x), dout)
+        return dd, dx, ops.zeros_like(y)
+    return bprop
+
+
+def batch_norm_grad_grad(prim):
+    """The backward of (dx, dscale, dbias), itself differentiated. Statistics are those of the batch in training and
+    constants otherwise.
+
+    `backward` and `second` stand in the rule: MindSpore cannot compile a closure (`norm`) that another function
+    differentiates ("Illegal AnfNode").
+    """
+    def bprop(x, dy, scale, mean, var, ddx, ddscale, ddbias, training, epsilon, layout, out, dout):
+        def norm(x, scale, bias):
+            moved = ops.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
+            if training:
+                c = moved - moved.mean(axis=1, keep_dims=True)
+                v = (c * c).mean(axis=1, keep_dims=True)
+            else:
+                c, v = moved - mean.reshape(-1, 1), var.reshape(-1, 1)
+            y = (c / ops.sqrt(v + epsilon)) * scale.reshape(-1, 1) + bias.reshape(-1, 1)
+            return ops.moveaxis(y.reshape(ops.moveaxis(x, 1, 0).shape), 0, 1)
+
+        def backward(x, dy, scale):
+            return pull(norm)(mutable(x), mutable(scale), ops.zeros_like(mutable(scale)), dy)
+
+        def second(x, dy, scale, ddx, ddscale, ddbias):
+            return pull(backward)(mutable(x), mutable(dy), mutable(scale), (ddx, ddscale, ddbias))
+        by_x, by_dy, by_scale, by_ddx, by_ddscale, by_ddbias = pull(second)(
+            mutable(x), mutable(dy), mutable(scale), mutable(ddx), mutable(ddscale), mutable(ddbias), dout)
+        return (by_x, by_dy, by_scale, ops.zeros_like(mean), ops.zeros_like(var), by_ddx, by_ddscale, by_ddbias, 0, 0,
+                0)
+    return bprop
+
+
+_MISSING = "MindSpore has no derivative of it"
+
+RULES: tuple[Derivative, ...] = (
+    Derivative("LayerNorm", layer_norm, "the kernel of MindSpore's second derivative takes epsilon for 0",
+               replaces=True),
+    Derivative("L2Normalize", l2_normalize, "its backward has no derivative and hides its attributes", replaces=True),
+    Derivative("GroupNormGrad", group_norm_grad, _MISSING),
+    Derivative("BatchNormGradGrad", batch_norm_grad_grad, _MISSING),
+    Derivative("LRN", lrn, "emits the same backward primitive, with attributes that its derivative can read",
+               replaces=True),
+    Derivative("LRNGrad", lrn_grad, _MISSING),
+)
