@@ -13,6 +13,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
 from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -275,7 +276,7 @@ def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
 def _distances(radius: float, points: int) -> np.ndarray:
     if not (np.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be positive, but got {radius!r}")
-    if not isinstance(points, int) or points < 3 or points % 2 == 0:
+    if not is_integer(points) or points < 3 or points % 2 == 0:
         raise ValueError(f"points must be an odd number of at least 3, but got {points!r}")
     return np.linspace(-radius, radius, points)
 

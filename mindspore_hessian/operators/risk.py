@@ -208,9 +208,8 @@ class Risk:
             for labels in (_compat.to_numpy(leaf) for leaf in leaves(batch.targets)):
                 if labels.dtype.kind in "iu":
                     classes = self.classes()
-                    counted = labels[(labels < 0) | (labels >= classes)] if self.weighing.terms is None else labels[
-                        self.weighing.terms(batch) > 0]
-                    weighing.check_labels(counted, batch.number, classes)
+                    above = labels[labels >= classes]  # first: what is below may be what the loss ignores
+                    weighing.check_labels(above if above.size else labels[labels < -classes], batch.number, classes)
         elif not self.choice.captured and _NO_PART.search(str(err)):
             raise ValueError(f"output={self.choice.pick!r} is no part of what the network returns: {err}") from err
         elif isinstance(err, TypeError | ValueError) and self.choice.pick is None and self.loss_fn is not None:
