@@ -4,6 +4,7 @@ Each name says what it needs from MindSpore and in which versions it was seen (2
 """
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import gc
@@ -13,6 +14,7 @@ import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -28,6 +30,11 @@ try:  # 2.9 moved it, and warns at the old place
     from mindspore.graph.api import _cell_graph_executor, _pynative_executor
 except ImportError:
     from mindspore.common.api import _cell_graph_executor, _pynative_executor
+
+try:  # 2.10 moved it
+    from mindspore.graph._parse import parser, resources
+except ImportError:
+    from mindspore._extends.parse import parser, resources
 
 MS_VERSION: tuple[int, ...] = tuple(int(part) for part in ms.__version__.split(".")[:3] if part.isdigit())
 
@@ -58,6 +65,44 @@ def graphs_saved_in(folder: str, passes: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = text
+
+
+# --- what MindSpore's parser reads (used by _inplace.py) ---------------------------------------------------------
+
+@contextlib.contextmanager
+def parsing(read: Callable[[FunctionType, Any, ast.AST], ast.AST]) -> Iterator[None]:
+    """While MindSpore compiles inside, it goes on with ``read(function, self, tree)`` in the place of each syntax tree
+    that it parsed, and an augmented assignment is the plain operator.
+    """
+    cls, operators = parser.Parser, getattr(resources, "parse_augassign_object_map", {})
+    init, parse, before = cls.__init__, cls.parse, dict(operators)
+
+    def remembering(self, fn, parse_method=None):
+        init(self, fn, parse_method)
+        self.owner_of_fn = getattr(fn, "__self__", None)
+
+    def reading(self):
+        tokens, tree = parse(self)
+        return tokens, tree if tree is None else read(self.fn, self.owner_of_fn, tree)
+
+    cls.__init__, cls.parse = remembering, reading
+    operators.update((kind, resources.parse_object_map[kind]) for kind in before if kind in resources.parse_object_map)
+    index_by_views = os.environ.pop("MS_DEV_TENSOR_INDEX_BOOST", None)  # it would write into views
+    try:
+        yield
+    finally:
+        cls.__init__, cls.parse = init, parse
+        operators.update(before)
+        if index_by_views is not None:
+            os.environ["MS_DEV_TENSOR_INDEX_BOOST"] = index_by_views
+
+
+def graph_text(graph: Graph) -> bytes:
+    """The compiled graph as MindSpore serialises it, with the names of its primitives; empty where it cannot."""
+    try:
+        return graph._executor.get_func_graph_proto(graph._phase, "anf_ir")
+    except RuntimeError:
+        return b""
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -109,12 +154,13 @@ class _Holder(nn.Cell):
     def __init__(self, function: Callable, jit_level: str):
         super().__init__(auto_prefix=False)
         # past Cell.__setattr__: a network among what `function` captures must not become a child of this Cell
-        object.__setattr__(self, "function", function)
+        # and in a tuple: a Cell that calls an attribute of its own with *args is never freed, nor is its graph
+        object.__setattr__(self, "functions", (function,))
         # STRICT: what MindSpore cannot compile it would otherwise run as Python inside the graph, with zero gradients
         self.set_jit_config(ms.JitConfig(jit_level=jit_level, jit_syntax_level="STRICT"))
 
     def construct(self, *args):
-        return self.function(*args)
+        return self.functions[0](*args)
 
 
 class Graph:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindspore_hessian import _audit_graph, _compat, device, rules
+from mindspore_hessian import _audit_graph, _compat, _inplace, device, rules
 from mindspore_hessian._callable import Call, readable
 from mindspore_hessian._capture import Captures
 from mindspore_hessian._errors import (
@@ -86,7 +86,11 @@ def cache_info() -> CacheInfo:
 
 
 def clear_cache() -> None:
-    """Drop every compiled function and set the counts to zero. MindSpore gives most of the memory back."""
+    """Drop every compiled function and set the counts to zero.
+
+    MindSpore gives back all the memory of a small function (0.2 MiB each) and about 40 % of that of a network's product
+    (1.6 of 3.9 MiB each, 50 of a small network, CPU); what an Operator or a function of the user keeps stays.
+    """
     with _lock:
         _entries.clear()
         _sites.clear()
@@ -172,9 +176,7 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
 
 
 def _run(entry: _Entry, tensors: tuple) -> Any:
-    if not entry.statistics:
-        return entry.graph(tensors)
-    with _compat.kept(entry.statistics):
+    with _compat.kept(entry.statistics), _inplace.followed():  # it may compile: a recorded graph, or one given up
         return entry.graph(tensors)
 
 
@@ -195,19 +197,23 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     with debris_removed(), readable(captures), _compat.kept(statistics):
         function = call.function()
         try:
-            if late:
-                _refuse_broken(lambda: _compat.Graph(function, leaves, "O0"))
-            graph = _graph(build(function), tensors, recording, captures)
-            if guard is not None:
-                checked, reference = (_graph(make(function), tensors, recording, captures) if make else graph
-                                      for make in guard)
-                _check_against(reference, checked, tensors)
+            with _inplace.followed():
+                if late:
+                    _refuse_broken(lambda: _compat.Graph(function, leaves, "O0"))
+                graph = _graph(build(function), tensors, recording, captures)
+                if guard is not None:
+                    checked, reference = (_graph(make(function), tensors, recording, captures) if make else graph
+                                          for make in guard)
+                    _check_against(reference, checked, tensors)
+                written = graph if isinstance(graph, _compat.Graph) else _compat.Graph(function, leaves, "O0")
+            _inplace.refuse_left(written)
         except Exception as err:
             error = translate(err)
             if isinstance(error, MissingRuleError) and (name := primitive_of(error)):
                 quick = first is not None and time.perf_counter() - start < _PATIENCE
                 lower = first(function) if first is not None and quick else function
-                error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
+                with _inplace.followed():
+                    error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
             raise error from err
     interruptible.check()  # MindSpore's parser catches everything in one place: that graph may be another
     _counts["misses"] += 1

@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType
 
@@ -96,6 +97,13 @@ def has_source(fn: FunctionType) -> bool:
     except NotCompilableError:
         return False
     return True
+
+
+def tree_of(fn: FunctionType) -> ast.AST | None:
+    """The syntax tree of a function with its lines counted from its own first, or None where there is no source."""
+    with contextlib.suppress(OSError, TypeError, SyntaxError):
+        return ast.parse(textwrap.dedent(inspect.getsource(fn)))
+    return None
 
 
 def _changed(fn: FunctionType) -> NotCompilableError:

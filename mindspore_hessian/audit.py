@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_hessian import _audit_graph, _compat, _compile, rules
+from mindspore_hessian import _audit_graph, _compat, _compile, _inplace, rules
 from mindspore_hessian._audit_graph import CONTROL, Graph, public_name
 from mindspore_hessian._errors import HessianError, MissingRuleError, UnsafeRuntimeError
 from mindspore_hessian._interrupt import interruptible
@@ -82,6 +82,7 @@ class AuditReport:
         variables: what is differentiated, and what of that has a zero Hessian.
         compiles: whether `hvp` and the batched `hessian` compile.
         problems: what else MindSpore says against it, a sentence each.
+        written: what the function writes in place (``y += x``), each with its line: it is computed out of place here.
     """
 
     function: str
@@ -89,6 +90,7 @@ class AuditReport:
     variables: tuple[AuditVariable, ...]
     compiles: Compiles
     problems: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
 
     @property
     def structurally_zero(self) -> bool:
@@ -104,6 +106,9 @@ class AuditReport:
         """What is zero, what is wrong and its remedy, and last the verdict in one line."""
         lines = [_wrapped(f"{row.primitive}: {row.remedy}") for row in self.rows if row.remedy]
         lines += [_wrapped(problem) for problem in self.problems]
+        if self.written:
+            lines.append(_wrapped(f"In place: {_listed(list(self.written), 3)}. Here that is computed out of place, as "
+                                  "`y = y + x`; MindSpore's own gradient of it can be wrong."))
         for evidence in dict.fromkeys(variable.evidence for variable in self.variables if variable.zero):
             names = [v.name for v in self.variables if v.zero and v.evidence == evidence]
             lines.append(_wrapped(_zero_text(names, evidence)))
@@ -213,7 +218,8 @@ def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = Non
 
 
 def _report(problem: Problem, replacing: bool) -> AuditReport:
-    gradient, refused = _compiled(problem, _gradient_kernel)
+    with _inplace.told() as written:
+        gradient, refused = _compiled(problem, _gradient_kernel)
     if refused is not None and (gradient is None or not isinstance(refused, MissingRuleError)):
         raise refused
     if gradient is None:
@@ -232,7 +238,7 @@ def _report(problem: Problem, replacing: bool) -> AuditReport:
     compiles = Compiles(failed is None, failed is None and unbatched is None and not slow)
     told = compiles.hessian or (lost if failed else slow)
     return AuditReport(_label(problem), tuple(rows), tuple(zeros), compiles,
-                       () if told else (str(failed or unbatched),))
+                       () if told else (str(failed or unbatched),), tuple(written))
 
 
 def _compiled(problem: Problem, kernel: Callable, extras: tuple = ()) -> tuple[Graph | None, Exception | None]:

@@ -84,29 +84,25 @@ def upsample_1d_grad(d):
     return _compat.backward("UpsampleNearest1DGrad")(d, (1, 2, 4), (5,), None)
 
 
-def from_complex(name, *options):
-    """A transform of a complex tensor."""
-    primitive = _compat.backward(name)
-
+def from_complex(function, *options):
+    """A function of a complex tensor."""
     def f(x):
-        return primitive(ops.Complex()(x, 0.5 * x * x), *options)
+        return function(ops.Complex()(x, 0.5 * x * x), *options)
     return f
 
 
-def from_real(name, *options):
-    primitive = _compat.backward(name)
-
+def from_real(function, *options):
     def f(x):
-        return primitive(x, *options)
+        return function(x, *options)
     return f
 
 
 def fourier(name):
     """Rows of a transform and of its forms of more dimensions, with lengths, axes and norms."""
-    make = from_real if name in ("RFFT", "IHFFT") else from_complex
-    options = {"": ((None, 0, None), (5, -1, 2)), "2": ((None, (-2, -1), None), ((3, 5), (0, 1), 1)),
-               "N": ((None, None, None), (None, (2, 0), 2), ((3, 5), None, 1))}
-    return [Row(name + which, (n(2, 3, 4),), call=make(name + which, *one), option=str(number))
+    make = from_real if name == "RFFT" else from_complex
+    options = {"": ((None, 0, None), (5, -1, "ortho")), "2": ((None, (-2, -1), None), ((3, 5), (0, 1), "forward")),
+               "N": ((None, None, None), (None, (2, 0), "ortho"), ((3, 5), None, "forward"))}
+    return [Row(name + which, (n(2, 3, 4),), call=make(getattr(ops, (name + which).lower()), *one), option=str(number))
             for which, every in options.items() for number, one in enumerate(every)]
 
 
@@ -119,10 +115,10 @@ def solve(upper):
 FACTOR = np.tril(n(3, 3)) / 4 + 2 * np.eye(3, dtype=np.float32)
 VIEW = {"since": (2, 8, 0)}
 VIEWS = [
-    Row("Conj", (n(2, 3),), call=from_complex("Conj")),
-    *(row for name in ("FFT", "IFFT", "RFFT", "IRFFT", "HFFT", "IHFFT") for row in fourier(name)),
+    Row("Conj", (n(2, 3),), call=from_complex(ops.conj)),
+    *(row for name in ("FFT", "IFFT", "RFFT", "IRFFT") for row in fourier(name)),
     Row("FFTShapeCopy", (n(2, 3),), ((4, 2),)),
-    *(Row("IRFFTDouble", (n(2, 3, 4),), call=from_complex("IRFFTDouble", 6 - k, k - 1), option=f"{k}")
+    *(Row("IRFFTDouble", (n(2, 3, 4),), call=from_complex(_compat.backward("IRFFTDouble"), 6 - k, k - 1), option=f"{k}")
       for k in range(3)),
     Row("CholeskySolve", (n(3, 2), FACTOR), call=solve(False)),
     Row("CholeskySolve", (n(2, 3, 2), np.stack([FACTOR.T, 2 * FACTOR.T])), call=solve(True), option="stack"),

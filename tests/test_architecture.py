@@ -19,6 +19,7 @@ LEVELS = [
     {"_audit_graph"},
     {"_capture"},
     {"_callable"},
+    {"_inplace"},
     {"_tree"},
     {"device"},
     {"rules"},

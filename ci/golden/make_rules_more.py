@@ -95,12 +95,8 @@ ROWS = {
     "ihfft_cut": (fourier("ihfft", n=5, norm="ortho"), (3, 6)),
     "rfft2": (fourier("rfft2", s=(4, 7), norm="ortho"), (3, 4, 6)),
     "irfft2": (fourier("irfft2", s=(4, 7), norm="forward"), (3, 4, 4)),
-    "hfft2": (fourier("hfft2", s=(4, 6)), (3, 4, 4)),
-    "ihfft2": (fourier("ihfft2", norm="ortho"), (3, 4, 6)),
     "rfftn": (fourier("rfftn", dim=(0, 2)), (3, 4, 5)),
     "irfftn": (fourier("irfftn", s=(3, 5), dim=(0, 2)), (3, 4, 3)),
-    "hfftn": (fourier("hfftn", dim=(1, 2), norm="ortho"), (3, 4, 3)),
-    "ihfftn": (fourier("ihfftn", dim=(0, 2)), (3, 4, 5)),
 }
 
 

@@ -89,7 +89,7 @@ def hessian(f, loss, n, params):
 def _around(f, n, params, metric):
     """J^T M J v: ``metric(out, rest, u)`` is M u at the network's output, given what follows the inputs."""
     out = one_output(f)
-    push, pull = _graph.jvp(out, (), params), _graph.vjp(out, (), params)
+    push, pull = _graph.jvp(out, (), params), _graph.vjp(one_output(f), (), params)  # see _gauss_newton
 
     def product(xs, vs):
         inputs = xs[:n]

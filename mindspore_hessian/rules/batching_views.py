@@ -235,9 +235,9 @@ def cholesky_solve(prim, axis_size):
 
 RULES: tuple[Batching, ...] = (
     Batching("Conj", unary, _UNROLLED),
-    *(Batching(name, axis_at(2), _UNROLLED) for name in ("FFT", "IFFT", "RFFT", "IRFFT", "HFFT", "IHFFT")),
+    *(Batching(name, axis_at(2), _UNROLLED) for name in ("FFT", "IFFT", "RFFT", "IRFFT")),
     *(Batching(name + which, one_tensor(_transform), _UNROLLED)
-      for name in ("FFT", "IFFT", "RFFT", "IRFFT", "HFFT", "IHFFT") for which in "2N"),
+      for name in ("FFT", "IFFT", "RFFT", "IRFFT") for which in "2N"),
     Batching("FFTShapeCopy", one_tensor(_with_batch), _UNROLLED),
     Batching("IRFFTDouble", axis_at(2), _UNROLLED),
     Batching("CholeskySolve", cholesky_solve, _UNROLLED),

@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Tensor, mutable, ops
 
 from mindspore_hessian import _compat
+from mindspore_hessian._errors import MissingRuleError
 from mindspore_hessian.rules._define import Derivative
 from mindspore_hessian.rules._formula import by_formula, pull
 from mindspore_hessian.rules.derivatives_linalg import attributes_of, axis_sources, pick
@@ -256,23 +257,13 @@ def irfft_double(prim):
     return bprop
 
 
-_OPPOSITE = {None: "forward", 0: "forward", 1: "backward", 2: "ortho"}  # MindSpore's numbers: backward, forward, ortho
-
-
-@ops.constexpr
-def _opposite(norm):
-    return _OPPOSITE[norm]
-
-
-def inverse_hermitian(transform):
-    """IHFFT(x, n or s, dim, norm), also 2 and N: the conjugate of the real transform with the opposite norm. In
-    MindSpore the gradient of its imaginary part has the wrong sign."""
+def hermitian(instead):
+    """HFFT, IHFFT and their forms of more dimensions: no derivative can mend the value that it goes with."""
     def getter(prim):
-        def bprop(x, size, dim, norm, out, dout):
-            def same(x):
-                return ops.conj(transform(x, size, dim, _opposite(norm)))
-            return pull(same)(mutable(x), dout)[0], 0, 0, 0
-        return bprop
+        raise MissingRuleError(
+            f"ops.{instead[0]} is refused: MindSpore's kernel computes something else at every second call, and the "
+            f"gradient of its imaginary part has the wrong sign. Write {instead[1]}, with 2 or n at the end for more "
+            "dimensions; the opposite norm is 'forward' for 'backward', which is the default, and the reverse.")
     return getter
 
 
@@ -409,7 +400,7 @@ _REWRITTEN = "its backward has no derivative and hides its attributes: the gradi
 
 _TRANSPOSED = "MindSpore's second derivative is silently wrong: it takes the inverse of the transpose for the inverse"
 _VIEW = "MindSpore's gradient is another view, which it cannot differentiate"
-_WRONG_SIGN = "MindSpore's gradient of the imaginary part has the wrong sign"
+_EVERY_SECOND = "MindSpore's kernel computes something else at every second call: refused"
 _IN_PLACE = "MindSpore's gradient writes in place, which it cannot differentiate"
 
 RULES: tuple[Derivative, ...] = (
@@ -423,8 +414,9 @@ RULES: tuple[Derivative, ...] = (
     Derivative("Cholesky", cholesky, "the kernel of MindSpore's gradient is not on CPU", replaces=True),
     Derivative("CholeskyInverse", cholesky_inverse, "MindSpore's is wrong unless x is symmetric", replaces=True),
     Derivative("CholeskySolve", cholesky_solve, "MindSpore's has a part outside of the triangle", replaces=True),
-    *(Derivative(name, inverse_hermitian(transform), _WRONG_SIGN, replaces=True)
-      for name, transform in (("IHFFT", ops.rfft), ("IHFFT2", ops.rfft2), ("IHFFTN", ops.rfftn))),
+    *(Derivative(name + which, hermitian((name.lower() + which.lower(), instead)), _EVERY_SECOND, replaces=True)
+      for name, instead in (("HFFT", "ops.irfft(ops.conj(x), n, dim, opposite norm)"),
+                            ("IHFFT", "ops.conj(ops.rfft(x, n, dim, opposite norm))")) for which in ("", "2", "N")),
     Derivative("Eigh", eigh, "MindSpore's is silently wrong for equal eigenvalues", replaces=True),
     Derivative("IRFFTDouble", irfft_double, _MISSING),
     Derivative("FFTShapeCopy", fft_shape_copy, _MISSING),

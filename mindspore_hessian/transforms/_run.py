@@ -9,6 +9,7 @@ import mindspore as ms
 
 from mindspore_hessian import _compile
 from mindspore_hessian._callable import Call
+from mindspore_hessian._inplace import refuse_in_graph
 from mindspore_hessian._numbers import is_integer
 from mindspore_hessian._tree import Variables, as_args, check_finite, variables
 from mindspore_hessian.transforms import _graph
@@ -75,8 +76,9 @@ class Problem:
                                 guard and (checked(guard[0] or (kernel if has_aux else None)), checked(guard[1])),
                                 first)
 
-    def in_graph(self, kernel: Callable, pack: Callable, given: Any) -> Callable:
+    def in_graph(self, kernel: Callable, pack: Callable, given: Any, also: tuple = ()) -> Callable:
         """A kernel as a function of `given` (stand-ins), for the user's own graph; ``pack(value)`` is compiled too."""
+        refuse_in_graph(self.call.fn, *also)
         _compile.check_captured(self.vars.weights, self.call.captures())
         f, n, has_aux, select = self.call.function(), len(self.call.leaves), self.has_aux, tensors_in(given)
         run = kernel(_graph.first(f) if has_aux else f, n, self.vars)

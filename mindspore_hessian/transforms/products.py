@@ -8,6 +8,7 @@ from mindspore import Parameter, Tensor, ops
 
 from mindspore_hessian import _compat
 from mindspore_hessian._callable import Call
+from mindspore_hessian._inplace import refuse_in_graph
 from mindspore_hessian._tree import check_finite
 from mindspore_hessian.transforms import _graph
 from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, InGraph, Recipe, described, known, readable_in_graph
@@ -46,6 +47,7 @@ def _build_weights(given, fn, mode, what):
     known(fn)
     inputs, vectors, weights = given
     problem, _ = _checked(fn, inputs, vectors, None, False, weights, mode, _CALLED.get(what, "vectors"))
+    refuse_in_graph(fn)
     there = [(p.shape, p.dtype) for p in problem.call.captures().parameters.values()]
     for number, weight in enumerate(problem.vars.weights):
         if (weight.shape, weight.dtype) not in there:
@@ -119,7 +121,7 @@ def _build_ggnvp(given, forward, loss, grad_position):
         if as_list and isinstance(value, tuple):
             return list(value)
         return value
-    return problem.in_graph(kernel, like, given)
+    return problem.in_graph(kernel, like, given, (loss,))
 
 
 _GGNVP = Recipe(_build_ggnvp)
@@ -182,9 +184,13 @@ def _rayleigh(hvs, vs):
 
 
 def _gauss_newton(forward, loss, pos, params):
-    """``product(xs, vs)``: J^T H_loss J vs."""
+    """``product(xs, vs)``: J^T H_loss J vs.
+
+    The reverse pass has a function of its own: where it shares that of the forward product, MindSpore gives zeros by
+    the weights of a network with a branch, and where each of the three uses has one, it does not compile.
+    """
     out = _graph.one_tensor(forward)
-    push, pull = _graph.jvp(out, pos, params), _graph.vjp(out, pos, params)
+    push, pull = _graph.jvp(out, pos, params), _graph.vjp(_graph.one_tensor(forward), pos, params)
     curve = _graph.hessian_product(_graph.scalar(loss), (0,), None, "revrev")
 
     def product(xs, vs):
