@@ -170,7 +170,7 @@ def test_a_batch_in_which_nothing_counts_is_left_out():
         op = quick(HessianOperator, loss, batches(y, 2, 2, 2, 2, 2))
         close(op.to_dense(), closed_form(y, (y >= 0).astype(float)))
     assert np.isfinite(op.gradient_and_loss()[1])
-    with pytest.raises(ValueError, match=r"no batch counts: the weights of all \(the targets that are not -100\) are 0"):
+    with pytest.raises(ValueError, match=r"no batch counts: the weights of all \(the targets that are not -100\) are"):
         quick(HessianOperator, nn.CrossEntropyLoss(), batches(np.full(10, -100, np.int32), 5, 5))
 
 
@@ -192,7 +192,7 @@ def test_num_data_scales_and_batch_weight_is_believed():
 
 # --- entries: sequences of other lengths ------------------------------------------------------------------------
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(), mint.nn.MSELoss(), functools.partial(ops.mse_loss, reduction="mean")])
+@pytest.mark.parametrize("loss", [nn.MSELoss(), functools.partial(ops.mse_loss, reduction="mean")])
 def test_a_mean_over_entries_of_sequences_of_different_lengths(loss):
     rows = RNG.standard_normal((17, 3)).astype(np.float32)
     data = [(rows[:8].reshape(2, 4, 3), np.zeros((2, 4, 1), np.float32)),

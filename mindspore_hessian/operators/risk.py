@@ -107,6 +107,8 @@ class Risk:
         measure = weighing.Measure(self)
         try:
             for batch in self.data:
+                measure.refer(batch)
+            for batch in self.data:
                 measure.add(batch)
         except weighing.Unmeasurable as err:
             return self._compared(str(err))
@@ -130,7 +132,7 @@ class Risk:
                 continue  # shapes that do not go into one Tensor
             first, second, value = self.loss(one), self.loss(other), self.loss(both)
             mean = (one.size * first + other.size * second) / both.size
-            if abs(value - mean) > weighing.TOLERANCE * max(abs(first), abs(second), abs(value)):
+            if not abs(value - mean) <= weighing.TOLERANCE * max(abs(first), abs(second), abs(value)):  # or NaN
                 raise ValueError(
                     f"the loss is not a mean over its samples: it is {first:.6g} for batch {one.number} "
                     f"({one.size} samples), {second:.6g} for batch {other.number} ({other.size}), and {value:.6g}, not "

@@ -207,11 +207,17 @@ class Measure:
         self.silent: list[tuple[np.ndarray, np.ndarray]] = []  # integer targets, and which of them have no gradient
         self.known: dict[bytes, float] = {}
 
+    def refer(self, batch: Batch) -> None:
+        """Take samples to compare with, where there are none yet and these have a gradient."""
+        shape = _shape_of_samples(batch)
+        if shape not in self.references and (reference := self._reference(batch)) is not None:
+            self.references[shape] = reference
+
     def add(self, batch: Batch) -> None:
         """Measure a batch, and keep what is needed to say how it was weighed."""
         shape = _shape_of_samples(batch)
         if shape not in self.references:
-            self.references[shape] = self._reference(batch)
+            raise Unmeasurable("its gradient at the outputs is zero or not finite")
         self.seen.append((shape, self.ratio(batch), _counted(batch)))
 
     def ratio(self, batch: Batch) -> float:
@@ -234,8 +240,9 @@ class Measure:
         except Exception as err:
             raise Unmeasurable(f"its gradient at the outputs cannot be had: {err}") from err
 
-    def _reference(self, batch: Batch) -> tuple[Batch, np.ndarray, np.ndarray]:
-        """Some samples, the outputs that stand for theirs, and the gradient of the loss of these samples alone."""
+    def _reference(self, batch: Batch) -> tuple[Batch, np.ndarray, np.ndarray] | None:
+        """Some samples, the outputs that stand for theirs, and the gradient of the loss of these samples alone; None
+        where that is zero or not finite."""
         out = self.risk.output(batch)
         rows = _rows(out, batch.size)
         some = np.arange(min(_ROWS, (batch.size + 1) // 2))  # not all: a batch says nothing beside itself
@@ -245,7 +252,7 @@ class Measure:
             slope = self._slope(outs, part.targets)
             if np.isfinite(slope).all() and slope.any():
                 return part, outs, slope
-        raise Unmeasurable("its gradient at the outputs of the first batch is zero or not finite")
+        return None
 
     def _ratio(self, batch: Batch, reference: tuple[Batch, np.ndarray, np.ndarray]) -> float:
         part, outs, alone = reference
