@@ -275,6 +275,7 @@ MATRICES = {
     "Tensor": Tensor(MATRIX),
     "foreign": Foreign(), "sparse": sp.csr_matrix(MATRIX), "sparse-array": sp.coo_array(MATRIX),
     "float32": np.float32(MATRIX),
+    "bool": np.eye(3, dtype=bool),
 }
 ESTIMATORS = {
     "eigsh": lambda op: mh.eigsh(op, 1, "LA").eigenvalues, "trace": lambda op: mh.trace(op, max_products=3).value,

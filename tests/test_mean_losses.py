@@ -242,7 +242,7 @@ def test_what_is_no_mean_of_its_samples_is_refused():
     op = quick(HessianOperator, None, batches(IGNORED, 5, 5), net, batch_weight=lambda batch: (batch[1] >= 0).sum())
     close(op.to_dense(), closed_form(IGNORED, COUNTED))
     op = quick(HessianOperator, None, batches(FILLED, 5, 5), net)
-    assert "their samples (compared in 1 pairs of batches)" in op.weighed_by
+    assert "their samples (compared in 1 pair of batches)" in op.weighed_by
     close(op.to_dense(), closed_form(FILLED, np.ones(10)))
     quick(HessianOperator, contrast, batches(FILLED, 5, 5), reduction="mean", batch_weight="samples")
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from mindspore import Tensor
 
-from mindspore_hessian import _compat
 from mindspore_hessian._numbers import is_integer
 
 
@@ -55,7 +53,7 @@ def matrix_of(op: Any) -> Any:
     if not held:
         return op
     try:
-        matrix = _compat.to_numpy(op) if isinstance(op, Tensor) else np.asarray(op)
+        matrix = np.asarray(op)
     except (TypeError, ValueError, RuntimeError) as err:
         raise TypeError(f"op is a {type(op).__name__} that is no array ({err}). Pass a numpy array") from err
     if matrix.dtype.kind not in "fiubcV":
@@ -80,6 +78,8 @@ def check_symmetric(op: Any) -> None:
     op = matrix_of(op)
     if not (isinstance(op, np.ndarray) or sp.issparse(op)):
         return
+    if op.dtype == bool:  # which cannot be subtracted
+        op = op.astype(np.float64)
     size, gap = (float(np.sqrt((abs(part).astype(np.float64) ** 2).sum())) for part in (op, op - op.T))
     if gap > 1e-3 * size:
         raise ValueError(f"op must be symmetric, but |op - op.T| is {gap / size:.2g} of |op|. Pass the symmetric part, "

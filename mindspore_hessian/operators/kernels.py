@@ -115,6 +115,15 @@ def slope(loss):
     return by_output
 
 
+def value_and_slope(loss):
+    """The loss at an output of the network, and its gradient there."""
+    h, by_output = _graph.scalar(loss), slope(loss)
+
+    def both(out, *targets):
+        return h(out, *targets), by_output(out, *targets)
+    return both
+
+
 def fisher(curvature, terms, weighted=False):
     """J^T F J v, where ``curvature(out, u)`` is the Fisher information of one draw at the output, times u.
 

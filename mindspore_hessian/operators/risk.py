@@ -59,9 +59,6 @@ def transposed(matrix: np.ndarray) -> np.ndarray:
     return out
 
 
-_PAIRS = 8  # of batches that are put together, at most, to see whether a loss is a mean of its samples
-
-
 class Risk:
     """See the module. The arguments are those of the operators, checked.
 
@@ -112,35 +109,16 @@ class Risk:
                 measure.add(batch)
         except weighing.Unmeasurable as err:
             return self._compared(str(err))
-        return measure.weighing(self.comm is not ALONE)
+        found = measure.weighing(self.comm is not ALONE)
+        weighing.compare(self.data, found, measure.losses)
+        return found
 
     def _compared(self, why: str) -> Weighing:
-        """The same from losses alone: that of two batches in one must be the mean of theirs, weighed by samples.
-
-        Raises:
-            ValueError: it is not.
-        """
-        pairs, waiting = 0, None
-        for batch in self.data if not self.training() else ():
-            if waiting is None:
-                waiting = batch
-                continue
-            one, other, waiting = waiting, batch, None
-            try:
-                both = together(one, other)
-            except (ValueError, TypeError, RuntimeError):
-                continue  # shapes that do not go into one Tensor
-            first, second, value = self.loss(one), self.loss(other), self.loss(both)
-            mean = (one.size * first + other.size * second) / both.size
-            if not abs(value - mean) <= weighing.TOLERANCE * max(abs(first), abs(second), abs(value)):  # or NaN
-                raise ValueError(
-                    f"the loss is not a mean over its samples: it is {first:.6g} for batch {one.number} "
-                    f"({one.size} samples), {second:.6g} for batch {other.number} ({other.size}), and {value:.6g}, not "
-                    f"{mean:.6g}, for both in one. {weighing.STATE_IT}")
-            pairs += 1
-            if pairs == _PAIRS:
-                break
-        checked = f"compared in {pairs} pairs of batches" if pairs else f"not checked: {why}"
+        """By samples, as far as the losses themselves agree with that."""
+        def losses(*batches: Batch) -> list[float]:
+            return [self.loss(batch) for batch in (*batches, together(*batches))]
+        pairs = 0 if self.training() else weighing.compare(self.data, SAMPLES, losses)
+        checked = f"compared in {pairs} pair{'s' * (pairs != 1)} of batches" if pairs else f"not checked: {why}"
         return Weighing(f"their samples ({checked})", SAMPLES.of, uniform=True)
 
     def _said(self) -> str | None:

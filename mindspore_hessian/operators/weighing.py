@@ -3,14 +3,15 @@
 A mean over samples divides by their number, one over entries by theirs; a cross-entropy that ignores targets by the
 number of the others, and one with weights of classes by their sum. For MindSpore's own losses that is written down
 here. That of any other loss is measured: at the network's outputs for some samples of the first batch, the gradient of
-the loss of these alone is compared with that of the batch and them together, where it is smaller by their share.
+the loss of these alone is compared with that of the batch and them together, where it is smaller by their share. The
+losses of some batches, two and two in one, then have to agree with it.
 """
 from __future__ import annotations
 
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # of measured weights
 MOST_VALUES = 64  # of integer targets that are tried as the one that is ignored
 _ROWS = 8         # samples to compare with
-_LOOKED_AT = 8    # batches in which each target is looked at
+_PAIRS = 4        # of batches that are put together, at most
 STATE_IT = ("Say what the mean of a batch divides by: batch_weight=function of a batch, as it is in data "
             "(lambda batch: (batch[1] != 0).sum()), or batch_weight='samples' for sum_b n_b/N loss_b as it stands")
 
@@ -204,7 +205,6 @@ class Measure:
         self.risk, self.loss = risk, risk.loss_fn
         self.references: dict[tuple, tuple[Batch, np.ndarray, np.ndarray]] = {}
         self.seen: list[tuple[tuple, float, _Counts]] = []
-        self.silent: list[tuple[np.ndarray, np.ndarray]] = []  # integer targets, and which of them have no gradient
         self.known: dict[bytes, float] = {}
 
     def refer(self, batch: Batch) -> None:
@@ -230,15 +230,24 @@ class Measure:
             self.known[key] = self._ratio(batch, self.references[_shape_of_samples(batch)])
         return self.known[key]
 
-    def _slope(self, out: np.ndarray, targets: tuple) -> np.ndarray:
+    def losses(self, one: Batch, other: Batch) -> list[float]:
+        """Those of two batches, and of both in one."""
+        both = together(replace(one, args=(), kwargs={}), replace(other, args=(), kwargs={}))
+        outs = self.risk.output(one), self.risk.output(other)
+        return [self._at(*given)[0] for given in
+                ((outs[0], one.targets), (outs[1], other.targets), (np.concatenate(outs), both.targets))]
+
+    def _at(self, out: np.ndarray, targets: tuple) -> tuple[float, np.ndarray]:
+        """The loss and its gradient at outputs."""
         call = Call.bind(self.loss, (Tensor(out), *targets))
 
         def build(f: Callable) -> Callable:
-            return kernels.slope(f)
+            return kernels.value_and_slope(f)
         try:
-            return _compat.to_numpy(_compile.execute("weighing", call, build)).astype(np.float64)
+            value, slope = map(_compat.to_numpy, _compile.execute("weighing", call, build))
         except Exception as err:
             raise Unmeasurable(f"its gradient at the outputs cannot be had: {err}") from err
+        return float(value), slope.astype(np.float64)
 
     def _reference(self, batch: Batch) -> tuple[Batch, np.ndarray, np.ndarray] | None:
         """Some samples, the outputs that stand for theirs, and the gradient of the loss of these samples alone; None
@@ -249,7 +258,7 @@ class Measure:
         for chosen in (some if len(some) > 1 else np.zeros(2, int), np.arange(batch.size)):
             part = _taken(batch, chosen)
             outs = np.concatenate([out[i * rows:(i + 1) * rows] for i in chosen])
-            slope = self._slope(outs, part.targets)
+            _, slope = self._at(outs, part.targets)
             if np.isfinite(slope).all() and slope.any():
                 return part, outs, slope
         return None
@@ -259,9 +268,7 @@ class Measure:
         rows = len(outs) // part.size
         both = together(replace(batch, args=(), kwargs={}), part)
         first = np.resize(outs[:rows], (batch.size * rows, *outs.shape[1:]))
-        slope = self._slope(np.concatenate([first, outs]), both.targets)
-        if len(self.silent) < _LOOKED_AT and (found := _silent(slope[:len(first)], batch)) is not None:
-            self.silent.append(found)
+        _, slope = self._at(np.concatenate([first, outs]), both.targets)
         slope = slope[-len(outs):]
         share = float(np.vdot(slope, alone) / np.vdot(alone, alone))
         if not np.linalg.norm(slope - share * alone) <= 10 * TOLERANCE * abs(share) * np.linalg.norm(alone):
@@ -286,22 +293,62 @@ class Measure:
                     return False
             return True
 
-        alike = explains(lambda one: one.size) and not any(silent.any() for _, silent in self.silent)
-        if alike and len(references) == 1:
-            return ENTRIES if distributed else SAMPLES
-        if alike:
-            raise ValueError(
-                "the samples of different batches have targets of different shapes, and whether this loss of your own "
-                f"divides by the samples or by all entries cannot be told. {STATE_IT}")
         values = sorted({value for *_, batch in self.seen for value in batch.values})[:MOST_VALUES]
+        if explains(lambda one: one.size) and self._counts_all(values, None):
+            if len(references) > 1:
+                raise ValueError(
+                    "the samples of different batches have targets of different shapes, and whether this loss of your "
+                    f"own divides by the samples or by all entries cannot be told. {STATE_IT}")
+            return ENTRIES if distributed else SAMPLES
         for value in values:
-            if explains(functools.partial(_others, value)) and all(
-                    (silent == (target == value)).all() for target, silent in self.silent):
+            if explains(functools.partial(_others, value)) and self._counts_all(values, value):
                 return _all_but(value)
         if len(references) > 1 or distributed:
             raise ValueError("the loss divides neither by the number of its samples nor by that of targets that are "
                              f"not ignored, and its batches cannot be compared with each other. {STATE_IT}")
         return Weighing("what was measured of the loss", self.ratio)
+
+    def _counts_all(self, values: list[int], ignored: int | None) -> bool:
+        """Whether samples that have one value as their integer targets count alike for each value, but nothing for the
+        one that is ignored: a cut into batches may not show it, where these have as much of each value."""
+        for part, _, _ in self.references.values():
+            target, counts = _integers(part), _counted(part)
+            for value in () if target is None else values:
+                other = counts.entries if ignored is None else _others(ignored, counts)
+                expected = 0.0 if value == ignored else counts.entries / other
+                if abs(self.ratio(_filled(part, value)) - expected) > TOLERANCE * max(expected, 1.0):
+                    return False
+        return True
+
+
+def compare(data: Iterable[Batch], weighing: Weighing, losses: Callable[[Batch, Batch], list[float]]) -> int:
+    """How many pairs of neighbours were put into one batch, whose loss is the mean of theirs; `losses` gives all three.
+
+    Raises:
+        ValueError: it is not.
+    """
+    pairs, last = 0, None
+    for batch in data:
+        if not weighing.of(batch):
+            continue
+        one, other, last = last, batch, batch
+        if one is None:
+            continue
+        try:
+            first, second, both = losses(one, other)
+        except (ValueError, TypeError, RuntimeError):
+            continue  # shapes that do not go into one Tensor
+        weights = weighing.of(one), weighing.of(other)
+        mean = (weights[0] * first + weights[1] * second) / sum(weights)
+        if not abs(both - mean) <= TOLERANCE * max(abs(first), abs(second), abs(both)):  # or NaN
+            raise ValueError(
+                f"the loss is not a mean over its samples: it is {first:.6g} for batch {one.number} ({one.size} "
+                f"samples), {second:.6g} for batch {other.number} ({other.size}), and {both:.6g}, not {mean:.6g}, for "
+                f"both in one (weighed by {weighing.how}). {STATE_IT}")
+        pairs += 1
+        if pairs == _PAIRS:
+            break
+    return pairs
 
 
 class Unmeasurable(Exception):
@@ -336,17 +383,11 @@ def _integers(batch: Batch) -> np.ndarray | None:
     return next((array for array in arrays if array.dtype.kind in "iub"), None)
 
 
-def _silent(slope: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray] | None:
-    """The integer targets and which of them have no gradient; None where it has no place for each."""
-    target = _integers(batch)
-    if target is None or slope.ndim < 2:
-        return None
-    found = [moved for axis in (1, -1) if (moved := (slope != 0).any(axis)).shape == target.shape]
-    if not found and slope.ndim == 2 and len(slope) == target.size:  # positions are rows
-        found = [(slope != 0).any(1).reshape(target.shape)]
-    if not found or (len(found) == 2 and slope.ndim > 2):
-        return None
-    return target, ~found[0]
+def _filled(batch: Batch, value: int) -> Batch:
+    """The batch with one value for all of its first integer Tensor of the targets."""
+    first = next(leaf for leaf in leaves(batch.targets) if _compat.to_numpy(leaf).dtype.kind in "iub")
+    return replace(batch, targets=mapped(lambda leaf: ops.full_like(leaf, value) if leaf is first else leaf,
+                                         batch.targets))
 
 
 def _all_but(value: int) -> Weighing:
