@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from mindspore_hessian._numbers import is_integer
+
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     if value not in (known := list(choices)):
@@ -17,7 +19,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
     limits = f"at least {least}" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not is_integer(value):
         raise TypeError(f"{name} must be an int {limits}, but got {value!r}")
     if int(value) < least or (most is not None and int(value) > most):
         raise ValueError(f"{name} must be {limits}{why}, but got {value}")
@@ -45,8 +47,23 @@ def check_vector(name: str, value: Any, n: int) -> np.ndarray:
     return vector
 
 
+def matrix_of(op: Any) -> Any:
+    """The operator as it is, and what holds a whole matrix as an array: a list of rows, a Tensor (of torch as well)."""
+    held = isinstance(op, list | tuple | np.matrix) or (hasattr(op, "__array__") and not isinstance(op, np.ndarray))
+    if not held:
+        return op
+    try:
+        matrix = np.asarray(op)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise TypeError(f"op is a {type(op).__name__} that is no array ({err}). Pass a numpy array") from err
+    if matrix.dtype.kind not in "fiubcV":
+        raise TypeError(f"op is a {type(op).__name__} of {matrix.dtype}, not of numbers. Pass a numpy array")
+    return matrix
+
+
 def dimension_of(op: Any) -> int:
     """n of an operator of shape (n, n)."""
+    op = matrix_of(op)
     shape = getattr(op, "shape", None)
     if shape is None or not hasattr(op, "__matmul__"):
         raise TypeError(f"op must have .shape and `@` (a HessianOperator, an array, a scipy LinearOperator), but got "
@@ -58,8 +75,11 @@ def dimension_of(op: Any) -> int:
 
 def check_symmetric(op: Any) -> None:
     """Raise where `op` is a matrix, dense or sparse, that is not symmetric (to 1e-3 of its norm)."""
+    op = matrix_of(op)
     if not (isinstance(op, np.ndarray) or sp.issparse(op)):
         return
+    if op.dtype == bool:  # which cannot be subtracted
+        op = op.astype(np.float64)
     size, gap = (float(np.sqrt((abs(part).astype(np.float64) ** 2).sum())) for part in (op, op - op.T))
     if gap > 1e-3 * size:
         raise ValueError(f"op must be symmetric, but |op - op.T| is {gap / size:.2g} of |op|. Pass the symmetric part, "
@@ -68,7 +88,7 @@ def check_symmetric(op: Any) -> None:
 
 def dtype_of(op: Any) -> np.dtype:
     """What the operator is fed with: its own floating dtype; float64 for integers and where it names none."""
-    own = getattr(op, "dtype", None)
+    own = getattr(matrix_of(op), "dtype", None)
     try:
         dtype = np.dtype(np.float64 if own is None else own)
     except TypeError:
