@@ -31,6 +31,7 @@ from mindspore_hessian._errors import (
     warn,
 )
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian._tree import tensors_of
 
 _PATIENCE = 5.0  # seconds of compilation after which only the function itself, no gradient of it, is compiled again
@@ -102,7 +103,7 @@ def set_cache_size(maxsize: int) -> None:
     Raises:
         ValueError: `maxsize` is not a positive integer.
     """
-    if not isinstance(maxsize, int) or isinstance(maxsize, bool) or maxsize < 1:
+    if not is_integer(maxsize) or maxsize < 1:
         raise ValueError(f"maxsize must be a positive integer, but got {maxsize!r}")
     with _lock:
         _counts["maxsize"] = maxsize

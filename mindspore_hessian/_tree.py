@@ -12,6 +12,7 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore_hessian import _compat
 from mindspore_hessian._callable import Call
 from mindspore_hessian._errors import NonFiniteWarning, warn
+from mindspore_hessian._numbers import is_integer
 
 FLOATS = (ms.float16, ms.float32, ms.float64, ms.bfloat16)
 
@@ -183,12 +184,12 @@ def _positions(grad_position: Any, count: int, one: bool) -> tuple[list[int], st
     several = isinstance(grad_position, tuple | list)
     numbers = []
     for number in grad_position if several else (grad_position,):
-        if not isinstance(number, int) or isinstance(number, bool):
+        if not is_integer(number):
             raise TypeError(f"grad_position must be an int or a tuple of ints, but got {grad_position!r}")
         if not -count <= number < count:
             raise ValueError(f"grad_position {number} is out of range: the function was given {count} "
                              f"positional argument{'s' * (count != 1)}, numbered from 0")
-        numbers.append(number % count)
+        numbers.append(int(number) % count)
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"grad_position names an argument twice: {grad_position!r}")
     return numbers, "tuple" if several else "one"

@@ -14,6 +14,7 @@ import mindspore as ms
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import DeviceError
+from mindspore_hessian._numbers import is_integer
 
 __all__ = ["DeviceInfo", "available_devices", "configure", "device_info", "jit_level"]
 
@@ -147,7 +148,7 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
     _check_choice("jit_level", jit_level, (None, *JIT_LEVELS))
     _check_choice("precision", precision, (None, *PRECISIONS))
     _check_choice("max_cpu_isa", max_cpu_isa, (None, "AVX2"))
-    if device_id is not None and (isinstance(device_id, bool) or not isinstance(device_id, int)):
+    if device_id is not None and not is_integer(device_id):
         raise TypeError(f"device_id={device_id!r} is {type(device_id).__name__}, not an int or None")
     for name, value in {"deterministic": deterministic, "pin_threads": pin_threads}.items():
         if not isinstance(value, bool | None):

@@ -13,6 +13,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
 from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -275,7 +276,7 @@ def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
 def _distances(radius: float, points: int) -> np.ndarray:
     if not (np.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be positive, but got {radius!r}")
-    if not isinstance(points, int) or points < 3 or points % 2 == 0:
+    if not is_integer(points) or points < 3 or points % 2 == 0:
         raise ValueError(f"points must be an odd number of at least 3, but got {points!r}")
     return np.linspace(-radius, radius, points)
 
@@ -290,7 +291,7 @@ def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int) -> 
             parts = np.split(base + shift, np.cumsum(op.weights.sizes)[:-1])
             for parameter, part, old in zip(parameters, parts, before, strict=True):
                 _compat.assign(parameter, part.reshape(old.shape).astype(old.dtype))
-            values[number] = sum(risk.factor(batch) * risk.loss(batch) for batch in risk.data)
+            values[number] = risk.value()
             shown.update()
     return risk.comm.total(values)
 

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"_interrupt", "_checkpoint", "_environment"},
     {"_compat"},
-    {"_errors"},
+    {"_errors", "_numbers"},
     {"_source", "_reads"},
     {"_audit_graph"},
     {"_capture"},

@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from mindspore import Tensor
+
+from mindspore_hessian import _compat
+from mindspore_hessian._numbers import is_integer
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -17,7 +21,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
     limits = f"at least {least}" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not is_integer(value):
         raise TypeError(f"{name} must be an int {limits}, but got {value!r}")
     if int(value) < least or (most is not None and int(value) > most):
         raise ValueError(f"{name} must be {limits}{why}, but got {value}")
@@ -45,8 +49,23 @@ def check_vector(name: str, value: Any, n: int) -> np.ndarray:
     return vector
 
 
+def matrix_of(op: Any) -> Any:
+    """The operator as it is, and what holds a whole matrix as an array: a list of rows, a Tensor (of torch as well)."""
+    held = isinstance(op, list | tuple | np.matrix) or (hasattr(op, "__array__") and not isinstance(op, np.ndarray))
+    if not held:
+        return op
+    try:
+        matrix = _compat.to_numpy(op) if isinstance(op, Tensor) else np.asarray(op)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise TypeError(f"op is a {type(op).__name__} that is no array ({err}). Pass a numpy array") from err
+    if matrix.dtype.kind not in "fiubcV":
+        raise TypeError(f"op is a {type(op).__name__} of {matrix.dtype}, not of numbers. Pass a numpy array")
+    return matrix
+
+
 def dimension_of(op: Any) -> int:
     """n of an operator of shape (n, n)."""
+    op = matrix_of(op)
     shape = getattr(op, "shape", None)
     if shape is None or not hasattr(op, "__matmul__"):
         raise TypeError(f"op must have .shape and `@` (a HessianOperator, an array, a scipy LinearOperator), but got "
@@ -58,6 +77,7 @@ def dimension_of(op: Any) -> int:
 
 def check_symmetric(op: Any) -> None:
     """Raise where `op` is a matrix, dense or sparse, that is not symmetric (to 1e-3 of its norm)."""
+    op = matrix_of(op)
     if not (isinstance(op, np.ndarray) or sp.issparse(op)):
         return
     size, gap = (float(np.sqrt((abs(part).astype(np.float64) ** 2).sum())) for part in (op, op - op.T))
@@ -68,7 +88,7 @@ def check_symmetric(op: Any) -> None:
 
 def dtype_of(op: Any) -> np.dtype:
     """What the operator is fed with: its own floating dtype; float64 for integers and where it names none."""
-    own = getattr(op, "dtype", None)
+    own = getattr(matrix_of(op), "dtype", None)
     try:
         dtype = np.dtype(np.float64 if own is None else own)
     except TypeError:

@@ -23,6 +23,7 @@ from mindspore_hessian.estimators._checks import (
     dimension_of,
     dtype_of,
     epsilon_of,
+    matrix_of,
 )
 
 DISTRIBUTIONS = ("rademacher", "normal", "sphere")
@@ -43,6 +44,7 @@ class Run:
 
     def __init__(self, function: str, op: Any, *, seed: int, max_products: int | None, progress: bool | None,
                  checkpoint: str | os.PathLike | None, damping: float = 0.0, **arguments: Any) -> None:
+        op = matrix_of(op)
         self.op, self.n, self.dtype, self.seed, self.damping = op, dimension_of(op), dtype_of(op), seed, damping
         if function not in _OF_ANY_MATRIX:
             check_symmetric(op)
@@ -55,8 +57,10 @@ class Run:
         self.state: dict[str, np.ndarray] = {}
         self._function, self._progress, self._started, self._by_columns = function, progress, time.perf_counter(), False
         self._path = _checkpoint.named(checkpoint)
+        given = {"max_products": max_products, "damping": damping, **arguments}
         self._arguments = {"function": function, "n": self.n, "dtype": str(self.dtype), "seed": int(seed),
-                           "max_products": max_products, "damping": damping, **arguments}
+                           **{name: value.item() if isinstance(value, np.generic) else value
+                              for name, value in given.items()}}
         self._witness: tuple[np.ndarray, ...] | None = None  # the first product, to know the operator again
         self._bar: tqdm | None = None
         self._open = contextlib.ExitStack()

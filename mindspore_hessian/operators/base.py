@@ -4,6 +4,7 @@ Everything here is numpy: a product with a network's curvature is an array like 
 """
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,9 @@ from mindspore_hessian import _compat
 class Operator:
     r"""A real square matrix A of which only the products :math:`A V` are computed.
 
-    ``op @ v`` takes a flat vector of n numbers, a matrix of n rows (its columns are done in one pass over the data, as
-    memory allows), as numpy arrays or Tensors, or a structure shaped like the weights, and gives back the same kind.
+    ``op @ v`` takes a flat vector of n numbers (a list of them too), a matrix of n rows (its columns are done in one
+    pass over the data, as memory allows), as numpy arrays or Tensors, or a structure shaped like the weights, and gives
+    back the same kind.
     Operators can be added, subtracted, scaled, multiplied and transposed; ``op + 0.1 * Identity`` is a shift.
 
     Attributes:
@@ -77,7 +79,7 @@ class Operator:
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, Operator):
             return Product(self, other)
-        if isinstance(other, tuple | list):
+        if isinstance(other, tuple | list) and not _is_flat(other):
             return self.unflatten(self._flat(self.flatten(other)))
         if isinstance(other, Tensor):
             return Tensor(np.ascontiguousarray(self._flat(_compat.to_numpy(other))))
@@ -123,6 +125,11 @@ class Operator:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of shape {self.shape}, {self.dtype}>"
+
+
+def _is_flat(values: tuple | list) -> bool:
+    """Whether it holds the numbers of a flat vector, rather than a Tensor or array for each weight."""
+    return len(values) > 0 and all(isinstance(value, numbers.Real) for value in values)
 
 
 def check_vectors(value: Any, rows: int, dtype: Any) -> np.ndarray:

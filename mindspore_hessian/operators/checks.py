@@ -8,18 +8,13 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._errors import HessianError
-from mindspore_hessian.operators.data import Data
+from mindspore_hessian.operators.data import Data, NotDeterministicError
 
 if TYPE_CHECKING:
     from mindspore_hessian.operators.curvature import CurvatureOperator
 
 MOST_PASSES = 8  # in search of one that differs
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-9}
-
-
-class NotDeterministicError(HessianError, RuntimeError):
-    """Two passes over the data gave different numbers, so that there is no one matrix to speak of."""
 
 
 def _hashes(value: Any) -> set[bytes]:

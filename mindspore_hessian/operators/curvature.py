@@ -11,12 +11,14 @@ from mindspore import Tensor
 
 from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.base import Operator, check_vectors
 from mindspore_hessian.operators.checks import check_deterministic as deterministic
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.distributed import communicator
+from mindspore_hessian.operators.output import Choice
 from mindspore_hessian.operators.plan import FEW, Plan, chunks, plan
 from mindspore_hessian.operators.progress import Partial, fingerprint
 from mindspore_hessian.operators.risk import Kernel, Risk
@@ -32,16 +34,19 @@ class CurvatureOperator(Operator):
         reduction: "mean" or "sum": how the loss treats its batch, as given or found out.
         num_data: N, the number of samples.
         num_batches: of one pass.
+        weighed_by: what the batches of a mean loss are weighed by, in words.
     """
 
     kernel: Kernel
     needs_loss = True
+    by_terms = False  # whether the weights of the terms within a batch matter
 
     @interruptible
     def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, block_diagonal: str | None = None,
                  reduction: str | None = None, num_data: int | None = None, batch_size_fn: Callable | None = None,
                  micro_batch: int | None = None, chunk_size: int | None = None, distributed: bool = False,
-                 check_deterministic: bool = True, progress: bool | None = None):
+                 check_deterministic: bool = True, progress: bool | None = None, output: Any = None,
+                 batch_weight: Any = None):
         if not callable(network):
             raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}")
         if loss_fn is not None and not callable(loss_fn):
@@ -54,14 +59,15 @@ class CurvatureOperator(Operator):
         if reduction is not None:
             check_choice("reduction", reduction, ("mean", "sum"))
         for name, number in (("num_data", num_data), ("chunk_size", chunk_size)):
-            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            if number is not None and (not is_integer(number) or number < 1):
                 raise ValueError(f"{name} must be a positive int or None, but got {number!r}")
         self.weights = weight_choice.choose(network, weights)
         self.block_diagonal, self.chunk_size, self.progress = block_diagonal, chunk_size, progress
         self.dtype = self.weights.numpy_dtype
         self.shape = (sum(self.weights.sizes),) * 2
-        self.risk = Risk(network, loss_fn, Data(data, network, loss_fn is not None, batch_size_fn, micro_batch),
-                         self.weights, reduction, num_data, communicator(distributed, self.dtype))
+        source = Data(data, network, loss_fn is not None, batch_size_fn, micro_batch, num_data or 0)
+        self.risk = Risk(network, loss_fn, source, self.weights, reduction, num_data,
+                         communicator(distributed, self.dtype), batch_weight, Choice(output), self.by_terms)
         self.shows_progress = self.risk.comm.rank == 0
         self._set_up()
         if check_deterministic:
@@ -73,6 +79,7 @@ class CurvatureOperator(Operator):
     reduction = property(lambda self: self.risk.reduction)
     num_data = property(lambda self: self.risk.num_data)
     num_batches = property(lambda self: self.risk.num_batches)
+    weighed_by = property(lambda self: self.risk.weighing.how)
 
     @property
     def layers(self) -> Mapping[str, np.ndarray]:
@@ -181,5 +188,6 @@ class CurvatureOperator(Operator):
         return out
 
     def __repr__(self) -> str:
+        weighed = f", batches weighed by {self.weighed_by}" if self.reduction == "mean" and self.num_batches > 1 else ""
         return (f"<{type(self).__name__} of shape {self.shape}, {self.dtype}: {self.num_data} samples in "
-                f"{self.num_batches} batches, a {self.reduction} loss>")
+                f"{self.num_batches} batches, a {self.reduction} loss{weighed}>")

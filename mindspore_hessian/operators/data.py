@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,21 +10,37 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from mindspore_hessian._errors import HessianError
+from mindspore_hessian._numbers import is_integer
+
 TARGETS = ("label", "labels", "target", "targets", "y")
+NO_BATCHES = "data has no batches, or what it goes through was used up before"
+MOST_BATCHES = 20_000  # of data that do not say how many there are, before they are taken for endless
+
+
+class NotDeterministicError(HessianError, RuntimeError):
+    """Two passes over the data gave different numbers, so that there is no one matrix to speak of."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: what the network is called with, what the loss gets after the network's output, and its size."""
+    """One batch: what the network is called with, what the loss gets after the network's output, and its size.
+
+    `number` is that of the batch in the data, and `raw` what the data gave, or, of a micro batch, a piece of it.
+    """
 
     args: tuple
     kwargs: dict[str, Any]
     targets: tuple
     size: int
+    number: int = 0
+    raw: Any = None
 
 
 class Data:
     """Batches that can be gone through any number of times, in the same order.
+
+    A pass that is gone through to its end counts its batches and samples, and must count what the first one did.
 
     Args:
         data: a ``mindspore.dataset`` pipeline, a list (or other re-iterable) of batches, or one batch. A batch is a
@@ -34,40 +50,87 @@ class Data:
         has_loss: the last member of a batch goes to the loss; else all go to the function.
         batch_size_fn: the number of samples of a batch as it was given; by default the length of its first Tensor.
         micro_batch: cut batches into pieces of at most so many samples.
+        most: the number of batches after which data without a length are taken for endless.
+
+    Raises:
+        TypeError, ValueError: at the start, or in a pass: no such data; the message names the batch.
+        NotDeterministicError: in a pass that has other numbers of batches or samples than the first.
     """
 
     def __init__(self, data: Any, network: Any, has_loss: bool, batch_size_fn: Callable | None = None,
-                 micro_batch: int | None = None):
+                 micro_batch: int | None = None, most: int = MOST_BATCHES):
         if batch_size_fn is not None and not callable(batch_size_fn):
             raise TypeError(f"batch_size_fn must be callable, but got {type(batch_size_fn).__name__}")
-        if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
+        if micro_batch is not None and (not is_integer(micro_batch) or micro_batch < 1):
             raise ValueError(f"micro_batch must be a positive int or None, but got {micro_batch!r}")
         self.has_loss, self.batch_size_fn, self.micro_batch = has_loss, batch_size_fn, micro_batch
         self.names = _parameter_names(network)
         self.source, self.pipeline = _source(data, has_loss), hasattr(data, "create_tuple_iterator")
+        self.most = max(MOST_BATCHES, most)
+        self.counted: tuple[int, int] | None = None  # batches and samples of the first whole pass
 
     def __iter__(self) -> Iterator[Batch]:
         raws = self.source.create_dict_iterator(num_epochs=1) if self.pipeline else self.source
+        batches = samples = 0
         for number, raw in enumerate(raws):
-            for piece in self._pieces(raw):
-                yield self._batch(piece, number)
+            self._check_going_on(number)
+            for piece in self._pieces(raw, number):
+                batch = self._batch(piece, number)
+                batches, samples = batches + 1, samples + batch.size
+                if self.counted is not None and batches > self.counted[0]:
+                    raise self._other(f"more than {self.counted[0]} batches")
+                yield batch
+        if self.counted is None:
+            self.counted = batches, samples
+        elif self.counted != (batches, samples):
+            raise self._other(_counts(batches, samples))
+
+    def first(self) -> Batch:
+        """The first batch.
+
+        Raises:
+            ValueError: there is none.
+        """
+        batch = next(iter(self), None)
+        if batch is None:
+            raise ValueError(NO_BATCHES)
+        return batch
+
+    def _check_going_on(self, number: int) -> None:
+        """Raise where data give more than they say, or no end is in sight."""
+        known = self._length
+        if known is not None and number >= known:
+            raise ValueError(f"data gives more batches than its len(), which is {known}: is it endless?")
+        if known is None and number >= self.most:
+            raise ValueError(f"data has given {number} batches and goes on. Where it is endless (repeat(), `while "
+                             "True`), pass what gives one pass over it; where it is that long, give it a __len__, or "
+                             "pass num_data=, of at least the number of batches")
+
+    def _other(self, found: str) -> NotDeterministicError:
+        assert self.counted is not None
+        return NotDeterministicError(
+            f"the first pass over the data had {_counts(*self.counted)}, and this one {found}. Every product is a "
+            "pass, and needs the same data. Data that can be gone through once only (an iterator inside of the object, "
+            "an open file) go into a list: list(data)")
 
     def count(self) -> int | None:
-        """The number of batches, where it is known without going through them."""
-        if self.micro_batch is not None:
-            return None
-        if self.pipeline:
-            return int(self.source.get_dataset_size())
-        return len(self.source) if hasattr(self.source, "__len__") else None
+        """The number of batches, where it is known without going through them; a pipeline may go through itself."""
+        return None if self.micro_batch is not None else self._length
+
+    @property
+    def _length(self) -> int | None:
+        return len(self.source) if not self.pipeline and hasattr(self.source, "__len__") else None
 
     def _batch(self, raw: Any, number: int) -> Batch:
         args, kwargs, targets = self._split(raw, number)
-        for leaf in _leaves((args, kwargs, targets)):
+        for leaf in leaves((args, kwargs, targets)):
             if leaf.size == 0:
                 raise ValueError(f"batch {number} has no samples: a Tensor in it has shape {tuple(leaf.shape)}")
-        args, kwargs, targets = (_mapped(_tensor, part) for part in (args, kwargs, targets))
+        args, kwargs, targets = (mapped(_tensor, part) for part in (args, kwargs, targets))
         size = self.batch_size_fn(raw) if self.batch_size_fn else _length((*args, *kwargs.values(), *targets), number)
-        return Batch(args, kwargs, targets, int(size))
+        if not size >= 1:
+            raise ValueError(f"batch_size_fn must give a positive int, but gave {size!r} for batch {number}")
+        return Batch(args, kwargs, targets, int(size), number, raw)
 
     def _split(self, raw: Any, number: int) -> tuple[tuple, dict, tuple]:
         if isinstance(raw, dict):
@@ -97,17 +160,17 @@ class Data:
             return (), rest, targets
         return tuple(rest.values()), {}, targets
 
-    def _pieces(self, raw: Any) -> Iterator[Any]:
+    def _pieces(self, raw: Any, number: int) -> Iterator[Any]:
         if self.micro_batch is None:
             yield raw
             return
-        total = _length(raw, 0)
+        total = _length(raw, number)
         for start in range(0, total, self.micro_batch):
             stop = min(start + self.micro_batch, total)
 
             def cut(value: Any, start: int = start, stop: int = stop) -> Any:
-                return value[start:stop] if _is_samples(value, total) else value
-            yield _mapped(cut, raw)
+                return value[start:stop] if is_samples(value, total) else value
+            yield mapped(cut, raw)
 
 
 def _source(data: Any, has_loss: bool) -> Any:
@@ -115,12 +178,12 @@ def _source(data: Any, has_loss: bool) -> Any:
         return data
     if isinstance(data, tuple | dict | Tensor | np.ndarray):
         return [data]
-    if isinstance(data, Iterator):
-        raise TypeError("data is an iterator, which can be gone through once only, and curvature needs a pass for "
-                        "every product. Pass a list: list(data)")
     if not isinstance(data, Iterable):
         raise TypeError("data must be a mindspore.dataset pipeline, a list of batches, or one batch (a tuple, dict or "
                         f"Tensor), but got {type(data).__name__}")
+    if isinstance(data, Iterator) or _is_used_up(data):
+        raise TypeError("data is (or gives at every pass the same) iterator, which can be gone through once only, and "
+                        "curvature needs a pass for every product. Pass a list: list(data)")
     if isinstance(data, list):
         if not data:
             raise ValueError("data is an empty list: there is no batch to compute on")
@@ -128,6 +191,15 @@ def _source(data: Any, has_loss: bool) -> Any:
             raise ValueError("data is a list of Tensors, which could be one batch or many. Pass one batch as a tuple "
                              "(x, y), many as a list of tuples")
     return data
+
+
+def _is_used_up(data: Iterable) -> bool:
+    """Whether two passes would share one iterator. A sequence is never asked: each pass has one of its own."""
+    return not isinstance(data, Sequence) and iter(data) is iter(data)
+
+
+def _counts(batches: int, samples: int) -> str:
+    return f"{batches} batch{'es' * (batches != 1)} of {samples} sample{'s' * (samples != 1)} in all"
 
 
 def _parameter_names(network: Any) -> set[str] | None:
@@ -143,23 +215,23 @@ def _tensor(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else value
 
 
-def _mapped(convert: Callable[[Any], Any], value: Any) -> Any:
+def mapped(convert: Callable[[Any], Any], value: Any) -> Any:
     """`convert` on whatever is neither tuple, list nor dict; lists become tuples."""
     if isinstance(value, dict):
-        return {name: _mapped(convert, item) for name, item in value.items()}
-    return tuple(_mapped(convert, item) for item in value) if isinstance(value, tuple | list) else convert(value)
+        return {name: mapped(convert, item) for name, item in value.items()}
+    return tuple(mapped(convert, item) for item in value) if isinstance(value, tuple | list) else convert(value)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, tuple | list | dict):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(item)
+            yield from leaves(item)
     elif isinstance(value, Tensor | np.ndarray):
         yield value
 
 
 def _length(value: Any, number: int) -> int:
-    for leaf in _leaves(value):
+    for leaf in leaves(value):
         if leaf.ndim == 0:
             break
         return int(leaf.shape[0])
@@ -167,14 +239,23 @@ def _length(value: Any, number: int) -> int:
                      "Pass batch_size_fn=")
 
 
-def _is_samples(value: Any, count: int) -> bool:
+def is_samples(value: Any, count: int) -> bool:
     """Whether it is a Tensor or array with one row a sample."""
     return isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and value.shape[0] == count
 
 
+def together(batch: Batch, other: Batch) -> Batch:
+    """The samples of two batches in one."""
+    def join(value: Any, more: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: join(item, more[name]) for name, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(join(*items) for items in zip(value, more, strict=True))
+        return ms.ops.concat((value, more)) if is_samples(value, batch.size) else value
+    args, kwargs, targets = (join(getattr(batch, part), getattr(other, part)) for part in ("args", "kwargs", "targets"))
+    return Batch(args, kwargs, targets, batch.size + other.size, batch.number)
+
+
 def twice(batch: Batch) -> Batch:
     """The batch with every sample in it twice: its mean loss is the same, its summed loss doubles."""
-    def double(value: Any) -> Any:
-        return ms.ops.concat((value, value)) if _is_samples(value, batch.size) else value
-    args, kwargs, targets = (_mapped(double, part) for part in (batch.args, batch.kwargs, batch.targets))
-    return Batch(args, kwargs, targets, 2 * batch.size)
+    return together(batch, batch)

@@ -18,6 +18,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import HessianError
+from mindspore_hessian._numbers import is_integer
 
 
 class DistributedError(HessianError, RuntimeError):
@@ -115,7 +116,7 @@ def session(timeout: int = 30) -> Iterator[tuple[int, int]]:
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
     """
-    if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 1:
+    if not is_integer(timeout) or timeout < 1:
         raise ValueError(f"timeout must be a positive number of seconds, but got {timeout!r}")
     if "MS_ROLE" not in os.environ and "RANK_ID" not in os.environ and "RANK_SIZE" not in os.environ:
         raise DistributedError("this process was not started by msrun. For example: msrun --worker_num=2 "

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_hessian import _compat
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.data import Batch
-from mindspore_hessian.operators.likelihoods import LIKELIHOODS, Likelihood, likelihood_of
+from mindspore_hessian.operators.likelihoods import LIKELIHOODS, Likelihood, is_cross_entropy, likelihood_of
 from mindspore_hessian.operators.risk import Kernel
 from mindspore_hessian.transforms._run import check_choice
 
@@ -21,11 +21,30 @@ class _OutputCurvature(CurvatureOperator):
 
     likelihood: Likelihood | None
 
+    by_terms = True
+
     def _given(self, likelihood: str | None) -> Likelihood | None:
         if likelihood is None:
             return likelihood_of(self.risk.loss_fn)
         check_choice("likelihood", likelihood, LIKELIHOODS)
         return LIKELIHOODS[likelihood]
+
+    @property
+    def _weighted(self) -> bool:
+        """Whether the terms of the loss have weights of their own."""
+        return self.risk.weighing.terms is not None
+
+    def _weights(self, batch: Batch) -> np.ndarray:
+        """The weights of the terms of a batch."""
+        assert self.risk.weighing.terms is not None
+        return self.risk.weighing.terms(batch)
+
+    def _refuse_unknown_terms(self, other: str) -> None:
+        """Raise where the batches do not weigh as their samples, and it is not known how the terms in them do."""
+        weighing = self.risk.weighing
+        if self.reduction == "mean" and not self._weighted and not weighing.uniform:
+            raise ValueError(f"{type(self).__name__} needs to know what each term of the loss counts, but this loss is "
+                             f"known by what its batches weigh only ({weighing.how}). {other}")
 
     @property
     def _per_position(self) -> bool:
@@ -78,11 +97,11 @@ class FisherOperator(_OutputCurvature):
 
     def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, likelihood: str | None = None,
                  mc_samples: int = 0, seed: int = 0, **options: Any):
-        if not isinstance(mc_samples, int) or isinstance(mc_samples, bool) or mc_samples < 0:
+        if not is_integer(mc_samples) or mc_samples < 0:
             raise ValueError(f"mc_samples must be 0 (exact) or a positive int, but got {mc_samples!r}")
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        if not is_integer(seed) or seed < 0:
             raise ValueError(f"seed must be an int of 0 or more, but got {seed!r}")
-        self.mc_samples, self.seed, self._asked = mc_samples, seed, likelihood
+        self.mc_samples, self.seed, self._asked = int(mc_samples), int(seed), likelihood
         super().__init__(network, loss_fn, data, weights, **options)
 
     def _set_up(self) -> None:
@@ -91,21 +110,29 @@ class FisherOperator(_OutputCurvature):
             raise ValueError("the likelihood of this loss is not known (a loss of your own, or one with weights or "
                              f"label smoothing). Say likelihood={', '.join(map(repr, LIKELIHOODS))}, or use "
                              "GGNOperator or EmpiricalFisherOperator")
+        self._refuse_unknown_terms("GGNOperator is the same matrix, and takes it")
         if self.mc_samples:
             self.kernel = Kernel("FisherOperator.mc", kernels.sampled(self._per_position), (self._per_position,))
         else:
-            build = kernels.fisher(self.likelihood.curvature, self._terms)
-            self.kernel = Kernel("FisherOperator", build, (self.likelihood.name, self.reduction))
+            build = kernels.fisher(self.likelihood.curvature, self._terms, self._weighted)
+            self.kernel = Kernel("FisherOperator", build, (self.likelihood.name, self.reduction, self._weighted))
 
     def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
         if not self.mc_samples:
-            return self.kernel, ()
+            return self.kernel, (Tensor(self._scales(batch).astype(self.dtype)),) if self._weighted else ()
         assert self.likelihood is not None
-        out = _compat.to_numpy(self.risk.run(batch, Kernel("output", kernels.output))).copy()
+        out = self.risk.output(batch)
         rng = np.random.default_rng([self.seed, self.risk.comm.rank, number])
         draws = np.stack([self.likelihood.draw(out, rng) for _ in range(self.mc_samples)])
-        scale = 1.0 if self._terms is None else 1.0 / self._terms(out.shape)
+        scale: Any = 1.0 if self._terms is None else 1.0 / self._terms(out.shape)
+        if self._weighted:
+            scale = self._scales(batch).reshape(out.shape[0], 1, *out.shape[2:])
         return self.kernel, (Tensor((draws * np.sqrt(scale / self.mc_samples)).astype(self.dtype)),)
+
+    def _scales(self, batch: Batch) -> np.ndarray:
+        """What the Fisher information of each term is multiplied by."""
+        weights = self._weights(batch)
+        return weights / weights.sum() if self.reduction == "mean" else weights
 
 
 class EmpiricalFisherOperator(_OutputCurvature):
@@ -147,10 +174,18 @@ class EmpiricalFisherOperator(_OutputCurvature):
 
     def _set_up(self) -> None:
         self.likelihood = self._given(self._asked)
-        self._counted = self.likelihood is None and self.reduction == "mean"
+        if self.likelihood is None and is_cross_entropy(self.risk.loss_fn):  # with weights or label smoothing
+            self.likelihood = LIKELIHOODS["categorical"]
+        self._refuse_unknown_terms("Pass a loss that says it, such as nn.CrossEntropyLoss(weight=, ignore_index=)")
+        terms = self._terms or (_rows if self.reduction == "mean" else None)
         name = self.likelihood.name if self.likelihood is not None else None
         self.kernel = Kernel("EmpiricalFisherOperator", kernels.empirical(
-            self._per_position, self._terms, self._counted), (name, self.reduction))
+            self._per_position, terms, self._weighted), (name, self.reduction, self._weighted))
 
     def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
-        return self.kernel, (Tensor(np.array(batch.size, self.dtype)),) if self._counted else ()
+        return self.kernel, (Tensor(self._weights(batch).astype(self.dtype)),) if self._weighted else ()
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    """The number of samples of an output."""
+    return shape[0]

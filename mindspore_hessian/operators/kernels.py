@@ -6,17 +6,29 @@ the weights. Vectors are flat, one (N,) or several (k, N), which are batched; so
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import ops, vmap
+from mindspore import Tensor, ops, vmap
 
 from mindspore_hessian.transforms import _graph, _rows
 
+NOT_ONE = ("the network returns something else than one Tensor, and the operator is about one. Say which with output=: "
+           "an index for a tuple (output=0), a key for a dict (output='logits'), or a function of what it returns")
 _CAST, _RESHAPE, _CONCAT = ops.Cast(), ops.Reshape(), ops.Concat()
+
+
+def one_output(f):
+    """`f`, refusing an output that is not one Tensor."""
+    def checked(*xs):
+        out = f(*xs)
+        if not isinstance(out, Tensor):
+            raise TypeError(NOT_ONE)
+        return out
+    return _graph.one_tensor(checked)
 
 
 def risk(f, loss, n):
     """The loss as a function of inputs and targets."""
     if loss is None:
-        return _graph.scalar(f)
+        return _graph.scalar(one_output(f))
 
     def both(*xs):
         return loss(f(*xs[:n]), *xs[n:])
@@ -76,8 +88,8 @@ def hessian(f, loss, n, params):
 
 def _around(f, n, params, metric):
     """J^T M J v: ``metric(out, rest, u)`` is M u at the network's output, given what follows the inputs."""
-    out = _graph.one_tensor(f)
-    push, pull = _graph.jvp(out, (), params), _graph.vjp(_graph.one_tensor(f), (), params)  # see _gauss_newton
+    out = one_output(f)
+    push, pull = _graph.jvp(out, (), params), _graph.vjp(one_output(f), (), params)  # see _gauss_newton
 
     def product(xs, vs):
         inputs = xs[:n]
@@ -94,18 +106,31 @@ def ggn(f, loss, n, params):
     return _around(f, n, params, metric)
 
 
-def fisher(curvature, terms):
+def slope(loss):
+    """The gradient of the loss by the network's output."""
+    pull = _graph.gradient(_graph.scalar(loss), (0,), None)
+
+    def by_output(out, *targets):
+        return pull(out, *targets)[0]
+    return by_output
+
+
+def fisher(curvature, terms, weighted=False):
     """J^T F J v, where ``curvature(out, u)`` is the Fisher information of one draw at the output, times u.
 
-    ``terms(shape)``: the number of draws that a mean divides by; None for a sum.
+    ``terms(shape)``: the number of draws that a mean divides by; None for a sum. With `weighted`, what each position
+    is multiplied by comes after the targets instead.
     """
     count = None if terms is None else ops.constexpr(terms)
 
     def make(f, loss, n, params):
-        def metric(out, targets, u):
+        def metric(out, rest, u):
+            product = curvature(out, u)
+            if weighted:
+                return product * _RESHAPE(rest[-1], (out.shape[0], 1) + out.shape[2:])
             if count is None:
-                return curvature(out, u)
-            return curvature(out, u) / count(out.shape)
+                return product
+            return product / count(out.shape)
         return _around(f, n, params, metric)
     return make
 
@@ -135,30 +160,38 @@ def sampled(per_position):
     return make
 
 
-def empirical(per_position, terms, counted):
+def empirical(per_position, terms, weighted=False):
     """J^T (sum of g g^T) J v, for the gradients g of the loss at the output, times the number of terms of a mean.
 
-    ``terms(shape)`` gives it, or with `counted` it comes after the targets; it is 1 where neither is there.
+    ``terms(shape)`` gives it; None for a sum. With `weighted`, the weight of each term comes after the targets.
     """
     contract, count = _rank_one(per_position), None if terms is None else ops.constexpr(terms)
 
     def make(f, loss, n, params):
-        slope = _graph.gradient(_graph.scalar(loss), (0,), None)
+        gradient = slope(loss)
+
+        def number(out, given):
+            if weighted:
+                lead = (out.shape[0], 1) + out.shape[2:]
+                weight = _RESHAPE(given, lead) if per_position else _RESHAPE(
+                    _RESHAPE(given, (out.shape[0], -1)).sum(1), (out.shape[0],) + (1,) * (out.ndim - 1))
+                total = 1 if count is None else weight.sum()
+                return ops.select(weight > 0, total / ops.select(weight > 0, weight, ops.ones_like(weight)),
+                                  ops.zeros_like(weight))
+            return 1 if count is None else count(out.shape)
 
         def metric(out, rest, u):
-            targets, number = rest, 1
-            if counted:
-                targets, number = rest[:-1], rest[-1]
-            elif count is not None:
-                number = count(out.shape)
-            return contract(ops.expand_dims(slope(out, *targets)[0], 0), u) * number
+            targets, given = rest, 0
+            if weighted:
+                targets, given = rest[:-1], rest[-1]
+            return contract(ops.expand_dims(gradient(out, *targets), 0), u) * number(out, given)
         return _around(f, n, params, metric)
     return make
 
 
 def output(f, loss, n, params):
     """The network's output."""
-    out = _graph.one_tensor(f)
+    out = one_output(f)
 
     def forward(*xs):
         return out(*xs[:n])

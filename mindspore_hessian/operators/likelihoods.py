@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import mint, nn, ops
 
 from mindspore_hessian.operators import kernels
+from mindspore_hessian.operators.weighing import options_of, unwrapped
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ LIKELIHOODS = {
 
 _CLASSES: dict[Any, str] = {
     nn.CrossEntropyLoss: "categorical", nn.SoftmaxCrossEntropyWithLogits: "categorical",
-    nn.MSELoss: "gaussian", nn.BCEWithLogitsLoss: "bernoulli",
+    nn.MSELoss: "gaussian", nn.BCEWithLogitsLoss: "bernoulli", mint.nn.CrossEntropyLoss: "categorical",
+    mint.nn.MSELoss: "gaussian", mint.nn.BCEWithLogitsLoss: "bernoulli",
 }
 _FUNCTIONS: dict[Any, str] = {
     ops.cross_entropy: "categorical", ops.mse_loss: "gaussian", ops.binary_cross_entropy_with_logits: "bernoulli",
@@ -76,10 +78,19 @@ _MODIFIED = ("weight", "weights", "pos_weight", "label_smoothing")  # options th
 
 def likelihood_of(loss_fn: Any) -> Likelihood | None:
     """The likelihood whose negative logarithm the loss is; None where it is not known."""
-    name = _class(loss_fn) if isinstance(loss_fn, nn.Cell) else _function(loss_fn)
-    if name is None or any(_set(getattr(loss_fn, option, None)) for option in _MODIFIED):
+    name = _name(loss_fn)
+    if name is None or any(_set(option) for option in options_of(loss_fn, _MODIFIED).values()):
         return None
     return LIKELIHOODS[name]
+
+
+def is_cross_entropy(loss_fn: Any) -> bool:
+    """Whether it is one, also with weights of classes or label smoothing."""
+    return _name(loss_fn) == "categorical"
+
+
+def _name(loss_fn: Any) -> str | None:
+    return _class(loss_fn) if isinstance(loss_fn, nn.Cell) else _function(unwrapped(loss_fn))
 
 
 def _class(loss_fn: nn.Cell) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian.device import device_info
 
 if TYPE_CHECKING:
@@ -86,10 +87,10 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
         ValueError: not positive numbers.
     """
     for name, number in (("columns", columns), ("max_memory", max_memory)):
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+        if number is not None and (not is_integer(number) or number < 1):
             raise ValueError(f"{name} must be a positive int, but got {number!r}")
     size = op.shape[0]
-    batch = next(iter(op.risk.data))
+    batch = op.risk.data.first()
     kernel, extras = op._make(batch, 0)
     vector = Tensor(np.ones(size, op.dtype))
 

@@ -1,10 +1,11 @@
 """A network, its loss and its data as one function of the weights, the empirical risk, and passes over it.
 
-The risk is the sum over the batches of ``(n_b / N) * loss_b`` where the loss is a mean over its batch, and of
-``loss_b`` where it is a sum; n_b is the number of samples of the batch, N that of the data.
+The risk is the sum over the batches of ``(w_b / W) * loss_b`` where the loss is a mean over its batch, and of
+``loss_b`` where it is a sum; w_b is what the mean of the batch divides by (see `weighing`), W the sum of these.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,12 @@ from mindspore_hessian import _compat, _compile
 from mindspore_hessian._callable import Call
 from mindspore_hessian._errors import KernelError, NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.operators import kernels
-from mindspore_hessian.operators.data import Batch, Data, twice
+from mindspore_hessian.operators import kernels, weighing
+from mindspore_hessian.operators.data import NO_BATCHES, Batch, Data, leaves, together, twice
 from mindspore_hessian.operators.distributed import ALONE, Communicator
+from mindspore_hessian.operators.output import Choice
 from mindspore_hessian.operators.progress import Partial, bar
+from mindspore_hessian.operators.weighing import SAMPLES, Weighing
 from mindspore_hessian.operators.weights import Weights
 from mindspore_hessian.transforms._assemble import batched_or_loop
 
@@ -41,6 +44,11 @@ class Kernel:
     options: tuple = ()
 
 
+OUTPUT = Kernel("output", kernels.output)
+_NO_PART = re.compile(r"TupleGetItem evaluator index|does not exist in the dict|object is not subscriptable")
+_LABEL = re.compile(r"(?i)label must in scope|GatherD.*value of 'index' must be in")  # as the kernels say it
+
+
 def transposed(matrix: np.ndarray) -> np.ndarray:
     """matrix.T as rows that are each in one piece, in blocks that fit the cache: three times as fast as numpy's way."""
     if matrix.flags.f_contiguous:
@@ -51,33 +59,103 @@ def transposed(matrix: np.ndarray) -> np.ndarray:
     return out
 
 
-class Risk:
-    """See the module. The arguments are those of the operators, checked."""
+_PAIRS = 8  # of batches that are put together, at most, to see whether a loss is a mean of its samples
 
-    _batch = 0  # the number of the batch that a pass is at, for errors
+
+class Risk:
+    """See the module. The arguments are those of the operators, checked.
+
+    `by_terms`: the weights of the terms within each batch matter as well (a Fisher information).
+    """
 
     def __init__(self, network: Any, loss_fn: Any, data: Data, weights: Weights, reduction: str | None,
-                 num_data: int | None, comm: Communicator = ALONE):
+                 num_data: int | None, comm: Communicator = ALONE, batch_weight: Any = None,
+                 output: Choice | None = None, by_terms: bool = False):
         self.network, self.loss_fn, self.data, self.weights, self.comm = network, loss_fn, data, weights, comm
-        self.num_batches, self.num_data = self._counted(num_data)
-        self.reduction = reduction or self._detected()
+        self.choice = output or Choice()
+        stated = None if batch_weight is None else weighing.stated(batch_weight)
+        self.reduction = reduction or self._said() or self._detected()
+        known = stated or (None if loss_fn is None else weighing.known(loss_fn, self.classes))
+        self.weighing: Weighing = known or SAMPLES
+        self.num_batches = self.data.count() or 0
+        if num_data is not None and self.num_batches and comm is ALONE and known is SAMPLES:
+            self.num_data = self._total = num_data
+            return
+        with comm.together(2):
+            sizes, counts = self._counted()
+            if known is None and self.reduction == "mean" and (by_terms or len(sizes) > 1 or comm is not ALONE):
+                self.weighing = self._measured()
+                sizes, counts = self._counted()
+        self.num_batches = len(sizes)
+        samples, total = comm.total(np.array([float(sum(sizes)), sum(counts)]))
+        if self.reduction == "mean" and not total:
+            raise ValueError(f"no batch counts: the weights of all ({self.weighing.how}) are 0")
+        self.num_data = num_data or round(samples)
+        self._total = total * self.num_data / samples
 
-    def _counted(self, num_data: int | None) -> tuple[int, int]:
-        if num_data is not None and self.data.count() is not None and self.comm is ALONE:
-            return self.data.count() or 0, num_data
-        sizes = [batch.size for batch in self.data]
-        if not sizes:
-            raise ValueError("data has no batches")
-        return len(sizes), num_data or int(self.comm.total(np.array([float(sum(sizes))]))[0])
+    def _counted(self) -> tuple[list[int], list[float]]:
+        """The number of samples and the weight of each batch."""
+        found = [(batch.size, self.weighing.of(batch)) for batch in self.data]
+        if not found:
+            raise ValueError(NO_BATCHES)
+        return [size for size, _ in found], [weight for _, weight in found]
 
-    def _detected(self) -> str:
-        """Whether the loss is a mean or a sum over its batch: what it says, or what doubling a batch does to it."""
-        said = getattr(self.loss_fn, "reduction", None)
+    def _measured(self) -> Weighing:
+        """How a loss weighs its batches that is not one of MindSpore's own."""
+        if self.loss_fn is None:
+            return self._compared("the network returns the loss itself")
+        measure = weighing.Measure(self)
+        try:
+            for batch in self.data:
+                measure.refer(batch)
+            for batch in self.data:
+                measure.add(batch)
+        except weighing.Unmeasurable as err:
+            return self._compared(str(err))
+        return measure.weighing(self.comm is not ALONE)
+
+    def _compared(self, why: str) -> Weighing:
+        """The same from losses alone: that of two batches in one must be the mean of theirs, weighed by samples.
+
+        Raises:
+            ValueError: it is not.
+        """
+        pairs, waiting = 0, None
+        for batch in self.data if not self.training() else ():
+            if waiting is None:
+                waiting = batch
+                continue
+            one, other, waiting = waiting, batch, None
+            try:
+                both = together(one, other)
+            except (ValueError, TypeError, RuntimeError):
+                continue  # shapes that do not go into one Tensor
+            first, second, value = self.loss(one), self.loss(other), self.loss(both)
+            mean = (one.size * first + other.size * second) / both.size
+            if not abs(value - mean) <= weighing.TOLERANCE * max(abs(first), abs(second), abs(value)):  # or NaN
+                raise ValueError(
+                    f"the loss is not a mean over its samples: it is {first:.6g} for batch {one.number} "
+                    f"({one.size} samples), {second:.6g} for batch {other.number} ({other.size}), and {value:.6g}, not "
+                    f"{mean:.6g}, for both in one. {weighing.STATE_IT}")
+            pairs += 1
+            if pairs == _PAIRS:
+                break
+        checked = f"compared in {pairs} pairs of batches" if pairs else f"not checked: {why}"
+        return Weighing(f"their samples ({checked})", SAMPLES.of, uniform=True)
+
+    def _said(self) -> str | None:
+        """Whether the loss says that it is a mean or a sum over its batch."""
+        function = weighing.unwrapped(self.loss_fn)
+        said = (weighing.options_of(self.loss_fn, ("reduction",))["reduction"] if weighing.is_known(function) else
+                getattr(function, "reduction", None))
         if said is None and isinstance(self.loss_fn, nn.LossBase) and getattr(self.loss_fn, "reduce", False):
             said = "mean" if self.loss_fn.average else "sum"
-        if said in ("mean", "sum"):
-            return said
-        batch = next(iter(self.data))
+        return said if said in ("mean", "sum") else None
+
+    def _detected(self) -> str:
+        """The same, from what doubling a batch does to the loss: the first batch that has one."""
+        first = self.data.first()
+        batch = next((one for one in self.data if np.isfinite(self.loss(one))), first)
         once, double = (float(self.loss(b)) for b in (batch, twice(batch)))
         for name, factor in (("mean", 1.0), ("sum", 2.0)):
             if abs(double - factor * once) <= 1e-3 * max(abs(once), 1e-30):
@@ -87,8 +165,8 @@ class Risk:
             f"{double:.6g} where every sample is in it twice. Say how batches add up: reduction='mean' or 'sum'")
 
     def factor(self, batch: Batch) -> float:
-        """The weight of a batch in the risk."""
-        return batch.size / self.num_data if self.reduction == "mean" else 1.0
+        """The weight of a batch in the risk; one of weight 0 has no loss, as its mean is 0/0."""
+        return self.weighing.of(batch) / self._total if self.reduction == "mean" else 1.0
 
     # --- one batch --------------------------------------------------------------------------------------------------
 
@@ -104,21 +182,55 @@ class Risk:
         count = len(forward.leaves)
 
         def build(f: Callable) -> Callable:
-            return kernel.build(f, loss.function() if loss is not None else None, count, self.weights.parameter_tuple)
+            return kernel.build(self.choice.of(f), loss.function() if loss is not None else None, count,
+                                self.weights.parameter_tuple)
 
         def first(f: Callable) -> Callable:
-            slope = kernels.gradient(f, loss.function() if loss is not None else None, count,
+            slope = kernels.gradient(self.choice.of(f), loss.function() if loss is not None else None, count,
                                      self.weights.parameter_tuple)
 
             def run(*tensors):
                 return slope(*tensors[:count + len(targets)])
             return run
 
+        options = (*kernel.options, template, count, len(targets), self.choice.key)
         try:
-            return _compile.execute(kernel.name, forward, build, (*kernel.options, template, count, len(targets)),
-                                    (*targets, *extras), self.weights.parameters, also, first=first)
-        except KernelError as err:
-            raise KernelError(f"batch {self._batch}: {err}") from err.__cause__
+            return _compile.execute(kernel.name, forward, build, options, (*targets, *extras), self.weights.parameters,
+                                    (*also, *self.choice.captured), first=first)
+        except (TypeError, ValueError, LookupError, RuntimeError) as err:
+            if kernel is not OUTPUT:
+                self._explain(batch, err)
+            if isinstance(err, KernelError):
+                raise KernelError(f"batch {batch.number}: {err}") from err.__cause__
+            raise
+
+    def _explain(self, batch: Batch, err: Exception) -> None:
+        """Raise a clearer error where the outputs or the labels are the cause."""
+        if _LABEL.search(f"{err} {err.__cause__}"):
+            for labels in (_compat.to_numpy(leaf) for leaf in leaves(batch.targets)):
+                if labels.dtype.kind in "iu":
+                    classes = self.classes()
+                    above = labels[labels >= classes]  # first: what is below may be what the loss ignores
+                    weighing.check_labels(above if above.size else labels[labels < -classes], batch.number, classes)
+        elif not self.choice.captured and _NO_PART.search(str(err)):
+            raise ValueError(f"output={self.choice.pick!r} is no part of what the network returns: {err}") from err
+        elif isinstance(err, TypeError | ValueError) and self.choice.pick is None and self.loss_fn is not None:
+            try:
+                self.output(batch)
+            except TypeError as other:
+                if kernels.NOT_ONE in str(other):
+                    raise TypeError(kernels.NOT_ONE) from err
+            except Exception:  # the first error says more
+                return
+
+    def output(self, batch: Batch) -> np.ndarray:
+        """What the network gives for a batch."""
+        return _compat.to_numpy(self.run(batch, OUTPUT)).copy()
+
+    def classes(self) -> int:
+        """The number of classes: that of axis 1 of the network's output."""
+        shape = self.output(self.data.first()).shape
+        return shape[1] if len(shape) > 1 else shape[0]
 
     def loss(self, batch: Batch) -> float:
         """The loss of one batch."""
@@ -126,25 +238,29 @@ class Risk:
 
     # --- passes -----------------------------------------------------------------------------------------------------
 
-    def batches(self, what: str, progress: bool | None, skip: int = 0) -> Iterator[tuple[int, Batch]]:
-        """The batches with their numbers, under a progress bar."""
+    def batches(self, what: str, progress: bool | None, skip: int = 0) -> Iterator[tuple[int, Batch, float]]:
+        """The batches with their numbers and factors, but those of factor 0, under a progress bar."""
         with bar(what, self.num_batches, progress, self.comm.rank, skip) as shown:
             for number, batch in enumerate(self.data):
                 if number < skip:
                     continue
-                self._batch = number
-                yield number, batch
+                if factor := self.factor(batch):
+                    yield number, batch, factor
                 shown.update()
+
+    def value(self) -> float:
+        """The risk, from this process's data."""
+        return sum(factor * self.loss(batch) for _, batch, factor in self.batches("loss", False))
 
     @interruptible
     def gradient_and_loss(self, progress: bool | None = None) -> tuple[np.ndarray, float]:
         """The gradient of the risk, flat, and the risk."""
         total, value = np.zeros(sum(self.weights.sizes)), 0.0
         with self.comm.together(total.size + 1):
-            for _, batch in self.batches("gradient", progress):
+            for _, batch, factor in self.batches("gradient", progress):
                 loss, slope = self.run(batch, Kernel("gradient", kernels.gradient))
-                total += self.factor(batch) * _compat.to_numpy(slope)
-                value += self.factor(batch) * float(_compat.to_numpy(loss))
+                total += factor * _compat.to_numpy(slope)
+                value += factor * float(_compat.to_numpy(loss))
         joined = self.comm.total(np.append(total, value))
         return joined[:-1].astype(self.weights.numpy_dtype), float(joined[-1])
 
@@ -163,11 +279,11 @@ class Risk:
         start, total = (state[0], state[1].T) if state is not None else (0, None)
         rows = transposed(matrix)
         with self.comm.together(matrix.size):
-            for number, batch in self.batches("product", progress, start):
+            for number, batch, factor in self.batches("product", progress, start):
                 kernel, extras = make(batch, number)
                 part = self._product(batch, kernel, extras, rows, batched)
                 self._check(part, kernel, number)
-                share = self.factor(batch) * part  # a copy: the next call may write where this result is
+                share = factor * part  # a copy: the next call may write where this result is
                 if total is None:
                     total = share
                 elif total.dtype == np.float64:

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from mindspore_hessian import _compat
-from mindspore_hessian._tree import check_weights
+from mindspore_hessian._tree import check_weights, several_weights
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.transforms._assemble import cut_line
 
@@ -107,6 +107,7 @@ def choose(network: Any, weights: Any) -> Weights:
             raise ValueError("the network has no trainable weights; pass weights=" if isinstance(network, nn.Cell) else
                              "the function is not a Cell, so say which Parameters: weights=net.trainable_params()")
         return Weights(trainable)
+    weights = several_weights(weights)
     several = weights if isinstance(weights, tuple | list) else (weights,)
     chosen: list[Parameter] = []
     for one in several:

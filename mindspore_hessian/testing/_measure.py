@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_hessian._errors import HessianError, NonFiniteWarning, RecompileWarning
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian.testing._point import PRECISION, Point
 from mindspore_hessian.testing._report import USUALLY, Check, Report
 from mindspore_hessian.transforms._run import check_choice
@@ -60,7 +61,7 @@ class Settings:
             raise ValueError("modes is empty; the first of them is what the others are compared with")
         for mode in modes:
             check_choice("modes", mode, allowed)
-        if not isinstance(directions, int) or isinstance(directions, bool) or directions < 2:
+        if not is_integer(directions) or directions < 2:
             raise ValueError(f"directions must be an int of at least 2, but got {directions!r}")
         for name, value in (("rtol", rtol), ("atol", atol), ("order", order)):
             if value is not None and not value >= 0:

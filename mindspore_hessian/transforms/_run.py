@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore_hessian import _compile
 from mindspore_hessian._callable import Call
 from mindspore_hessian._inplace import refuse_in_graph
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian._tree import Variables, as_args, check_finite, variables
 from mindspore_hessian.transforms import _graph
 from mindspore_hessian.transforms._in_graph import tensors_in
@@ -140,7 +141,7 @@ def check_chunk(chunk_size: Any) -> None:
     """Raise where `chunk_size` is neither None nor a positive int."""
     if chunk_size is None:
         return
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
+    if not is_integer(chunk_size):
         raise TypeError(f"chunk_size must be an int or None, but got {chunk_size!r}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, but got {chunk_size}")

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor, vmap
 
 from mindspore_hessian import _compat
+from mindspore_hessian._numbers import is_integer
 from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import (
@@ -38,7 +39,7 @@ def sample_axes(problem: Problem, in_axes: Any, args: tuple) -> tuple[int | None
     for number, (argument, axis) in enumerate(zip(args, per_argument, strict=True)):
         if axis is None or number not in problem.call.index:
             continue
-        if not isinstance(axis, int) or isinstance(axis, bool):
+        if not is_integer(axis):
             raise TypeError(f"in_axes must hold ints and None, but got {axis!r}")
         if not -argument.ndim <= axis < argument.ndim:
             raise ValueError(f"in_axes: argument {number} of shape {tuple(argument.shape)} has no axis {axis}")
