@@ -211,6 +211,8 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
             _inplace.refuse_left(written)
         except Exception as err:
             error = translate(err)
+            if _compat.fails_as_cell(err):  # or it ended so at what is no loop
+                error = _without_kernel(function, leaves) or error
             if isinstance(error, MissingRuleError) and (name := primitive_of(error)):
                 quick = first is not None and time.perf_counter() - start < _PATIENCE
                 lower = first(function) if first is not None and quick else function
@@ -251,6 +253,16 @@ def _located(error: MissingRuleError, name: str, compile_lower: Callable[[], Any
     if isinstance(lower, MissingRuleError) and primitive_of(lower) == name and "no kernel" in str(lower):
         error = lower
     return MissingRuleError(f"{error} {name} comes from {', '.join(lines)}." if lines else str(error))
+
+
+def _without_kernel(function: Callable, leaves: tuple) -> MissingRuleError | None:
+    """The error of a function that has itself a primitive without a kernel; None for one that has not."""
+    try:
+        _compat.Graph(function, leaves, "O0")
+    except Exception as err:
+        error = translate(err)
+        return error if isinstance(error, MissingRuleError) else None
+    return None
 
 
 def _refuse_broken(compile_forward: Callable[[], Any]) -> None:

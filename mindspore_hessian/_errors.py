@@ -58,7 +58,8 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 _MISSING = re.compile(r"Primitive (\w+)'s bprop not defined")
-_KERNEL = re.compile(r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator )\[?(\w+)")
+_KERNEL = re.compile(r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator |"
+                     r"The kernel (?=\w+ unregistered))\[?(\w+)")
 _PYTHON = re.compile(r"jit_syntax_level to LAX|In JIT strict mode|__call_func_str__")
 _PRIMITIVE = re.compile(r"^primitive (\w+) has no (?:derivative|kernel)")
 _LIBRARY = re.compile(r"/mindspore/|mindspore_hessian[/_]")  # places that are not the user's
@@ -103,7 +104,7 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
             "MindSpore cannot differentiate a loop of this function so often. A `while` over a Tensor can be, where "
             "the weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. A Python loop of a "
             f"known number of turns (for i in range(3)) always is. MindSpore says: {short}")
-    if isinstance(err, ValueError | TypeError | NotImplementedError | AttributeError | NameError | IndexError):
+    if type(err) in (ValueError, TypeError, NotImplementedError):
         return type(err)(short)
     return NotCompilableError(f"MindSpore cannot compile this function: {short}")
 

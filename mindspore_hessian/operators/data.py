@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,7 @@ class Data:
                 raise ValueError(f"batch {number} has no samples: a Tensor in it has shape {tuple(leaf.shape)}")
         args, kwargs, targets = (mapped(_tensor, part) for part in (args, kwargs, targets))
         size = self.batch_size_fn(raw) if self.batch_size_fn else _length((*args, *kwargs.values(), *targets), number)
-        if not size >= 1:
+        if not (isinstance(size, numbers.Real) and size >= 1):
             raise ValueError(f"batch_size_fn must give a positive int, but gave {size!r} for batch {number}")
         return Batch(args, kwargs, targets, int(size), number, raw)
 
@@ -178,7 +179,7 @@ def _source(data: Any, has_loss: bool) -> Any:
         return data
     if isinstance(data, tuple | dict | Tensor | np.ndarray):
         return [data]
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise TypeError("data must be a mindspore.dataset pipeline, a list of batches, or one batch (a tuple, dict or "
                         f"Tensor), but got {type(data).__name__}")
     if isinstance(data, Iterator) or _is_used_up(data):
@@ -212,6 +213,8 @@ def _parameter_names(network: Any) -> set[str] | None:
 
 
 def _tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "fiubc":
+        raise TypeError(f"data holds an array of dtype {value.dtype}, of which no Tensor can be made")
     return Tensor(value) if isinstance(value, np.ndarray) else value
 
 

@@ -18,7 +18,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import check_bool, is_integer
 
 
 class DistributedError(HessianError, RuntimeError):
@@ -93,8 +93,7 @@ class Processes(Communicator):
 
 def communicator(distributed: Any, dtype: np.dtype) -> Communicator:
     """The processes to sum over: this one alone, or those of the job."""
-    if not isinstance(distributed, bool):
-        raise TypeError(f"distributed must be a bool, but got {distributed!r}")
+    check_bool("distributed", distributed)
     return Processes(dtype) if distributed else ALONE
 
 

@@ -87,7 +87,7 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
         ValueError: not positive numbers.
     """
     for name, number in (("columns", columns), ("max_memory", max_memory)):
-        if number is not None and (not is_integer(number) or number < 1):
+        if not (number is None and name == "max_memory") and (not is_integer(number) or number < 1):
             raise ValueError(f"{name} must be a positive int, but got {number!r}")
     size = op.shape[0]
     batch = op.risk.data.first()

@@ -200,8 +200,8 @@ class Risk:
         except (TypeError, ValueError, LookupError, RuntimeError) as err:
             if kernel is not OUTPUT:
                 self._explain(batch, err)
-            if isinstance(err, KernelError):
-                raise KernelError(f"batch {batch.number}: {err}") from err.__cause__
+            if isinstance(err, KernelError) or (type(err) in (TypeError, ValueError) and err.__cause__ is not None):
+                raise type(err)(f"batch {batch.number}: {err}") from err.__cause__
             raise
 
     def _explain(self, batch: Batch, err: Exception) -> None:

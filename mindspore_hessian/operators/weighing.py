@@ -154,9 +154,16 @@ def _with_labels(classes: Callable[[], int]) -> Weighing:
     count = functools.cache(classes)
 
     def of(batch: Batch) -> float:
-        check_labels(_compat.to_numpy(next(leaves(batch.targets))), batch.number, count())
+        check_labels(_target(batch), batch.number, count())
         return float(batch.size)
     return Weighing(SAMPLES.how, of, uniform=True)
+
+
+def _target(batch: Batch) -> np.ndarray:
+    """The first Tensor of what the loss gets after the output."""
+    for leaf in leaves(batch.targets):
+        return _compat.to_numpy(leaf)
+    raise TypeError(f"batch {batch.number} has no target: the loss needs a Tensor or array after the inputs")
 
 
 def _indexed(weight: Any, ignored: int | None) -> Weighing:
@@ -164,7 +171,7 @@ def _indexed(weight: Any, ignored: int | None) -> Weighing:
     classes = None if weight is None else np.asarray(_compat.to_numpy(weight), np.float64)
 
     def terms(batch: Batch) -> np.ndarray:
-        target = _compat.to_numpy(next(leaves(batch.targets)))
+        target = _target(batch)
         if target.dtype.kind == "f":
             return np.ones((target.shape[0], *target.shape[2:]))
         counted = np.ones(target.shape, bool) if ignored is None else target != ignored

@@ -175,7 +175,7 @@ def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, wei
 
 def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, weights: Any, in_axes: Any,
                  chunk_size: int | None, kind: str) -> Callable:
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
     check_chunk(chunk_size)
     name = public.__name__
@@ -281,7 +281,7 @@ def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, i
         >>> print(batched_hessian(lambda x: (x ** 3).sum())(points).shape)
         (2, 2, 2)
     """
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     check_chunk(chunk_size)
     if in_axes is None:
         raise ValueError("in_axes is None; for one point use hessian()")

@@ -166,7 +166,7 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
         >>> hessian(lambda x: (x ** 3).sum(), sparse=True)(ms.ops.ones(1000)).nnz
         1000
     """
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)
@@ -232,7 +232,7 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
         >>> print(value, gradient)
         9.0 [ 3. 12.]
     """
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)

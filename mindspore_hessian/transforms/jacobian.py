@@ -73,7 +73,7 @@ def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weig
         [[2. 0.]
          [0. 4.]]
     """
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
     check_choice("mode", mode, MATRICES)
     check_chunk(chunk_size)

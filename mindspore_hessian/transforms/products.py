@@ -420,8 +420,9 @@ def _checked(fn, inputs, vectors, grad_position, has_aux, weights, mode, what="v
 
 def _checked_ggnvp(forward, loss, inputs, vectors, weights, grad_position):
     """The same for `ggnvp`, and its kernel."""
-    if not callable(loss):
-        raise TypeError(f"loss must be callable, but got {type(loss).__name__}")
+    for name, function in (("forward", forward), ("loss", loss)):
+        if not callable(function):
+            raise TypeError(f"{name} must be callable, but got {type(function).__name__}")
     problem = Problem.of_inputs(forward, inputs, grad_position, weights, False)
     flat = problem.vars.flatten(vectors, "vectors")
     inner = Call.bind(loss, ())
