@@ -191,8 +191,8 @@ def _check_arguments(fn: Any, count: int, names: tuple[str, ...]) -> None:
         signature.bind(*range(count), **dict.fromkeys(names))
     except TypeError as err:
         others = f" and {', '.join(names)}" if names else ""
-        raise TypeError(f"{_source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it does not "
-                        f"take: {err}") from None
+        raise TypeError(f"{_source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it does "
+                        f"not take: {err}") from err
 
 
 _slow_calls: Counter[Any] = Counter()

@@ -31,7 +31,7 @@ from mindspore_hessian._errors import (
     warn,
 )
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 from mindspore_hessian._tree import tensors_of
 
 _PATIENCE = 5.0  # seconds of compilation after which only the function itself, no gradient of it, is compiled again
@@ -104,7 +104,7 @@ def set_cache_size(maxsize: int) -> None:
         ValueError: `maxsize` is not a positive integer.
     """
     if not is_integer(maxsize) or maxsize < 1:
-        raise ValueError(f"maxsize must be a positive integer, but got {maxsize!r}")
+        raise ValueError(f"maxsize must be a positive integer, but got {shown(maxsize)}")
     with _lock:
         _counts["maxsize"] = maxsize
         _evict()

@@ -64,6 +64,9 @@ _PYTHON = re.compile(r"jit_syntax_level to LAX|In JIT strict mode|__call_func_st
 _PRIMITIVE = re.compile(r"^primitive (\w+) has no (?:derivative|kernel)")
 _LIBRARY = re.compile(r"/mindspore/|mindspore_hessian[/_]")  # places that are not the user's
 _RAN = re.compile(r"LaunchKernel|ops/kernel/\w+/native|Model execution error")
+_ADVICE = re.compile(r" ?Try to set jit_syntax_level to LAX\.?|"  # where there are no gradients
+                     r" ?You can use os\.environ\['MS_DEV_JIT_SYNTAX_LEVEL'\].*?syntax\.|"
+                     r", Please confirm whether the device target.*?support list\.")
 _LOOP = re.compile(r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|"
                    r"For `(?:Scan|ForiLoop|WhileLoop)")
 
@@ -117,6 +120,7 @@ def primitive_of(error: BaseException) -> str:
 
 def first_paragraph(text: str) -> str:
     """The part of a MindSpore message that a user can read: before its stacks and rules of dashes, in one line."""
+    text = _ADVICE.sub("", text)
     bodies = [" ".join(part.split()).strip("' ") for part in re.split(r"\n?-{10,}\n", "\n" + text)]
     line = next((body for body in bodies if body and not body.startswith("- ")), "")
     places = [place for place in re.findall(r"In file (\S+?:\d+)", text) if not _LIBRARY.search(place)]

@@ -12,7 +12,7 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore_hessian import _compat
 from mindspore_hessian._callable import Call
 from mindspore_hessian._errors import NonFiniteWarning, warn
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 
 FLOATS = (ms.float16, ms.float32, ms.float64, ms.bfloat16)
 
@@ -200,7 +200,7 @@ def check_position(grad_position: Any) -> None:
                         "the function that a transform returns: hessian(fn)(x)")
     several = isinstance(grad_position, tuple | list)
     if grad_position is not None and not all(map(is_integer, grad_position if several else (grad_position,))):
-        raise TypeError(f"grad_position must be an int or a tuple of ints, but got {grad_position!r}")
+        raise TypeError(f"grad_position must be an int or a tuple of ints, but got {shown(grad_position)}")
 
 
 def several_weights(weights: Any) -> Any:

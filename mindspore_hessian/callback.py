@@ -23,9 +23,9 @@ from mindspore.train import Callback
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import check_progress
+from mindspore_hessian._numbers import check_choice, check_progress, shown
 from mindspore_hessian.estimators import SpectralDensity, eigsh, spectral_density, trace
-from mindspore_hessian.estimators._checks import check_choice, check_integer, check_real
+from mindspore_hessian.estimators._checks import check_integer, check_real
 from mindspore_hessian.operators.base import Operator
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.hessian import HessianOperator
@@ -203,10 +203,10 @@ class CurvatureMonitor(Callback):
         check_real("tol", tol)
         check_progress(progress)
         if isinstance(metrics, str) or not isinstance(metrics, Iterable):
-            raise TypeError(f"metrics must be a tuple of names, as ('trace',), but got {metrics!r}")
+            raise TypeError(f"metrics must be a tuple of names, as ('trace',), but got {shown(metrics)}")
         for name, path in (("file", file), ("tensorboard", tensorboard)):
             if path is not None and not isinstance(path, str | os.PathLike):
-                raise TypeError(f"{name} must be a path or None, but got {path!r}")
+                raise TypeError(f"{name} must be a path or None, but got {shown(path)}")
         if options is not None and not isinstance(options, dict):
             raise TypeError(f"options must be a dict of arguments of HessianOperator, but got {type(options).__name__}")
         for metric in metrics:

@@ -14,7 +14,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import check_bool, is_integer
+from mindspore_hessian._numbers import check_bool, is_integer, shown
 from mindspore_hessian.estimators._checks import as_reals, check_real
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
@@ -209,7 +209,7 @@ def blocks(matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None,
     """
     layers = getattr(matrix, "layers", None) if layers is None else layers
     if not isinstance(layers, Mapping) or not layers:
-        raise TypeError(f"layers must be a dict from names to indices, such as op.layers, but got {layers!r}")
+        raise TypeError(f"layers must be a dict from names to indices, such as op.layers, but got {shown(layers)}")
     check_bool("entries", entries)
     dense = as_reals("matrix", matrix.to_dense() if hasattr(matrix, "to_dense") else matrix)
     if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not np.isfinite(dense).all():
@@ -249,7 +249,7 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
     choices = {"parameters", "share", "mean_diagonal", *_COLUMNS}
     if not isinstance(columns, tuple | list) or not columns or any(
             not isinstance(name, str) or name not in choices for name in columns):
-        raise ValueError(f"columns must be some of {', '.join(sorted(choices))}, in a list, but got {columns!r}")
+        raise ValueError(f"columns must be some of {', '.join(sorted(choices))}, in a list, but got {shown(columns)}")
     ax = _axes(ax)
     height, rows = 0.8 / len(columns), np.arange(len(report.rows))
     for number, name in enumerate(columns):
@@ -282,7 +282,7 @@ def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
 def _distances(radius: float, points: int) -> np.ndarray:
     check_real("radius", radius)
     if not is_integer(points) or points < 3 or points % 2 == 0:
-        raise ValueError(f"points must be an odd number of at least 3, but got {points!r}")
+        raise ValueError(f"points must be an odd number of at least 3, but got {shown(points)}")
     return np.linspace(-radius, radius, points)
 
 
@@ -345,7 +345,7 @@ def _check_kind(name: str, value: Any, kind: type, source: str) -> None:
 def _field(measurement: Any, name: str) -> Any:
     value = measurement.get(name) if isinstance(measurement, Mapping) else getattr(measurement, name, None)
     if value is not None and not isinstance(value, numbers.Real):
-        raise TypeError(f"history: {name} must be a number or None, but is {value!r}")
+        raise TypeError(f"history: {name} must be a number or None, but is {shown(value)}")
     return value
 
 

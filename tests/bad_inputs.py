@@ -8,9 +8,9 @@ values that are tried in its place, by a name. `rows` makes single cases of it. 
 """
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,18 +194,19 @@ def without_kernel(primitive: str, fn: Callable) -> Bad:
 # --- bad values, by what is wanted ---------------------------------------------------------------------------------
 
 NO_CALLABLE = {"None": None, "an int": 3, "a string": "f", "a Tensor": X, "a list": [cube]}
-NO_INT = {"a string": "1", "a float": 1.5, "a whole float": 2.0, "a bool": True, "NaN": np.nan, "a list": [1],
+LARGE = {"a large array": np.arange(5000.0).reshape(50, 100), "a network": NET}  # whose repr has many lines
+NO_INT = {**LARGE, "a string": "1", "a float": 1.5, "a whole float": 2.0, "a bool": True, "NaN": np.nan, "a list": [1],
           "complex": 1j}
 NO_COUNT = {**NO_INT, "None": None, "zero": 0, "negative": -1}
 NO_COUNT_OR_NONE = {name: value for name, value in NO_COUNT.items() if name != "None"}
 NO_SEED = {**NO_INT, "None": None, "negative": -1}
-NO_NUMBER = {"a string": "1e-3", "NaN": np.nan, "complex": 1j, "a list": [0.1], "an array": np.ones(2)}
+NO_NUMBER = {**LARGE, "a string": "1e-3", "NaN": np.nan, "complex": 1j, "a list": [0.1], "an array": np.ones(2)}
 NO_POSITIVE = {**NO_NUMBER, "None": None, "zero": 0.0, "negative": -1.0, "infinite": np.inf}
 NO_POSITIVE_OR_NONE = {name: value for name, value in NO_POSITIVE.items() if name != "None"}
 NO_TOL = {name: value for name, value in NO_POSITIVE_OR_NONE.items() if name != "zero"}
-NO_CHOICE = {"an unknown name": "fast", "an empty name": "", "an int": 3, "a list": ["auto"], "another case": "AUTO"}
-NO_BOOL = {"an int": 1, "a string": "yes", "None": None, "a list": [True], "a Tensor": Tensor(True)}
-NO_PROGRESS = {"a string": "yes", "an int": 2, "a list": [True], "an array": np.ones(2)}
+NO_CHOICE = {**LARGE, "an unknown name": "fast", "an empty name": "", "an int": 3, "a list": ["auto"], "another case": "AUTO"}
+NO_BOOL = {**LARGE, "an int": 1, "a string": "yes", "None": None, "a list": [True], "a Tensor": Tensor(True)}
+NO_PROGRESS = {**LARGE, "a string": "yes", "an int": 2, "a list": [True], "an array": np.ones(2)}
 NO_MODE = {**NO_CHOICE, "None": None}
 NO_OBJECT = {"None": None, "a string": "op", "an int": 3, "a list": [1.0], "an object": object()}
 
@@ -225,7 +226,7 @@ NO_VECTORS = {
     "integers": Tensor([1, 1]), "a list of floats": [1.0, 1.0], "an array in a tuple": (np.ones(2),),
     "two of them": (V, V), "None in a tuple": (None,), "a set": {1.0},
 }
-NO_POSITION = {"a string": "0", "a float": 0.5, "a bool": True, "out of range": 5, "below the range": -3,
+NO_POSITION = {**LARGE, "a string": "0", "a float": 0.5, "a bool": True, "out of range": 5, "below the range": -3,
                "one of two out of range": (0, 7), "twice the same": (0, 0), "a string in a tuple": (0, "x"),
                "a set": {0}, "a Tensor": X, "an array": np.zeros(1), "None in a tuple": (None,),
                "an empty tuple": Bad((), "nothing to differentiate|grad_position")}
@@ -237,7 +238,7 @@ NO_WEIGHTS = {
 }
 OF_ANOTHER = {"of another function": Bad([OTHER], "'other' is not in the function", also={"vectors": (V,)}),
               "of another function too": Bad([W, OTHER], "'w' is not in the function", also={"vectors": (V, V)})}
-NO_AXES = {"a string": "0", "a float": 0.5, "a bool": True, "out of range": 4, "too many": (0, 0, 0),
+NO_AXES = {**LARGE, "a string": "0", "a float": 0.5, "a bool": True, "out of range": 4, "too many": (0, 0, 0),
            "a string in a tuple": ("0",), "an empty tuple": (), "only None": (None,), "a Tensor": X, "a set": {0}}
 NO_SPARSE = {"None": None, "a string": "yes", "an int": 2, "one row": np.ones(4), "not square": np.ones((2, 3)),
              "another size": sp.eye(5, format="csr"), "a list": [[1, 0], [0, 1]], "a Tensor": Tensor(np.eye(2)),
@@ -319,10 +320,11 @@ TRANSFORMS = {
     "hvp_revrev": (mh.hvp_revrev, {"f": cube, "inputs": (X,), "vector": (V,)}, {
         "f": named(NO_CALLABLE, "fn"), "inputs": {**NO_INPUTS, **BAD_ARGUMENT}, "vector": named(NO_VECTORS, "vectors")}),
     "ggnvp": (mh.ggnvp, {"forward": vector, "loss": cube, "inputs": X, "vectors": V}, {
-        "forward": {**named(NO_CALLABLE, "forward"), "returns None": Bad(gives_none, "forward|fn", True),
-                    "returns a list": Bad(gives_list, "forward|fn", True)},
-        "loss": {**NO_CALLABLE, "returns a vector": Bad(vector, "one number", True),
-                 "returns None": Bad(gives_none, "must return", True), "takes two": Bad(two, "argument", True)},
+        "forward": {**named(NO_CALLABLE, "forward"), "returns None": Bad(gives_none, "forward", True),
+                    "returns a list": Bad(gives_list, "forward", True),
+                    "takes two": Bad(two, "argument", True), "returns integers": Bad(gives_whole, "forward", True)},
+        "loss": {**NO_CALLABLE, "returns a vector": Bad(vector, "loss must return one number", True),
+                 "returns None": Bad(gives_none, "loss must return", True), "takes two": Bad(two, "argument", True)},
         **PRODUCT}),
     "hessian": (made(mh.hessian), {"fn": cube}, {
         **OF_TRANSFORM, **WITHOUT_AUX, "weights": {**NO_WEIGHTS, **NOT_IN}, "mode": {
@@ -401,7 +403,8 @@ OPERATOR = {
                       "gives zero": lambda batch: 0, "gives a negative number": lambda batch: -4},
     "micro_batch": NO_COUNT_OR_NONE, "chunk_size": NO_COUNT_OR_NONE,
     "distributed": {**NO_BOOL, "without a job": Bad(True, "distributed|msrun")}, "check_deterministic": NO_BOOL,
-    "progress": NO_PROGRESS,
+    "progress": NO_PROGRESS, "output": {**without(NO_INT, "a string", "a network"), "a set": {0}, "a tuple": (0, 1)},
+    "batch_weight": {**without(LARGE, "a network"), "an unknown name": "rows", "an int": 4, "a list": [4]},
 }
 GOOD_OPERATOR = {"network": NET, "loss_fn": LOSS, "data": DATA, "reduction": "mean", "check_deterministic": False}
 LIKELIHOOD = {"likelihood": NO_CHOICE}
@@ -430,19 +433,26 @@ OPERATORS = {
     "EmpiricalFisherOperator": (mh.EmpiricalFisherOperator, GOOD_OPERATOR, {
         **{name: OPERATOR[name] for name in SHARED}, "loss_fn": NO_CALLABLE, **LIKELIHOOD}),
     "a product with HessianOperator": (run(mh.HessianOperator), GOOD_OPERATOR, {
-        "network": {"returns text": Bad(network_of_text, "fn|network", True, {"weights": [W]}),
+        "network": {"returns text": Bad(network_of_text, "network", True, {"weights": [W]}),
                     "takes no arguments": Bad(network_of_nothing, "argument", True, {"weights": [W]})},
-        "loss_fn": {"returns None": Bad(loss_of_none, "loss|fn must", True),
-                    "returns a vector": Bad(loss_of_vector, "one number", True),
+        "loss_fn": {"returns None": Bad(loss_of_none, "loss_fn must", True),
+                    "returns a vector": Bad(loss_of_vector, "loss_fn must return one number", True),
                     "takes one argument": Bad(loss_of_one, "argument", True)},
-        "data": {"None in a batch": Bad((None, YS), "batch 0|None", True),
+        "data": {"None in a batch": Bad((None, YS), "batch 0.*None", True),
                  "fewer rows of targets": Bad((XS, YS[:3]), "batch 0", True),
                  "fewer rows in the second": Bad([DATA, (XS, YS[:3])], "batch 1", True),
-                 "of another width": Bad((Tensor(np.ones((4, 5), np.float32)), YS), "(?i)matmul|dense|shape", True),
-                 "of another dtype": Bad((XS.astype(ms.float64), YS), "(?i)dtype|type", True),
-                 "of integers": Bad((XS.astype(ms.int32), YS), "(?i)dtype|type", True),
-                 "targets of another width": Bad((XS, Tensor(np.ones((4, 3), np.float32))), "(?i)shape|broadcast", True),
-                 "a third member": Bad((XS, XS, YS), "argument", True), "no target": Bad((XS,), "argument|target", True)},
+                 "of another width": Bad((Tensor(np.ones((4, 5), np.float32)), YS), "batch 0.*MatMul", True),
+                 "of another dtype": Bad((XS.astype(ms.float64), YS), "batch 0.*Float64", True),
+                 "of integers": Bad((XS.astype(ms.int32), YS), "batch 0.*Int32", True),
+                 "targets of another width": Bad((XS, Tensor(np.ones((4, 3), np.float32))), "batch 0.*shape", True),
+                 "a third member": Bad((XS, XS, YS), "batch 0.*argument", True), "no target": Bad((XS,), "batch 0.*argument", True)},
+        "output": {"of no tuple": Bad(5, "output", True), "no key of it": Bad("logits", "output", True),
+                   "of text": Bad(gives_text, "batch 0.*String", True)},
+        "batch_weight": {"gives None": Bad(lambda batch: None, "batch_weight.*batch 0", True),
+                         "gives text": Bad(lambda batch: "4", "batch_weight.*batch 0", True),
+                         "gives NaN": Bad(lambda batch: np.nan, "batch_weight.*batch 0", True),
+                         "gives several": Bad(lambda batch: XS, "batch_weight.*batch 0", True),
+                         "gives a negative number": Bad(lambda batch: -1, "batch_weight.*batch 0", True)},
         "weights": {"not in the network": Bad([OTHER], "'other' is not in the function")}}),
     "labels": (run(mh.GGNOperator), {**GOOD_OPERATOR, "loss_fn": nn.CrossEntropyLoss(), "data": (XS, LABELS)}, {
         "data": {"floats": Bad((XS, LABELS.astype(ms.float32)), "(?i)label|target|dtype|shape", True),
@@ -501,18 +511,28 @@ class Layered(Given):
     layers = {"a": np.array([0, 1]), "b": np.array([2, 3])}
 
 
-BAD_OP = {
+NO_OP = {
     **NO_OBJECT, "an array of one axis": np.ones(4), "not square": np.ones((4, 3)), "no rows": np.zeros((0, 0)),
     "three axes": np.ones((2, 2, 2)), "complex": np.eye(4) * 1j, "text": np.array([["a", "b"], ["c", "d"]]),
-    "objects": np.array([[None, None], [None, None]]), "NaN inside": np.full((4, 4), np.nan), "a list of text": [["a"]],
-    "a shape of text": Made(lambda: Given(shape="ab")), "a shape of one": Made(lambda: Given(shape=(4,))),
-    "a shape of floats": Made(lambda: Given(shape=(4.5, 4.5))), "a shape that is a number": Made(lambda: Given(shape=4)),
-    "a dtype of nothing": Made(lambda: Given(dtype="nothing")), "a product of None": Made(lambda: Given(lambda v: None)),
-    "a product of text": Made(lambda: Given(lambda v: "v")), "a short product": Made(lambda: Given(lambda v: v[:2])),
-    "a product of a list": Made(lambda: Given(lambda v: ["a"] * 4)), "a product of NaN": Made(lambda: Given(lambda v: v * np.nan)),
-    "a complex product": Made(lambda: Given(lambda v: v * 1j)), "the class, not an operator": mh.HessianOperator,
-    "a network": NET, "Identity alone": mh.Identity, "a function": cube,
+    "objects": np.array([[None, None], [None, None]]), "NaN inside": np.full((4, 4), np.nan),
+    "a list of text": [["a"]], "the class, not an operator": mh.HessianOperator, "a network": NET, "a function": cube,
+    "Identity alone": mh.Identity,
 }
+ATTRIBUTES = {
+    "a shape of text": {"shape": "ab"}, "a shape of one": {"shape": (4,)}, "a shape of floats": {"shape": (4.5, 4.5)},
+    "a shape that is a number": {"shape": 4}, "a dtype of nothing": {"dtype": "nothing"},
+    "a product of None": {"image": lambda v: None}, "a product of text": {"image": lambda v: "v"},
+    "a short product": {"image": lambda v: v[:2]}, "a product of a list": {"image": lambda v: ["a"] * 4},
+    "a product of NaN": {"image": lambda v: v * np.nan}, "a complex product": {"image": lambda v: v * 1j},
+}
+
+
+def operators_with_bad(kind):
+    """Operators of a kind with one bad attribute each."""
+    return {name: Made(partial(kind, **attributes)) for name, attributes in ATTRIBUTES.items()}
+
+
+BAD_OP = {**NO_OP, **operators_with_bad(Given)}
 LOPSIDED = {"not symmetric": np.triu(np.ones((4, 4)))}
 FILE = {"an int": 3, "a bool": True, "no folder": "none/file.npz", "a folder": "/", "a list": ["a"], "an empty name": "",
         "a foreign file": Made(lambda: str(HERE))}
@@ -556,7 +576,7 @@ ESTIMATORS = {
         "max_products": {**NO_COUNT, "one": 1},
         "learning_rate": {**named(NO_POSITIVE_OR_NONE, "learning_rate", method="neumann"), "with cg": 0.1}, **COMMON}),
     "layer_report": (mh.layer_report, {"op": Made(Layered)}, {
-        "op": {**without(BAD_OP, "Identity alone"), "no layers": MATRIX,
+        "op": {**without(NO_OP, "Identity alone"), **operators_with_bad(Layered), "no layers": MATRIX,
                "layers of None": Made(lambda: Layered(layers=None)), "layers of text": Made(lambda: Layered(layers={"a": "b"})),
                "an index out of range": Made(lambda: Layered(layers={"a": np.array([7])})),
                "an index of floats": Made(lambda: Layered(layers={"a": np.array([0.5])})),
@@ -599,10 +619,10 @@ CHECK = {"fn": NO_CALLABLE, "inputs": {**NO_INPUTS, **BAD_ARGUMENT}, "weights": 
          "rtol": without(NO_POSITIVE_OR_NONE, "zero"), "atol": without(NO_POSITIVE_OR_NONE, "zero"),
          "order": without(NO_POSITIVE, "zero"), "step": NO_POSITIVE, "directions": {**NO_COUNT, "one": 1}, "seed": NO_SEED,
          "raise_exception": NO_BOOL}
+EIGEN = mh.eigsh(MATRIX, k=1)
 DENSITY = mh.spectral_density(MATRIX)
 REPORT = mh.layer_report(Layered())
 NO_AXES_OBJECT = {"an int": 3, "text": "ax", "a list": [1], "a figure": Made(lambda: __import__("matplotlib.figure").figure.Figure())}
-NO_LABEL: dict = {}
 DIRECTION = {"None": None, "text": "v", "short": np.ones(3), "zero": np.zeros(17), "NaN": np.full(17, np.nan),
              "complex": np.ones(17) * 1j, "objects": np.array([None] * 17), "a number": 1.0, "a short list": Bad([X], "vector")}
 OF_NETWORK = {**NO_OBJECT, "a matrix": MATRIX, "a sum": Made(lambda: curvature_operator() + mh.Identity)}
@@ -643,6 +663,10 @@ REST = {
     "testing.check_hvp": (testing.check_hvp, {"fn": cube, "inputs": X}, {
         **CHECK, "vectors": {**without(NO_VECTORS, "None"), "zero": V * 0}, "grad_position": NO_POSITION}),
     "testing.check_hessian": (testing.check_hessian, {"fn": cube, "inputs": X}, {**CHECK, "grad_position": NO_POSITION}),
+    "EigshResult.vector": (EIGEN.vector, {}, {"i": {**NO_INT, "None": None, "above": 1, "below": -2}}),
+    "SpectralDensity.moment": (DENSITY.moment, {}, {"k": NO_SEED}),
+    "SpectralDensity.mass_below": (DENSITY.mass_below, {}, {"x": {**NO_NUMBER, "None": None}}),
+    "LayerReport.to_csv": (REPORT.to_csv, {}, {"path": {**NO_PATH, "a network": NET}}),
     "plot.density": (plot.density, {"found": DENSITY}, {"found": {**NO_OBJECT, "a dict": {}, "an array": MATRIX},
                                                         "floor": NO_POSITIVE_OR_NONE, "ax": NO_AXES_OBJECT}),
     "plot.training": (plot.training, {"history": [{"step": 1, "sharpness": 2.0}]}, {

@@ -11,18 +11,13 @@ import scipy.sparse as sp
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import is_integer
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in (known := list(choices)):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but got {value!r}")
+from mindspore_hessian._numbers import is_integer, shown
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
     limits = f"at least {least}" if most is None else f"from {least} to {most}"
     if not is_integer(value):
-        raise TypeError(f"{name} must be an int {limits}, but got {value!r}")
+        raise TypeError(f"{name} must be an int {limits}, but got {shown(value)}")
     if int(value) < least or (most is not None and int(value) > most):
         raise ValueError(f"{name} must be {limits}{why}, but got {value}")
 
@@ -31,7 +26,7 @@ def check_real(name: str, value: Any, least: float = 0.0, *, strict: bool = True
     """A finite number greater than `least`, or equal to it where not `strict`."""
     limit = f"{'greater than' if strict else 'at least'} {least:g}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number {limit}, but got {value!r}")
+        raise TypeError(f"{name} must be a number {limit}, but got {shown(value)}")
     if not math.isfinite(value) or value < least or (strict and value == least):
         raise ValueError(f"{name} must be finite and {limit}, but got {value}")
 
@@ -106,7 +101,7 @@ def dtype_of(op: Any) -> np.dtype:
     try:
         dtype = np.dtype(np.float64 if own is None else own)
     except TypeError:
-        raise TypeError(f"op.dtype must be a numpy dtype or None, but is {own!r}") from None
+        raise TypeError(f"op.dtype must be a numpy dtype or None, but is {shown(own)}") from None
     if dtype.kind not in "fiubV":
         raise TypeError(f"op must be real, but has dtype {dtype}" + (": pass its real part" * (dtype.kind == "c")))
     return dtype if dtype.kind in "fV" else np.dtype(np.float64)

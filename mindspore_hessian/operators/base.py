@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
+from mindspore_hessian._numbers import shown
 
 
 class Operator:
@@ -138,7 +139,8 @@ def _operator(other: Any) -> Operator:
 
 def _number(factor: Any) -> float:
     if np.ndim(factor) or np.asarray(factor).dtype.kind not in "fiub":
-        raise TypeError(f"an operator is real, so it is multiplied by and divided by real numbers, but got {factor!r}")
+        raise TypeError("an operator is real, so it is multiplied by and divided by real numbers, but got "
+                        f"{shown(factor)}")
     return float(factor)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 
 TARGETS = ("label", "labels", "target", "targets", "y")
 NO_BATCHES = "data has no batches, or what it goes through was used up before"
@@ -63,7 +63,7 @@ class Data:
         if batch_size_fn is not None and not callable(batch_size_fn):
             raise TypeError(f"batch_size_fn must be callable, but got {type(batch_size_fn).__name__}")
         if micro_batch is not None and (not is_integer(micro_batch) or micro_batch < 1):
-            raise ValueError(f"micro_batch must be a positive int or None, but got {micro_batch!r}")
+            raise ValueError(f"micro_batch must be a positive int or None, but got {shown(micro_batch)}")
         self.has_loss, self.batch_size_fn, self.micro_batch = has_loss, batch_size_fn, micro_batch
         self.names = _parameter_names(network)
         self.source, self.pipeline = _source(data, has_loss), hasattr(data, "create_tuple_iterator")
@@ -130,7 +130,7 @@ class Data:
         args, kwargs, targets = (mapped(_tensor, part) for part in (args, kwargs, targets))
         size = self.batch_size_fn(raw) if self.batch_size_fn else _length((*args, *kwargs.values(), *targets), number)
         if not (isinstance(size, numbers.Real) and size >= 1):
-            raise ValueError(f"batch_size_fn must give a positive int, but gave {size!r} for batch {number}")
+            raise ValueError(f"batch_size_fn must give a positive int, but gave {shown(size)} for batch {number}")
         return Batch(args, kwargs, targets, int(size), number, raw)
 
     def _split(self, raw: Any, number: int) -> tuple[tuple, dict, tuple]:

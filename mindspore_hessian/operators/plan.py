@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 from mindspore_hessian.device import device_info
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
     """
     for name, number in (("columns", columns), ("max_memory", max_memory)):
         if not (number is None and name == "max_memory") and (not is_integer(number) or number < 1):
-            raise ValueError(f"{name} must be a positive int, but got {number!r}")
+            raise ValueError(f"{name} must be a positive int, but got {shown(number)}")
     size = op.shape[0]
     batch = op.risk.data.first()
     kernel, extras = op._make(batch, 0)

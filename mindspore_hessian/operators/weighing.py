@@ -19,6 +19,7 @@ from mindspore import Tensor, mint, nn, ops
 
 from mindspore_hessian import _compat, _compile
 from mindspore_hessian._callable import Call
+from mindspore_hessian._numbers import shown
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch, is_samples, leaves, mapped, together
 
@@ -77,15 +78,15 @@ def stated(batch_weight: Any) -> Weighing:
     if isinstance(batch_weight, str) and batch_weight == "samples":
         return Weighing("their samples, as batch_weight says", _samples, uniform=True)
     if not callable(batch_weight):
-        raise TypeError(f"batch_weight must be None, 'samples' or a function of a batch, but got {batch_weight!r}")
+        raise TypeError(f"batch_weight must be None, 'samples' or a function of a batch, but got {shown(batch_weight)}")
 
     def of(batch: Batch) -> float:
         found = batch_weight(batch.raw)
-        weight = float(np.asarray(_compat.to_numpy(found) if isinstance(found, Tensor) else found).item())
-        if not 0 <= weight < np.inf:
-            raise ValueError(f"batch_weight must give a finite number of 0 or more, but gave {weight} for batch "
+        weight = np.asarray(_compat.to_numpy(found) if isinstance(found, Tensor) else found)
+        if weight.size != 1 or weight.dtype.kind not in "fiub" or not 0 <= weight.item() < np.inf:
+            raise ValueError(f"batch_weight must give a finite number of 0 or more, but gave {shown(found)} for batch "
                              f"{batch.number}")
-        return weight
+        return float(weight.item())
     return Weighing("batch_weight", of)
 
 

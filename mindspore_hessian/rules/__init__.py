@@ -13,7 +13,7 @@ from typing import Any
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import LateRulesWarning
-from mindspore_hessian._numbers import check_bool
+from mindspore_hessian._numbers import check_bool, shown
 from mindspore_hessian.rules import (
     batching_conv,
     batching_formula,
@@ -182,7 +182,7 @@ def status() -> list[RuleStatus]:
 def _check_rule(primitive: Any, getter: Any, why: Any, replaces: Any) -> None:
     """Raise TypeError where MindSpore would fail with a rule only as it compiles."""
     if not isinstance(primitive, str) or not primitive:
-        raise TypeError(f"primitive must be MindSpore's name of it, such as 'Tanh', but got {primitive!r}")
+        raise TypeError(f"primitive must be MindSpore's name of it, such as 'Tanh', but got {shown(primitive)}")
     if not callable(getter):
         raise TypeError(f"getter must be a function that gives the rule, but got {type(getter).__name__}")
     if not isinstance(why, str):

@@ -10,11 +10,10 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_hessian._errors import HessianError, NonFiniteWarning, RecompileWarning
-from mindspore_hessian._numbers import check_bool
+from mindspore_hessian._numbers import check_bool, check_choice, shown
 from mindspore_hessian.estimators._checks import check_integer, check_real
 from mindspore_hessian.testing._point import PRECISION, Point
 from mindspore_hessian.testing._report import USUALLY, Check, Report
-from mindspore_hessian.transforms._run import check_choice
 
 _STEPS = 8  # step sizes of the difference and Taylor tests
 _USABLE = 10  # a remainder this many times above rounding counts for the order
@@ -58,7 +57,7 @@ class Settings:
            order: float, step: float, seed: int, raise_exception: bool) -> Settings:
         """Check the options."""
         if not isinstance(modes, Iterable):
-            raise TypeError(f"modes must be a name or several, but got {modes!r}")
+            raise TypeError(f"modes must be a name or several, but got {shown(modes)}")
         modes = (modes,) if isinstance(modes, str) else tuple(modes)
         if not modes:
             raise ValueError("modes is empty; the first of them is what the others are compared with")

@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore_hessian import _compile
 from mindspore_hessian._callable import Call
 from mindspore_hessian._inplace import refuse_in_graph
-from mindspore_hessian._numbers import check_bool, is_integer
+from mindspore_hessian._numbers import check_bool, is_integer, shown
 from mindspore_hessian._tree import Variables, as_args, check_finite, check_position, variables
 from mindspore_hessian.transforms import _graph
 from mindspore_hessian.transforms._in_graph import tensors_in
@@ -124,12 +124,6 @@ def check_transform(fn: Any, grad_position: Any, has_aux: Any) -> None:
     check_bool("has_aux", has_aux)
 
 
-def check_choice(name: str, value: Any, allowed: Any) -> None:
-    """Raise ValueError where `value` is not one of `allowed`."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but got {value!r}")
-
-
 def check_auto_only(mode: str, **options: bool) -> None:
     """Raise where an option is given that works with ``mode="auto"`` only, and another mode is asked for."""
     for name, given in options.items():
@@ -142,6 +136,6 @@ def check_chunk(chunk_size: Any) -> None:
     if chunk_size is None:
         return
     if not is_integer(chunk_size):
-        raise TypeError(f"chunk_size must be an int or None, but got {chunk_size!r}")
+        raise TypeError(f"chunk_size must be an int or None, but got {shown(chunk_size)}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, but got {chunk_size}")

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, vmap
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import (
@@ -40,7 +40,7 @@ def sample_axes(problem: Problem, in_axes: Any, args: tuple) -> tuple[int | None
         if axis is None or number not in problem.call.index:
             continue
         if not is_integer(axis):
-            raise TypeError(f"in_axes must hold ints and None, but got {axis!r}")
+            raise TypeError(f"in_axes must hold ints and None, but got {shown(axis)}")
         if not -argument.ndim <= axis < argument.ndim:
             raise ValueError(f"in_axes: argument {number} of shape {tuple(argument.shape)} has no axis {axis}")
         axes[problem.call.index[number]] = axis % argument.ndim

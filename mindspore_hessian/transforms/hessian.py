@@ -8,11 +8,12 @@ from typing import Any
 import mindspore as ms
 
 from mindspore_hessian._errors import HessianError
+from mindspore_hessian._numbers import check_choice
 from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
 from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.transforms._run import Problem, check_auto_only, check_choice, check_chunk, check_transform
+from mindspore_hessian.transforms._run import Problem, check_auto_only, check_chunk, check_transform
 from mindspore_hessian.transforms.sparse import SparseHessian, check_sparse
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
