@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +128,7 @@ class Data:
                 raise ValueError(f"batch {number} has no samples: a Tensor in it has shape {tuple(leaf.shape)}")
         args, kwargs, targets = (mapped(_tensor, part) for part in (args, kwargs, targets))
         size = self.batch_size_fn(raw) if self.batch_size_fn else _length((*args, *kwargs.values(), *targets), number)
-        if not (isinstance(size, numbers.Real) and size >= 1):
+        if not is_integer(size) or size < 1:
             raise ValueError(f"batch_size_fn must give a positive int, but gave {shown(size)} for batch {number}")
         return Batch(args, kwargs, targets, int(size), number, raw)
 

@@ -87,7 +87,9 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
         ValueError: not positive numbers.
     """
     for name, number in (("columns", columns), ("max_memory", max_memory)):
-        if not (number is None and name == "max_memory") and (not is_integer(number) or number < 1):
+        if name == "max_memory" and number is None:
+            continue
+        if not is_integer(number) or number < 1:  # type: ignore[operator]
             raise ValueError(f"{name} must be a positive int, but got {shown(number)}")
     size = op.shape[0]
     batch = op.risk.data.first()
