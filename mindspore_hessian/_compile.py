@@ -22,6 +22,7 @@ from mindspore_hessian import _audit_graph, _compat, _inplace, device, rules
 from mindspore_hessian._callable import Call, readable
 from mindspore_hessian._capture import Captures
 from mindspore_hessian._errors import (
+    HessianError,
     MissingRuleError,
     RecompileWarning,
     UnsafeRuntimeError,
@@ -170,7 +171,7 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
             return _run(entry, tensors)
         except BaseException as err:
             _entries.pop(key, None)  # MindSpore never again runs a graph in which a kernel failed
-            if isinstance(err, Exception):
+            if isinstance(err, Exception) and not isinstance(err, HessianError):
                 raise translate(err, ran=not recording) from err  # a recorded one is compiled as it first runs
             raise
 
@@ -218,6 +219,8 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
                 lower = first(function) if first is not None and quick else function
                 with _inplace.followed():
                     error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
+            if error is err:  # ours: an error that is its own cause is a ring
+                raise
             raise error from err
     interruptible.check()  # MindSpore's parser catches everything in one place: that graph may be another
     _counts["misses"] += 1

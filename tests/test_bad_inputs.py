@@ -93,3 +93,14 @@ def test_the_table_covers_every_public_function():
 def test_no_bad_rule_was_registered():
     assert not [row for row in rules.status() if row.primitive == "NoSuchPrimitive"]
     assert len(ROWS) > 2500 and bad_inputs.__doc__
+
+
+def test_an_error_of_ours_is_not_its_own_cause():
+    """A ring of causes is gone through without end (by us, and by whoever prints it)."""
+    def f(x):
+        if x.sum() > 0:
+            return (x ** 3).sum()
+        return (x ** 2).sum()
+    with pytest.raises(mh.MissingRuleError, match="loses a term") as caught:
+        mh.hvp(f, bad_inputs.X, bad_inputs.V, mode="fwdrev")
+    assert caught.value.__cause__ is not caught.value
