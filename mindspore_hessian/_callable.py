@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, MethodType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, MethodType, MethodWrapperType
 from typing import Any
 
 from mindspore import Tensor, nn
@@ -51,8 +52,7 @@ def parsable(fn: Any, memo: dict[int, Any] | None = None) -> Any:
     if isinstance(fn, FunctionType):
         return _parsable_function(fn, memo)
     if isinstance(fn, BuiltinFunctionType | MethodDescriptorType | type) or _compat.is_tensor_method(fn):
-        raise NotCompilableError(
-            f"{fn!r} has no Python source that MindSpore could compile. Wrap it: def f(x): return ...")
+        raise _without_source(fn)
     if isinstance(fn, _compat.PRIMITIVE_TYPES):
         return fn
     if hasattr(fn, "__wrapped__"):
@@ -60,8 +60,15 @@ def parsable(fn: Any, memo: dict[int, Any] | None = None) -> Any:
             f"{_source.where(fn)} is a {type(fn).__name__} around a function (functools.lru_cache or alike), which "
             "MindSpore cannot compile. Pass the function itself: its `__wrapped__`.")
     if callable(fn):
+        if isinstance(fn.__call__, MethodWrapperType):  # of C: it is its own
+            raise _without_source(fn)
         return parsable(fn.__call__, memo)
     raise TypeError(f"fn must be callable, but got {type(fn).__name__}")
+
+
+def _without_source(fn: Any) -> NotCompilableError:
+    return NotCompilableError(f"{fn!r} has no Python source that MindSpore could compile. Wrap it: "
+                              "def f(x): return ...")
 
 
 def _bound(fn: Any, args: tuple, kwargs: dict) -> Callable:
@@ -104,6 +111,7 @@ class Call:
         index: argument number -> leaf number, for arguments that are Tensors themselves.
         template: the call as source text, such as ``fn(x0, (x1, c0), key=x2)``; part of the cache key.
         constants: the arguments that are not Tensors, in order.
+        given: the number of positional arguments, and the names of the others.
 
     It is made for one public call, which may run many kernels; what was captured is read once for all of them.
     """
@@ -113,6 +121,7 @@ class Call:
     index: dict[int, int] = field(default_factory=dict)
     template: str = ""
     constants: tuple = ()
+    given: tuple[int, tuple[str, ...]] = (0, ())
     _captures: dict[tuple[int, ...], Captures] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -139,8 +148,9 @@ class Call:
             if isinstance(value, Tensor) and number >= len(before):
                 index[number - len(before)] = len(leaves)
             parts.append(text(value))
-        parts += [f"{name}={text(value)}" for name, value in {**named, **(kwargs or {})}.items()]
-        return cls(target, tuple(leaves), index, f"fn({', '.join(parts)})", tuple(constants))
+        given = len(parts), tuple(named := {**named, **(kwargs or {})})
+        parts += [f"{name}={text(value)}" for name, value in named.items()]
+        return cls(target, tuple(leaves), index, f"fn({', '.join(parts)})", tuple(constants), given)
 
     def captures(self, *more: Any, labels: bool = False) -> Captures:
         """What the function, its constant arguments and `more` captured."""
@@ -154,13 +164,35 @@ class Call:
         return self._captures[key]
 
     def function(self) -> Callable:
-        """The call as a function of its leaves, made for MindSpore's parser."""
+        """The call as a function of its leaves, made for MindSpore's parser.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+        """
+        _check_arguments(self.fn, *self.given)
         make = _maker(self.template, len(self.leaves), len(self.constants))
         return make(parsable(self.fn), *self.constants)
 
     def one_argument(self) -> Callable:
         """A callable bound without arguments, as a function of one Tensor."""
+        _check_arguments(self.fn, 1, ())
         return _maker("fn(x0)", 1, 0)(parsable(self.fn))
+
+
+def _check_arguments(fn: Any, count: int, names: tuple[str, ...]) -> None:
+    """Raise TypeError where a function does not take so many arguments and these names, as far as its signature says
+    (that of a decorated function is not what was decorated)."""
+    target = fn.construct if isinstance(fn, nn.Cell) else fn
+    try:
+        signature = inspect.signature(target, follow_wrapped=False)
+    except (TypeError, ValueError):  # of C
+        return
+    try:
+        signature.bind(*range(count), **dict.fromkeys(names))
+    except TypeError as err:
+        others = f" and {', '.join(names)}" if names else ""
+        raise TypeError(f"{_source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it does "
+                        f"not take: {err}") from err
 
 
 _slow_calls: Counter[Any] = Counter()

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mindspore_hessian._numbers import shown
+
 _CONTENTS = "_contents"  # name of the member that says what the others are
 _BROKEN = (ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
@@ -29,7 +31,7 @@ def named(checkpoint: Any) -> str | None:
     if checkpoint is None:
         return None
     if isinstance(checkpoint, bool) or not isinstance(checkpoint, str | bytes | os.PathLike):
-        raise TypeError(f"checkpoint must be a file name or None, but got {checkpoint!r}")
+        raise TypeError(f"checkpoint must be a file name or None, but got {shown(checkpoint)}")
     path = os.fsdecode(checkpoint)
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):

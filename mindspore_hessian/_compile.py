@@ -22,6 +22,7 @@ from mindspore_hessian import _audit_graph, _compat, _inplace, device, rules
 from mindspore_hessian._callable import Call, readable
 from mindspore_hessian._capture import Captures
 from mindspore_hessian._errors import (
+    HessianError,
     MissingRuleError,
     RecompileWarning,
     UnsafeRuntimeError,
@@ -31,7 +32,7 @@ from mindspore_hessian._errors import (
     warn,
 )
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 from mindspore_hessian._tree import tensors_of
 
 _PATIENCE = 5.0  # seconds of compilation after which only the function itself, no gradient of it, is compiled again
@@ -104,7 +105,7 @@ def set_cache_size(maxsize: int) -> None:
         ValueError: `maxsize` is not a positive integer.
     """
     if not is_integer(maxsize) or maxsize < 1:
-        raise ValueError(f"maxsize must be a positive integer, but got {maxsize!r}")
+        raise ValueError(f"maxsize must be a positive integer, but got {shown(maxsize)}")
     with _lock:
         _counts["maxsize"] = maxsize
         _evict()
@@ -170,7 +171,7 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
             return _run(entry, tensors)
         except BaseException as err:
             _entries.pop(key, None)  # MindSpore never again runs a graph in which a kernel failed
-            if isinstance(err, Exception):
+            if isinstance(err, Exception) and not isinstance(err, HessianError):
                 raise translate(err, ran=not recording) from err  # a recorded one is compiled as it first runs
             raise
 
@@ -211,11 +212,15 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
             _inplace.refuse_left(written)
         except Exception as err:
             error = translate(err)
+            if _compat.fails_as_cell(err):  # or it ended so at what is no loop
+                error = _without_kernel(function, leaves) or error
             if isinstance(error, MissingRuleError) and (name := primitive_of(error)):
                 quick = first is not None and time.perf_counter() - start < _PATIENCE
                 lower = first(function) if first is not None and quick else function
                 with _inplace.followed():
                     error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
+            if error is err:  # ours: an error that is its own cause is a ring
+                raise
             raise error from err
     interruptible.check()  # MindSpore's parser catches everything in one place: that graph may be another
     _counts["misses"] += 1
@@ -251,6 +256,16 @@ def _located(error: MissingRuleError, name: str, compile_lower: Callable[[], Any
     if isinstance(lower, MissingRuleError) and primitive_of(lower) == name and "no kernel" in str(lower):
         error = lower
     return MissingRuleError(f"{error} {name} comes from {', '.join(lines)}." if lines else str(error))
+
+
+def _without_kernel(function: Callable, leaves: tuple) -> MissingRuleError | None:
+    """The error of a function that has itself a primitive without a kernel; None for one that has not."""
+    try:
+        _compat.Graph(function, leaves, "O0")
+    except Exception as err:
+        error = translate(err)
+        return error if isinstance(error, MissingRuleError) else None
+    return None
 
 
 def _refuse_broken(compile_forward: Callable[[], Any]) -> None:

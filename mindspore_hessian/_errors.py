@@ -58,11 +58,15 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 _MISSING = re.compile(r"Primitive (\w+)'s bprop not defined")
-_KERNEL = re.compile(r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator )\[?(\w+)")
+_KERNEL = re.compile(r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator |"
+                     r"The kernel (?=\w+ unregistered))\[?(\w+)")
 _PYTHON = re.compile(r"jit_syntax_level to LAX|In JIT strict mode|__call_func_str__")
 _PRIMITIVE = re.compile(r"^primitive (\w+) has no (?:derivative|kernel)")
 _LIBRARY = re.compile(r"/mindspore/|mindspore_hessian[/_]")  # places that are not the user's
 _RAN = re.compile(r"LaunchKernel|ops/kernel/\w+/native|Model execution error")
+_ADVICE = re.compile(r" ?Try to set jit_syntax_level to LAX\.?|"  # where there are no gradients
+                     r" ?You can use os\.environ\['MS_DEV_JIT_SYNTAX_LEVEL'\].*?syntax\.|"
+                     r", Please confirm whether the device target.*?support list\.")
 _LOOP = re.compile(r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|"
                    r"For `(?:Scan|ForiLoop|WhileLoop)")
 
@@ -103,7 +107,7 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
             "MindSpore cannot differentiate a loop of this function so often. A `while` over a Tensor can be, where "
             "the weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. A Python loop of a "
             f"known number of turns (for i in range(3)) always is. MindSpore says: {short}")
-    if isinstance(err, ValueError | TypeError | NotImplementedError | AttributeError | NameError | IndexError):
+    if type(err) in (ValueError, TypeError, NotImplementedError):
         return type(err)(short)
     return NotCompilableError(f"MindSpore cannot compile this function: {short}")
 
@@ -116,6 +120,7 @@ def primitive_of(error: BaseException) -> str:
 
 def first_paragraph(text: str) -> str:
     """The part of a MindSpore message that a user can read: before its stacks and rules of dashes, in one line."""
+    text = _ADVICE.sub("", text)
     bodies = [" ".join(part.split()).strip("' ") for part in re.split(r"\n?-{10,}\n", "\n" + text)]
     line = next((body for body in bodies if body and not body.startswith("- ")), "")
     places = [place for place in re.findall(r"In file (\S+?:\d+)", text) if not _LIBRARY.search(place)]

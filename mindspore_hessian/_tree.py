@@ -12,7 +12,7 @@ from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore_hessian import _compat
 from mindspore_hessian._callable import Call
 from mindspore_hessian._errors import NonFiniteWarning, warn
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 
 FLOATS = (ms.float16, ms.float32, ms.float64, ms.bfloat16)
 
@@ -184,8 +184,6 @@ def _positions(grad_position: Any, count: int, one: bool) -> tuple[list[int], st
     several = isinstance(grad_position, tuple | list)
     numbers = []
     for number in grad_position if several else (grad_position,):
-        if not is_integer(number):
-            raise TypeError(f"grad_position must be an int or a tuple of ints, but got {grad_position!r}")
         if not -count <= number < count:
             raise ValueError(f"grad_position {number} is out of range: the function was given {count} "
                              f"positional argument{'s' * (count != 1)}, numbered from 0")
@@ -193,6 +191,16 @@ def _positions(grad_position: Any, count: int, one: bool) -> tuple[list[int], st
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"grad_position names an argument twice: {grad_position!r}")
     return numbers, "tuple" if several else "one"
+
+
+def check_position(grad_position: Any) -> None:
+    """Raise TypeError where `grad_position` is neither None, an int nor several."""
+    if isinstance(grad_position, Tensor):
+        raise TypeError("grad_position must be an int or a tuple of ints, but got a Tensor. The arguments of fn go to "
+                        "the function that a transform returns: hessian(fn)(x)")
+    several = isinstance(grad_position, tuple | list)
+    if grad_position is not None and not all(map(is_integer, grad_position if several else (grad_position,))):
+        raise TypeError(f"grad_position must be an int or a tuple of ints, but got {shown(grad_position)}")
 
 
 def several_weights(weights: Any) -> Any:

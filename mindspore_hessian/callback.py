@@ -10,7 +10,7 @@ import numbers
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from mindspore.train import Callback
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian._numbers import check_choice, check_progress, shown
 from mindspore_hessian.estimators import SpectralDensity, eigsh, spectral_density, trace
-from mindspore_hessian.estimators._checks import check_choice, check_integer, check_real
+from mindspore_hessian.estimators._checks import check_integer, check_real
 from mindspore_hessian.operators.base import Operator
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.hessian import HessianOperator
@@ -99,6 +100,8 @@ def learning_rate_of(source: Any) -> float | None:
     if source is None or isinstance(source, numbers.Real):
         return None if source is None else float(source)
     if isinstance(source, Tensor):
+        if source.size != 1:
+            raise ValueError(f"learning_rate must be one number, but is a Tensor of shape {tuple(source.shape)}")
         return float(_compat.to_numpy(source).item())
     if groups := getattr(source, "param_groups", None):
         rates = [learning_rate_of(group["lr"]) for group in groups]
@@ -198,8 +201,14 @@ class CurvatureMonitor(Callback):
         check_integer("seed", seed, 0)
         check_integer("max_products", max_products, 4)
         check_real("tol", tol)
-        if isinstance(metrics, str):
-            raise TypeError(f"metrics must be a tuple of names, but got {metrics!r}: pass ({metrics!r},)")
+        check_progress(progress)
+        if isinstance(metrics, str) or not isinstance(metrics, Iterable):
+            raise TypeError(f"metrics must be a tuple of names, as ('trace',), but got {shown(metrics)}")
+        for name, path in (("file", file), ("tensorboard", tensorboard)):
+            if path is not None and not isinstance(path, str | os.PathLike):
+                raise TypeError(f"{name} must be a path or None, but got {shown(path)}")
+        if options is not None and not isinstance(options, dict):
+            raise TypeError(f"options must be a dict of arguments of HessianOperator, but got {type(options).__name__}")
         for metric in metrics:
             check_choice("metrics", metric, METRICS)
         self.every, self.metrics, self.seed, self.progress = int(every), tuple(metrics), seed, progress
@@ -260,6 +269,8 @@ class CurvatureMonitor(Callback):
     @interruptible
     def measure(self, step_number: int | None = None, learning_rate: Any = None) -> Measurement:
         """Measure now. The arguments are those of `step`, but nothing is counted."""
+        if step_number is not None:
+            check_integer("step_number", step_number, 0)
         for risk in self._risks:
             _compat.to_numpy(risk.weights.parameters[-1])  # the training step runs asynchronously: not our time
         started = time.perf_counter()

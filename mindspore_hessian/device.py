@@ -14,7 +14,7 @@ import mindspore as ms
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import DeviceError
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 
 __all__ = ["DeviceInfo", "available_devices", "configure", "device_info", "jit_level"]
 
@@ -149,10 +149,10 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
     _check_choice("precision", precision, (None, *PRECISIONS))
     _check_choice("max_cpu_isa", max_cpu_isa, (None, "AVX2"))
     if device_id is not None and not is_integer(device_id):
-        raise TypeError(f"device_id={device_id!r} is {type(device_id).__name__}, not an int or None")
+        raise TypeError(f"device_id={shown(device_id)} is {type(device_id).__name__}, not an int or None")
     for name, value in {"deterministic": deterministic, "pin_threads": pin_threads}.items():
         if not isinstance(value, bool | None):
-            raise TypeError(f"{name}={value!r} is {type(value).__name__}, not a bool or None")
+            raise TypeError(f"{name}={shown(value)} is {type(value).__name__}, not a bool or None")
     backend = _choose(device, device_id)
     switches = _precision_switches(backend, precision)
     _check_once(backend, deterministic, switches, precision)
@@ -256,8 +256,8 @@ def _run_kernel(backend: str, device_id: int) -> str | None:
 
 def _check_choice(argument: str, value: Any, allowed: tuple) -> None:
     # True and False would pass as the modes 1 and 0
-    if isinstance(value, bool) or value not in allowed:
-        raise ValueError(f"{argument}={value!r} is not one of {', '.join(map(repr, allowed))}")
+    if isinstance(value, bool) or not isinstance(value, str | int | None) or value not in allowed:
+        raise ValueError(f"{argument}={shown(value)} is not one of {', '.join(map(repr, allowed))}")
 
 
 def _choose(device: str, device_id: int | None) -> str:

@@ -17,6 +17,7 @@ from mindspore_hessian.estimators._checks import (
     dtype_of,
     epsilon_of,
 )
+from mindspore_hessian.operators.base import Operator
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.hessian import HessianOperator
 
@@ -144,8 +145,8 @@ def _gradient(op: Any, gradient: Any, n: int) -> tuple[float | None, float | Non
         gradient, loss = op.gradient_and_loss()
     if gradient is None:
         return None, None
-    flat = op.flatten(gradient) if isinstance(gradient, tuple | list) and hasattr(op, "flatten") else gradient
-    return float(np.linalg.norm(check_vector("gradient", np.asarray(flat), n))), loss
+    shaped = isinstance(op, Operator) and isinstance(gradient, tuple | list) and len(gradient) != n
+    return float(np.linalg.norm(check_vector("gradient", op.flatten(gradient) if shaped else gradient, n))), loss
 
 
 def _about_gradient(norm: float | None, loss: float | None, gradient_tol: float) -> str:

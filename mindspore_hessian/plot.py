@@ -5,6 +5,7 @@ loaded at the first picture; where it is not installed, that is an ImportError w
 """
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import check_bool, is_integer, shown
+from mindspore_hessian.estimators._checks import as_reals, check_real
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
 from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -44,8 +46,8 @@ def density(found: SpectralDensity, ax: Any = None, *, floor: float | None = Non
         >>> ax.figure.savefig("density.png")  # doctest: +SKIP
     """
     _check_kind("found", found, SpectralDensity, "spectral_density")
-    if floor is not None and not floor > 0:
-        raise ValueError(f"floor must be positive, because the axis is logarithmic, but got {floor!r}")
+    if floor is not None:
+        check_real("floor", floor)
     ax = _axes(ax)
     logarithmic = found.scale == "log"
     floor = _lowest_peak(found.density) / 10 if floor is None else floor
@@ -78,11 +80,13 @@ def training(history: Iterable, ax: Any = None, *, learning_rate: float | None =
         >>> print(ax.lines[1].get_ydata())  # doctest: +SKIP
         [20. 20. 20.]
     """
+    if learning_rate is not None:
+        check_real("learning_rate", learning_rate)
+    if not isinstance(history, Iterable):
+        raise TypeError(f"history must be a list of measurements, but got {type(history).__name__}")
     measurements = [one for one in history if _field(one, "step") is not None and _field(one, "sharpness") is not None]
     if not measurements:
         raise ValueError("the history holds no measurement with step and sharpness: there is nothing to draw")
-    if learning_rate is not None and not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, but got {learning_rate!r}")
     steps, sharpness = ([_field(one, name) for one in measurements] for name in ("step", "sharpness"))
     thresholds = [_threshold(one, learning_rate) for one in measurements]
     ax = _axes(ax)
@@ -205,14 +209,15 @@ def blocks(matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None,
     """
     layers = getattr(matrix, "layers", None) if layers is None else layers
     if not isinstance(layers, Mapping) or not layers:
-        raise TypeError(f"layers must be a dict from names to indices, such as op.layers, but got {layers!r}")
-    dense = np.asarray(matrix.to_dense() if hasattr(matrix, "to_dense") else matrix, dtype=np.float64)
+        raise TypeError(f"layers must be a dict from names to indices, such as op.layers, but got {shown(layers)}")
+    check_bool("entries", entries)
+    dense = as_reals("matrix", matrix.to_dense() if hasattr(matrix, "to_dense") else matrix)
     if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not np.isfinite(dense).all():
         bad = int((~np.isfinite(dense)).sum())
         raise ValueError(f"matrix must be square and finite, but has shape {dense.shape} and {bad} entries NaN or Inf")
     chosen = {str(name): np.asarray(index) for name, index in layers.items()}
     for name, index in chosen.items():
-        if not index.size or index.min() < 0 or index.max() >= len(dense):
+        if not index.size or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(dense):
             raise ValueError(f"the layer {name!r} must have indices from 0 to {len(dense) - 1}, but has {index}")
     ax = _axes(ax)
     return _entries(dense, chosen, ax) if entries else _norms(dense, chosen, ax)
@@ -242,8 +247,9 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
     """
     _check_kind("report", report, LayerReport, "layer_report")
     choices = {"parameters", "share", "mean_diagonal", *_COLUMNS}
-    if isinstance(columns, str) or not columns or not set(columns) <= choices:
-        raise ValueError(f"columns must be some of {', '.join(sorted(choices))}, in a list, but got {columns!r}")
+    if not isinstance(columns, tuple | list) or not columns or any(
+            not isinstance(name, str) or name not in choices for name in columns):
+        raise ValueError(f"columns must be some of {', '.join(sorted(choices))}, in a list, but got {shown(columns)}")
     ax = _axes(ax)
     height, rows = 0.8 / len(columns), np.arange(len(report.rows))
     for number, name in enumerate(columns):
@@ -264,7 +270,7 @@ def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
     """A direction as a flat vector of length 1."""
     _check_kind("op", op, CurvatureOperator, "HessianOperator")
     structured = isinstance(vector, tuple | list) and any(isinstance(part, Tensor | np.ndarray) for part in vector)
-    flat = np.asarray(op.flatten(vector) if structured else vector, dtype=np.float64)
+    flat = as_reals(name, op.flatten(vector) if structured else vector)
     if flat.shape != op.shape[:1]:
         raise ValueError(f"{name} must have shape ({op.shape[0]},), or that of the weights, but has shape {flat.shape}")
     length = np.linalg.norm(flat)
@@ -274,10 +280,9 @@ def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
 
 
 def _distances(radius: float, points: int) -> np.ndarray:
-    if not (np.isfinite(radius) and radius > 0):
-        raise ValueError(f"radius must be positive, but got {radius!r}")
+    check_real("radius", radius)
     if not is_integer(points) or points < 3 or points % 2 == 0:
-        raise ValueError(f"points must be an odd number of at least 3, but got {points!r}")
+        raise ValueError(f"points must be an odd number of at least 3, but got {shown(points)}")
     return np.linspace(-radius, radius, points)
 
 
@@ -300,6 +305,7 @@ def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int) -> 
 
 def _matplotlib() -> Any:
     try:
+        import matplotlib.axes
         import matplotlib.colors
         import matplotlib.pyplot
     except ImportError as err:
@@ -311,7 +317,11 @@ def _matplotlib() -> Any:
 def _axes(ax: Any) -> Any:
     """The Axes to draw into."""
     library = _matplotlib()
-    return library.pyplot.subplots(figsize=(6, 4), layout="constrained")[1] if ax is None else ax
+    if ax is None:
+        return library.pyplot.subplots(figsize=(6, 4), layout="constrained")[1]
+    if not isinstance(ax, library.axes.Axes):
+        raise TypeError(f"ax must be an Axes of matplotlib, or None for a new figure, but got {type(ax).__name__}")
+    return ax
 
 
 def _next(ax: Any) -> str:
@@ -333,14 +343,17 @@ def _check_kind(name: str, value: Any, kind: type, source: str) -> None:
 
 
 def _field(measurement: Any, name: str) -> Any:
-    return measurement.get(name) if isinstance(measurement, Mapping) else getattr(measurement, name, None)
+    value = measurement.get(name) if isinstance(measurement, Mapping) else getattr(measurement, name, None)
+    if value is not None and not isinstance(value, numbers.Real):
+        raise TypeError(f"history: {name} must be a number or None, but is {shown(value)}")
+    return value
 
 
 def _threshold(measurement: Any, learning_rate: float | None) -> float:
     """2 / learning rate, NaN where it is not known."""
     threshold = _field(measurement, "threshold") if learning_rate is None else None
     rate = learning_rate if learning_rate is not None else _field(measurement, "learning_rate")
-    return float(threshold) if threshold is not None else 2 / float(rate) if rate is not None else float("nan")
+    return float(threshold) if threshold is not None else 2 / float(rate) if rate else float("nan")
 
 
 def _lowest_peak(heights: np.ndarray) -> float:

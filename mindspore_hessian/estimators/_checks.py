@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from mindspore import Tensor
 
-from mindspore_hessian._numbers import is_integer
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in (known := list(choices)):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but got {value!r}")
+from mindspore_hessian import _compat
+from mindspore_hessian._numbers import is_integer, shown
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
     limits = f"at least {least}" if most is None else f"from {least} to {most}"
     if not is_integer(value):
-        raise TypeError(f"{name} must be an int {limits}, but got {value!r}")
+        raise TypeError(f"{name} must be an int {limits}, but got {shown(value)}")
     if int(value) < least or (most is not None and int(value) > most):
         raise ValueError(f"{name} must be {limits}{why}, but got {value}")
 
@@ -29,19 +26,32 @@ def check_real(name: str, value: Any, least: float = 0.0, *, strict: bool = True
     """A finite number greater than `least`, or equal to it where not `strict`."""
     limit = f"{'greater than' if strict else 'at least'} {least:g}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number {limit}, but got {value!r}")
+        raise TypeError(f"{name} must be a number {limit}, but got {shown(value)}")
     if not math.isfinite(value) or value < least or (strict and value == least):
         raise ValueError(f"{name} must be finite and {limit}, but got {value}")
 
 
+def as_reals(name: str, value: Any) -> np.ndarray:
+    """A copy of `value` as a float64 array.
+
+    Raises:
+        TypeError: it is none of real numbers.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "fiubV":
+            return np.array(array, dtype=np.float64)
+    except (TypeError, ValueError) as err:  # rows of different lengths
+        raise TypeError(f"{name} must be an array of real numbers, but is a {type(value).__name__} ({err})") from err
+    raise TypeError(f"{name} must be an array of real numbers, but is a {type(value).__name__} of dtype {array.dtype}")
+
+
 def check_vector(name: str, value: Any, n: int) -> np.ndarray:
     """`value` as a float64 array of shape (n,)."""
-    if np.shape(value) != (n,):
+    vector = as_reals(name, value)
+    if vector.shape != (n,):
         raise ValueError(f"{name} must be a flat array of shape ({n},), as op is {n} x {n}, but has shape "
-                         f"{np.shape(value)}")
-    if (kind := np.asarray(value).dtype).kind not in "fiubV":
-        raise TypeError(f"{name} must be an array of real numbers, but has dtype {kind}")
-    vector = np.array(value, dtype=np.float64)
+                         f"{vector.shape}")
     if not np.isfinite(vector).all():
         raise ValueError(f"{name} must be finite, but holds NaN or Inf")
     return vector
@@ -53,7 +63,7 @@ def matrix_of(op: Any) -> Any:
     if not held:
         return op
     try:
-        matrix = np.asarray(op)
+        matrix = _compat.to_numpy(op) if isinstance(op, Tensor) else np.asarray(op)
     except (TypeError, ValueError, RuntimeError) as err:
         raise TypeError(f"op is a {type(op).__name__} that is no array ({err}). Pass a numpy array") from err
     if matrix.dtype.kind not in "fiubcV":
@@ -68,9 +78,10 @@ def dimension_of(op: Any) -> int:
     if shape is None or not hasattr(op, "__matmul__"):
         raise TypeError(f"op must have .shape and `@` (a HessianOperator, an array, a scipy LinearOperator), but got "
                         f"{type(op).__name__}")
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-        raise ValueError(f"op must be square with at least one row, but has shape {tuple(shape)}")
-    return int(shape[0])
+    sides = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if len(sides) != 2 or not all(map(is_integer, sides)) or sides[0] != sides[1] or sides[0] < 1:
+        raise ValueError(f"op must be square with at least one row, but has shape {shape}")
+    return int(sides[0])
 
 
 def check_symmetric(op: Any) -> None:
@@ -92,9 +103,9 @@ def dtype_of(op: Any) -> np.dtype:
     try:
         dtype = np.dtype(np.float64 if own is None else own)
     except TypeError:
-        raise TypeError(f"op.dtype must be a numpy dtype or None, but is {own!r}") from None
-    if dtype.kind == "c":
-        raise TypeError(f"op must be real, but has dtype {dtype}: pass its real part")
+        raise TypeError(f"op.dtype must be a numpy dtype or None, but is {shown(own)}") from None
+    if dtype.kind not in "fiubV":
+        raise TypeError(f"op must be real, but has dtype {dtype}" + (": pass its real part" * (dtype.kind == "c")))
     return dtype if dtype.kind in "fV" else np.dtype(np.float64)
 
 

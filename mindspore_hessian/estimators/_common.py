@@ -16,8 +16,9 @@ from tqdm import tqdm
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._environment import no_bars
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian._numbers import check_choice, check_progress
 from mindspore_hessian.estimators._checks import (
-    check_choice,
+    as_reals,
     check_integer,
     check_symmetric,
     dimension_of,
@@ -51,8 +52,7 @@ class Run:
         check_integer("seed", seed, 0)
         if max_products is not None:
             check_integer("max_products", max_products, 1)
-        if progress not in (None, True, False):
-            raise ValueError(f"progress must be None (a bar after 2 s), True (at once) or False, but got {progress!r}")
+        check_progress(progress)
         self.eps, self.max_products, self.num_products = epsilon_of(self.dtype), max_products, 0
         self.state: dict[str, np.ndarray] = {}
         self._function, self._progress, self._started, self._by_columns = function, progress, time.perf_counter(), False
@@ -138,7 +138,7 @@ class Run:
             product = self.op @ fed
             if np.iscomplexobj(product):
                 raise TypeError(f"op must be real, but its product has dtype {np.asarray(product).dtype}")
-            out = np.array(product, dtype=np.float64)
+            out = as_reals("the product of op with an array", product)
             if out.shape != block.shape:
                 raise ValueError(f"op @ an array of shape {block.shape} must have that shape, but has {out.shape}")
             return out

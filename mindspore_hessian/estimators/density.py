@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.estimators._checks import check_choice, check_integer, check_real, dimension_of
+from mindspore_hessian._numbers import check_choice
+from mindspore_hessian.estimators._checks import as_reals, check_integer, check_real, dimension_of
 from mindspore_hessian.estimators._common import Run, check_probing, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators._quadrature import probes_at_once, rule, tridiagonals
 from mindspore_hessian.estimators.results import Estimate, SpectralDensity
@@ -100,10 +101,10 @@ def spectral_density(op: Any, num_probes: int = 16, num_steps: int = 64, grid: A
 
 def _checked_grid(grid: Any, scale: str) -> np.ndarray:
     """The grid in the variable of the density."""
-    points = np.array(grid, dtype=np.float64)
+    points = as_reals("grid", grid)
     if points.ndim != 1 or len(points) < 2 or not np.isfinite(points).all() or (np.diff(points) <= 0).any():
         raise ValueError(f"grid must be one row of at least two finite, increasing points, but has shape "
-                         f"{points.shape} and values {np.array2string(points, threshold=6)}")
+                         f"{points.shape} and values {np.array2string(points.ravel(), threshold=6)}")
     if scale == "log" and points[0] <= 0:
         raise ValueError(f"grid must be positive for scale 'log' (it holds magnitudes), but starts at {points[0]}")
     return np.log10(points) if scale == "log" else points

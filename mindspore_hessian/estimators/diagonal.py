@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.estimators._checks import check_choice, check_integer, check_real, dimension_of
+from mindspore_hessian._numbers import check_choice
+from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of
 from mindspore_hessian.estimators._common import FEWEST, Run, check_probing, mean_and_error, stop_reason
 from mindspore_hessian.estimators._sketch import Sketch
 from mindspore_hessian.estimators.results import Estimate

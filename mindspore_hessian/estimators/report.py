@@ -12,6 +12,7 @@ import numpy as np
 
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian._numbers import shown
 from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of, dtype_of
 from mindspore_hessian.estimators._common import Run, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators.eigen import eigsh
@@ -61,6 +62,8 @@ class LayerReport:
 
     def to_csv(self, path: str | os.PathLike | None = None) -> str:
         """The table as text with commas; written to `path` too, where one is given."""
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path must be a path or None, but got {shown(path)}")
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([field.name for field in fields(LayerRow)])

@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from mindspore_hessian._numbers import shown
+from mindspore_hessian.estimators._checks import check_integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,8 @@ class EigshResult:
 
     def vector(self, i: int) -> np.ndarray:
         """Eigenvector number i, of shape (n,)."""
+        count = self.eigenvectors.shape[1]
+        check_integer("i", i, -count, count - 1)
         return self.eigenvectors[:, i]
 
     def structured(self, i: int) -> Any:
@@ -128,10 +134,13 @@ class SpectralDensity:
 
     def mass_below(self, x: float) -> float:
         """Estimated share of the eigenvalues below x, without smoothing."""
+        if not isinstance(x, numbers.Real) or np.isnan(x):
+            raise TypeError(f"x must be a number, but got {shown(x)}")
         return float((self.weights * (self.nodes < x)).sum() / len(self.nodes))
 
     def moment(self, k: int) -> float:
         """Estimate of trace(H^k) / n."""
+        check_integer("k", k, 0)
         return float((self.weights * self.nodes ** k).sum() / len(self.nodes))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
+from mindspore_hessian._numbers import shown
 
 
 class Operator:
@@ -96,10 +97,10 @@ class Operator:
         return self.columns(array) if array.shape[1] else np.zeros(array.shape, self.dtype)
 
     def __add__(self, other: Any) -> Operator:
-        return Sum(self, other) if isinstance(other, Operator) else NotImplemented
+        return Sum(self, _operator(other))
 
     def __sub__(self, other: Any) -> Operator:
-        return Sum(self, Scaled(other, -1.0)) if isinstance(other, Operator) else NotImplemented
+        return Sum(self, Scaled(_operator(other), -1.0))
 
     def __mul__(self, factor: Any) -> Operator:
         return Scaled(self, factor) if np.ndim(factor) == 0 and not isinstance(factor, Operator) else NotImplemented
@@ -107,7 +108,9 @@ class Operator:
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> Operator:
-        return self * (1 / factor)
+        if (number := _number(factor)) == 0:
+            raise ValueError("an operator cannot be divided by 0")
+        return Scaled(self, 1 / number)
 
     def __neg__(self) -> Operator:
         return Scaled(self, -1.0)
@@ -125,6 +128,20 @@ class Operator:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of shape {self.shape}, {self.dtype}>"
+
+
+def _operator(other: Any) -> Operator:
+    if isinstance(other, Operator):
+        return other
+    raise TypeError(f"an operator is added to operators only, but got a {type(other).__name__}. A number times the "
+                    "identity is one: op + 0.1 * Identity")
+
+
+def _number(factor: Any) -> float:
+    if np.ndim(factor) or np.asarray(factor).dtype.kind not in "fiub":
+        raise TypeError("an operator is real, so it is multiplied by and divided by real numbers, but got "
+                        f"{shown(factor)}")
+    return float(factor)
 
 
 def _is_flat(values: tuple | list) -> bool:
@@ -193,9 +210,7 @@ class Scaled(_Composed):
 
     def __init__(self, part: Operator, factor: Any):
         super().__init__(part)
-        if np.iscomplexobj(factor):
-            raise TypeError(f"an operator is real, so it is multiplied by real numbers, but got {factor!r}")
-        self.factor = float(factor)
+        self.factor = _number(factor)
 
     @property
     def T(self) -> Operator:  # noqa: N802

@@ -11,7 +11,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import check_bool, check_choice, check_progress, is_integer, shown
 from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.base import Operator, check_vectors
@@ -22,7 +22,6 @@ from mindspore_hessian.operators.output import Choice
 from mindspore_hessian.operators.plan import FEW, Plan, chunks, plan
 from mindspore_hessian.operators.progress import Partial, fingerprint
 from mindspore_hessian.operators.risk import Kernel, Risk
-from mindspore_hessian.transforms._run import check_choice
 
 BLOCKS = ("layer", "parameter")
 
@@ -47,8 +46,9 @@ class CurvatureOperator(Operator):
                  micro_batch: int | None = None, chunk_size: int | None = None, distributed: bool = False,
                  check_deterministic: bool = True, progress: bool | None = None, output: Any = None,
                  batch_weight: Any = None):
-        if not callable(network):
-            raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}")
+        if not callable(network) or isinstance(network, type):
+            raise TypeError(f"network must be a Cell or a function, but got a {type(network).__name__}"
+                            + (": pass an object of the class" if isinstance(network, type) else ""))
         if loss_fn is not None and not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable or None, but got {type(loss_fn).__name__}")
         if loss_fn is None and self.needs_loss:
@@ -60,7 +60,9 @@ class CurvatureOperator(Operator):
             check_choice("reduction", reduction, ("mean", "sum"))
         for name, number in (("num_data", num_data), ("chunk_size", chunk_size)):
             if number is not None and (not is_integer(number) or number < 1):
-                raise ValueError(f"{name} must be a positive int or None, but got {number!r}")
+                raise ValueError(f"{name} must be a positive int or None, but got {shown(number)}")
+        check_bool("check_deterministic", check_deterministic)
+        check_progress(progress)
         self.weights = weight_choice.choose(network, weights)
         self.block_diagonal, self.chunk_size, self.progress = block_diagonal, chunk_size, progress
         self.dtype = self.weights.numpy_dtype

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 
 TARGETS = ("label", "labels", "target", "targets", "y")
 NO_BATCHES = "data has no batches, or what it goes through was used up before"
@@ -62,7 +62,7 @@ class Data:
         if batch_size_fn is not None and not callable(batch_size_fn):
             raise TypeError(f"batch_size_fn must be callable, but got {type(batch_size_fn).__name__}")
         if micro_batch is not None and (not is_integer(micro_batch) or micro_batch < 1):
-            raise ValueError(f"micro_batch must be a positive int or None, but got {micro_batch!r}")
+            raise ValueError(f"micro_batch must be a positive int or None, but got {shown(micro_batch)}")
         self.has_loss, self.batch_size_fn, self.micro_batch = has_loss, batch_size_fn, micro_batch
         self.names = _parameter_names(network)
         self.source, self.pipeline = _source(data, has_loss), hasattr(data, "create_tuple_iterator")
@@ -128,8 +128,8 @@ class Data:
                 raise ValueError(f"batch {number} has no samples: a Tensor in it has shape {tuple(leaf.shape)}")
         args, kwargs, targets = (mapped(_tensor, part) for part in (args, kwargs, targets))
         size = self.batch_size_fn(raw) if self.batch_size_fn else _length((*args, *kwargs.values(), *targets), number)
-        if not size >= 1:
-            raise ValueError(f"batch_size_fn must give a positive int, but gave {size!r} for batch {number}")
+        if not is_integer(size) or size < 1:
+            raise ValueError(f"batch_size_fn must give a positive int, but gave {shown(size)} for batch {number}")
         return Batch(args, kwargs, targets, int(size), number, raw)
 
     def _split(self, raw: Any, number: int) -> tuple[tuple, dict, tuple]:
@@ -178,7 +178,7 @@ def _source(data: Any, has_loss: bool) -> Any:
         return data
     if isinstance(data, tuple | dict | Tensor | np.ndarray):
         return [data]
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise TypeError("data must be a mindspore.dataset pipeline, a list of batches, or one batch (a tuple, dict or "
                         f"Tensor), but got {type(data).__name__}")
     if isinstance(data, Iterator) or _is_used_up(data):
@@ -212,6 +212,8 @@ def _parameter_names(network: Any) -> set[str] | None:
 
 
 def _tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "fiubc":
+        raise TypeError(f"data holds an array of dtype {value.dtype}, of which no Tensor can be made")
     return Tensor(value) if isinstance(value, np.ndarray) else value
 
 

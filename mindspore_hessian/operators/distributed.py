@@ -18,7 +18,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import check_bool, is_integer, shown
 
 
 class DistributedError(HessianError, RuntimeError):
@@ -93,8 +93,7 @@ class Processes(Communicator):
 
 def communicator(distributed: Any, dtype: np.dtype) -> Communicator:
     """The processes to sum over: this one alone, or those of the job."""
-    if not isinstance(distributed, bool):
-        raise TypeError(f"distributed must be a bool, but got {distributed!r}")
+    check_bool("distributed", distributed)
     return Processes(dtype) if distributed else ALONE
 
 
@@ -117,7 +116,7 @@ def session(timeout: int = 30) -> Iterator[tuple[int, int]]:
         ``Ascend`` ``GPU`` ``CPU``
     """
     if not is_integer(timeout) or timeout < 1:
-        raise ValueError(f"timeout must be a positive number of seconds, but got {timeout!r}")
+        raise ValueError(f"timeout must be a positive number of seconds, but got {shown(timeout)}")
     if "MS_ROLE" not in os.environ and "RANK_ID" not in os.environ and "RANK_SIZE" not in os.environ:
         raise DistributedError("this process was not started by msrun. For example: msrun --worker_num=2 "
                                "--local_worker_num=2 --cluster_time_out=60 --join=True script.py")

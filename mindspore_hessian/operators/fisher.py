@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import check_choice, is_integer, shown
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.likelihoods import LIKELIHOODS, Likelihood, is_cross_entropy, likelihood_of
 from mindspore_hessian.operators.risk import Kernel
-from mindspore_hessian.transforms._run import check_choice
 
 
 class _OutputCurvature(CurvatureOperator):
@@ -98,9 +97,9 @@ class FisherOperator(_OutputCurvature):
     def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, likelihood: str | None = None,
                  mc_samples: int = 0, seed: int = 0, **options: Any):
         if not is_integer(mc_samples) or mc_samples < 0:
-            raise ValueError(f"mc_samples must be 0 (exact) or a positive int, but got {mc_samples!r}")
+            raise ValueError(f"mc_samples must be 0 (exact) or a positive int, but got {shown(mc_samples)}")
         if not is_integer(seed) or seed < 0:
-            raise ValueError(f"seed must be an int of 0 or more, but got {seed!r}")
+            raise ValueError(f"seed must be an int of 0 or more, but got {shown(seed)}")
         self.mc_samples, self.seed, self._asked = int(mc_samples), int(seed), likelihood
         super().__init__(network, loss_fn, data, weights, **options)
 

@@ -32,7 +32,7 @@ def risk(f, loss, n):
 
     def both(*xs):
         return loss(f(*xs[:n]), *xs[n:])
-    return _graph.scalar(both)
+    return _graph.scalar(both, "loss_fn")
 
 
 def value(f, loss, n, params):
@@ -99,7 +99,7 @@ def _around(f, n, params, metric):
 
 def ggn(f, loss, n, params):
     """J^T H_loss J v."""
-    curve = _graph.hessian_product(_graph.scalar(loss), (0,), None, "revrev")
+    curve = _graph.hessian_product(_graph.scalar(loss, "loss_fn"), (0,), None, "revrev")
 
     def metric(out, targets, u):
         return curve((out,) + targets, (u,))[0]
@@ -108,7 +108,7 @@ def ggn(f, loss, n, params):
 
 def slope(loss):
     """The gradient of the loss by the network's output."""
-    pull = _graph.gradient(_graph.scalar(loss), (0,), None)
+    pull = _graph.gradient(_graph.scalar(loss, "loss_fn"), (0,), None)
 
     def by_output(out, *targets):
         return pull(out, *targets)[0]

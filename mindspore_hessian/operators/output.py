@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspore_hessian._callable import parsable
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Choice:
     def __post_init__(self) -> None:
         if not (self.pick is None or is_integer(self.pick) or isinstance(self.pick, str) or callable(self.pick)):
             raise TypeError("output must be an index (of a tuple), a key (of a dict) or a function of what the network "
-                            f"returns, but got {self.pick!r}")
+                            f"returns, but got {shown(self.pick)}")
 
     @property
     def key(self) -> Any:

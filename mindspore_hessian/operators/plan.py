@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 from mindspore_hessian.device import device_info
 
 if TYPE_CHECKING:
@@ -87,8 +87,10 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
         ValueError: not positive numbers.
     """
     for name, number in (("columns", columns), ("max_memory", max_memory)):
-        if number is not None and (not is_integer(number) or number < 1):
-            raise ValueError(f"{name} must be a positive int, but got {number!r}")
+        if name == "max_memory" and number is None:
+            continue
+        if not is_integer(number) or number < 1:  # type: ignore[operator]
+            raise ValueError(f"{name} must be a positive int, but got {shown(number)}")
     size = op.shape[0]
     batch = op.risk.data.first()
     kernel, extras = op._make(batch, 0)

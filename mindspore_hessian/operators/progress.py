@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._environment import no_bars
+from mindspore_hessian._numbers import check_progress
 
 SHOWN_AFTER = 2.0  # seconds: what is quicker needs no bar
 
@@ -21,8 +22,7 @@ def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int =
 
     None shows none inside of another bar, that of an estimator. The environment's TQDM_DISABLE=1 goes before True.
     """
-    if progress not in (True, False, None):
-        raise TypeError(f"progress must be True, False or None, but got {progress!r}")
+    check_progress(progress)
     inside = progress is None and len(getattr(tqdm, "_instances", ())) > 0
     unseen = progress is False or no_bars() or rank > 0 or inside
     return tqdm(desc=what, total=total, initial=done, disable=unseen, leave=False, unit="batch",

@@ -45,7 +45,8 @@ class Kernel:
 
 
 OUTPUT = Kernel("output", kernels.output)
-_NO_PART = re.compile(r"TupleGetItem evaluator index|does not exist in the dict|object is not subscriptable")
+_NO_PART = re.compile(r"TupleGetItem evaluator index|does not exist in the dict|object is not subscriptable|"
+                      "_getitem__|For 'StridedSlice', the 'strides|index .* out of")
 _LABEL = re.compile(r"(?i)label must in scope|GatherD.*value of 'index' must be in")  # as the kernels say it
 
 
@@ -178,8 +179,8 @@ class Risk:
         except (TypeError, ValueError, LookupError, RuntimeError) as err:
             if kernel is not OUTPUT:
                 self._explain(batch, err)
-            if isinstance(err, KernelError):
-                raise KernelError(f"batch {batch.number}: {err}") from err.__cause__
+            if isinstance(err, KernelError) or (type(err) in (TypeError, ValueError) and err.__cause__ is not None):
+                raise type(err)(f"batch {batch.number}: {err}") from err.__cause__
             raise
 
     def _explain(self, batch: Batch, err: Exception) -> None:
@@ -190,7 +191,7 @@ class Risk:
                     classes = self.classes()
                     above = labels[labels >= classes]  # first: what is below may be what the loss ignores
                     weighing.check_labels(above if above.size else labels[labels < -classes], batch.number, classes)
-        elif not self.choice.captured and _NO_PART.search(str(err)):
+        elif self.choice.pick is not None and not self.choice.captured and _NO_PART.search(str(err)):
             raise ValueError(f"output={self.choice.pick!r} is no part of what the network returns: {err}") from err
         elif isinstance(err, TypeError | ValueError) and self.choice.pick is None and self.loss_fn is not None:
             try:

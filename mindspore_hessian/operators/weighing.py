@@ -20,6 +20,7 @@ from mindspore import Tensor, mint, nn, ops
 
 from mindspore_hessian import _compat, _compile
 from mindspore_hessian._callable import Call
+from mindspore_hessian._numbers import shown
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch, is_samples, leaves, mapped, together
 
@@ -78,15 +79,15 @@ def stated(batch_weight: Any) -> Weighing:
     if isinstance(batch_weight, str) and batch_weight == "samples":
         return Weighing("their samples, as batch_weight says", _samples, uniform=True)
     if not callable(batch_weight):
-        raise TypeError(f"batch_weight must be None, 'samples' or a function of a batch, but got {batch_weight!r}")
+        raise TypeError(f"batch_weight must be None, 'samples' or a function of a batch, but got {shown(batch_weight)}")
 
     def of(batch: Batch) -> float:
         found = batch_weight(batch.raw)
-        weight = float(np.asarray(_compat.to_numpy(found) if isinstance(found, Tensor) else found).item())
-        if not 0 <= weight < np.inf:
-            raise ValueError(f"batch_weight must give a finite number of 0 or more, but gave {weight} for batch "
+        weight = np.asarray(_compat.to_numpy(found) if isinstance(found, Tensor) else found)
+        if weight.size != 1 or weight.dtype.kind not in "fiub" or not 0 <= weight.item() < np.inf:
+            raise ValueError(f"batch_weight must give a finite number of 0 or more, but gave {shown(found)} for batch "
                              f"{batch.number}")
-        return weight
+        return float(weight.item())
     return Weighing("batch_weight", of)
 
 
@@ -155,9 +156,16 @@ def _with_labels(classes: Callable[[], int]) -> Weighing:
     count = functools.cache(classes)
 
     def of(batch: Batch) -> float:
-        check_labels(_compat.to_numpy(next(leaves(batch.targets))), batch.number, count())
+        check_labels(_target(batch), batch.number, count())
         return float(batch.size)
     return Weighing(SAMPLES.how, of, uniform=True)
+
+
+def _target(batch: Batch) -> np.ndarray:
+    """The first Tensor of what the loss gets after the output."""
+    for leaf in leaves(batch.targets):
+        return _compat.to_numpy(leaf)
+    raise TypeError(f"batch {batch.number} has no target: the loss needs a Tensor or array after the inputs")
 
 
 def _indexed(weight: Any, ignored: int | None) -> Weighing:
@@ -165,7 +173,7 @@ def _indexed(weight: Any, ignored: int | None) -> Weighing:
     classes = None if weight is None else np.asarray(_compat.to_numpy(weight), np.float64)
 
     def terms(batch: Batch) -> np.ndarray:
-        target = _compat.to_numpy(next(leaves(batch.targets)))
+        target = _target(batch)
         if target.dtype.kind == "f":
             return np.ones((target.shape[0], *target.shape[2:]))
         counted = np.ones(target.shape, bool) if ignored is None else target != ignored

@@ -64,6 +64,9 @@ class Weights:
 
     def flatten(self, structure: Any) -> np.ndarray:
         """A Tensor or array for each Parameter, as one vector."""
+        if not isinstance(structure, tuple | list):
+            raise TypeError("a vector shaped like the weights is a tuple or list of Tensors, but got a "
+                            f"{type(structure).__name__}")
         if len(structure) != len(self.parameters):
             raise ValueError(f"a vector shaped like the weights holds {len(self.parameters)} Tensors, but got "
                              f"{len(structure)}")
@@ -78,7 +81,11 @@ class Weights:
 
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
         """One vector as a Tensor for each Parameter, in its dtype."""
-        return cut_line(self.shapes, [p.dtype for p in self.parameters], np.array(flat))
+        line, size = np.array(flat), sum(self.sizes)
+        if line.shape != (size,) or line.dtype.kind not in "fiub":
+            raise ValueError(f"a flat vector of the weights holds {size} real numbers, but got shape {line.shape} and "
+                             f"dtype {line.dtype}")
+        return cut_line(self.shapes, [p.dtype for p in self.parameters], line)
 
 
 def layer_of(name: str) -> str:

@@ -9,9 +9,11 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import LateRulesWarning
+from mindspore_hessian._numbers import check_bool, shown
 from mindspore_hessian.rules import (
     batching_conv,
     batching_formula,
@@ -177,6 +179,17 @@ def status() -> list[RuleStatus]:
     return out
 
 
+def _check_rule(primitive: Any, getter: Any, why: Any, replaces: Any) -> None:
+    """Raise TypeError where MindSpore would fail with a rule only as it compiles."""
+    if not isinstance(primitive, str) or not primitive:
+        raise TypeError(f"primitive must be MindSpore's name of it, such as 'Tanh', but got {shown(primitive)}")
+    if not callable(getter):
+        raise TypeError(f"getter must be a function that gives the rule, but got {type(getter).__name__}")
+    if not isinstance(why, str):
+        raise TypeError(f"why must be a sentence, but got {type(why).__name__}")
+    check_bool("replaces", replaces)
+
+
 def register_derivative(primitive: str, getter: Callable, why: str = "", replaces: bool = False) -> None:
     """Supply the derivative of a primitive.
 
@@ -201,6 +214,7 @@ def register_derivative(primitive: str, getter: Callable, why: str = "", replace
         ...     return bprop
         >>> rules.register_derivative("MyCubeGrad", of_my_cube_grad, why="MyCube has a kernel of its own")
     """
+    _check_rule(primitive, getter, why, replaces)
     _register(Derivative(primitive, getter, why or "registered by the user", replaces))
 
 
@@ -224,4 +238,5 @@ def register_batching(primitive: str, getter: Callable, why: str = "", replaces:
         ...     return rule
         >>> rules.register_batching("MyCube", of_my_cube)
     """
+    _check_rule(primitive, getter, why, replaces)
     _register(Batching(primitive, getter, why or "registered by the user", replaces))

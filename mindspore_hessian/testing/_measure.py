@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,10 +10,10 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_hessian._errors import HessianError, NonFiniteWarning, RecompileWarning
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import check_bool, check_choice, shown
+from mindspore_hessian.estimators._checks import check_integer, check_real
 from mindspore_hessian.testing._point import PRECISION, Point
 from mindspore_hessian.testing._report import USUALLY, Check, Report
-from mindspore_hessian.transforms._run import check_choice
 
 _STEPS = 8  # step sizes of the difference and Taylor tests
 _USABLE = 10  # a remainder this many times above rounding counts for the order
@@ -54,20 +54,23 @@ class Settings:
 
     @classmethod
     def of(cls, modes: str | Sequence[str], allowed: Any, directions: int, rtol: float | None, atol: float | None,
-           order: float, step: float) -> Settings:
+           order: float, step: float, seed: int, raise_exception: bool) -> Settings:
         """Check the options."""
+        if not isinstance(modes, Iterable):
+            raise TypeError(f"modes must be a name or several, but got {shown(modes)}")
         modes = (modes,) if isinstance(modes, str) else tuple(modes)
         if not modes:
             raise ValueError("modes is empty; the first of them is what the others are compared with")
         for mode in modes:
             check_choice("modes", mode, allowed)
-        if not is_integer(directions) or directions < 2:
-            raise ValueError(f"directions must be an int of at least 2, but got {directions!r}")
-        for name, value in (("rtol", rtol), ("atol", atol), ("order", order)):
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must not be negative, but got {value!r}")
-        if not step > 0:
-            raise ValueError(f"step must be positive, but got {step!r}")
+        check_integer("directions", directions, 2)
+        check_integer("seed", seed, 0)
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None:
+                check_real(name, value, strict=False)
+        check_real("order", order, strict=False)
+        check_real("step", step)
+        check_bool("raise_exception", raise_exception)
         return cls(modes, rtol, atol, order, step)
 
 

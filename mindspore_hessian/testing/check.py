@@ -76,7 +76,7 @@ def check_hvp(fn: Any, inputs: Any, vectors: Any = None, grad_position: Any = No
         >>> check_hvp(lambda x: (x ** 3).sum(), ms.Tensor([1.0, 2.0])).ok
         True
     """
-    settings = Settings.of(modes, HVP_MODES, directions, rtol, atol, order, step)
+    settings = Settings.of(modes, HVP_MODES, directions, rtol, atol, order, step, seed, raise_exception)
     one = isinstance(inputs, Tensor)
 
     def point(dtype: Any) -> Point:
@@ -135,7 +135,7 @@ def check_hessian(fn: Any, inputs: Any, grad_position: Any = FIRST, *, weights: 
         >>> report.ok, report.dtype, round(report.order)
         (True, 'Float64', 3)
     """
-    settings = Settings.of(modes, MODES, directions, rtol, atol, order, step)
+    settings = Settings.of(modes, MODES, directions, rtol, atol, order, step, seed, raise_exception)
 
     def point(dtype: Any) -> Point:
         args = cast(as_args(inputs), dtype)

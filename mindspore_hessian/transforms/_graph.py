@@ -56,10 +56,10 @@ def jvp(f, pos, ws):
     return push
 
 
-def check_float(out):
+def check_float(out, name="fn"):
     """Raise where an output has no derivative to speak of: MindSpore differentiates integers as if they were not."""
     if out.dtype not in FLOATS:
-        raise TypeError(f"fn returned a Tensor of dtype {out.dtype}, which has no derivative: it must return real "
+        raise TypeError(f"{name} returned a Tensor of dtype {out.dtype}, which has no derivative: it must return real "
                         "floating-point numbers. Leave out the cast or comparison (argmax, round, astype(int32), "
                         "x > 0), and take the real part of a complex result.")
 
@@ -101,28 +101,28 @@ def hessian_product(f, pos, ws, mode):
     return DIRECTIONS[mode[:3]](gradient(f, pos, ws), pos, ws)
 
 
-def scalar(f):
-    """`f`, refusing an output that is not one number (MindSpore would sum it without a word)."""
+def scalar(f, name="fn"):
+    """`f`, called `name` by the user, refusing an output that is not one number (MindSpore would sum it silently)."""
     def checked(*xs):
         out = f(*xs)
         if not isinstance(out, Tensor):
-            raise TypeError("fn must return one Tensor with one element; it returned something else. "
+            raise TypeError(f"{name} must return one Tensor with one element; it returned something else. "
                             "Where it returns (value, aux), pass has_aux=True.")
         if out.size != 1:
-            raise ValueError(f"fn must return one number (a Tensor with one element), but its output has shape "
+            raise ValueError(f"{name} must return one number (a Tensor with one element), but its output has shape "
                              f"{out.shape}. Sum it, or use hessian() or jacobian() for vector-valued functions.")
-        check_float(out)
+        check_float(out, name)
         return out
     return checked
 
 
-def one_tensor(f):
+def one_tensor(f, name="fn"):
     """`f`, refusing an output that is not one Tensor."""
     def checked(*xs):
         out = f(*xs)
         if not isinstance(out, Tensor):
-            raise TypeError("fn must return one Tensor here; it returned something else")
-        check_float(out)
+            raise TypeError(f"{name} must return one Tensor here; it returned something else")
+        check_float(out, name)
         return out
     return checked
 

@@ -10,8 +10,8 @@ import mindspore as ms
 from mindspore_hessian import _compile
 from mindspore_hessian._callable import Call
 from mindspore_hessian._inplace import refuse_in_graph
-from mindspore_hessian._numbers import is_integer
-from mindspore_hessian._tree import Variables, as_args, check_finite, variables
+from mindspore_hessian._numbers import check_bool, is_integer, shown
+from mindspore_hessian._tree import Variables, as_args, check_finite, check_position, variables
 from mindspore_hessian.transforms import _graph
 from mindspore_hessian.transforms._in_graph import tensors_in
 
@@ -30,7 +30,7 @@ class Problem:
     def of(cls, fn: Any, args: tuple, kwargs: dict, grad_position: Any, weights: Any, has_aux: Any,
            one: bool = False) -> Problem:
         """Check the arguments that all transforms have in common."""
-        check_transform(fn, has_aux)
+        check_transform(fn, grad_position, has_aux)
         call = Call.bind(fn, args, kwargs)
         return cls(call, variables(call, args, grad_position, weights, one), has_aux)
 
@@ -116,18 +116,12 @@ def product_kernel(mode: str) -> Callable:
     return kernel
 
 
-def check_transform(fn: Any, has_aux: Any) -> None:
+def check_transform(fn: Any, grad_position: Any, has_aux: Any) -> None:
     """What a transform that only knows its function can check."""
     if not callable(fn):
         raise TypeError(f"fn must be callable, but got {type(fn).__name__}")
-    if not isinstance(has_aux, bool):
-        raise TypeError(f"has_aux must be a bool, but got {has_aux!r}")
-
-
-def check_choice(name: str, value: Any, allowed: Any) -> None:
-    """Raise ValueError where `value` is not one of `allowed`."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but got {value!r}")
+    check_position(grad_position)
+    check_bool("has_aux", has_aux)
 
 
 def check_auto_only(mode: str, **options: bool) -> None:
@@ -142,6 +136,6 @@ def check_chunk(chunk_size: Any) -> None:
     if chunk_size is None:
         return
     if not is_integer(chunk_size):
-        raise TypeError(f"chunk_size must be an int or None, but got {chunk_size!r}")
+        raise TypeError(f"chunk_size must be an int or None, but got {shown(chunk_size)}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, but got {chunk_size}")

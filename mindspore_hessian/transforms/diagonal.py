@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, vmap
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import is_integer
+from mindspore_hessian._numbers import is_integer, shown
 from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import (
@@ -40,7 +40,7 @@ def sample_axes(problem: Problem, in_axes: Any, args: tuple) -> tuple[int | None
         if axis is None or number not in problem.call.index:
             continue
         if not is_integer(axis):
-            raise TypeError(f"in_axes must hold ints and None, but got {axis!r}")
+            raise TypeError(f"in_axes must hold ints and None, but got {shown(axis)}")
         if not -argument.ndim <= axis < argument.ndim:
             raise ValueError(f"in_axes: argument {number} of shape {tuple(argument.shape)} has no axis {axis}")
         axes[problem.call.index[number]] = axis % argument.ndim
@@ -175,7 +175,7 @@ def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, wei
 
 def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, weights: Any, in_axes: Any,
                  chunk_size: int | None, kind: str) -> Callable:
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
     check_chunk(chunk_size)
     name = public.__name__
@@ -281,7 +281,7 @@ def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, i
         >>> print(batched_hessian(lambda x: (x ** 3).sum())(points).shape)
         (2, 2, 2)
     """
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     check_chunk(chunk_size)
     if in_axes is None:
         raise ValueError("in_axes is None; for one point use hessian()")

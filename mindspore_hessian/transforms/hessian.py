@@ -8,11 +8,12 @@ from typing import Any
 import mindspore as ms
 
 from mindspore_hessian._errors import HessianError
+from mindspore_hessian._numbers import check_choice
 from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
 from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.transforms._run import Problem, check_auto_only, check_choice, check_chunk, check_transform
+from mindspore_hessian.transforms._run import Problem, check_auto_only, check_chunk, check_transform
 from mindspore_hessian.transforms.sparse import SparseHessian, check_sparse
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
@@ -166,7 +167,7 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
         >>> hessian(lambda x: (x ** 3).sum(), sparse=True)(ms.ops.ones(1000)).nnz
         1000
     """
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)
@@ -232,7 +233,7 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
         >>> print(value, gradient)
         9.0 [ 3. 12.]
     """
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
     check_choice("mode", mode, MODES)
     check_chunk(chunk_size)

@@ -5,11 +5,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from mindspore_hessian._numbers import check_choice
 from mindspore_hessian._tree import FIRST, Variables, several_weights
 from mindspore_hessian.transforms import _rows
 from mindspore_hessian.transforms._assemble import batched_or_loop, is_several, jacobian_in_chunks
 from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.transforms._run import Problem, check_choice, check_chunk, check_transform
+from mindspore_hessian.transforms._run import Problem, check_chunk, check_transform
 
 MATRICES = {"auto": _rows.jacobian_reverse, "rev": _rows.jacobian_reverse, "fwd": _rows.jacobian_forward}
 
@@ -73,7 +74,7 @@ def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weig
         [[2. 0.]
          [0. 4.]]
     """
-    check_transform(fn, has_aux)
+    check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
     check_choice("mode", mode, MATRICES)
     check_chunk(chunk_size)

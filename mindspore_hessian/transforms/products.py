@@ -9,13 +9,13 @@ from mindspore import Parameter, Tensor, ops
 from mindspore_hessian import _compat
 from mindspore_hessian._callable import Call
 from mindspore_hessian._inplace import refuse_in_graph
+from mindspore_hessian._numbers import check_choice
 from mindspore_hessian._tree import check_finite
 from mindspore_hessian.transforms import _graph
 from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, InGraph, Recipe, described, known, readable_in_graph
 from mindspore_hessian.transforms._run import (
     HVP_MODES,
     Problem,
-    check_choice,
     product_kernel,
 )
 
@@ -189,9 +189,9 @@ def _gauss_newton(forward, loss, pos, params):
     The reverse pass has a function of its own: where it shares that of the forward product, MindSpore gives zeros by
     the weights of a network with a branch, and where each of the three uses has one, it does not compile.
     """
-    out = _graph.one_tensor(forward)
-    push, pull = _graph.jvp(out, pos, params), _graph.vjp(_graph.one_tensor(forward), pos, params)
-    curve = _graph.hessian_product(_graph.scalar(loss), (0,), None, "revrev")
+    out = _graph.one_tensor(forward, "forward")
+    push, pull = _graph.jvp(out, pos, params), _graph.vjp(_graph.one_tensor(forward, "forward"), pos, params)
+    curve = _graph.hessian_product(_graph.scalar(loss, "loss"), (0,), None, "revrev")
 
     def product(xs, vs):
         return pull(xs, curve((out(*xs),), (push(xs, vs),))[0])
@@ -420,8 +420,9 @@ def _checked(fn, inputs, vectors, grad_position, has_aux, weights, mode, what="v
 
 def _checked_ggnvp(forward, loss, inputs, vectors, weights, grad_position):
     """The same for `ggnvp`, and its kernel."""
-    if not callable(loss):
-        raise TypeError(f"loss must be callable, but got {type(loss).__name__}")
+    for name, function in (("forward", forward), ("loss", loss)):
+        if not callable(function):
+            raise TypeError(f"{name} must be callable, but got {type(function).__name__}")
     problem = Problem.of_inputs(forward, inputs, grad_position, weights, False)
     flat = problem.vars.flatten(vectors, "vectors")
     inner = Call.bind(loss, ())

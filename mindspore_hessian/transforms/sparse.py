@@ -30,6 +30,8 @@ def check_sparse(sparse: Any) -> None:
     if not (sp.issparse(sparse) or isinstance(sparse, np.ndarray)):
         raise TypeError(f"sparse must be True, False, or the pattern as a scipy sparse matrix or a numpy array, but "
                         f"got {type(sparse).__name__}")
+    if sparse.dtype.kind not in "fiubc":
+        raise TypeError(f"sparse is a pattern of numbers or bools, but has dtype {sparse.dtype}")
     if sparse.ndim != 2 or sparse.shape[0] != sparse.shape[1]:
         raise ValueError(f"sparse is a pattern, so it must be a square matrix, but has shape {sparse.shape}")
 
