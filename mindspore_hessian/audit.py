@@ -17,7 +17,7 @@ from mindspore_hessian._audit_graph import CONTROL, Graph, public_name
 from mindspore_hessian._errors import HessianError, MissingRuleError, UnsafeRuntimeError
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian._tree import Variables, tensors_of
-from mindspore_hessian.rules.batching_missing import unrolled
+from mindspore_hessian.rules.missing import unrolled
 from mindspore_hessian.transforms import _graph, _rows
 from mindspore_hessian.transforms._run import Problem, product_kernel
 

@@ -12,7 +12,7 @@ from mindspore import Tensor
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, HessianError, UnsafeRuntimeError, warn
 from mindspore_hessian._tree import Variables, map_structure
-from mindspore_hessian.rules.batching_missing import unbatched_only
+from mindspore_hessian.rules.missing import unbatched_only
 from mindspore_hessian.transforms import _rows
 from mindspore_hessian.transforms._run import Problem
 
