@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import LateRulesWarning
-from mindspore_hessian._numbers import check_bool, shown
+from mindspore_hessian.arguments import check_bool, shown
 
 Getter = TypeVar("Getter", bound=Callable)
 Version = tuple[int, ...]
