@@ -130,6 +130,8 @@ batching("Col2Im", why=FAILS_IN_GRADIENTS, replaces=True)(joining(1))
 
 # --- of three dimensions: bilinear in x and w, and so are their two backward primitives -------------------------
 
+_KEEPS_ATTRIBUTES = "emits the same backward primitives, with attributes that their derivatives can read"
+
 def _conv3d_family(prim):
     """conv(x, w), to_x(w, d, shape of x), to_w(x, d, shape of w), with the attributes of any of them."""
     out_channel, kernel, stride, dilation, group = attributes_of(
@@ -143,8 +145,7 @@ def _conv3d_family(prim):
     return ops.Conv3D(*args), _compat.Conv3DBackpropInput(*args), _compat.Conv3DBackpropFilter(*args)
 
 
-@derivative("Conv3D", why="emits the same backward primitives, with attributes that their derivatives can read",
-            replaces=True)
+@derivative("Conv3D", why=_KEEPS_ATTRIBUTES, replaces=True)
 def conv3d(prim):
     """MindSpore's own rule, with backward primitives whose attributes Python can read."""
     _, to_x, to_w = _conv3d_family(prim)
@@ -174,7 +175,7 @@ def conv3d_to_w(prim):
     return bprop
 
 
-@derivative("Conv3DTranspose", why="as above", replaces=True)
+@derivative("Conv3DTranspose", why=_KEEPS_ATTRIBUTES, replaces=True)
 def conv3d_transpose(prim):
     """The transpose of a convolution: <y, u> = <x, conv(u, w)>, so dx = conv(d, w) and dw = to_w(d, x)."""
     conv, _, to_w = _conv3d_family(prim)

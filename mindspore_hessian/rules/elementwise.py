@@ -36,8 +36,8 @@ from mindspore_hessian.rules.registry import COPIES, batching, composition, deri
 
 # --- one operand ------------------------------------------------------------------------------------------------
 
-batching("Muls", "Divs", "AddScalar", "SubScalar", "PowTensorScalar", "ClampScalar", "GreaterEqualScalar", "LessScalar",
-         "EqScalar", "ZerosLikeExt", "OnesLikeExt", "Conj")(unary)
+batching("Muls", "Divs", "AddScalar", "SubScalar", "ClampScalar", "GreaterEqualScalar", "LessScalar", "EqScalar",
+         "ZerosLikeExt", "OnesLikeExt", "Conj")(unary)
 batching("ACosGrad", "AcoshGrad", "AsinGrad", "AsinhGrad", "AtanGrad", "ReciprocalGrad", "SqrtGrad", "RsqrtGrad",
          why=COPIES, replaces=True)(cotangent_second)
 
@@ -62,13 +62,16 @@ def pow_tensor_scalar(prim):
     return bprop
 
 
+batching("PowTensorScalar")(unary)
+
+
 # --- two operands -----------------------------------------------------------------------------------------------
 
-batching("Add", "Sub", "Mul", "Div", "RealDiv", "Pow", "Maximum", "Minimum", "Atan2", "Greater", "GreaterEqual", "Less",
-         "LessEqual", "Equal", "NotEqual", "Xlogy", "Xdivy", replaces=True,
-         why="MindSpore's rule gives an unbatched operand a batch axis of its own: twice the nodes and the compile time"
-         )(binary)
-batching("Fmax", "Hypot", "DivMod", "BitwiseAndTensor", "SquaredDifference")(binary)
+_SLOW = "MindSpore's rule gives an unbatched operand a batch axis of its own: twice the nodes and the compile time"
+
+batching("Add", "Sub", "Mul", "Div", "RealDiv", "Maximum", "Minimum", "Atan2", "Greater", "GreaterEqual", "Less",
+         "LessEqual", "Equal", "NotEqual", "Xlogy", "Xdivy", why=_SLOW, replaces=True)(binary)
+batching("Fmax", "DivMod", "BitwiseAndTensor", "SquaredDifference")(binary)
 batching("Complex")(same_shape(2))
 
 
@@ -95,6 +98,9 @@ def power(prim):
     return bprop
 
 
+batching("Pow", why=_SLOW, replaces=True)(binary)
+
+
 @derivative("Hypot", why="MindSpore's computes float64 in float32", replaces=True)
 def hypot(prim):
     """(cos, sin) of the angle of (x, y): x / hypot would lose digits in its derivative, y^2 / hypot^3."""
@@ -102,6 +108,9 @@ def hypot(prim):
         angle = ops.atan2(y, x)
         return pull(ops.mul)(mutable(x), ops.cos(angle), dout)[0], pull(ops.mul)(mutable(y), ops.sin(angle), dout)[0]
     return bprop
+
+
+batching("Hypot")(binary)
 
 
 @batching("AddN", why=COPIES, replaces=True)

@@ -5,7 +5,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
-from mindspore_hessian.rules.kit import axis_at, one_tensor
+from mindspore_hessian.rules.kit import axis_at, one_tensor, primitive
 from mindspore_hessian.rules.registry import batching, derivative
 
 batching("FFT", "IFFT", "RFFT", "IRFFT")(axis_at(2))
@@ -19,7 +19,7 @@ def _transformed(shape, lengths, axes):
     return tuple(axis + 1 if axis >= 0 else axis for axis in axes)
 
 
-@batching(*(name + which for name in ("FFT", "IFFT", "RFFT", "IRFFT") for which in "2N"))
+@batching("FFT2", "FFTN", "IFFT2", "IFFTN", "RFFT2", "RFFTN", "IRFFT2", "IRFFTN")
 @one_tensor
 def batched_transform(prim, x, lengths, axes, norm):
     return prim(x, lengths, _transformed(x.shape, lengths, axes), norm)
@@ -55,18 +55,22 @@ def irfft_double(prim):
 batching("IRFFTDouble")(axis_at(2))
 
 
+# --- refused ----------------------------------------------------------------------------------------------------
+
 def hermitian(instead):
     """HFFT, IHFFT and their forms of more dimensions: no derivative can mend the value that it goes with."""
     def getter(prim):
         raise MissingRuleError(
-            f"ops.{instead[0]} is refused: MindSpore's kernel computes something else at every second call, and the "
-            f"gradient of its imaginary part has the wrong sign. Write {instead[1]}, with 2 or n at the end for more "
-            "dimensions; the opposite norm is 'forward' for 'backward', which is the default, and the reverse.")
+            f"ops.{primitive(prim).name.lower()} is refused: MindSpore's kernel computes something else at every "
+            f"second call, and the gradient of its imaginary part has the wrong sign. Write {instead}, with 2 or n at "
+            "the end for more dimensions; the opposite norm is 'forward' for 'backward', which is the default, and "
+            "the reverse.")
     return getter
 
 
-for name, instead in (("HFFT", "ops.irfft(ops.conj(x), n, dim, opposite norm)"),
-                      ("IHFFT", "ops.conj(ops.rfft(x, n, dim, opposite norm))")):
-    for which in ("", "2", "N"):
-        derivative(name + which, why="MindSpore's kernel computes something else at every second call: refused",
-                   replaces=True)(hermitian((name.lower() + which.lower(), instead)))
+_EVERY_SECOND = "MindSpore's kernel computes something else at every second call: refused"
+
+derivative("HFFT", "HFFT2", "HFFTN", why=_EVERY_SECOND, replaces=True
+           )(hermitian("ops.irfft(ops.conj(x), n, dim, opposite norm)"))
+derivative("IHFFT", "IHFFT2", "IHFFTN", why=_EVERY_SECOND, replaces=True
+           )(hermitian("ops.conj(ops.rfft(x, n, dim, opposite norm))"))

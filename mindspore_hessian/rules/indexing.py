@@ -202,7 +202,7 @@ def _backwards(strides):
     """Whether a step is negative, or unknown."""
     if strides is None:
         return True
-    return any(int(step) < 0 for step in (strides.asnumpy() if isinstance(strides, Tensor) else strides))
+    return any(step < 0 for step in numbers(strides))
 
 
 @constexpr

@@ -462,8 +462,8 @@ def joining(count: int, shape: bool = False) -> Callable:
 
         def rule(*pairs):
             tensors, rest = pairs[:count], values(pairs[count:])
-            if not any_batched(tuple([dim for _, dim in tensors])):
-                return unpaired(prim(*[x for x, _ in tensors], *rest))
+            if not any_batched(dims_of(tensors)):
+                return unpaired(prim(*tensors_of(tensors), *rest))
             if shape:
                 rest = (scaled(rest[0], 0, axis_size), *rest[1:])
             out = prim(*[_joined(x, dim, axis_size) for x, dim in tensors], *rest)

@@ -165,7 +165,7 @@ def batched_nll_grad(prim, axis_size):
         tensors, (reduction, ignored) = pairs[:5], values(pairs[5:])
         if not any_batched(dims_of(tensors)):
             return unpaired(prim(*tensors_of(tensors), reduction, ignored))
-        dims = tuple([dim for _, dim in tensors])
+        dims = dims_of(tensors)
         x, d, labels, w, total = [front(x, dim) for x, dim in tensors]
         x = filled(x, 0 if dims[0] is not None else None, axis_size)
         labels = reshape(labels, _of_samples(labels.shape, dims[2]))

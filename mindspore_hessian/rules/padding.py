@@ -6,7 +6,7 @@ from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.kit import attributes_of, front, reshape, tensors_of
+from mindspore_hessian.rules.kit import attributes_of, front, numbers, reshape, tensors_of
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
 
 _AXIS_INDEX = {  # position in the padded axis, counted from the first unpadded one -> index into n elements
@@ -21,11 +21,10 @@ _AXIS_INDEX = {  # position in the padded axis, counted from the first unpadded 
 @constexpr
 def axis_sources(shape, paddings, mode):
     """(axis, indices, mask) of each padded axis; paddings are (left, right) from the last axis backwards."""
-    if isinstance(paddings, Tensor):
-        paddings = tuple(int(pad) for pad in paddings.asnumpy())
+    paddings = numbers(paddings)
     out = []
     for k in range(len(paddings) // 2):
-        axis, left, right = len(shape) - 1 - k, int(paddings[2 * k]), int(paddings[2 * k + 1])
+        axis, left, right = len(shape) - 1 - k, paddings[2 * k], paddings[2 * k + 1]
         if left or right:
             n, cut = shape[axis], max(-left, 0)
             kept = n - cut - max(-right, 0)  # what a negative padding cuts off is not there to be repeated
@@ -40,12 +39,11 @@ def axis_sources(shape, paddings, mode):
 @constexpr
 def _begin_of_unpadded(shape, paddings):
     """Where the unpadded values lie in the padded tensor, as the begin of a slice; None if a padding is negative."""
-    if isinstance(paddings, Tensor):
-        paddings = tuple(int(pad) for pad in paddings.asnumpy())
+    paddings = numbers(paddings)
     if min(paddings) < 0:
         return None
-    left = [int(pad) for pad in paddings[::2]]
-    return tuple([0] * (len(shape) - len(left)) + left[::-1])
+    left = paddings[::2]
+    return (0,) * (len(shape) - len(left)) + left[::-1]
 
 
 @constexpr

@@ -171,7 +171,7 @@ def replaced() -> set[str]:
             if rule.kind is derivative and rule.replaces and not rule.visible}
 
 
-def _rows() -> list[Rule]:
+def _applicable() -> list[Rule]:
     return [rule for rule in ROWS if rule.applies]
 
 
@@ -185,7 +185,7 @@ def install() -> None:
         >>> from mindspore_hessian import rules
         >>> rules.install()
     """
-    for rule in _rows():
+    for rule in _applicable():
         _register(rule)
 
 
@@ -227,7 +227,7 @@ def status() -> list[RuleStatus]:
         >>> next(row for row in rules.status() if row.primitive == "LogSoftmaxGrad" and row.kind == "derivative").active
         'ours'
     """
-    rows = {(rule.kind.name, rule.primitive): rule for rule in _rows()}
+    rows = {(rule.kind.name, rule.primitive): rule for rule in _applicable()}
     rows.update({key: rule for key, (rule, _, _) in _registered.items()})
     out = []
     for (kind, name), rule in sorted(rows.items()):

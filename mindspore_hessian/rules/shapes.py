@@ -28,6 +28,8 @@ from mindspore_hessian.rules.kit import (
 )
 from mindspore_hessian.rules.registry import batching, derivative
 
+# --- of a shape alone, and along an axis ------------------------------------------------------------------------
+
 batching("LinSpace", why="MindSpore's rule is wrong where nothing is batched", replaces=True)(constant)
 batching("Range", why="MindSpore's rule lacks an input and fails", replaces=True)(constant)
 batching("Eye", "Zeros", "Ones")(constant)
