@@ -113,21 +113,23 @@ def hypot(prim):
 batching("Hypot")(binary)
 
 
-def _shared(x, y, d, share):
+def _divided(x, y, d, share):
     """The share of d to x and the rest to y, added up where one was broadcast, as the gradient of a sum is."""
-    return pull(ops.add)(mutable(x), mutable(y), d * share)[0], pull(ops.add)(mutable(x), mutable(y), d * (1 - share))[1]
+    dx, _ = pull(ops.add)(mutable(x), mutable(y), d * share)
+    _, dy = pull(ops.add)(mutable(x), mutable(y), d * (1 - share))
+    return dx, dy
 
 
 @by_formula("MaximumGrad", options=2)
 def maximum_grad(x, y, d, of_x, of_y):
     """d to the larger one, half to each at a tie."""
-    return _shared(x, y, d, (ops.cast(x > y, d.dtype) + ops.cast(x >= y, d.dtype)) / 2)
+    return _divided(x, y, d, (ops.cast(x > y, d.dtype) + ops.cast(x >= y, d.dtype)) / 2)
 
 
 @by_formula("MinimumGrad", options=2)
 def minimum_grad(x, y, d, of_x, of_y):
     """d to the smaller one, half to each at a tie."""
-    return _shared(x, y, d, (ops.cast(x < y, d.dtype) + ops.cast(x <= y, d.dtype)) / 2)
+    return _divided(x, y, d, (ops.cast(x < y, d.dtype) + ops.cast(x <= y, d.dtype)) / 2)
 
 
 @batching("AddN", why=COPIES, replaces=True)
