@@ -1,6 +1,5 @@
 """Second derivatives for MindSpore that are right or refused, and fast."""
 from mindspore_hessian import _environment, plot, rules, testing  # noqa: F401 -- _environment comes first
-from mindspore_hessian._compile import CacheInfo, cache_info, clear_cache, set_cache_size
 from mindspore_hessian._errors import (
     DeviceError,
     FallbackWarning,
@@ -13,10 +12,8 @@ from mindspore_hessian._errors import (
     RecompileWarning,
     UnsafeRuntimeError,
 )
-from mindspore_hessian.audit import AuditReport, audit
-from mindspore_hessian.callback import CurvatureMonitor, Measurement
+from mindspore_hessian.core.cache import CacheInfo, cache_info, clear_cache, set_cache_size
 from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info
-from mindspore_hessian.diagnose import Diagnosis, diagnose
 from mindspore_hessian.estimators import (
     condition_number,
     diagonal,
@@ -36,6 +33,9 @@ from mindspore_hessian.operators.distributed import DistributedError
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.hessian import HessianOperator
+from mindspore_hessian.tools.audit import AuditReport, audit
+from mindspore_hessian.tools.diagnose import Diagnosis, diagnose
+from mindspore_hessian.tools.monitor import CurvatureMonitor, Measurement
 from mindspore_hessian.transforms.diagonal import batched_hessian, hessian_diag, laplacian
 from mindspore_hessian.transforms.hessian import hessian, value_grad_and_hessian
 from mindspore_hessian.transforms.jacobian import jacobian

@@ -14,9 +14,9 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_hessian import _compat, device, rules
-from mindspore_hessian._capture import Captures
 from mindspore_hessian._errors import DeviceError, HessianError
-from mindspore_hessian._tree import FLOATS
+from mindspore_hessian.core.captures import Captures
+from mindspore_hessian.core.space import FLOATS
 
 # dtype -> largest relative error of the self-check
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
@@ -94,7 +94,7 @@ def self_check(dtype: str) -> bool:
 
 def audit(arguments: argparse.Namespace) -> int:
     """Print which rules the second derivative of a function needs. 0 where all are there, else 1."""
-    from mindspore_hessian.audit import audit as report_on
+    from mindspore_hessian.tools.audit import audit as report_on
     module, _, name = arguments.function.partition(":")
     try:
         fn = functools.reduce(getattr, name.split("."), importlib.import_module(module))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian._numbers import shown
+from mindspore_hessian.arguments import shown
 
 _CONTENTS = "_contents"  # name of the member that says what the others are
 _BROKEN = (ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)

@@ -14,7 +14,7 @@ import mindspore as ms
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import DeviceError
-from mindspore_hessian._numbers import is_integer, shown
+from mindspore_hessian.arguments import is_integer, shown
 
 __all__ = ["DeviceInfo", "available_devices", "configure", "device_info", "jit_level"]
 

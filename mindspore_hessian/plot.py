@@ -14,7 +14,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import check_bool, is_integer, shown
+from mindspore_hessian.arguments import check_bool, is_integer, shown
 from mindspore_hessian.estimators._checks import as_reals, check_real
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity

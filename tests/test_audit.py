@@ -13,9 +13,9 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
-from mindspore_hessian import _audit_graph
 from mindspore_hessian.__main__ import main
-from mindspore_hessian.audit import PROOF, RANDOM, audit
+from mindspore_hessian.core import graph_dump
+from mindspore_hessian.tools.audit import PROOF, RANDOM, audit
 
 X = Tensor(np.linspace(-1, 1.2, 12).reshape(3, 4).astype(np.float32))
 W = Parameter(Tensor(np.sin(np.arange(20)).reshape(4, 5).astype(np.float32)), name="w")
@@ -162,8 +162,8 @@ def test_refused_as_hvp_refuses(call, error, text):
 
 
 def test_a_text_that_is_not_understood():
-    assert _audit_graph.parse("nothing").lines() == {}
-    graph = _audit_graph.parse("# IR entry: @a\nsubgraph @a() {\n  %0(x) = PrimFunc_Exp(%para1_x)\n  what is this\n"
+    assert graph_dump.parse("nothing").lines() == {}
+    graph = graph_dump.parse("# IR entry: @a\nsubgraph @a() {\n  %0(x) = PrimFunc_Exp(%para1_x)\n  what is this\n"
                                "  %1(y) = %0[@b](%0)\n  Return(%1)\n}\n")
     assert list(graph.lines()) == ["Exp"] and graph.differentiated({"%para1_x"}) == {"Exp"}
     assert graph.constant_outputs({"%para1_x"}) == []

@@ -15,7 +15,8 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
-from mindspore_hessian import RecompileWarning, UnsafeRuntimeError, _capture, _compat, hessian, hvp
+from mindspore_hessian import RecompileWarning, UnsafeRuntimeError, _compat, hessian, hvp
+from mindspore_hessian.core import captures
 
 X, V = Tensor([1.0, 2.0]), Tensor([1.0, 1.0])
 
@@ -136,16 +137,16 @@ def test_an_object_array_changed_in_place_is_seen():
 
     def f(x):
         return (x ** 2).sum() * factors[0]
-    token = _capture.Captures(f).token
-    assert _capture.Captures(f).token == token
+    token = captures.Captures(f).token
+    assert captures.Captures(f).token == token
     factors[0] = 3.0
-    assert _capture.Captures(f).token != token
+    assert captures.Captures(f).token != token
 
 
 def test_what_a_function_captured_is_read_once_for_all_chunks(monkeypatch):
     read = []
-    token = _capture.tensor_token
-    monkeypatch.setattr(_capture, "tensor_token", lambda tensor: read.append(tensor) or token(tensor))
+    token = captures.tensor_token
+    monkeypatch.setattr(captures, "tensor_token", lambda tensor: read.append(tensor) or token(tensor))
     matrix = np.arange(36.0).reshape(6, 6)
     captured, x = Tensor(matrix), Tensor(np.ones(6))
     chunked = hessian(lambda x: (x * ops.matmul(captured, x)).sum(), chunk_size=2)

@@ -22,7 +22,7 @@ from mindspore.train import Model
 from spectra import dense
 
 from mindspore_hessian import HessianOperator, NonFiniteWarning, Operator
-from mindspore_hessian.callback import COLUMNS, CurvatureMonitor, learning_rate_of, undisturbed
+from mindspore_hessian.tools.monitor import COLUMNS, CurvatureMonitor, learning_rate_of, undisturbed
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((12, 4)).astype(np.float32), RNG.integers(0, 3, 12).astype(np.int32)

@@ -20,8 +20,9 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
-from mindspore_hessian import RecompileWarning, _capture
-from mindspore_hessian._capture import Captures
+from mindspore_hessian import RecompileWarning
+from mindspore_hessian.core import captures
+from mindspore_hessian.core.captures import Captures
 
 log = logging.getLogger(__name__)
 X, V = Tensor([1.0, 2.0]), Tensor([1.0, -1.0])
@@ -604,7 +605,7 @@ def test_equal_values_of_other_types_in_a_large_list_are_told_apart():
 
 
 def test_a_slow_capture_is_named(monkeypatch):
-    monkeypatch.setattr(_capture, "SLOW", 0.0)
+    monkeypatch.setattr(captures, "SLOW", 0.0)
     many = Many(100)
 
     def f(x):

@@ -9,8 +9,8 @@ from mindspore import Tensor, nn
 
 import mindspore_hessian as mh
 from mindspore_hessian import GGNOperator, HessianOperator, NotDeterministicError
-from mindspore_hessian.diagnose import diagnose
 from mindspore_hessian.operators import data as data_module
+from mindspore_hessian.tools.diagnose import diagnose
 
 RNG = np.random.default_rng(2)
 X, Y = RNG.standard_normal((6, 3)).astype(np.float32), RNG.standard_normal((6, 1)).astype(np.float32)
@@ -300,6 +300,6 @@ def test_what_is_no_square_matrix_is_refused(bad):
 
 
 def test_options_reach_the_monitor():
-    from mindspore_hessian.callback import CurvatureMonitor
+    from mindspore_hessian.tools.monitor import CurvatureMonitor
     monitor = CurvatureMonitor(BATCHES[:1], Several("dict"), SUM, options={"output": "out"}, metrics=("sharpness",))
     close(monitor.measure(1).sharpness, np.linalg.eigvalsh(2 * X[:4].T @ X[:4])[-1], 1e-3)

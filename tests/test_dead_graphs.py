@@ -15,7 +15,8 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
-from mindspore_hessian import _audit_graph, _errors
+from mindspore_hessian import _errors
+from mindspore_hessian.core import graph_dump
 
 ROWS = Tensor(np.random.default_rng(0).standard_normal((3, 4)), ms.float32)
 ONES = ops.ones_like(ROWS)
@@ -79,18 +80,18 @@ def long_and_aligned(x):
 
 def test_the_user_s_line_of_a_missing_rule_costs_little(monkeypatch):
     """By the second derivative's graph it took four times as long as the refusal, and 115 MB of dumps."""
-    sizes, read = [], _audit_graph.read
+    sizes, read = [], graph_dump.read
 
     def measured(folder):
         sizes.append(sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()))
         return read(folder)
-    monkeypatch.setattr(_audit_graph, "read", measured)
+    monkeypatch.setattr(graph_dump, "read", measured)
     x = Tensor([0.3, -0.6])
     with pytest.raises(mh.MissingRuleError, match=r"^primitive CTCLossV2Grad .* comes from test_dead_graphs.py:\d+"):
         mh.hvp(long_and_aligned, x, x)
     assert len(sizes) == 1
     assert sizes[0] < 2e7
-    monkeypatch.setattr("mindspore_hessian._compile._PATIENCE", 0.0)  # a large graph: the function alone is compiled
+    monkeypatch.setattr("mindspore_hessian.core.cache._PATIENCE", 0.0)  # a large graph: the function alone is compiled
     with pytest.raises(mh.MissingRuleError, match=r"comes from test_dead_graphs.py:\d+"):
         mh.hvp(long_and_aligned, x, x)
     assert sizes[1] < sizes[0]
@@ -115,8 +116,8 @@ def test_a_missing_kernel_is_not_a_missing_rule():
 
 WRITER = """
 import os, time
-from mindspore_hessian import _audit_graph
-with _audit_graph.saved() as folder:
+from mindspore_hessian.core import graph_dump
+with graph_dump.saved() as folder:
     (folder / "graph.ir").write_text("a dump")
     print(folder, flush=True)
     time.sleep(60)
@@ -130,11 +131,11 @@ def test_dumps_of_a_killed_process_are_removed(tmp_path):
                              env={**os.environ, "GLOG_v": "4"})
     assert child.stdout is not None
     folder = Path(next(line for line in child.stdout if line.startswith(tempfile.gettempdir())).strip())
-    with _audit_graph.saved():
+    with graph_dump.saved():
         assert folder.exists(), "a process that lives keeps its own"
     child.send_signal(signal.SIGKILL)
     child.wait()
-    with _audit_graph.saved() as own:
+    with graph_dump.saved() as own:
         assert not folder.exists()
     assert not own.exists()
 

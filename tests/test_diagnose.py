@@ -10,7 +10,7 @@ from mindspore import nn
 from spectra import dense
 
 from mindspore_hessian import GGNOperator, HessianOperator, Operator
-from mindspore_hessian.diagnose import diagnose
+from mindspore_hessian.tools.diagnose import diagnose
 
 
 class Quadratic(Operator):

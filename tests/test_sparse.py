@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
 from mindspore_hessian._errors import debris_removed
-from mindspore_hessian.transforms import _pattern
+from mindspore_hessian.transforms import pattern
 
 RNG = np.random.default_rng(0)
 
@@ -51,10 +51,10 @@ def test_a_matrix_is_found_from_few_products(matrix, probes, products):
     def product(vectors):
         taken.append(len(vectors))
         return vectors @ matrix
-    pattern = _pattern.detected(product, len(matrix), np.random.default_rng(1))
-    np.testing.assert_array_equal(pattern.toarray(), matrix != 0)
+    found = pattern.detected(product, len(matrix), np.random.default_rng(1))
+    np.testing.assert_array_equal(found.toarray(), matrix != 0)
     assert sum(taken) <= probes
-    plan = _pattern.planned(pattern)
+    plan = pattern.planned(found)
     assert plan.products <= products
     np.testing.assert_allclose(plan.matrix(product).toarray(), matrix, rtol=0, atol=1e-13)
 
@@ -62,9 +62,9 @@ def test_a_matrix_is_found_from_few_products(matrix, probes, products):
 def test_an_order_that_hides_the_band_costs_products_and_no_entries():
     order = RNG.permutation(400)
     matrix = mesh(20)[order][:, order]
-    pattern = _pattern.detected(lambda vectors: vectors @ matrix, 400, np.random.default_rng(1))
-    np.testing.assert_array_equal(pattern.toarray(), matrix != 0)
-    assert _pattern.planned(pattern).products < 15
+    found = pattern.detected(lambda vectors: vectors @ matrix, 400, np.random.default_rng(1))
+    np.testing.assert_array_equal(found.toarray(), matrix != 0)
+    assert pattern.planned(found).products < 15
 
 
 # --- Hessians ------------------------------------------------------------------------------------------------------
@@ -170,15 +170,15 @@ def test_where_no_pattern_agrees_the_matrix_is_computed_whole(monkeypatch):
 
 
 def test_without_a_batching_rule_the_products_go_one_after_another(monkeypatch):
-    from mindspore_hessian.transforms import _run
-    run, refused = _run.Problem.run, []
+    from mindspore_hessian.core import program
+    run, refused = program.Problem.run, []
 
     def refusing(self, name, kernel, options=(), *args, **kwargs):
         if options == ("sparse", True):
             refused.append(options)
             raise NotImplementedError("no batching today")
         return run(self, name, kernel, options, *args, **kwargs)
-    monkeypatch.setattr(_run.Problem, "run", refusing)
+    monkeypatch.setattr(program.Problem, "run", refusing)
     x = RNG.standard_normal(6)
     with pytest.warns(mh.FallbackWarning, match="one after another"):
         close(mh.hessian(chain, sparse=True)(Tensor(x)), chain_hessian(x), 1e-12)

@@ -16,8 +16,8 @@ from networks import load
 from scenarios import BY_NAME, cast
 
 from mindspore_hessian import _compat
+from mindspore_hessian.core.program import Problem
 from mindspore_hessian.testing import check, check_hessian, check_hvp
-from mindspore_hessian.transforms._run import Problem
 
 HVP_NAMES = ["cubic", "tanh", "piecewise", "branch", "linear", "quartic_of_scalar", "rosenbrock", "log_sum_exp",
              "scalars", "labelled_regression", "mlp_weights", "conv2d"]

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import is_integer, shown
+from mindspore_hessian.arguments import is_integer, shown
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._environment import no_bars
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import check_choice, check_progress
+from mindspore_hessian.arguments import check_choice, check_progress
 from mindspore_hessian.estimators._checks import (
     as_reals,
     check_integer,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian._numbers import check_choice
+from mindspore_hessian.arguments import check_choice
 from mindspore_hessian.estimators._checks import as_reals, check_integer, check_real, dimension_of
 from mindspore_hessian.estimators._common import Run, check_probing, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators._quadrature import probes_at_once, rule, tridiagonals

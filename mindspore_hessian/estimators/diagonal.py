@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian._numbers import check_choice
+from mindspore_hessian.arguments import check_choice
 from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of
 from mindspore_hessian.estimators._common import FEWEST, Run, check_probing, mean_and_error, stop_reason
 from mindspore_hessian.estimators._sketch import Sketch

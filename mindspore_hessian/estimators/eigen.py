@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian._numbers import check_choice
+from mindspore_hessian.arguments import check_choice
 from mindspore_hessian.estimators._checks import check_integer, check_real, check_vector, dimension_of
 from mindspore_hessian.estimators._common import Run, fingerprint
 from mindspore_hessian.estimators._search import WHICH, Pairs, Search, dense_pairs

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian._numbers import shown
+from mindspore_hessian.arguments import shown
 from mindspore_hessian.estimators._checks import check_integer
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import shown
+from mindspore_hessian.arguments import shown
 
 
 class Operator:

@@ -11,7 +11,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import check_bool, check_choice, check_progress, is_integer, shown
+from mindspore_hessian.arguments import check_bool, check_choice, check_progress, is_integer, shown
 from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.base import Operator, check_vectors

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._numbers import is_integer, shown
+from mindspore_hessian.arguments import is_integer, shown
 
 TARGETS = ("label", "labels", "target", "targets", "y")
 NO_BATCHES = "data has no batches, or what it goes through was used up before"

@@ -18,7 +18,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._numbers import check_bool, is_integer, shown
+from mindspore_hessian.arguments import check_bool, is_integer, shown
 
 
 class DistributedError(HessianError, RuntimeError):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_hessian._numbers import check_choice, is_integer, shown
+from mindspore_hessian.arguments import check_choice, is_integer, shown
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.data import Batch

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor, ops, vmap
 
-from mindspore_hessian.transforms import _graph, _rows
+from mindspore_hessian.transforms import blocks, compose
 
 NOT_ONE = ("the network returns something else than one Tensor, and the operator is about one. Say which with output=: "
            "an index for a tuple (output=0), a key for a dict (output='logits'), or a function of what it returns")
@@ -22,17 +22,17 @@ def one_output(f):
         if not isinstance(out, Tensor):
             raise TypeError(NOT_ONE)
         return out
-    return _graph.one_tensor(checked)
+    return compose.one_tensor(checked)
 
 
 def risk(f, loss, n):
     """The loss as a function of inputs and targets."""
     if loss is None:
-        return _graph.scalar(one_output(f))
+        return compose.scalar(one_output(f))
 
     def both(*xs):
         return loss(f(*xs[:n]), *xs[n:])
-    return _graph.scalar(both, "loss_fn")
+    return compose.scalar(both, "loss_fn")
 
 
 def value(f, loss, n, params):
@@ -57,7 +57,7 @@ def _flat(parts, dtype):
 def gradient(f, loss, n, params):
     """The loss of a batch, and its flat gradient."""
     h = risk(f, loss, n)
-    slope = _graph.gradient(h, (), params)
+    slope = compose.gradient(h, (), params)
     dtype = flat_dtype(params)
 
     def both(*xs):
@@ -67,7 +67,7 @@ def gradient(f, loss, n, params):
 
 def on_flat_vectors(product, params):
     """``product(xs, vs)``, vs a Tensor a weight, as a function of xs and flat vectors."""
-    split = _rows.split_line((), params)
+    split = blocks.split_line((), params)
 
     def one(xs, v):
         return _flat(product(xs, split(xs, v)), v.dtype)
@@ -83,13 +83,13 @@ def on_flat_vectors(product, params):
 
 def hessian(f, loss, n, params):
     """H v of the loss of a batch."""
-    return on_flat_vectors(_graph.hessian_product(risk(f, loss, n), (), params, "revrev"), params)
+    return on_flat_vectors(compose.hessian_product(risk(f, loss, n), (), params, "revrev"), params)
 
 
 def _around(f, n, params, metric):
     """J^T M J v: ``metric(out, rest, u)`` is M u at the network's output, given what follows the inputs."""
     out = one_output(f)
-    push, pull = _graph.jvp(out, (), params), _graph.vjp(one_output(f), (), params)  # see _gauss_newton
+    push, pull = compose.jvp(out, (), params), compose.vjp(one_output(f), (), params)  # see _gauss_newton
 
     def product(xs, vs):
         inputs = xs[:n]
@@ -99,7 +99,7 @@ def _around(f, n, params, metric):
 
 def ggn(f, loss, n, params):
     """J^T H_loss J v."""
-    curve = _graph.hessian_product(_graph.scalar(loss, "loss_fn"), (0,), None, "revrev")
+    curve = compose.hessian_product(compose.scalar(loss, "loss_fn"), (0,), None, "revrev")
 
     def metric(out, targets, u):
         return curve((out,) + targets, (u,))[0]
@@ -108,7 +108,7 @@ def ggn(f, loss, n, params):
 
 def slope(loss):
     """The gradient of the loss by the network's output."""
-    pull = _graph.gradient(_graph.scalar(loss, "loss_fn"), (0,), None)
+    pull = compose.gradient(compose.scalar(loss, "loss_fn"), (0,), None)
 
     def by_output(out, *targets):
         return pull(out, *targets)[0]
@@ -117,7 +117,7 @@ def slope(loss):
 
 def value_and_slope(loss):
     """The loss at an output of the network, and its gradient there."""
-    h, by_output = _graph.scalar(loss), slope(loss)
+    h, by_output = compose.scalar(loss), slope(loss)
 
     def both(out, *targets):
         return h(out, *targets), by_output(out, *targets)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mindspore_hessian._callable import parsable
-from mindspore_hessian._numbers import is_integer, shown
+from mindspore_hessian.arguments import is_integer, shown
+from mindspore_hessian.core.function import parsable
 
 
 @dataclass(frozen=True)

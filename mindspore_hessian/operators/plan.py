@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import is_integer, shown
+from mindspore_hessian.arguments import is_integer, shown
 from mindspore_hessian.device import device_info
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._environment import no_bars
-from mindspore_hessian._numbers import check_progress
+from mindspore_hessian.arguments import check_progress
 
 SHOWN_AFTER = 2.0  # seconds: what is quicker needs no bar
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindspore_hessian import _compat, _compile
-from mindspore_hessian._callable import Call
+from mindspore_hessian import _compat
 from mindspore_hessian._errors import KernelError, NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian.core import cache
+from mindspore_hessian.core.function import Call
 from mindspore_hessian.operators import kernels, weighing
 from mindspore_hessian.operators.data import NO_BATCHES, Batch, Data, leaves, together, twice
 from mindspore_hessian.operators.distributed import ALONE, Communicator
@@ -24,7 +25,7 @@ from mindspore_hessian.operators.output import Choice
 from mindspore_hessian.operators.progress import Partial, bar
 from mindspore_hessian.operators.weighing import SAMPLES, Weighing
 from mindspore_hessian.operators.weights import Weights
-from mindspore_hessian.transforms._assemble import batched_or_loop
+from mindspore_hessian.transforms.chunks import batched_or_loop
 
 _ANY = Tensor(np.zeros(1, np.float32))  # stands for the network's output where the loss is bound to its targets
 
@@ -174,7 +175,7 @@ class Risk:
 
         options = (*kernel.options, template, count, len(targets), self.choice.key)
         try:
-            return _compile.execute(kernel.name, forward, build, options, (*targets, *extras), self.weights.parameters,
+            return cache.execute(kernel.name, forward, build, options, (*targets, *extras), self.weights.parameters,
                                     (*also, *self.choice.captured), first=first)
         except (TypeError, ValueError, LookupError, RuntimeError) as err:
             if kernel is not OUTPUT:

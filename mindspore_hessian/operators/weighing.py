@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
-from mindspore_hessian import _compat, _compile
-from mindspore_hessian._callable import Call
-from mindspore_hessian._numbers import shown
+from mindspore_hessian import _compat
+from mindspore_hessian.arguments import shown
+from mindspore_hessian.core import cache
+from mindspore_hessian.core.function import Call
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch, is_samples, leaves, mapped, together
 
@@ -252,7 +253,7 @@ class Measure:
         def build(f: Callable) -> Callable:
             return kernels.value_and_slope(f)
         try:
-            value, slope = map(_compat.to_numpy, _compile.execute("weighing", call, build))
+            value, slope = map(_compat.to_numpy, cache.execute("weighing", call, build))
         except Exception as err:
             raise Unmeasurable(f"its gradient at the outputs cannot be had: {err}") from err
         return float(value), slope.astype(np.float64)

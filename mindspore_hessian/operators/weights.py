@@ -10,9 +10,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from mindspore_hessian import _compat
-from mindspore_hessian._tree import check_weights, several_weights
+from mindspore_hessian.core.space import check_weights, several_weights
 from mindspore_hessian.operators import kernels
-from mindspore_hessian.transforms._assemble import cut_line
+from mindspore_hessian.transforms.chunks import cut_line
 
 
 @dataclass(frozen=True)

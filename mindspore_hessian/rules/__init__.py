@@ -13,7 +13,7 @@ from typing import Any
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import LateRulesWarning
-from mindspore_hessian._numbers import check_bool, shown
+from mindspore_hessian.arguments import check_bool, shown
 from mindspore_hessian.rules import (
     batching_conv,
     batching_formula,

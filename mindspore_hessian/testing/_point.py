@@ -12,10 +12,10 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._tree import FLOATS, tensors_of
-from mindspore_hessian.transforms import _graph
-from mindspore_hessian.transforms._assemble import outputs
-from mindspore_hessian.transforms._run import Problem
+from mindspore_hessian.core.program import Problem
+from mindspore_hessian.core.space import FLOATS, tensors_of
+from mindspore_hessian.transforms import compose
+from mindspore_hessian.transforms.chunks import outputs
 
 # dtype -> machine precision, default relative tolerance
 PRECISION = {ms.float64: (2.0 ** -52, 1e-5), ms.float32: (2.0 ** -23, 1e-2),
@@ -101,8 +101,8 @@ class Point:
 
 def _first_kernel(f: Callable, n: int, vars_: Any) -> Callable:
     """Value and first gradient of f, contracted with the Tensors after the leaves where there are any."""
-    pull, scalar = _graph.vjp(f, vars_.positions, vars_.parameters), _graph.scalar(f)
-    gradient = _graph.gradient(scalar, vars_.positions, vars_.parameters)
+    pull, scalar = compose.vjp(f, vars_.positions, vars_.parameters), compose.scalar(f)
+    gradient = compose.gradient(scalar, vars_.positions, vars_.parameters)
 
     def run(*tensors):
         xs, us = tensors[:n], tensors[n:]

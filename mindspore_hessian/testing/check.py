@@ -8,11 +8,11 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._tree import FIRST, as_args
+from mindspore_hessian.core.program import HVP_MODES, Problem
+from mindspore_hessian.core.space import FIRST, as_args
 from mindspore_hessian.testing._measure import Settings, Subject, measure
 from mindspore_hessian.testing._point import Point, cast, name_of, random_directions
 from mindspore_hessian.testing._report import HessianReport, HvpReport
-from mindspore_hessian.transforms._run import HVP_MODES, Problem
 from mindspore_hessian.transforms.hessian import MODES, hessian
 from mindspore_hessian.transforms.products import hvp
 

@@ -10,10 +10,12 @@ import numpy as np
 from mindspore import Tensor, vmap
 
 from mindspore_hessian import _compat
-from mindspore_hessian._numbers import is_integer, shown
-from mindspore_hessian._tree import FIRST, Variables, several_weights
-from mindspore_hessian.transforms import _graph, _rows
-from mindspore_hessian.transforms._assemble import (
+from mindspore_hessian.arguments import is_integer, shown
+from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
+from mindspore_hessian.core.program import Problem, check_chunk, check_transform
+from mindspore_hessian.core.space import FIRST, Variables, several_weights
+from mindspore_hessian.transforms import blocks, compose
+from mindspore_hessian.transforms.chunks import (
     batched_or_loop,
     cut_line,
     diagonal_in_loop,
@@ -23,8 +25,6 @@ from mindspore_hessian.transforms._assemble import (
     starts,
     to_tensor,
 )
-from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.transforms._run import Problem, check_chunk, check_transform
 from mindspore_hessian.transforms.hessian import blocks_at_one_point
 
 
@@ -65,12 +65,12 @@ def _per_sample_in_graph(problem, given, in_axes, kind):
     pack, one = v.packer(), v.form == "one"
 
     def matrix(f, v):
-        return _rows.hessian(f, v.positions, None, "revrev") if kind == "hessian" else _entries(f, v, kind)
+        return blocks.hessian(f, v.positions, None, "revrev") if kind == "hessian" else _entries(f, v, kind)
 
     def kernel(f, n, v):
         return matrix(f, v) if axes is None else batched_kernel(matrix, axes)(f, n, v)
 
-    def blocks(value):
+    def of_blocks(value):
         if isinstance(value[0][0], tuple):
             out = ()
             for output in value:
@@ -80,7 +80,7 @@ def _per_sample_in_graph(problem, given, in_axes, kind):
 
     def alone(value):
         return value
-    return problem.in_graph(kernel, {"diagonal": pack, "laplacian": alone, "hessian": blocks}[kind], given)
+    return problem.in_graph(kernel, {"diagonal": pack, "laplacian": alone, "hessian": of_blocks}[kind], given)
 
 
 def _hessian_diag_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, in_axes=None, chunk_size=None):
@@ -207,9 +207,9 @@ def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, w
 
 def _entries(f: Callable, v: Variables, kind: str) -> Callable:
     """The diagonal, a Tensor a variable, or its sum, at one point: for `batched_kernel`."""
-    check = _rows.tensors if kind == "laplacian" else _graph.scalar
-    entries = _rows.diagonal(f, v.positions, v.parameters, None, kind == "laplacian", check)
-    split = _rows.split_line(v.positions, v.parameters)
+    check = blocks.tensors if kind == "laplacian" else compose.scalar
+    entries = blocks.diagonal(f, v.positions, v.parameters, None, kind == "laplacian", check)
+    split = blocks.split_line(v.positions, v.parameters)
 
     def one(*xs):
         out = entries(*(xs + (0,)))
@@ -227,8 +227,8 @@ def _in_pieces(problem: Problem, name: str, kind: str, chunk_size: int | None) -
     whole = count == total and kind == "laplacian"
 
     def kernel(f: Callable, n: int, vars_: Variables) -> Callable:
-        check = _rows.tensors if kind == "laplacian" else _graph.scalar
-        return _rows.diagonal(f, vars_.positions, vars_.parameters, count, whole, check)
+        check = blocks.tensors if kind == "laplacian" else compose.scalar
+        return blocks.diagonal(f, vars_.positions, vars_.parameters, count, whole, check)
 
     pieces, aux, done = [], None, 0
     for start in starts(total, count):
@@ -297,7 +297,7 @@ def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, i
         axes = sample_axes(problem, in_axes, args)
 
         def matrix(f: Callable, v: Variables) -> Callable:
-            return _rows.hessian(f, v.positions, None, "revrev")
+            return blocks.hessian(f, v.positions, None, "revrev")
 
         def run(part: Problem) -> Any:
             return part.run("batched_hessian", batched_kernel(matrix, axes), (axes,))

@@ -8,12 +8,12 @@ from typing import Any
 import mindspore as ms
 
 from mindspore_hessian._errors import HessianError
-from mindspore_hessian._numbers import check_choice
-from mindspore_hessian._tree import FIRST, Variables, several_weights
-from mindspore_hessian.transforms import _graph, _rows
-from mindspore_hessian.transforms._assemble import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
-from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.transforms._run import Problem, check_auto_only, check_chunk, check_transform
+from mindspore_hessian.arguments import check_choice
+from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
+from mindspore_hessian.core.program import Problem, check_auto_only, check_chunk, check_transform
+from mindspore_hessian.core.space import FIRST, Variables, several_weights
+from mindspore_hessian.transforms import blocks, compose
+from mindspore_hessian.transforms.chunks import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
 from mindspore_hessian.transforms.sparse import SparseHessian, check_sparse
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
@@ -22,14 +22,14 @@ MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
 def hessian_kernel(mode: str) -> Callable:
     """The kernel of the blocks H[i][j], ours over a batch of rows."""
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return _rows.hessian(f, v.positions, v.parameters, "revrev" if mode == "auto" else mode)
+        return blocks.hessian(f, v.positions, v.parameters, "revrev" if mode == "auto" else mode)
     return kernel
 
 
 def literal_kernel(mode: str) -> Callable:
     """The same by ``mindspore.jacfwd`` and ``jacrev`` as they are, for functions with one output."""
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        matrix, literal = _rows.hessian(f, v.positions, None, mode), _rows.literal_hessian(f, v.positions, mode)
+        matrix, literal = blocks.hessian(f, v.positions, None, mode), blocks.literal_hessian(f, v.positions, mode)
 
         def run(*xs):
             if isinstance(f(*xs), tuple):
@@ -65,13 +65,13 @@ def _as_asked(problem: Problem, mode: str) -> Any:
 
 def _blocks_in_graph(problem, given, with_value):
     """The blocks, or with the value and the gradient before them, as a function of what was given."""
-    blocks, pack, one = hessian_kernel("revrev"), problem.vars.packer(), problem.vars.form == "one"
+    whole, pack, one = hessian_kernel("revrev"), problem.vars.packer(), problem.vars.form == "one"
 
     def kernel(f, n, v):
-        matrix = blocks(f, n, v)
+        matrix = whole(f, n, v)
         if not with_value:
             return matrix
-        value, slope = _graph.scalar(f), _graph.gradient(_graph.scalar(f), v.positions, v.parameters)
+        value, slope = compose.scalar(f), compose.gradient(compose.scalar(f), v.positions, v.parameters)
 
         def run(*xs):
             return value(*xs), slope(*xs), matrix(*xs)
@@ -187,8 +187,8 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
         if sparsely is not None:
             return sparsely(problem)
-        blocks = blocks_at_one_point(problem, mode, chunk_size)
-        return problem.finish("hessian", blocks, lambda value: _pack(problem, value))
+        rows = blocks_at_one_point(problem, mode, chunk_size)
+        return problem.finish("hessian", rows, lambda value: _pack(problem, value))
     return hess_fn
 
 
@@ -248,8 +248,8 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
         problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
 
         def kernel(f: Callable, n: int, v: Variables) -> Callable:
-            value = _graph.scalar(f)
-            gradient = _graph.gradient(value, v.positions, v.parameters)
+            value = compose.scalar(f)
+            gradient = compose.gradient(value, v.positions, v.parameters)
 
             def run(*xs):
                 return value(*xs), gradient(*xs)
@@ -257,9 +257,9 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
 
         first = problem.run("value_grad_and_hessian", kernel)
         (value, gradient), aux = first if has_aux else (first, None)
-        blocks = blocks_at_one_point(problem, mode, chunk_size)
-        blocks = (((value, gradient), blocks[0]), aux) if has_aux else ((value, gradient), blocks)
-        return problem.finish("value_grad_and_hessian", blocks, lambda result: (
+        rows = blocks_at_one_point(problem, mode, chunk_size)
+        rows = (((value, gradient), rows[0]), aux) if has_aux else ((value, gradient), rows)
+        return problem.finish("value_grad_and_hessian", rows, lambda result: (
             result[0][0], problem.vars.pack(result[0][1]), _pack(problem, result[1])))
     return all_fn
 

@@ -5,14 +5,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from mindspore_hessian._numbers import check_choice
-from mindspore_hessian._tree import FIRST, Variables, several_weights
-from mindspore_hessian.transforms import _rows
-from mindspore_hessian.transforms._assemble import batched_or_loop, is_several, jacobian_in_chunks
-from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.transforms._run import Problem, check_chunk, check_transform
+from mindspore_hessian.arguments import check_choice
+from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
+from mindspore_hessian.core.program import Problem, check_chunk, check_transform
+from mindspore_hessian.core.space import FIRST, Variables, several_weights
+from mindspore_hessian.transforms import blocks
+from mindspore_hessian.transforms.chunks import batched_or_loop, is_several, jacobian_in_chunks
 
-MATRICES = {"auto": _rows.jacobian_reverse, "rev": _rows.jacobian_reverse, "fwd": _rows.jacobian_forward}
+MATRICES = {"auto": blocks.jacobian_reverse, "rev": blocks.jacobian_reverse, "fwd": blocks.jacobian_forward}
 
 
 def _lines_in_graph(problem, given):
@@ -20,7 +20,7 @@ def _lines_in_graph(problem, given):
     one = problem.vars.form == "one"
 
     def kernel(f, n, v):
-        return _rows.jacobian_reverse(f, v.positions, v.parameters)
+        return blocks.jacobian_reverse(f, v.positions, v.parameters)
 
     def packed(lines):
         if isinstance(lines[0], tuple):

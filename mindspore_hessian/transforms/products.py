@@ -7,17 +7,16 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, ops
 
 from mindspore_hessian import _compat
-from mindspore_hessian._callable import Call
-from mindspore_hessian._inplace import refuse_in_graph
-from mindspore_hessian._numbers import check_choice
-from mindspore_hessian._tree import check_finite
-from mindspore_hessian.transforms import _graph
-from mindspore_hessian.transforms._in_graph import WEIGHTS_INSIDE, InGraph, Recipe, described, known, readable_in_graph
-from mindspore_hessian.transforms._run import (
+from mindspore_hessian.arguments import check_choice
+from mindspore_hessian.core.function import Call
+from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, InGraph, Recipe, described, known, readable_in_graph
+from mindspore_hessian.core.inplace import refuse_in_graph
+from mindspore_hessian.core.program import (
     HVP_MODES,
     Problem,
-    product_kernel,
 )
+from mindspore_hessian.core.space import check_finite
+from mindspore_hessian.transforms import compose
 
 # --- inside the user's own graphs ----------------------------------------------------------------------------------
 
@@ -54,7 +53,7 @@ def _build_weights(given, fn, mode, what):
             raise ValueError(f"weight number {number} is not in the function: nothing it captured is a Parameter of "
                              f"shape {tuple(weight.shape)} and dtype {weight.dtype}, or it is in weights twice")
         there.remove((weight.shape, weight.dtype))
-    return _graph.scalar(problem.call.function())
+    return compose.scalar(problem.call.function())
 
 
 _CALLED = {"curvature": "direction"}
@@ -136,10 +135,21 @@ def _ggnvp_in_graph(forward, loss, inputs, vectors, *, weights=None, grad_positi
 
 # --- kernels -------------------------------------------------------------------------------------------------------
 
+def product_kernel(mode: str) -> Any:
+    """The kernel of H v: leaves, then the vectors; returns one Tensor a variable."""
+    def kernel(f: Any, n: int, vars_: Any) -> Any:
+        product = compose.hessian_product(compose.scalar(f), vars_.positions, vars_.parameters, mode)
+
+        def run(*tensors):
+            return product(tensors[:n], tensors[n:])
+        return run
+    return kernel
+
+
 def _both_kernel(mode):
     """The gradient, and H v."""
     def kernel(f, n, vars_):
-        gradient = _graph.gradient(_graph.scalar(f), vars_.positions, vars_.parameters)
+        gradient = compose.gradient(compose.scalar(f), vars_.positions, vars_.parameters)
         product = product_kernel(mode)(f, n, vars_)
 
         def run(*tensors):
@@ -189,9 +199,9 @@ def _gauss_newton(forward, loss, pos, params):
     The reverse pass has a function of its own: where it shares that of the forward product, MindSpore gives zeros by
     the weights of a network with a branch, and where each of the three uses has one, it does not compile.
     """
-    out = _graph.one_tensor(forward, "forward")
-    push, pull = _graph.jvp(out, pos, params), _graph.vjp(_graph.one_tensor(forward, "forward"), pos, params)
-    curve = _graph.hessian_product(_graph.scalar(loss, "loss"), (0,), None, "revrev")
+    out = compose.one_tensor(forward, "forward")
+    push, pull = compose.jvp(out, pos, params), compose.vjp(compose.one_tensor(forward, "forward"), pos, params)
+    curve = compose.hessian_product(compose.scalar(loss, "loss"), (0,), None, "revrev")
 
     def product(xs, vs):
         return pull(xs, curve((out(*xs),), (push(xs, vs),))[0])

@@ -13,11 +13,11 @@ import scipy.sparse as sp
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, warn
-from mindspore_hessian._tree import Variables, check_finite
-from mindspore_hessian.transforms import _graph, _rows
-from mindspore_hessian.transforms._assemble import batched_or_loop, numpy_dtype, to_tensor
-from mindspore_hessian.transforms._pattern import Plan, detected, planned
-from mindspore_hessian.transforms._run import Problem
+from mindspore_hessian.core.program import Problem
+from mindspore_hessian.core.space import Variables, check_finite
+from mindspore_hessian.transforms import blocks, compose
+from mindspore_hessian.transforms.chunks import batched_or_loop, numpy_dtype, to_tensor
+from mindspore_hessian.transforms.pattern import Plan, detected, planned
 
 _PROBES, _MOST = 16, 64  # products in a batch: to find the pattern, and to compute the entries
 _TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-7}
@@ -141,9 +141,9 @@ class _Products:
 def _kernel(batched: bool) -> Callable:
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
         if batched:
-            product = _rows.hessian_times(f, v.positions, v.parameters)
+            product = blocks.hessian_times(f, v.positions, v.parameters)
         else:
-            product = _graph.hessian_product(_graph.scalar(f), v.positions, v.parameters, "revrev")
+            product = compose.hessian_product(compose.scalar(f), v.positions, v.parameters, "revrev")
 
         def run(*tensors):
             return product(tensors[:n], tensors[n:])

@@ -23,7 +23,7 @@ from mindspore.train import Callback
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import check_choice, check_progress, shown
+from mindspore_hessian.arguments import check_choice, check_progress, shown
 from mindspore_hessian.estimators import SpectralDensity, eigsh, spectral_density, trace
 from mindspore_hessian.estimators._checks import check_integer, check_real
 from mindspore_hessian.operators.base import Operator
@@ -182,7 +182,7 @@ class CurvatureMonitor(Callback):
     Examples:
         >>> import mindspore as ms
         >>> from mindspore import nn
-        >>> from mindspore_hessian.callback import CurvatureMonitor
+        >>> from mindspore_hessian.tools.monitor import CurvatureMonitor
         >>> net = nn.Dense(2, 1, weight_init="ones", has_bias=False)
         >>> x, y = ms.Tensor([[1.0, 0.0], [0.0, 2.0]]), ms.Tensor([[0.0], [0.0]])
         >>> monitor = CurvatureMonitor((x, y), net, nn.MSELoss(), every=10, metrics=("sharpness",))

@@ -99,7 +99,7 @@ def diagnose(op: Any, learning_rate: float | None = None, *, gradient: Any = Non
 
     Examples:
         >>> import numpy as np
-        >>> from mindspore_hessian.diagnose import diagnose
+        >>> from mindspore_hessian.tools.diagnose import diagnose
         >>> found = diagnose(np.diag([8.0, 2.0]), learning_rate=0.1, gradient=np.zeros(2))
         >>> print(found.point, found.stability, round(found.condition.value, 6))
         minimum stable 4.0

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from mindspore import Tensor, mutable, ops
 
-from mindspore_hessian._tree import FLOATS
+from mindspore_hessian.core.space import FLOATS
 
 _ALL = ops.GradOperation(get_all=True, sens_param=True)
 _ALL_AND_WEIGHTS = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-_EVERY = ops.GradOperation(get_all=True)
-_EVERY_AND_WEIGHTS = ops.GradOperation(get_all=True, get_by_list=True)
 _FIRST = ops.GradOperation(sens_param=True)
 
 
@@ -76,17 +74,6 @@ def gradient(f, pos, ws):
     return g
 
 
-def first_gradient(f, ws):
-    """``g(*xs)``: the gradient of the sum of all outputs by everything; only compiled, to learn from it."""
-    if ws is None:
-        def g(*xs):
-            return _EVERY(f)(*xs)
-    else:
-        def g(*xs):
-            return _EVERY_AND_WEIGHTS(f, ws)(*xs)
-    return g
-
-
 def seeded_gradient(f, pos, ws):
     """``g(*xs, u)``: the gradient of <f, u>."""
     pull = vjp(f, pos, ws)
@@ -125,23 +112,3 @@ def one_tensor(f, name="fn"):
         check_float(out, name)
         return out
     return checked
-
-
-def first(f):
-    """The differentiated output of a function that returns (out, aux, ...)."""
-    def differentiated(*xs):
-        out = f(*xs)
-        if not isinstance(out, tuple) or len(out) < 2:
-            raise ValueError("with has_aux=True, fn must return a tuple (output, aux, ...) of two or more")
-        return out[0]
-    return differentiated
-
-
-def rest(f):
-    """The auxiliary outputs."""
-    def auxiliary(*xs):
-        out = f(*xs)
-        if len(out) == 2:
-            return out[1]
-        return out[1:]
-    return auxiliary

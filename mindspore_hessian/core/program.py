@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
+from mindspore import ops
 
-from mindspore_hessian import _compile
-from mindspore_hessian._callable import Call
-from mindspore_hessian._inplace import refuse_in_graph
-from mindspore_hessian._numbers import check_bool, is_integer, shown
-from mindspore_hessian._tree import Variables, as_args, check_finite, check_position, variables
-from mindspore_hessian.transforms import _graph
-from mindspore_hessian.transforms._in_graph import tensors_in
+from mindspore_hessian.arguments import check_bool, is_integer, shown
+from mindspore_hessian.core import cache
+from mindspore_hessian.core.function import Call
+from mindspore_hessian.core.in_graph import tensors_in
+from mindspore_hessian.core.inplace import refuse_in_graph
+from mindspore_hessian.core.space import Variables, as_args, check_finite, check_position, variables
 
+_EVERY = ops.GradOperation(get_all=True)
+_EVERY_AND_WEIGHTS = ops.GradOperation(get_all=True, get_by_list=True)
 HVP_MODES = {"auto": "revrev", "revrev": "revrev", "fwdrev": "fwdrev"}
 
 
@@ -50,39 +52,39 @@ class Problem:
             options: what `kernel` depends on beside its arguments, hashable.
             extras: Tensors after the leaves.
             also: captured callables beside the function.
-            guard: two kernels that must give the same numbers at the first call, as `_compile.execute` has it.
+            guard: two kernels that must give the same numbers at the first call, as `cache.execute` has it.
         """
         n, vars_, has_aux = len(self.call.leaves), self.vars, self.has_aux
 
         def build(f: Callable) -> Callable:
             if not has_aux:
                 return kernel(f, n, vars_)
-            return _with_aux(kernel(_graph.first(f), n, vars_), _graph.rest(f), n)
+            return _with_aux(kernel(first_output(f), n, vars_), other_outputs(f), n)
 
         def output(f: Callable) -> Callable:
-            return _graph.first(f) if has_aux else f
+            return first_output(f) if has_aux else f
 
         def checked(kernel: Callable | None) -> Callable | None:
             return None if kernel is None else lambda f: kernel(output(f), n, vars_)
 
         def first(f: Callable) -> Callable:
-            slope = _graph.first_gradient(output(f), vars_.parameters)
+            slope = _first_gradient(output(f), vars_.parameters)
 
             def run(*tensors):
                 return slope(*tensors[:n])
             return run
 
-        return _compile.execute(name, self.call, build, (*options, *vars_.key, has_aux), extras, vars_.weights, also,
+        return cache.execute(name, self.call, build, (*options, *vars_.key, has_aux), extras, vars_.weights, also,
                                 guard and (checked(guard[0] or (kernel if has_aux else None)), checked(guard[1])),
                                 first)
 
     def in_graph(self, kernel: Callable, pack: Callable, given: Any, also: tuple = ()) -> Callable:
         """A kernel as a function of `given` (stand-ins), for the user's own graph; ``pack(value)`` is compiled too."""
         refuse_in_graph(self.call.fn, *also)
-        _compile.check_captured(self.vars.weights, self.call.captures())
+        cache.check_captured(self.vars.weights, self.call.captures())
         f, n, has_aux, select = self.call.function(), len(self.call.leaves), self.has_aux, tensors_in(given)
-        run = kernel(_graph.first(f) if has_aux else f, n, self.vars)
-        auxiliary = _graph.rest(f)
+        run = kernel(first_output(f) if has_aux else f, n, self.vars)
+        auxiliary = other_outputs(f)
 
         def call(values):
             tensors = select(values)
@@ -103,17 +105,6 @@ def _with_aux(kernel: Callable, auxiliary: Callable, n: int) -> Callable:
     def both(*tensors):
         return kernel(*tensors), auxiliary(*tensors[:n])
     return both
-
-
-def product_kernel(mode: str) -> Callable:
-    """The kernel of H v: leaves, then the vectors; returns one Tensor a variable."""
-    def kernel(f: Callable, n: int, vars_: Variables) -> Callable:
-        product = _graph.hessian_product(_graph.scalar(f), vars_.positions, vars_.parameters, mode)
-
-        def run(*tensors):
-            return product(tensors[:n], tensors[n:])
-        return run
-    return kernel
 
 
 def check_transform(fn: Any, grad_position: Any, has_aux: Any) -> None:
@@ -139,3 +130,34 @@ def check_chunk(chunk_size: Any) -> None:
         raise TypeError(f"chunk_size must be an int or None, but got {shown(chunk_size)}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, but got {chunk_size}")
+
+
+def first_output(f):
+    """The differentiated output of a function that returns (out, aux, ...)."""
+    def differentiated(*xs):
+        out = f(*xs)
+        if not isinstance(out, tuple) or len(out) < 2:
+            raise ValueError("with has_aux=True, fn must return a tuple (output, aux, ...) of two or more")
+        return out[0]
+    return differentiated
+
+
+def other_outputs(f):
+    """The auxiliary outputs."""
+    def auxiliary(*xs):
+        out = f(*xs)
+        if len(out) == 2:
+            return out[1]
+        return out[1:]
+    return auxiliary
+
+
+def _first_gradient(f, ws):
+    """``g(*xs)``: the gradient of the sum of all outputs by everything; only compiled, to learn from it."""
+    if ws is None:
+        def g(*xs):
+            return _EVERY(f)(*xs)
+    else:
+        def g(*xs):
+            return _EVERY_AND_WEIGHTS(f, ws)(*xs)
+    return g

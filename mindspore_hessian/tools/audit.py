@@ -12,14 +12,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_hessian import _audit_graph, _compat, _compile, _inplace, rules
-from mindspore_hessian._audit_graph import CONTROL, Graph, public_name
+from mindspore_hessian import _compat, rules
 from mindspore_hessian._errors import HessianError, MissingRuleError, UnsafeRuntimeError
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._tree import Variables, tensors_of
+from mindspore_hessian.core import cache, graph_dump, inplace
+from mindspore_hessian.core.graph_dump import CONTROL, Graph, public_name
+from mindspore_hessian.core.program import Problem
+from mindspore_hessian.core.space import Variables, tensors_of
 from mindspore_hessian.rules.batching_missing import unrolled
-from mindspore_hessian.transforms import _graph, _rows
-from mindspore_hessian.transforms._run import Problem, product_kernel
+from mindspore_hessian.transforms import blocks, compose
+from mindspore_hessian.transforms.products import product_kernel
 
 __all__ = ["audit", "AuditReport", "AuditRow", "AuditVariable", "Compiles"]
 
@@ -201,7 +203,7 @@ def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = Non
 
     Examples:
         >>> import mindspore as ms
-        >>> from mindspore_hessian.audit import audit
+        >>> from mindspore_hessian.tools.audit import audit
         >>> report = audit(lambda x: ms.ops.tanh(x).sum(), ms.Tensor([1.0, 2.0]))
         >>> report.compiles
         Compiles(hvp=True, hessian=True)
@@ -211,14 +213,14 @@ def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = Non
     problem = Problem.of_inputs(fn, inputs, grad_position, weights, False)
     random_state = ms.get_rng_state()
     try:
-        with _compile.left_alone():
+        with cache.left_alone():
             return _report(problem, rules.in_force())
     finally:
         ms.set_rng_state(random_state)
 
 
 def _report(problem: Problem, replacing: bool) -> AuditReport:
-    with _inplace.told() as written:
+    with inplace.told() as written:
         gradient, refused = _compiled(problem, _gradient_kernel)
     if refused is not None and (gradient is None or not isinstance(refused, MissingRuleError)):
         raise refused
@@ -244,23 +246,23 @@ def _report(problem: Problem, replacing: bool) -> AuditReport:
 def _compiled(problem: Problem, kernel: Callable, extras: tuple = ()) -> tuple[Graph | None, Exception | None]:
     """Compile and run a kernel: its graph, and the error where there was one."""
     refused = None
-    with _audit_graph.saved() as folder:
+    with graph_dump.saved() as folder:
         try:
             problem.run("audit", kernel, (object(),), extras)
         except UnsafeRuntimeError:
             raise
         except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, NameError) as error:
             refused = error
-        return _audit_graph.read(folder), refused
+        return graph_dump.read(folder), refused
 
 
 def _gradient_kernel(f: Callable, n: int, vars_: Variables) -> Callable:
-    return _graph.gradient(_graph.scalar(f), vars_.positions, vars_.parameters)
+    return compose.gradient(compose.scalar(f), vars_.positions, vars_.parameters)
 
 
 def _two_rows(f: Callable, n: int, vars_: Variables) -> Callable:
     """Two rows of the Hessian, batched as `hessian` does."""
-    return _rows.hessian_rows(f, vars_.positions, vars_.parameters, min(2, sum(vars_.sizes)))
+    return blocks.hessian_rows(f, vars_.positions, vars_.parameters, min(2, sum(vars_.sizes)))
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ class _Found:
         out = []
         for name in sorted({*lines, *lost, *kernels, *unbatched}):
             derivative, batching = self._derivative(name, lost), self._batching(name, unbatched)
-            sources = tuple(sorted(set(_audit_graph.origin(name, lines)), key=_by_line))
+            sources = tuple(sorted(set(graph_dump.origin(name, lines)), key=_by_line))
             out.append(AuditRow(name, derivative, batching, sources,
                                 _remedy(name, derivative, batching, name in kernels)))
         return sorted(out, key=lambda row: (row.derivative != MISSING, row.batching != MISSING, not row.remedy))

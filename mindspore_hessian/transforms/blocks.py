@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mutable, ops, vmap
 
-from mindspore_hessian.transforms import _graph
+from mindspore_hessian.transforms import compose
 
 # What is batched or differentiated goes through `mutable`: MindSpore's vmap and gradient lose arguments whose value is
 # known as they compile.
@@ -58,9 +58,9 @@ def tensors(f):
                             "Where it returns (value, aux), pass has_aux=True.")
         if isinstance(out, tuple):
             for item in out:
-                _graph.check_float(item)
+                compose.check_float(item)
         else:
-            _graph.check_float(out)
+            compose.check_float(out)
         return out
     return checked
 
@@ -162,7 +162,7 @@ def identity(size, dtype):
 def over_reverse(direction):
     """The derivative, in a direction, of the gradient."""
     def make(f, pos, ws):
-        derivative = direction(_graph.seeded_gradient(f, pos, ws), pos, ws)
+        derivative = direction(compose.seeded_gradient(f, pos, ws), pos, ws)
 
         def product(xs, u, vs):
             return derivative(xs + (u,), vs)
@@ -172,12 +172,12 @@ def over_reverse(direction):
 
 def reverse_over_forward(f, pos, ws):
     """The gradient of <J vs, u>."""
-    push = _graph.jvp(f, pos, ws)
+    push = compose.jvp(f, pos, ws)
     count = len(pos) + (0 if ws is None else len(ws))
 
     def directional(*args):
         return push(args[:-count], args[-count:])
-    pull = _graph.vjp(directional, pos, ws)
+    pull = compose.vjp(directional, pos, ws)
 
     def product(xs, u, vs):
         return pull(xs + vs, u)
@@ -186,12 +186,12 @@ def reverse_over_forward(f, pos, ws):
 
 def forward_over_forward(f, pos, ws):
     """u^T (d/de_j) (J vs) for every row e_j of the identity."""
-    push = _graph.jvp(f, pos, ws)
+    push = compose.jvp(f, pos, ws)
     count = len(pos) + (0 if ws is None else len(ws))
 
     def directional(*args):
         return push(args[:-count], args[-count:])
-    second = _graph.jvp(directional, pos, ws)
+    second = compose.jvp(directional, pos, ws)
     make, split = basis(pos, ws, None), split_line(pos, ws)
 
     def one(xs, vs, es):
@@ -203,7 +203,7 @@ def forward_over_forward(f, pos, ws):
     return product
 
 
-PRODUCTS = {"revrev": over_reverse(_graph.vjp), "fwdrev": over_reverse(_graph.jvp), "revfwd": reverse_over_forward,
+PRODUCTS = {"revrev": over_reverse(compose.vjp), "fwdrev": over_reverse(compose.jvp), "revfwd": reverse_over_forward,
             "fwdfwd": forward_over_forward}
 
 
@@ -225,7 +225,7 @@ def many(product):
 
 def hessian_times(f, pos, ws):
     """``H(xs, vs)``: the Hessian of a scalar function times every row of vs: a part (1, rows, *x.shape) a variable."""
-    checked, rows = _graph.scalar(f), many(PRODUCTS["revrev"](flat(f), pos, ws))
+    checked, rows = compose.scalar(f), many(PRODUCTS["revrev"](flat(f), pos, ws))
 
     def times(xs, vs):
         return rows(xs, checked(*xs), vs)
@@ -333,7 +333,7 @@ def split_line(pos, ws):
 def jacobian_reverse(f, pos, ws):
     """``J(*xs)``: a reverse pass for each output, batched: for each output the tuple over the variables."""
     checked = tensors(f)
-    pulls, select = vmap(_graph.vjp(flat(f), pos, ws), in_axes=(None, 0)), variables_of(pos, ws)
+    pulls, select = vmap(compose.vjp(flat(f), pos, ws), in_axes=(None, 0)), variables_of(pos, ws)
 
     def shaped(xs, parts, shape):
         out = ()
@@ -354,7 +354,7 @@ def jacobian_rows(f, pos, ws, count):
     With count None, one row of shape x.shape, without batching.
     """
     checked = tensors(f)
-    pull = _graph.vjp(flat(f), pos, ws)
+    pull = compose.vjp(flat(f), pos, ws)
     pulls = vmap(pull, in_axes=(None, 0))
 
     def some(*args):
@@ -370,7 +370,7 @@ def jacobian_forward(f, pos, ws):
     """``J(*xs)``: a forward product for each input entry, batched; the result as of `jacobian_reverse`."""
     checked = tensors(f)
     make, select = basis(pos, ws, None), variables_of(pos, ws)
-    pushes = vmap(_graph.jvp(flat(f), pos, ws), in_axes=(None, 0))
+    pushes = vmap(compose.jvp(flat(f), pos, ws), in_axes=(None, 0))
 
     def shaped(xs, parts, shape):
         out = ()

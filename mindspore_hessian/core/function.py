@@ -13,9 +13,10 @@ from typing import Any
 
 from mindspore import Tensor, nn
 
-from mindspore_hessian import _compat, _source
-from mindspore_hessian._capture import GRAPH, Captures, foreign_modules, is_library, path_text
+from mindspore_hessian import _compat
 from mindspore_hessian._errors import NotCompilableError, RecompileWarning, warn
+from mindspore_hessian.core import source
+from mindspore_hessian.core.captures import GRAPH, Captures, foreign_modules, is_library, path_text
 
 
 def unwrap_partial(fn: Any) -> tuple[Any, tuple, dict]:
@@ -57,7 +58,7 @@ def parsable(fn: Any, memo: dict[int, Any] | None = None) -> Any:
         return fn
     if hasattr(fn, "__wrapped__"):
         raise NotCompilableError(
-            f"{_source.where(fn)} is a {type(fn).__name__} around a function (functools.lru_cache or alike), which "
+            f"{source.where(fn)} is a {type(fn).__name__} around a function (functools.lru_cache or alike), which "
             "MindSpore cannot compile. Pass the function itself: its `__wrapped__`.")
     if callable(fn):
         if isinstance(fn.__call__, MethodWrapperType):  # of C: it is its own
@@ -81,7 +82,7 @@ def _parsable_function(fn: FunctionType, memo: dict[int, Any]) -> FunctionType:
     if getattr(fn, GRAPH, False) or hasattr(fn, "__wrapped_by_jit__"):
         return fn
     memo[id(fn)] = fn
-    out = _source.with_own_source(fn) if fn.__code__.co_name == "<lambda>" else fn
+    out = source.with_own_source(fn) if fn.__code__.co_name == "<lambda>" else fn
     cells = []
     for cell in fn.__closure__ or ():
         content = cell.cell_contents if _assigned(cell) else None
@@ -89,7 +90,7 @@ def _parsable_function(fn: FunctionType, memo: dict[int, Any]) -> FunctionType:
         plain = parsable(content, memo) if inner else content  # at any depth: a closure of a closure of a lambda
         cells.append(cell if plain is content else CellType(plain))
     if cells != list(fn.__closure__ or ()):
-        out = _source.copy_function(out, closure=tuple(cells))
+        out = source.copy_function(out, closure=tuple(cells))
     memo[id(fn)] = out
     return out
 
@@ -191,7 +192,7 @@ def _check_arguments(fn: Any, count: int, names: tuple[str, ...]) -> None:
         signature.bind(*range(count), **dict.fromkeys(names))
     except TypeError as err:
         others = f" and {', '.join(names)}" if names else ""
-        raise TypeError(f"{_source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it does "
+        raise TypeError(f"{source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it does "
                         f"not take: {err}") from err
 
 
@@ -208,7 +209,7 @@ def _tell_slow(fn: Any, captures: Captures) -> None:
         return
     _slow_calls[code] += 1
     if _slow_calls[code] == 3:
-        warn(f"what {_source.where(fn)} captured is read at every call, to see whether it changed, and that takes "
+        warn(f"what {source.where(fn)} captured is read at every call, to see whether it changed, and that takes "
              f"long. Most of it is in {captures.largest()}. Pass it as a Tensor argument, make it a Parameter, keep "
              "lists of objects as arrays, or leave out what the function does not need.", RecompileWarning)
 
@@ -226,7 +227,7 @@ def _maker(template: str, leaves: int, constants: int) -> Callable:
     free = "".join(f", c{number}" for number in range(constants))
     names = ", ".join(f"x{number}" for number in range(leaves))
     text = f"def make(fn{free}):\n    def call({names}):\n        return {template}\n    return call\n"
-    name = _source.register(text, "call")
+    name = source.register(text, "call")
     space: dict[str, Any] = {"__name__": __name__}
     exec(compile(text, name, "exec"), space)  # our own text: names and brackets only
     return space["make"]
@@ -241,13 +242,13 @@ def readable(captures: Captures) -> Iterator[None]:
     """
     for fn, path in captures.functions.items():
         # what has no text may stand where the program never comes by; if it does, MindSpore says so
-        if fn.__code__.co_name == "<lambda>" or not (path[0] is None or _source.has_source(fn)):
+        if fn.__code__.co_name == "<lambda>" or not (path[0] is None or source.has_source(fn)):
             continue
         try:
-            _source.check_unchanged(fn)
+            source.check_unchanged(fn)
         except NotCompilableError as err:
             raise NotCompilableError(f"{err} It is reached as {path_text(path)}.") from err
-    _source.check_private_names(captures.functions, captures.kinds)
+    source.check_private_names(captures.functions, captures.kinds)
     hidden: list[tuple[Any, Any]] = [(fn, fn.__wrapped__) for fn in captures.functions if hasattr(fn, "__wrapped__")]
     modules = foreign_modules(captures.functions)
     before = {name: sys.modules.get(name) for name in modules}
@@ -257,7 +258,7 @@ def readable(captures: Captures) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        if cause := _source.cause(captures.functions, err):
+        if cause := source.cause(captures.functions, err):
             raise cause from err
         raise
     finally:

@@ -17,7 +17,8 @@ from typing import Any
 
 import mindspore as ms
 
-from mindspore_hessian import _compat, _source
+from mindspore_hessian import _compat, _errors
+from mindspore_hessian.core import source
 
 CONTROL = "Switch"  # stands for everything that a data-dependent `if` or `while` brings
 _CONTROL = ("Switch", "Environ", "Partial")
@@ -259,15 +260,15 @@ def _user_lines(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-_LIBRARIES = tuple(os.path.join(os.path.dirname(os.path.abspath(file)), "") for file in (ms.__file__, __file__))
+_LIBRARIES = tuple(os.path.join(os.path.dirname(file), "") for file in (ms.__file__, _errors.__file__))
 
 
 def _user_line(path: str, line: int) -> str:
     """``file.py:12``, or "" for a file of MindSpore or of this library."""
     if path.startswith(_LIBRARIES):
         return ""
-    if path in _source._ours:
-        lambdas = [code for code, file in _source._lambda_files.items() if file == path]
+    if path in source._ours:
+        lambdas = [code for code, file in source._lambda_files.items() if file == path]
         if not lambdas:
             return ""
         path, line = lambdas[0].co_filename, lambdas[0].co_firstlineno

@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindspore_hessian import _audit_graph, _compat, _inplace, device, rules
-from mindspore_hessian._callable import Call, readable
-from mindspore_hessian._capture import Captures
+from mindspore_hessian import _compat, device, rules
 from mindspore_hessian._errors import (
     HessianError,
     MissingRuleError,
@@ -32,8 +30,11 @@ from mindspore_hessian._errors import (
     warn,
 )
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._numbers import is_integer, shown
-from mindspore_hessian._tree import tensors_of
+from mindspore_hessian.arguments import is_integer, shown
+from mindspore_hessian.core import graph_dump, inplace
+from mindspore_hessian.core.captures import Captures
+from mindspore_hessian.core.function import Call, readable
+from mindspore_hessian.core.space import tensors_of
 
 _PATIENCE = 5.0  # seconds of compilation after which only the function itself, no gradient of it, is compiled again
 _ROUNDING = {2: 2.0 ** -8, 4: 2.0 ** -23, 8: 2.0 ** -52}  # by the bytes of a number; bfloat16's
@@ -179,7 +180,7 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
 def _run(entry: _Entry, tensors: tuple) -> Any:
     if isinstance(entry.graph, _compat.Graph) and not entry.statistics:
         return entry.graph(tensors)
-    with _compat.kept(entry.statistics), _inplace.followed():  # a recorded graph may compile
+    with _compat.kept(entry.statistics), inplace.followed():  # a recorded graph may compile
         return entry.graph(tensors)
 
 
@@ -200,7 +201,7 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     with debris_removed(), readable(captures), _compat.kept(statistics):
         function = call.function()
         try:
-            with _inplace.followed():
+            with inplace.followed():
                 if late:
                     _refuse_broken(lambda: _compat.Graph(function, leaves, "O0"))
                 graph = _graph(build(function), tensors, recording, captures)
@@ -209,7 +210,7 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
                                           for make in guard)
                     _check_against(reference, checked, tensors)
                 written = graph if isinstance(graph, _compat.Graph) else _compat.Graph(function, leaves, "O0")
-            _inplace.refuse_left(written)
+            inplace.refuse_left(written)
         except Exception as err:
             error = translate(err)
             if _compat.fails_as_cell(err):  # or it ended so at what is no loop
@@ -217,7 +218,7 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
             if isinstance(error, MissingRuleError) and (name := primitive_of(error)):
                 quick = first is not None and time.perf_counter() - start < _PATIENCE
                 lower = first(function) if first is not None and quick else function
-                with _inplace.followed():
+                with inplace.followed():
                     error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
             if error is err:  # ours: an error that is its own cause is a ring
                 raise
@@ -251,7 +252,7 @@ def _graph(function: Callable, tensors: tuple, recording: bool, captures: Captur
 
 def _located(error: MissingRuleError, name: str, compile_lower: Callable[[], Any]) -> MissingRuleError:
     """The error with the user's lines; where MindSpore has not even a kernel for a first gradient, it says that."""
-    lines, refused = _audit_graph.lines_of(name, compile_lower)
+    lines, refused = graph_dump.lines_of(name, compile_lower)
     lower = translate(refused) if refused is not None else None
     if isinstance(lower, MissingRuleError) and primitive_of(lower) == name and "no kernel" in str(lower):
         error = lower
@@ -270,7 +271,7 @@ def _without_kernel(function: Callable, leaves: tuple) -> MissingRuleError | Non
 
 def _refuse_broken(compile_forward: Callable[[], Any]) -> None:
     """Raise where the function has a primitive whose derivative is broken in MindSpore, and ours is not heeded."""
-    broken = _audit_graph.primitives(compile_forward) & rules.replaced()
+    broken = graph_dump.primitives(compile_forward) & rules.replaced()
     if broken:
         raise UnsafeRuntimeError(
             f"the function uses {', '.join(sorted(broken))}, whose derivative in MindSpore is wrong or missing, and "

@@ -15,8 +15,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindspore_hessian import _source
-from mindspore_hessian._capture import GRAPH
+from mindspore_hessian.core import source
+from mindspore_hessian.core.captures import GRAPH
 
 WEIGHTS_INSIDE = ("inside your own graph, weights= goes with products only (hvp, grad_and_hvp, curvature), without "
                   "grad_position and has_aux. Make the transform outside of the graph, f = hessian(fn, weights=...), "
@@ -83,7 +83,7 @@ def tensors_in(value: Any) -> Callable:
 def _selector(items: str) -> Callable:
     text = f"def select(values):\n    return ({items})\n"
     space: dict[str, Any] = {"__name__": __name__}
-    exec(compile(text, _source.register(text, "select"), "exec"), space)  # our own text: names and brackets only
+    exec(compile(text, source.register(text, "select"), "exec"), space)  # our own text: names and brackets only
     return space["select"]
 
 

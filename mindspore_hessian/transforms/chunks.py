@@ -11,10 +11,10 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, HessianError, UnsafeRuntimeError, warn
-from mindspore_hessian._tree import Variables, map_structure
+from mindspore_hessian.core.program import Problem
+from mindspore_hessian.core.space import Variables, map_structure
 from mindspore_hessian.rules.batching_missing import unbatched_only
-from mindspore_hessian.transforms import _rows
-from mindspore_hessian.transforms._run import Problem
+from mindspore_hessian.transforms import blocks
 
 
 def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], Any]) -> Any:
@@ -54,7 +54,7 @@ def hessian_in_chunks(problem: Problem, chunk: int) -> Any:
     count = min(chunk, total)
 
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return _rows.hessian_rows(f, v.positions, v.parameters, count)
+        return blocks.hessian_rows(f, v.positions, v.parameters, count)
 
     rows: Any = None
     aux = None
@@ -72,8 +72,8 @@ def hessian_in_chunks(problem: Problem, chunk: int) -> Any:
             lead, buffers = rows[number]
             for buffer, array in zip(buffers, arrays, strict=True):
                 buffer[(slice(None),) * lead + (slice(start, start + count),)] = array
-    blocks = tuple(_blocks(vars_, lead, buffers) for lead, buffers in rows)
-    value = blocks if several else blocks[0]
+    found = tuple(_blocks(vars_, lead, buffers) for lead, buffers in rows)
+    value = found if several else found[0]
     return (value, aux) if problem.has_aux else value
 
 
@@ -98,7 +98,7 @@ def to_tensor(array: np.ndarray, dtype: Any) -> Tensor:
 def outputs(problem: Problem) -> tuple[tuple[Tensor, ...], bool, Any]:
     """(outputs, whether there are several, aux), compiled: their shapes are needed before a loop over them."""
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return _rows.tensors(f)
+        return blocks.tensors(f)
     result = problem.run("outputs", kernel)
     value, aux = result if problem.has_aux else (result, None)
     return (value, True, aux) if isinstance(value, tuple) else ((value,), False, aux)
@@ -107,7 +107,7 @@ def outputs(problem: Problem) -> tuple[tuple[Tensor, ...], bool, Any]:
 def _row_by_row(problem: Problem, width: int, dtype: Any) -> Iterator[tuple[int, int, list[np.ndarray]]]:
     """Every row of the Hessian of every flat output, a product each: (output, row, the row over the variables)."""
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return _rows.hessian_row(f, v.positions, v.parameters)
+        return blocks.hessian_row(f, v.positions, v.parameters)
 
     for m in range(width):
         u = Tensor(np.eye(1, width, m)[0], dtype)
@@ -126,13 +126,13 @@ def hessian_in_loop(problem: Problem) -> Any:
     for m, row, parts in _row_by_row(problem, width, outs[0].dtype):
         for buffer, part in zip(buffers, parts, strict=True):
             buffer[m, row] = part
-    blocks, start = [], 0
+    found, start = [], 0
     for out in outs:
         shape = tuple(out.shape)
         pieces = [b[start:start + out.size].reshape(*shape, *b.shape[1:]) for b in buffers]
-        blocks.append(_blocks(vars_, len(shape), pieces))
+        found.append(_blocks(vars_, len(shape), pieces))
         start += out.size
-    value = tuple(blocks) if several else blocks[0]
+    value = tuple(found) if several else found[0]
     return (value, aux) if problem.has_aux else value
 
 
@@ -179,7 +179,7 @@ def jacobian_in_chunks(problem: Problem, chunk: int, batched: bool = True) -> An
     count = min(chunk, total)
 
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return _rows.jacobian_rows(f, v.positions, v.parameters, count if batched else None)
+        return blocks.jacobian_rows(f, v.positions, v.parameters, count if batched else None)
 
     buffers = [np.empty((total, *shape), numpy_dtype(dtype))
                for shape, dtype in zip(vars_.shapes, vars_.dtypes, strict=True)]

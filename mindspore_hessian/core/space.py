@@ -10,9 +10,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._callable import Call
 from mindspore_hessian._errors import NonFiniteWarning, warn
-from mindspore_hessian._numbers import is_integer, shown
+from mindspore_hessian.arguments import is_integer, shown
+from mindspore_hessian.core.function import Call
 
 FLOATS = (ms.float16, ms.float32, ms.float64, ms.bfloat16)
 

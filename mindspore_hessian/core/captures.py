@@ -45,8 +45,9 @@ from typing import Any, Generic, Protocol
 import numpy as np
 from mindspore import COOTensor, CSRTensor, Parameter, Tensor, nn
 
-from mindspore_hessian import _compat, _source
-from mindspore_hessian._reads import Chain, reads
+from mindspore_hessian import _compat
+from mindspore_hessian.core import source
+from mindspore_hessian.core.reads import Chain, reads
 
 GRAPH = "__mindspore_hessian_graph__"  # set on functions of ours that MindSpore reads through ``__wrapped__``
 
@@ -118,7 +119,7 @@ def is_library(obj: Any) -> bool:
     if type(obj) is not FunctionType:
         return True
     module = sys.modules.get(obj.__module__)  # a function can say that it is from a module, and have other globals
-    return module is None or obj.__globals__ is vars(module) or _source.is_ours(obj.__code__)
+    return module is None or obj.__globals__ is vars(module) or source.is_ours(obj.__code__)
 
 
 @functools.lru_cache(maxsize=1)

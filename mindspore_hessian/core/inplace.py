@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 
 from mindspore import Tensor, nn
 
-from mindspore_hessian import _compat, _source
-from mindspore_hessian._capture import Captures, is_library
+from mindspore_hessian import _compat
 from mindspore_hessian._errors import NotCompilableError
+from mindspore_hessian.core import source
+from mindspore_hessian.core.captures import Captures, is_library
 
 # methods that write into their Tensor; the first have an equal of the same name that does not
 _OUT_OF_PLACE = frozenset((
@@ -89,7 +90,7 @@ def followed() -> Iterator[None]:
     parsed: list[_Parsed] = []
 
     def read(fn: FunctionType, owner: Any, tree: ast.AST) -> ast.AST:
-        if is_library(fn) and not _source.is_ours(fn.__code__):
+        if is_library(fn) and not source.is_ours(fn.__code__):
             return tree
         parsed.append(_Parsed(fn, owner, tree))
         return _rebound(tree)
@@ -146,7 +147,7 @@ def refuse_in_graph(*functions: Any) -> None:
         reached += [other for other in known if other.__name__ in names and other not in reached]
     for fn in reached:
         with contextlib.suppress(NotCompilableError, SyntaxError):
-            tree = _source.tree_of(fn)
+            tree = source.tree_of(fn)
             if tree is None or not _has_writes(tree):
                 continue
             world = _World([_Parsed(fn, None, tree)])
@@ -421,7 +422,7 @@ def _check(parsed: list[_Parsed]) -> None:
         return
     for (code, _), summary in world.summaries.items():
         for name, where in summary.writes.items():
-            if not _source.is_ours(code):
+            if not source.is_ours(code):
                 raise NotCompilableError(
                     f"{where} overwrites {name!r}, an argument of {code.co_name}, and {world.unresolved[0]}; so that "
                     "it cannot be told whether the overwritten Tensor is read again, where MindSpore's eager mode, "

@@ -1,0 +1,1 @@
+"""From a user's call to a compiled graph: what every transform and operator shares."""

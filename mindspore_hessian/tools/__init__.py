@@ -1,0 +1,1 @@
+"""What looks at training: the monitor, the diagnosis of a point, the audit of a function."""
