@@ -14,6 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"arguments"},
     {"_interrupt", "_checkpoint", "_environment"},
+    {"estimators"},
+    {"linops"},
     {"_compat"},
     {"_errors"},
     {"device"},
@@ -21,7 +23,6 @@ LEVELS = [
     {"core"},
     {"transforms"},
     {"operators"},
-    {"estimators"},
     {"plot", "testing", "tools"},
     {"mindspore_hessian"},  # the package itself: what __init__ re-exports
     {"__main__"},

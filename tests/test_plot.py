@@ -229,7 +229,7 @@ def test_the_loss_is_drawn_in_both_modes(op, mode):
 
 
 def test_a_users_compiled_function_reads_the_restored_weights(op):
-    net = op.risk.network
+    net = op.network
 
     @ms.jit
     def compiled(x):

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of
+from mindspore_hessian.arguments import check_integer, check_real
+from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import BudgetSpent, Run
 from mindspore_hessian.estimators._krylov import SAVED_EVERY, MinimalResiduals, restored
 from mindspore_hessian.estimators._search import orthogonal

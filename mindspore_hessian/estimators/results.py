@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.arguments import shown
-from mindspore_hessian.estimators._checks import check_integer
+from mindspore_hessian.arguments import check_integer, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +209,8 @@ class Solution:
         direction: for "negative curvature" a vector p with p^T (H + damping I) p <= 0; otherwise None.
         num_products, seconds: the cost.
         stopped_by: ``"tol"``, ``"budget"``, ``"negative curvature"``, ``"stagnation"``, ``"divergence"``, or
-            ``"least squares"`` where b is out of reach and x is the least-squares solution.
+            ``"least squares"`` where b is out of reach and x is the least-squares solution, or ``"exact"`` where the
+            operator knows its inverse.
     """
 
     value: np.ndarray

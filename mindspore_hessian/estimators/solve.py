@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr
 
-from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.estimators._checks import check_integer, check_real, check_vector, dimension_of
+from mindspore_hessian.arguments import check_choice, check_integer, check_real, check_vector
+from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import Run, fingerprint
 from mindspore_hessian.estimators._krylov import SAVED_EVERY, ConjugateGradients, MinimalResiduals, Neumann, restored
 from mindspore_hessian.estimators.eigen import extreme_pairs
@@ -32,6 +32,9 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float 
     not, the solver starts again from the iterate; where that does not halve it, it stops by "stagnation" and returns
     the better of the two. "minres" stops by "least squares" where H maps the residual nearly to zero (square root of
     the rounding unit): b is then out of reach, or within reach of negligible eigenvalues only.
+
+    An operator with structure (see `mindspore_hessian.linops`) that is positive definite with the damping is not
+    iterated with but inverted, whatever the method: `stopped_by` is "exact".
 
     Args:
         op: a symmetric operator with ``.shape`` (n, n) and ``@``.
@@ -84,6 +87,10 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float 
              b=fingerprint(right)) as run:
         if not right.any():
             return Solution(np.zeros(run.n), 0.0, True, None, 0, run.seconds, "tol")
+        if run.structured and run.op.definite(damping):
+            x = run.op.inverse(damping).columns(right[:, None])[:, 0]
+            residual = float(np.linalg.norm(right - run @ x) / np.linalg.norm(right))
+            return Solution(x, residual, residual <= tol, None, run.num_products, run.seconds, "exact")
         x, residual, direction, reason = (_least_squares(run, right, tol) if method == "lsmr" else
                                           _iterate(run, right, tol, _STEPPERS[method], learning_rate))
     return Solution(x, residual, residual <= tol, direction, run.num_products, run.seconds, reason)
