@@ -132,14 +132,18 @@ def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,
 
 
 def _least_squares(run: Run, b: np.ndarray, tol: float) -> tuple[np.ndarray, float, None, str]:
+    """LSMR, and again for the residual that it leaves, while that at least halves."""
     matrix = LinearOperator((run.n, run.n), matvec=lambda v: run @ v.ravel(), rmatvec=lambda v: run @ v.ravel(),
                             dtype=np.dtype(np.float64))
-    x, best_x, best, goal = np.zeros(run.n), np.zeros(run.n), np.inf, float(np.linalg.norm(b))
+    x, best_x, best, goal, r = np.zeros(run.n), np.zeros(run.n), np.inf, float(np.linalg.norm(b)), b
     while True:
-        # two products a step, two to begin with, and one for the residual
-        x, istop = lsmr(matrix, b, atol=max(0.01 * tol, 10 * run.eps), btol=max(0.5 * tol, run.eps), conlim=0,
-                        maxiter=(run.remaining - 3) // 2, x0=x if x.any() else None)[:2]
-        residual = float(np.linalg.norm(b - run @ x)) / goal
+        # two products a step, two to begin with, and one for the residual. LSMR's own test allows what atol makes of a
+        # large x, so that only a start from the residual, with tolerances relative to that, comes below it
+        step, istop = lsmr(matrix, r, atol=max(0.01 * tol, 10 * run.eps), maxiter=(run.remaining - 3) // 2, conlim=0,
+                           btol=max(0.5 * tol * goal / float(np.linalg.norm(r)), run.eps))[:2]
+        x = x + step
+        r = b - run @ x
+        residual = float(np.linalg.norm(r)) / goal
         if residual <= tol:
             return x, residual, None, "tol"
         reason = ("least squares" if istop in (0, 2, 5) else "budget" if istop == 7 or run.remaining < 7 else
