@@ -31,8 +31,8 @@ class Operator:
     Attributes:
         shape: (n, n).
         dtype: the numpy dtype of the results.
-        symmetric: whether the matrix is known to be symmetric. Functions that need it refuse others.
-        positive: whether it is known that no eigenvalue is negative.
+        symmetric: whether the matrix is known to be symmetric. Functions that need it refuse others. May be set.
+        positive: whether it is known that no eigenvalue is negative. May be set.
         structured: whether the operator knows its own eigenvalues, trace, diagonal and inverse: see
             `mindspore_hessian.linops.Structured`.
         layers: layer name -> indices of its entries in a flat vector; empty where there are no layers.
@@ -56,8 +56,6 @@ class Operator:
 
     shape: tuple[int, int]
     dtype: np.dtype
-    symmetric = True
-    positive = False
     structured = False
     shows_progress = True
     __array_ufunc__ = None  # numpy leaves array @ op and array * op to this class
@@ -65,6 +63,16 @@ class Operator:
     def columns(self, matrix: np.ndarray) -> np.ndarray:
         """A V for a matrix V of shape (n, k); what a subclass supplies."""
         raise NotImplementedError
+
+    @cached_property
+    def symmetric(self) -> bool:
+        """Whether the matrix is known to be symmetric; True unless a subclass, or who made the operator, says False."""
+        return True
+
+    @cached_property
+    def positive(self) -> bool:
+        """Whether it is known that no eigenvalue is negative; False unless a subclass, or who made it, says True."""
+        return False
 
     @property
     def layers(self) -> Mapping[str, np.ndarray]:
