@@ -99,7 +99,7 @@ def test_density_draws_into_given_axes_and_another_colour():
     lambda: plot.density(spectral_density(DIAGONAL, num_probes=2), floor=0.0),
 ])
 def test_density_refuses(call):
-    with pytest.raises((TypeError, ValueError), match="found must be a SpectralDensity|floor must be finite and greater than 0"):
+    with pytest.raises((TypeError, ValueError), match="found must be a SpectralDensity|floor must be finite and"):
         call()
 
 
