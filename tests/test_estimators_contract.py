@@ -1,12 +1,10 @@
 """What all estimators keep: checkpoints, refusals, counts, seeds, progress, and operators of many kinds."""
 from __future__ import annotations
 
-import ast
 import csv
 import dataclasses
 import inspect
 import io
-import pathlib
 
 import numpy as np
 import pytest
@@ -323,18 +321,6 @@ def test_public_functions_are_documented(name):
                      "Supported Platforms:\n        ``Ascend`` ``GPU`` ``CPU``"):
             assert part in thing.__doc__, part
         assert all(f"        {argument}: " in thing.__doc__ for argument in inspect.signature(thing).parameters)
-
-
-NEED_NONE = tuple(f"mindspore_hessian.{name}" for name in ("estimators", "_checkpoint", "_environment", "_interrupt",
-                                                            "_numbers"))
-
-
-def test_the_package_needs_no_mindspore():
-    for path in pathlib.Path(estimators.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else (
-                [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else [])
-            assert not any(m.startswith("mindspore") and not m.startswith(NEED_NONE) for m in modules), path
 
 
 @pytest.mark.parametrize("shows", [True, False])

@@ -208,7 +208,7 @@ REFUSED = [
     (lambda: quick((X, Y), weights="conv*"), ValueError, r"no trainable Parameter has a name like 'conv\*'.*weight"),
     (lambda: quick((X, Y), weights=[Tensor(X)]), TypeError, r"weights\[0\] must be a Parameter, but got Tensor"),
     (lambda: HessianOperator(lambda x: x.sum(), None, X), ValueError, "say which Parameters"),
-    (lambda: HessianOperator(3, LOSS, X), TypeError, "network must be a Cell or a function, but got int"),
+    (lambda: HessianOperator(3, LOSS, X), TypeError, "network must be a Cell or a function, but got a int"),
     (lambda: HessianOperator(linear(), 3, X), TypeError, "loss_fn must be callable or None, but got int"),
     (lambda: GGNOperator(linear(), None, X), ValueError, "GGNOperator needs loss_fn"),
     (lambda: quick((X, Y), block_diagonal="row"), ValueError, "block_diagonal must be one of 'layer', 'parameter'"),
