@@ -64,7 +64,7 @@ class _Site:
 class _Entry:
     graph: Any  # of _compat: it is called with a tuple of Tensors, and says whether it is stale
     captures: Captures  # keeps alive what the key knows by id
-    statistics: list[Parameter]  # what a network in training mode would change (batch norm)
+    statistics: list[Parameter]  # what a call would change: those of batch norm in training, and assigned ones
     site: _Site
 
 
@@ -208,8 +208,14 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
                 if guard is not None:
                     checked, reference = (_graph(make(function), tensors, recording, captures) if make else graph
                                           for make in guard)
-                    _check_against(reference, checked, tensors)
                 written = graph if isinstance(graph, _compat.Graph) else _compat.Graph(function, leaves, "O0")
+                states = inplace.states(written, (lambda: _compat.Graph(function, leaves, "O0"))
+                                        if written is graph else None)
+                statistics = [p for p in captures.parameters.values() if p.name in states or any(
+                    p is other for other in statistics)]
+                if guard is not None:
+                    with _compat.kept(statistics):
+                        _check_against(reference, checked, tensors)
             inplace.refuse_left(written)
         except Exception as err:
             error = translate(err)
