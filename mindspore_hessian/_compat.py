@@ -107,6 +107,12 @@ def graph_text(graph: Graph) -> bytes:
         return b""
 
 
+def keeps_buffers(graph: Graph) -> bool:
+    """Whether a compiled graph goes on reading the weights' old buffers after ``set_data``: in branches on values, and
+    in 2.7.2 in loops that its text does not show (later ones fail as Cells)."""
+    return MS_VERSION < (2, 10, 0) or b"Switch" in graph_text(graph)
+
+
 def states(graph: Graph) -> dict[str, tuple[int, int]]:
     """The Parameters that a compiled graph assigns to (``ops.assign``, ``self.count = ...``): how often, and how often
     it reads them."""
