@@ -16,7 +16,7 @@ from ops_table import ROWS
 from ops_table_more import ROWS as MORE
 
 from mindspore_hessian import _compat, hvp, rules
-from mindspore_hessian.rules import derivatives_math as math
+from mindspore_hessian.rules import activations
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "rules.npz")
 
@@ -106,9 +106,9 @@ def test_jvp_of_grad_is_not_zero(row):
 
 
 ELSEWHERE = {  # primitives without a CPU kernel: the formula is compared with differences of the activation
-    "SeluGrad": (lambda d, x, y: math.selu_grad(d, y), ops.selu),
-    "MishGradExt": (lambda d, x, y: math.mish_grad(d, x), ops.mish),
-    "LogSigmoidGrad": (lambda d, x, y: math.log_sigmoid_grad(d, x, x), ops.logsigmoid),
+    "SeluGrad": (lambda d, x, y: activations.selu_grad(d, y), ops.selu),
+    "MishGradExt": (lambda d, x, y: activations.mish_grad(d, x), ops.mish),
+    "LogSigmoidGrad": (lambda d, x, y: activations.log_sigmoid_grad(d, x, x), ops.logsigmoid),
 }
 
 
