@@ -320,9 +320,9 @@ def test_a_half_precision_input_is_compared_in_float64():
 @pytest.mark.parametrize(("options", "error", "words"), [
     ({"modes": "sideways"}, ValueError, "modes must be one of"),
     ({"modes": ()}, ValueError, "modes is empty"),
-    ({"directions": 1}, ValueError, "directions must be an int of at least 2, but got 1"),
-    ({"rtol": -1}, ValueError, "rtol must not be negative, but got -1"),
-    ({"step": 0}, ValueError, "step must be positive, but got 0"),
+    ({"directions": 1}, ValueError, "directions must be at least 2, but got 1"),
+    ({"rtol": -1}, ValueError, "rtol must be finite and at least 0, but got -1"),
+    ({"step": 0}, ValueError, "step must be finite and greater than 0, but got 0"),
     ({"vectors": ZEROS}, ValueError, "vectors is zero"),
     ({"vectors": X[:2]}, ValueError, "must have its shape"),
     ({"grad_position": 3}, ValueError, "out of range"),
