@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.doctest import DoctestModule
 
 from mindspore_hessian.device import why_unusable
 
@@ -15,6 +16,12 @@ def pytest_runtest_setup(item):
     for marker, backend in BACKEND_OF_MARKER.items():
         if item.get_closest_marker(marker) and (reason := why_unusable(backend)):
             pytest.skip(f"{backend}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file():
+    """Examples in docstrings are looked for in the package alone, not in the tests."""
+    return [found for found in (yield) if not isinstance(found, DoctestModule)]
 
 
 @pytest.fixture(autouse=True)

@@ -185,7 +185,7 @@ def test_the_command_as_a_program(tmp_path):
         "    return ((net(x).sum(-1) - y) ** 2).mean()\n")
     root = Path(__file__).resolve().parents[1]
     child = subprocess.run([sys.executable, "-m", "mindspore_hessian", "audit", "model:loss", "--shape", "3,4",
-                            "--shape", "3", "--weights"], capture_output=True, text=True, timeout=300, cwd=folder,
+                            "--shape", "3", "--weights"], capture_output=True, text=True, timeout=240, cwd=folder,
                            env={**os.environ, "PYTHONPATH": str(root)})
     assert child.returncode == 0, child.stdout + child.stderr[-2000:]
     assert "loss (model.py:5)" in child.stdout and "model.py:6" in child.stdout

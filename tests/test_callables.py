@@ -445,7 +445,7 @@ def test_a_function_with_other_globals_than_its_module(tmp_path, monkeypatch):
 
 def run(code, *args, **kwargs):
     return subprocess.run([sys.executable, *args], input=textwrap.dedent(code), text=True, capture_output=True,
-                          timeout=300, check=False, **kwargs)
+                          timeout=240, check=False, **kwargs)
 
 
 SCRIPT = """

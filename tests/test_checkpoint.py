@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import child
 from mindspore import nn, ops
 
 import mindspore_hessian as mh
@@ -224,17 +225,18 @@ while True:
 
 def test_a_kill_in_the_midst_of_a_write_loses_nothing_and_processes_do_not_meet(tmp_path):
     file, waits = str(tmp_path / "state"), np.random.RandomState(0)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     for _ in range(6):
         code = WRITER.format(module=_checkpoint.__file__, file=file)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        pair = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
-        for process in pair:
-            assert process.stdout.readline() == "ready\n"
-        time.sleep(waits.uniform(0.02, 0.1))
-        for process in pair:
-            process.send_signal(signal.SIGKILL)
-        for process in pair:
-            assert process.communicate()[1] == "" and process.returncode == -signal.SIGKILL
+        writer = [sys.executable, "-c", code]
+        with child(writer, **pipes) as one, child(writer, **pipes) as other:
+            for process in (one, other):
+                assert process.stdout.readline() == "ready\n"
+            time.sleep(waits.uniform(0.02, 0.1))
+            for process in (one, other):
+                process.send_signal(signal.SIGKILL)
+            for process in (one, other):
+                assert process.communicate()[1] == "" and process.returncode == -signal.SIGKILL
         state = read(file)
         if state is not None:
             assert (state["data"] == state["number"]).all() and len(state["data"]) == 200000

@@ -25,7 +25,7 @@ SAMPLE = ["ops det(x) | x 2,3,3 -1 1", "nn nn.SmoothL1Loss(0.4)(x ** 3, y)", "Te
 def run(script, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(COVERAGE.parents[1])}
     return subprocess.run([sys.executable, str(COVERAGE / script), *arguments], env=environment, text=True,
-                          capture_output=True, timeout=300)
+                          capture_output=True, timeout=240)
 
 
 def test_every_public_name_has_a_line_or_a_reason():

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from children import child
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
@@ -127,14 +127,10 @@ with graph_dump.saved() as folder:
 def test_dumps_of_a_killed_process_are_removed(tmp_path):
     script = tmp_path / "writer.py"
     script.write_text(WRITER)
-    child = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "GLOG_v": "4"})
-    assert child.stdout is not None
-    folder = Path(next(line for line in child.stdout if line.startswith(tempfile.gettempdir())).strip())
-    with graph_dump.saved():
-        assert folder.exists(), "a process that lives keeps its own"
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    with child([sys.executable, str(script)], stdout=subprocess.PIPE, env={**os.environ, "GLOG_v": "4"}) as process:
+        folder = Path(next(line for line in process.stdout if line.startswith(tempfile.gettempdir())).strip())
+        with graph_dump.saved():
+            assert folder.exists(), "a process that lives keeps its own"
     with graph_dump.saved() as own:
         assert not folder.exists()
     assert not own.exists()

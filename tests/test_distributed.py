@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import child
 
 import mindspore_hessian as mh
 
@@ -29,10 +30,10 @@ def launch(job, folder):
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
                    "PYTHONPATH": os.pathsep.join([str(JOB.parents[1]), os.environ.get("PYTHONPATH", "")])}
     start = time.monotonic()
-    subprocess.run(
-        [binaries / "msrun", "--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}",
-         "--cluster_time_out=60", f"--log_dir={folder}", "--join=True", JOB, job],
-        env=environment, cwd=folder, capture_output=True, timeout=300, check=False)
+    with child([binaries / "msrun", "--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}",
+                "--cluster_time_out=60", f"--log_dir={folder}", "--join=True", JOB, job], seconds=240,
+               env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        process.wait()
     return [(folder / f"worker_{rank}.log").read_text() for rank in (0, 1)], time.monotonic() - start
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 FULL = bool(os.environ.get("MINDSPORE_HESSIAN_FULL"))
 QUICK = ("01_tutorial_done_right", "05_influence")
-SECONDS = 600  # that a cell may take on a busy machine
+SECONDS = 240  # that a cell may take on a busy machine
 
 
 def name_of(path: Path) -> str:

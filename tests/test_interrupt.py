@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import child
 from tqdm import tqdm
 
 from mindspore_hessian import trace
@@ -28,30 +29,37 @@ def python(*arguments, **environment):
     """A Python that has this package, without MindSpore's log."""
     root = str(JOB.parents[1])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {"args": [sys.executable, *arguments], "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+    return {"arguments": [sys.executable, *arguments], "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
             "env": {**os.environ, "PYTHONPATH": paths, "GLOG_v": "4", "MPLBACKEND": "Agg", **environment}}
+
+
+def ended(*arguments, **environment):
+    """(exit status, stdout, stderr) of such a process."""
+    with child(**python(*arguments, **environment), seconds=200) as process:
+        out, err = process.communicate()
+    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("interrupt") / "state.npz"
-    done = subprocess.run(**python(str(JOB), *CASES, CHECKPOINT=str(checkpoint)), timeout=200)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["case"]: line for line in lines}, done, checkpoint
+    status, out, err = ended(str(JOB), *CASES, CHECKPOINT=str(checkpoint))
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return {line["case"]: line for line in lines}, status, err, checkpoint
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_ctrl_c_raises_keyboard_interrupt_and_leaves_all_as_it_was(case, found):
-    lines, done, _ = found
-    assert case in lines, f"exit status {done.returncode}: {done.stderr[-2000:]}"
+    lines, status, err, _ = found
+    assert case in lines, f"exit status {status}: {err[-2000:]}"
     line = lines[case]
     assert line["raised"] == "KeyboardInterrupt" and line["changed"] == [] and line["next"], line
     assert 0 <= line["seconds"] < 3, line
 
 
 def test_the_process_goes_on_to_its_end_and_leaves_no_files(found):
-    _, done, checkpoint = found
-    assert done.returncode == 0
+    _, status, _, checkpoint = found
+    assert status == 0
     assert os.listdir(checkpoint.parent) in ([], [checkpoint.name])
 
 
@@ -77,11 +85,11 @@ print("goes on", flush=True)
      "signal.signal(signal.SIGINT, own)", signal.SIGINT, 0, ["own 2", "raised LookupError", "goes on"]),
 ], ids=["SIGTERM from outside", "SIGTERM with a handler", "SIGINT with a handler"])
 def test_signals_do_what_they_do_without_us(setting, sent, status, said):
-    with subprocess.Popen(**python("-c", ALIVE.format(setting=setting))) as process:
+    with child(**python("-c", ALIVE.format(setting=setting))) as process:
         assert process.stdout.readline() == "ready\n", process.stderr.read()
         time.sleep(0.5)
         process.send_signal(sent)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate()
     assert (process.returncode, out.splitlines()) == (status, said), err[-2000:]
 
 
@@ -187,7 +195,7 @@ NUMPY_2 = "import numpy\nnumpy.__version__ = '2.0.1'\nimport mindspore_hessian{m
 @pytest.mark.parametrize("module", ["", ".device", ".estimators"])
 def test_numpy_2_is_an_error_that_says_what_to_do_before_mindspore_is_imported(module):
     test = NUMPY_2.format(module=module) + "print('imported')"
-    done = subprocess.run(**python("-c", f"import sys\ntry:\n    exec({test!r})\nexcept ImportError as err:\n"
-                                         "    print('mindspore' in sys.modules, err)"), timeout=60)
-    assert done.stdout.startswith("False mindspore_hessian cannot work with numpy 2.0.1"), done
-    assert 'pip install "numpy<2"' in done.stdout and len(done.stdout.splitlines()) == 1
+    _, out, err = ended("-c", f"import sys\ntry:\n    exec({test!r})\nexcept ImportError as err:\n"
+                              "    print('mindspore' in sys.modules, err)")
+    assert out.startswith("False mindspore_hessian cannot work with numpy 2.0.1"), err
+    assert 'pip install "numpy<2"' in out and len(out.splitlines()) == 1

@@ -85,7 +85,7 @@ def test_a_missing_device_is_status_one(monkeypatch, capsys):
 
 def test_as_a_program(tmp_path):
     root = Path(__file__).resolve().parents[1]
-    child = subprocess.run([sys.executable, "-m", "mindspore_hessian"], capture_output=True, text=True, timeout=300,
+    child = subprocess.run([sys.executable, "-m", "mindspore_hessian"], capture_output=True, text=True, timeout=240,
                            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)})
     assert child.returncode == 0, child.stdout + child.stderr[-2000:]
     assert child.stdout.count("right") == 2 and not list(tmp_path.iterdir())
