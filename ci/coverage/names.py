@@ -5,20 +5,23 @@ Usage: python ci/coverage/names.py
 from __future__ import annotations
 
 import inspect
+import sys
+from pathlib import Path
 
 import mindspore
+from mindspore import ops
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "rules"))
 import calls  # noqa: E402
-from mindspore import mint, nn, ops
+import check  # noqa: E402
 
 COMPLETE_ON = "2.10."  # the version that the table was made for
-PLACES = {"ops": ops, "mint": mint, "F": mint.nn.functional, "linalg": getattr(mint, "linalg", None),
-          "special": getattr(mint, "special", None), "Tensor": mindspore.Tensor, "nn": nn, "mint.nn": mint.nn}
 
 
 def public(space: str) -> list[str]:
     """Names of the functions (in nn and mint.nn: of the classes) of one namespace. In `ops`, whose namespace holds
     helpers of the compiler too, those with a documented platform; `ops` classes are the primitives under them."""
-    place = PLACES[space]
+    place = check.PLACES[space]
     if place is None:
         return []
     names = [name for name in getattr(place, "__all__", None) or dir(place) if not name.startswith("_")]
@@ -34,7 +37,7 @@ def public(space: str) -> list[str]:
 def unknown() -> dict[str, list[str]]:
     """Public names that neither a line of the table nor left_out.txt mentions."""
     heads, reasons = {call.head for call in calls.calls()}, calls.left_out()
-    return {space: [n for n in public(space) if n not in heads and n not in reasons] for space in PLACES}
+    return {space: [n for n in public(space) if n not in heads and n not in reasons] for space in check.PLACES}
 
 
 def main() -> None:

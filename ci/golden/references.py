@@ -1,4 +1,4 @@
-"""What the lines of tests/rules/calls call under `torch`: functions that torch lacks, cannot differentiate twice, or has wrong.
+"""What lines of tests/rules/calls call under `torch`: what torch lacks, cannot differentiate twice, or has wrong.
 
 torch has no second derivative of its grid_sample and multi_margin_loss, and the third derivatives of its layer_norm and
 batch_norm (training) differ from differences of its second ones by 70%. Where torch has the value and the first

@@ -1,4 +1,4 @@
-"""The one table of tests of rules, calls/*.txt: every public differentiable function and every rule of ours. numpy only.
+"""The table of tests of rules, calls/*.txt: every public differentiable function and every rule of ours. numpy only.
 
 A line is ``spaces: expression | name spec | name spec | more``. Without spaces the function is looked for in all of
 `SPACES`; ``python`` is an expression as it stands. A spec is ``shape low high`` for a float input that is
@@ -12,7 +12,8 @@ otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once. An
 - ``within 1e-6``: the accuracy of MindSpore's own kernel, where that is less than 1e-12 in float64, 3e-5 in float32
   (a third derivative may be off by ten times that).
 - ``since 2.8.0``: the first MindSpore that has a kernel for it. ``refused words``: what the refusal says.
-- ``in float32``: MindSpore's kernel does not take float64.
+- ``in float32``: MindSpore's kernel does not take float64, or is less accurate in it.
+- ``to 2``: the third derivative takes long, or MindSpore fails.
 """
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ TITLES = {"F": "mint.nn.functional", "linalg": "mint.linalg", "special": "mint.s
 LAYERS = ("nn", "mint.nn")
 GRADIENT_LIMIT = {"float64": 1e-5, "float32": 2e-2}  # largest error of a first gradient that counts as right
 _DTYPES = {"": np.int32, "int64": np.int64, "float": np.float64, "bool": np.bool_}
-_MORE = re.compile(r"(->|torch|within|since|refused|in) (.*)")
+_MORE = re.compile(r"(->|torch|within|since|refused|in|to) (.*)")
 _ATTRIBUTE = re.compile(r"\{([^|{}]*)\|([^|{}]*)\}")
 _NAME = re.compile(r"(?<![\w.'])([a-z])(?![\w('])")
 
@@ -187,10 +188,14 @@ def left_out() -> dict[str, str]:
     return out
 
 
+def wave(*shape: int, phase: float = 0.3) -> np.ndarray:
+    """Constants without a file: sin(phase + 1.7 k)."""
+    return np.sin(phase + 1.7 * np.arange(int(np.prod(shape)))).reshape(shape)
+
+
 def weight(shape: tuple[int, ...]) -> np.ndarray:
     """w of the scalar function sum(w (y + y^2 / 2))."""
-    size = int(np.prod(shape))
-    return np.sin(2.2 + 1.7 * np.arange(size)).reshape(shape) + 1.5
+    return wave(*shape, phase=2.2) + 1.5
 
 
 def parameter(number: int, shape: tuple[int, ...]) -> np.ndarray:
