@@ -1,5 +1,5 @@
 """Second derivatives for MindSpore that are right or refused, and fast."""
-from mindspore_hessian import _environment, plot, rules, testing  # noqa: F401 -- _environment comes first
+from mindspore_hessian import _environment, linops, plot, rules, testing  # noqa: F401 -- _environment comes first
 from mindspore_hessian._errors import (
     DeviceError,
     FallbackWarning,
@@ -16,18 +16,22 @@ from mindspore_hessian.core.cache import CacheInfo, cache_info, clear_cache, set
 from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info
 from mindspore_hessian.estimators import (
     condition_number,
-    diagonal,
     eigsh,
-    frobenius_norm,
     layer_report,
-    logdet,
     negative_curvature,
-    solve,
     spectral_density,
+)
+from mindspore_hessian.linops import (
+    Identity,
+    Operator,
+    diagonal,
+    frobenius_norm,
+    inverse,
+    logdet,
+    solve,
     trace,
 )
 from mindspore_hessian.operators import distributed
-from mindspore_hessian.operators.base import Identity, Operator
 from mindspore_hessian.operators.checks import NotDeterministicError
 from mindspore_hessian.operators.distributed import DistributedError
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
@@ -50,7 +54,8 @@ __all__ = [
     "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices",
     "batched_hessian", "cache_info", "clear_cache", "condition_number", "configure", "curvature", "device_info",
     "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
-    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "jacobian", "laplacian", "layer_report", "logdet",
+    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "laplacian", "layer_report", "linops",
+    "logdet",
     "negative_curvature", "plot", "rules", "set_cache_size", "solve", "spectral_density", "testing", "trace",
     "value_grad_and_hessian",
 ]

@@ -11,6 +11,7 @@ import gc
 import itertools
 import os
 import pkgutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FunctionType
@@ -25,6 +26,7 @@ from mindspore.ops._vmap import vmap_base
 from mindspore.ops.auto_generate import gen_ops_prim
 from mindspore.ops.operations import _grad_ops
 from mindspore.ops.primitive import Primitive
+from mindspore.train import anf_ir_pb2
 
 try:  # 2.9 moved it, and warns at the old place
     from mindspore.graph.api import _cell_graph_executor, _pynative_executor
@@ -103,6 +105,30 @@ def graph_text(graph: Graph) -> bytes:
         return graph._executor.get_func_graph_proto(graph._phase, "anf_ir")
     except RuntimeError:
         return b""
+
+
+def keeps_buffers(graph: Graph) -> bool:
+    """Whether a compiled graph goes on reading the weights' old buffers after ``set_data``: in branches on values, and
+    in 2.7.2 in loops that its text does not show (later ones fail as Cells)."""
+    return MS_VERSION < (2, 10, 0) or b"Switch" in graph_text(graph)
+
+
+def states(graph: Graph) -> dict[str, tuple[int, int]]:
+    """The Parameters that a compiled graph assigns to (``ops.assign``, ``self.count = ...``): how often, and how often
+    it reads them."""
+    text = graph_text(graph)
+    if b"Assign" not in text:
+        return {}
+    model = anf_ir_pb2.ModelProto()
+    model.ParseFromString(text)
+    writes: Counter[str] = Counter()
+    reads: Counter[str] = Counter()
+    for node in model.graph.node:
+        inputs = [item.name for item in node.input]
+        if node.op_type in ("Assign", "AssignAdd", "AssignSub"):
+            writes[inputs.pop(0)] += 1
+        reads.update(inputs)
+    return {name: (count, reads[name]) for name, count in writes.items()}
 
 
 # --- values ------------------------------------------------------------------------------------------------------

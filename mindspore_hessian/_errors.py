@@ -69,6 +69,7 @@ _ADVICE = re.compile(r" ?Try to set jit_syntax_level to LAX\.?|"  # where there 
                      r", Please confirm whether the device target.*?support list\.")
 _LOOP = re.compile(r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|"
                    r"For `(?:Scan|ForiLoop|WhileLoop)")
+_DEFAULT = re.compile(r"Illegal AnfNode for evaluating, node: @\w+:param_(\w+)\(")
 
 
 def translate(err: BaseException, ran: bool = False) -> BaseException:
@@ -107,6 +108,10 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
             "MindSpore cannot differentiate a loop of this function so often. A `while` over a Tensor can be, where "
             "the weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. A Python loop of a "
             f"known number of turns (for i in range(3)) always is. MindSpore says: {short}")
+    if found := _DEFAULT.search(text):
+        return NotCompilableError(
+            f"MindSpore cannot compile a call that leaves out {found[1]!r}, whose default value is an nn.Cell. Pass it "
+            f"in that call, or let the function read it from outside. MindSpore says: {short}")
     if type(err) in (ValueError, TypeError, NotImplementedError):
         return type(err)(short)
     return NotCompilableError(f"MindSpore cannot compile this function: {short}")

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import check_bool, is_integer, shown
-from mindspore_hessian.estimators._checks import as_reals, check_real
+from mindspore_hessian.arguments import as_reals, check_bool, check_real, is_integer, shown
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
 from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -133,7 +131,8 @@ def loss_line(op: CurvatureOperator, vector: Any, radius: float = 1.0, points: i
     at = _distances(radius, points)
     ax = _axes(ax)
     losses = _losses(op, (t * direction for t in at), points)
-    slope, here = op.risk.gradient_and_loss(op.progress)
+    gradient, here = op.gradient_and_loss()
+    slope = op.flatten(gradient)
     bend = direction @ (op @ direction.astype(op.dtype)).astype(np.float64)
     colour = _next(ax)
     ax.plot(at, losses, color=colour, linewidth=1.5, marker="o", markersize=4, label=label)
@@ -287,18 +286,14 @@ def _distances(radius: float, points: int) -> np.ndarray:
 
 
 def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """The risk at the weights plus each of `count` shifts, summed over the processes of a distributed operator."""
-    parameters, risk, values = op.weights.parameters, op.risk, np.zeros(count)
-    with _compat.kept(parameters) as before, risk.comm.together(count), \
-            bar("loss", count, op.progress, risk.comm.rank) as shown:
-        base = np.concatenate([array.reshape(-1) for array in before]).astype(np.float64)
+    """The loss at the weights plus each of `count` shifts."""
+    here, values = op.point, np.zeros(count)
+    with bar("loss", count, op.progress, 0 if op.shows_progress else 1) as shown:
         for number, shift in enumerate(shifts):
-            parts = np.split(base + shift, np.cumsum(op.weights.sizes)[:-1])
-            for parameter, part, old in zip(parameters, parts, before, strict=True):
-                _compat.assign(parameter, part.reshape(old.shape).astype(old.dtype))
-            values[number] = risk.value()
+            with op.at(here + shift):
+                values[number] = op.loss()
             shown.update()
-    return risk.comm.total(values)
+    return values
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------

@@ -501,6 +501,10 @@ OPERATORS = {
                         "of another size": Made(lambda: curvature_operator().block("0"))}, "operator")}),
     "op -": (lambda op, other: op - other, {"op": Made(curvature_operator)}, {
         "other": named({"None": None, "a number": 0.1, "text": "op", "an array": np.eye(17)}, "operator")}),
+    "op.at": (lambda op, point: op.at(point).__enter__(), {"op": Made(curvature_operator)}, {
+        "point": named({"a short one": np.ones(3), "complex": np.ones(17) * 1j, "None": None, "text": "v",
+                        "NaN": np.full(17, np.nan), "a matrix": np.ones((17, 1)), "a short list": [X]},
+                       "point|weights")}),
     "op @ op": (product, {"op": Made(curvature_operator)}, {
         "v": {"of another size": Bad(Made(lambda: curvature_operator().block("0")), "operators of different shapes")}}),
     "v @ op": (lambda op, v: v @ op, {"op": Made(curvature_operator)}, {
@@ -593,6 +597,12 @@ ESTIMATORS = {
         "damping": without(NO_POSITIVE, "zero", "negative"), "method": NO_MODE, **SEARCH_TOL,
         "max_products": {**NO_COUNT, "one": 1},
         "learning_rate": {**named(NO_POSITIVE_OR_NONE, "learning_rate", method="neumann"), "with cg": 0.1}, **COMMON}),
+    "inverse": (mh.inverse, {"op": mh.linops.Diagonal(np.ones(4)), "damping": 0.1}, {
+        "op": {**NO_OP, "not symmetric": mh.linops.Kronecker(np.triu(np.ones((4, 4)))),
+               "singular": Bad(mh.linops.Diagonal(np.zeros(4)), "singular", also={"damping": 0.0})},
+        "damping": without(NO_POSITIVE, "zero", "negative"), "heuristic": {
+            **NO_BOOL, "without structure": Bad(True, "heuristic", also={"op": Made(curvature_operator)})},
+        **SEARCH_TOL, "max_products": {**NO_COUNT, "one": 1}}),
     "layer_report": (mh.layer_report, {"op": Made(Layered)}, {
         "op": {**without(NO_OP, "Identity alone"), **operators_with_bad(Layered), "no layers": MATRIX,
                "layers of None": Made(lambda: Layered(layers=None)),

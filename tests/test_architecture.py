@@ -14,6 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"arguments"},
     {"_interrupt", "_checkpoint", "_environment"},
+    {"estimators"},
+    {"linops"},
     {"_compat"},
     {"_errors"},
     {"device"},
@@ -21,11 +23,13 @@ LEVELS = [
     {"core"},
     {"transforms"},
     {"operators"},
-    {"estimators"},
     {"plot", "testing", "tools"},
     {"mindspore_hessian"},  # the package itself: what __init__ re-exports
     {"__main__"},
 ]
+FREE_OF_MINDSPORE = ("estimators", "linops")
+WITHIN_OPERATORS = {"risk", "kernel", "comm", "_make", "_chunked", "_partial", "_set_up"}  # attributes of an operator
+OUTSIDE_OF_OPERATORS = ("plot", "testing", "tools", *FREE_OF_MINDSPORE)
 PRIVATE_MODULES = ("mindspore.common.api", "mindspore.graph")
 
 
@@ -102,6 +106,44 @@ def test_imports_point_up_the_list(path):
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name != "_compat.py"], ids=name_of)
 def test_only_compat_touches_private_mindspore(path):
     assert private_mindspore(path.read_text()) == []
+
+
+def reached(source: str, seen: set[str]) -> set[str]:
+    """All modules that a source imports, through ours too, but for what the package's own __init__ re-exports."""
+    for _, imported, _ in imports(ast.parse(source)):
+        parts = imported.split(".")
+        if parts[0] != "mindspore_hessian":
+            seen.add(parts[0])
+            continue
+        for file in (PACKAGE.joinpath(*parts[1:]).with_suffix(".py"), PACKAGE.joinpath(*parts[1:], "__init__.py"),
+                     PACKAGE.joinpath(*parts[1:-1]).with_suffix(".py"), PACKAGE.joinpath(*parts[1:-1], "__init__.py")):
+            if file.is_file() and file != PACKAGE / "__init__.py" and name_of(file) not in seen:
+                seen.add(name_of(file))
+                reached(file.read_text(), seen)
+    return seen
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if component(p) in FREE_OF_MINDSPORE], ids=name_of)
+def test_estimators_and_linops_reach_no_mindspore(path):
+    assert "mindspore" not in reached(path.read_text(), set())
+
+
+def reaching_in(source: str) -> list[str]:
+    return [f"line {node.lineno}: {ast.unparse(node)}" for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Attribute) and node.attr in WITHIN_OPERATORS
+            and not (isinstance(node.value, ast.Name) and node.value.id == "self")]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if component(p) in OUTSIDE_OF_OPERATORS], ids=name_of)
+def test_nobody_outside_of_operators_reaches_into_one(path):
+    assert reaching_in(path.read_text()) == []
+
+
+def test_what_is_reached_is_seen():
+    assert "mindspore" in reached("import mindspore_hessian.device", set())
+    assert "mindspore" in reached("from mindspore_hessian.operators.base import Operator", set())
+    assert reached("from mindspore_hessian import arguments", set()) >= {"numpy", "mindspore_hessian/arguments.py"}
+    assert reaching_in("op.risk.data\nself.risk\none._make(1)") == ["line 1: op.risk", "line 3: one._make"]
 
 
 UPWARD = [

@@ -83,6 +83,26 @@ def apply(fn):
     return outer
 
 
+NET = Net()
+
+
+def cell_by_default(x, net=NET):
+    return net(x)
+
+
+def cell_by_keyword(x, *, net=NET):
+    return net(x)
+
+
+net = nn.Dense(3, 3)
+
+
+def calls_with_default(x):
+    def inner(y, net=net):
+        return net(y) ** 3
+    return inner(x.astype(ms.float32)).sum()
+
+
 alone = lambda x: (x ** 3).sum()  # noqa: E731
 HALF = 0.5
 
@@ -106,6 +126,9 @@ CALLABLES = {
     "partial of a lambda": functools.partial(lambda a, x: (a * x ** 3).sum(), 1.0),
     "partial of a partial": functools.partial(functools.partial(scaled, scale=2.0), more=0.5),
     "default arguments": scaled,
+    "a Cell by default": cell_by_default,
+    "a Cell by default, keyword only": cell_by_keyword,
+    "a Cell by default of a lambda": lambda x, scale=1.0, net=NET: net(x) * scale,
     "*args": varargs,
     "jit function": jit(cube),
     "jit lambda": jit(alone),
@@ -127,6 +150,11 @@ def test_every_kind_of_callable(name, mode):
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     np.testing.assert_allclose(got.asnumpy(), EXPECTED, rtol=1e-12)
+
+
+def test_a_cell_by_default_of_what_is_called_inside():
+    with pytest.raises(NotCompilableError, match="leaves out 'net', whose default value is an nn.Cell"):
+        hvp(calls_with_default, Tensor(X), Tensor(V))
 
 
 def test_keyword_and_positional_arguments():

@@ -154,3 +154,22 @@ def test_a_singular_operator_has_no_condition_number(spectrum):
     assert not found.resolved and found.stopped_by == "singular" and found.value > 1e11
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("zeros", [1, 3, 30])
+def test_that_an_operator_is_singular_is_found_whatever_the_rounding(zeros, seed):
+    """Other matrices and start vectors stand for the sums of another machine: none may wander until the budget ends."""
+    spectrum = np.r_[np.zeros(zeros), np.linspace(0.5, 8.0, 60)]
+    for make in (dense(spectrum, seed), cosine(spectrum)):
+        found = condition_number(make, seed=seed, max_products=500, progress=False)
+        assert found.stopped_by == "singular" and found.num_products < 300
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("smallest", [[1e-8], [-1e-9], [1e-10, 2e-10]])
+def test_a_nearly_singular_operator_is_not_taken_for_a_singular_one(smallest, seed):
+    spectrum = np.r_[smallest, np.linspace(1, 3, 200)]
+    found = condition_number(dense(spectrum, seed), seed=seed, max_products=3000, progress=False)
+    assert found.stopped_by != "singular" and found.value <= 1.001 * 3 / abs(smallest[0])
+    assert len(smallest) > 1 or (found.resolved and found.num_products < 300)
+
+

@@ -630,3 +630,76 @@ def test_mindcvs_resnet_against_torch():
         place += weight.size
     product = mh.ggnvp(network, lambda out: loss_fn(out, data[0][1]), data[0][0], tuple(parts), weights=weights)
     close(np.concatenate([part.asnumpy().ravel() for part in product]), golden["ggn"], 1e-4)
+
+
+# --- Parameters that the function assigns: evaluated once, or refused; as before at the end -------------------------
+
+class Stateful(nn.Cell):
+    """(x w)^3 times a factor of 2 that changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = Parameter(Tensor([1.0, 2.0]), name="w")
+        self.factor = Parameter(Tensor([2.0]), name="factor", requires_grad=False)
+
+    def construct(self, x):
+        return (x * self.w) ** 3 * self.factor
+
+
+class ReadBefore(Stateful):
+    def construct(self, x):
+        y = (x * self.w) ** 3 * self.factor
+        self.factor = 0.5 * self.factor + ops.stop_gradient(y.mean())
+        return y
+
+
+class ReadAfter(Stateful):
+    def construct(self, x):
+        ops.assign(self.factor, self.factor * self.factor - 2)
+        return (x * self.w) ** 3 * self.factor
+
+
+class OldRead(Stateful):
+    def construct(self, x):
+        used = 0.5 * self.factor + 1
+        ops.assign(self.factor, used + 1)
+        return (x * self.w) ** 3 * used
+
+
+class InTraining(Stateful):
+    def construct(self, x):
+        y = (x * self.w) ** 3 * self.factor
+        if self.training:
+            ops.assign(self.factor, 0.5 * self.factor + ops.stop_gradient(y.mean()))
+        return y
+
+
+class Counting(Stateful):
+    def construct(self, x):
+        ops.assign_add(self.factor, Tensor([1.0]))
+        return (x * self.w) ** 3 * 2
+
+
+STATE = {
+    "hvp": lambda net, f, x, v: mh.hvp(f, x, v, weights=[net.w])[0],
+    "hvp, fwdrev": lambda net, f, x, v: mh.hvp(f, x, v, weights=[net.w], mode="fwdrev")[0],
+    "grad_and_hvp": lambda net, f, x, v: mh.grad_and_hvp(f, x, v, weights=[net.w])[1][0],
+    "hessian_diag": lambda net, f, x, v: mh.hessian_diag(f, weights=[net.w])(x)[0],
+    "ggnvp": lambda net, f, x, v: mh.ggnvp(net, lambda y: (y ** 2).sum(), x, v, weights=[net.w])[0],
+}
+
+
+@pytest.mark.parametrize("call", STATE)
+@pytest.mark.parametrize("network", [ReadBefore, ReadAfter, OldRead, InTraining, Counting])
+def test_a_parameter_that_is_assigned(network, call):
+    net = network().set_train(False)
+    x, v = Tensor([1.0, 0.5]), (Tensor([1.0, 1.0]),)
+    want = (18 if call == "ggnvp" else 30) * 4 * np.array([1.0, 0.25])
+    try:
+        found = STATE[call](net, lambda x: (net(x) ** 2).sum(), x, v).asnumpy().copy()
+    except mh.NotCompilableError as err:
+        assert "keeps a state: it reads and assigns the Parameter 'factor'" in str(err)
+        assert call not in ("hvp", "hessian_diag") and network not in (InTraining, Counting)
+    else:
+        np.testing.assert_allclose(found, want, rtol=1e-5)
+    assert net.factor.asnumpy() == 2

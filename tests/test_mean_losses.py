@@ -187,7 +187,7 @@ def test_num_data_scales_and_batch_weight_is_believed():
     stated = quick(HessianOperator, by_ops, data, net, batch_weight="samples")
     close(stated.to_dense(), (parts[0] + parts[1]) / 2)
     for bad, error, message in (("rows", TypeError, "must be None, 'samples' or a function of a batch"),
-                                (lambda batch: -1, ValueError, "finite number of 0 or more, but gave -1.0 for batch")):
+                                (lambda batch: -1, ValueError, "finite number of 0 or more, but gave -1 for batch")):
         with pytest.raises(error, match=message):
             quick(HessianOperator, loss, data, batch_weight=bad)
 

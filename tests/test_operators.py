@@ -18,6 +18,7 @@ from mindspore_hessian import (
     GGNOperator,
     HessianOperator,
     Identity,
+    inverse,
 )
 from mindspore_hessian.operators.plan import chunks
 
@@ -212,6 +213,37 @@ def test_gradient_and_loss():
     close(slope.asnumpy(), 2 / 8 * rest.T @ X)
 
 
+def test_the_loss_and_the_curvature_at_another_point():
+    net = Cubic()
+    op, ones = quick(batches(5, 3), net, mean_output), np.ones(3)
+    here, before = op.point, net.w.asnumpy().copy()
+    close(here, before)
+    there = here + [0.5, -1.0, 2.0]
+    close(op.loss(), op.gradient_and_loss()[1])
+    with op.at(there) as moved:
+        assert moved is op
+        close(op.point, there)
+        close(op.loss(), np.mean(X.astype(np.float64) @ there ** 3) - np.mean(Y))
+        close(op @ ones, 6 * there * X.astype(np.float64).mean(0))
+        with op.at(op.unflatten(here)):
+            close(op.point, here)
+        close(op.point, there)
+    assert net.w.asnumpy().tobytes() == before.tobytes()
+    with pytest.raises(KeyError), op.at(there):
+        raise KeyError
+    assert net.w.asnumpy().tobytes() == before.tobytes()
+
+
+def test_what_an_operator_is_made_of():
+    net = nn.SequentialCell(nn.Dense(3, 1), nn.Dropout(p=0.0))
+    op, other = quick((X, Y), net), quick((X, Y), net, kind=GGNOperator)
+    assert op.network is net and isinstance(op.loss_fn, nn.MSELoss) and op.atoms == (op,)
+    assert (0.5 * (op + 2 * other) @ op - Identity).atoms == (op, other, op)
+    assert op.in_training() == ()
+    net.set_train()
+    assert op.in_training() == ("1",)
+
+
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 def test_weights_are_read_at_every_product(mode):
     net, ones = Cubic(), np.ones(3)
@@ -280,6 +312,14 @@ def test_gauss_newton_and_fisher_of_a_linear_network():
         close(quick(batches(5, 3), loss=nn.MSELoss(reduction="sum"), kind=kind).to_dense(), SUM)
     rest = X.sum(1) - Y[:, 0]
     close(quick(batches(5, 3), kind=EmpiricalFisherOperator).to_dense(), 4 / 8 * (X.T * rest ** 2) @ X)
+
+
+def test_the_damped_inverse_of_a_fisher_information():
+    op = quick(batches(5, 3), kind=FisherOperator)
+    assert op.positive and not quick((X, Y)).positive and not (op - Identity).positive
+    close(inverse(op, 0.1, tol=1e-5).to_dense(), np.linalg.inv(H + 0.1 * np.eye(3)), 1e-4)
+    (structured,) = inverse(op, 0.1, tol=1e-5) @ op.unflatten(np.ones(3))
+    close(structured.asnumpy().ravel(), np.linalg.inv(H + 0.1 * np.eye(3)).sum(0), 1e-4)
 
 
 def test_monte_carlo_fisher_is_within_its_standard_error():

@@ -99,7 +99,7 @@ def test_density_draws_into_given_axes_and_another_colour():
     lambda: plot.density(spectral_density(DIAGONAL, num_probes=2), floor=0.0),
 ])
 def test_density_refuses(call):
-    with pytest.raises((TypeError, ValueError), match="found must be a SpectralDensity|floor must be positive"):
+    with pytest.raises((TypeError, ValueError), match="found must be a SpectralDensity|floor must be finite and"):
         call()
 
 
@@ -131,7 +131,7 @@ def test_training_follows_a_schedule_and_holes():
 @pytest.mark.parametrize(("history", "rate", "message"), [
     ([], None, "no measurement"),
     ([{"step": 0}], None, "no measurement"),
-    ([{"step": 0, "sharpness": 1.0}], -0.1, "learning_rate must be positive"),
+    ([{"step": 0, "sharpness": 1.0}], -0.1, "learning_rate must be finite and greater than 0"),
 ])
 def test_training_refuses(history, rate, message):
     with pytest.raises(ValueError, match=message):
@@ -229,7 +229,7 @@ def test_the_loss_is_drawn_in_both_modes(op, mode):
 
 
 def test_a_users_compiled_function_reads_the_restored_weights(op):
-    net = op.risk.network
+    net = op.network
 
     @ms.jit
     def compiled(x):
@@ -245,7 +245,7 @@ def test_a_users_compiled_function_reads_the_restored_weights(op):
     (lambda op: plot.loss_line(op, [1.0, 0.0, 0.0]), r"vector must have shape \(2,\)"),
     (lambda op: plot.loss_line(op, [0.0, 0.0]), "not zero"),
     (lambda op: plot.loss_line(op, [np.nan, 0.0]), "finite"),
-    (lambda op: plot.loss_line(op, [1.0, 0.0], radius=0), "radius must be positive"),
+    (lambda op: plot.loss_line(op, [1.0, 0.0], radius=0), "radius must be finite and greater than 0"),
     (lambda op: plot.loss_line(op, [1.0, 0.0], points=4), "odd number"),
     (lambda op: plot.loss_plane(op, [1.0, 0.0], [-2.0, 0.0]), "parallel"),
 ])

@@ -64,8 +64,9 @@ class _Site:
 class _Entry:
     graph: Any  # of _compat: it is called with a tuple of Tensors, and says whether it is stale
     captures: Captures  # keeps alive what the key knows by id
-    statistics: list[Parameter]  # what a network in training mode would change (batch norm)
+    statistics: list[Parameter]  # what a call would change: those of batch norm in training, and assigned ones
     site: _Site
+    buffers: tuple[int, ...]  # the Parameters' that its branches read; () where they read the present ones
 
 
 _lock = threading.RLock()
@@ -156,12 +157,12 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
     with _lock:
         captures = call.captures(*also)
         recording = _compat.is_recording()
-        buffers = tuple(p.data_ptr() for p in captures.parameters.values()) if recording else ()
+        buffers = _buffers(captures) if recording else ()
         signature = tuple((t.shape, t.dtype) for t in tensors)
         key = (name, options, call.template, signature, captures.token, tuple(map(id, weights)), recording, buffers,
                device.jit_level())
         entry = _entries.get(key)
-        if entry is None or entry.graph.stale():
+        if entry is None or entry.graph.stale() or (entry.buffers and entry.buffers != _buffers(captures)):
             entry = _compile(key, (name, options), call, build, tensors, captures, also, recording, weights, guard,
                              first)
         else:
@@ -208,8 +209,14 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
                 if guard is not None:
                     checked, reference = (_graph(make(function), tensors, recording, captures) if make else graph
                                           for make in guard)
-                    _check_against(reference, checked, tensors)
                 written = graph if isinstance(graph, _compat.Graph) else _compat.Graph(function, leaves, "O0")
+                states = inplace.states(written, (lambda: _compat.Graph(function, leaves, "O0"))
+                                        if written is graph else None)
+                statistics = [p for p in captures.parameters.values() if p.name in states or any(
+                    p is other for other in statistics)]
+                if guard is not None:
+                    with _compat.kept(statistics):
+                        _check_against(reference, checked, tensors)
             inplace.refuse_left(written)
         except Exception as err:
             error = translate(err)
@@ -226,9 +233,15 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
     interruptible.check()  # MindSpore's parser catches everything in one place: that graph may be another
     _counts["misses"] += 1
     _counts["seconds"] += time.perf_counter() - start
-    entry = _entries[key] = _Entry(graph, captures, statistics, site)
+    buffers = _buffers(captures) if _compat.keeps_buffers(written) else ()
+    entry = _entries[key] = _Entry(graph, captures, statistics, site, buffers)
     _evict()
     return entry
+
+
+def _buffers(captures: Captures) -> tuple[int, ...]:
+    """Where the Parameters are in memory: ``set_data`` gives them another place."""
+    return tuple(parameter.data_ptr() for parameter in captures.parameters.values())
 
 
 def check_captured(weights: tuple[Parameter, ...], captures: Captures) -> None:

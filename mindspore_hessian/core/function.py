@@ -150,6 +150,7 @@ class Call:
                 index[number - len(before)] = len(leaves)
             parts.append(text(value))
         given = len(parts), tuple(named := {**named, **(kwargs or {})})
+        named.update(_default_cells(target, *given))
         parts += [f"{name}={text(value)}" for name, value in named.items()]
         return cls(target, tuple(leaves), index, f"fn({', '.join(parts)})", tuple(constants), given)
 
@@ -194,6 +195,18 @@ def _check_arguments(fn: Any, count: int, names: tuple[str, ...]) -> None:
         others = f" and {', '.join(names)}" if names else ""
         raise TypeError(f"{source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it does "
                         f"not take: {err}") from err
+
+
+def _default_cells(fn: Any, count: int, names: tuple[str, ...]) -> dict[str, nn.Cell]:
+    """The Cells among the default values that a call falls back on: MindSpore takes them as arguments only."""
+    target = fn.construct if isinstance(fn, nn.Cell) else fn
+    named = getattr(target, "__kwdefaults__", None) or {}
+    defaults = (*(getattr(target, "__defaults__", None) or ()), *named.values())
+    if not any(isinstance(value, nn.Cell) for value in defaults):
+        return {}
+    parameters = list(inspect.signature(target, follow_wrapped=False).parameters.values())
+    left = [p for n, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY or n >= count]
+    return {p.name: p.default for p in left if isinstance(p.default, nn.Cell) and p.name not in names}
 
 
 _slow_calls: Counter[Any] = Counter()

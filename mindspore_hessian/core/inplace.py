@@ -132,6 +132,26 @@ def refuse_left(compiled: Any) -> None:
             "`inplace=True` out, or write the operation without the underscore.")
 
 
+def states(compiled: Any, once: Callable[[], Any] | None) -> set[str]:
+    """The names of the Parameters that a compiled graph assigns to.
+
+    Raises where it reads and assigns one more often than the function alone does, which ``once()`` compiles: it
+    evaluates the function again, and would see what was assigned. Without `once`, at any that it reads.
+    """
+    found = _compat.states(compiled)
+    kept = {name: counts for name, counts in found.items() if counts[1]}
+    alone = _compat.states(once()) if kept and once else {}
+    again = [name for name, (writes, reads) in kept.items()
+             if name not in alone or writes > alone[name][0] or reads > alone[name][1]]
+    if again:
+        raise NotCompilableError(
+            f"the function keeps a state: it reads and assigns the Parameter {', '.join(map(repr, sorted(again)))}. "
+            "For this result it is evaluated more than once, and each evaluation would see what the last assigned. "
+            "Leave that out, most often by `if self.training:` and network.set_train(False). (hvp and HessianOperator "
+            "evaluate it once.)")
+    return set(found)
+
+
 def refuse_in_graph(*functions: Any) -> None:
     """Raise where a function writes into a Tensor, for callers inside the user's own graph.
 

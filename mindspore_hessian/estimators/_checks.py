@@ -1,60 +1,13 @@
-"""Checks of arguments before anything is computed. Each error names the argument, the value and the remedy."""
+"""Checks of operators before anything is computed. Each error names the argument, the value and the remedy."""
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from mindspore import Tensor
 
-from mindspore_hessian import _compat
-from mindspore_hessian.arguments import is_integer, shown
-
-
-def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
-    limits = f"at least {least}" if most is None else f"from {least} to {most}"
-    if not is_integer(value):
-        raise TypeError(f"{name} must be an int {limits}, but got {shown(value)}")
-    if int(value) < least or (most is not None and int(value) > most):
-        raise ValueError(f"{name} must be {limits}{why}, but got {value}")
-
-
-def check_real(name: str, value: Any, least: float = 0.0, *, strict: bool = True) -> None:
-    """A finite number greater than `least`, or equal to it where not `strict`."""
-    limit = f"{'greater than' if strict else 'at least'} {least:g}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number {limit}, but got {shown(value)}")
-    if not math.isfinite(value) or value < least or (strict and value == least):
-        raise ValueError(f"{name} must be finite and {limit}, but got {value}")
-
-
-def as_reals(name: str, value: Any) -> np.ndarray:
-    """A copy of `value` as a float64 array.
-
-    Raises:
-        TypeError: it is none of real numbers.
-    """
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind in "fiubV":
-            return np.array(array, dtype=np.float64)
-    except (TypeError, ValueError) as err:  # rows of different lengths
-        raise TypeError(f"{name} must be an array of real numbers, but is a {type(value).__name__} ({err})") from err
-    raise TypeError(f"{name} must be an array of real numbers, but is a {type(value).__name__} of dtype {array.dtype}")
-
-
-def check_vector(name: str, value: Any, n: int) -> np.ndarray:
-    """`value` as a float64 array of shape (n,)."""
-    vector = as_reals(name, value)
-    if vector.shape != (n,):
-        raise ValueError(f"{name} must be a flat array of shape ({n},), as op is {n} x {n}, but has shape "
-                         f"{vector.shape}")
-    if not np.isfinite(vector).all():
-        raise ValueError(f"{name} must be finite, but holds NaN or Inf")
-    return vector
+from mindspore_hessian.arguments import as_array, is_integer, shown
 
 
 def matrix_of(op: Any) -> Any:
@@ -63,7 +16,7 @@ def matrix_of(op: Any) -> Any:
     if not held:
         return op
     try:
-        matrix = _compat.to_numpy(op) if isinstance(op, Tensor) else np.asarray(op)
+        matrix = as_array(op)
     except (TypeError, ValueError, RuntimeError) as err:
         raise TypeError(f"op is a {type(op).__name__} that is no array ({err}). Pass a numpy array") from err
     if matrix.dtype.kind not in "fiubcV":
@@ -85,8 +38,11 @@ def dimension_of(op: Any) -> int:
 
 
 def check_symmetric(op: Any) -> None:
-    """Raise where `op` is a matrix, dense or sparse, that is not symmetric (to 1e-3 of its norm)."""
+    """Raise where `op` is a matrix, dense or sparse, that is not symmetric (to 1e-3 of its norm), or says so."""
     op = matrix_of(op)
+    if not getattr(op, "symmetric", True):
+        raise ValueError(f"op must be symmetric, but {op!r} is not known to be. Where it is, say so: "
+                         "op.symmetric = True")
     if not (isinstance(op, np.ndarray) or sp.issparse(op)):
         return
     if op.dtype == bool:  # which cannot be subtracted

@@ -16,16 +16,8 @@ from tqdm import tqdm
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._environment import no_bars
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import check_choice, check_progress
-from mindspore_hessian.estimators._checks import (
-    as_reals,
-    check_integer,
-    check_symmetric,
-    dimension_of,
-    dtype_of,
-    epsilon_of,
-    matrix_of,
-)
+from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_progress
+from mindspore_hessian.estimators._checks import check_symmetric, dimension_of, dtype_of, epsilon_of, matrix_of
 
 DISTRIBUTIONS = ("rademacher", "normal", "sphere")
 _OF_ANY_MATRIX = ("trace", "diagonal", "frobenius_norm", "layer_report")
@@ -64,6 +56,11 @@ class Run:
         self._witness: tuple[np.ndarray, ...] | None = None  # the first product, to know the operator again
         self._bar: tqdm | None = None
         self._open = contextlib.ExitStack()
+
+    @property
+    def structured(self) -> bool:
+        """Whether the operator knows exactly what an estimator would estimate: see `linops.Structured`."""
+        return getattr(self.op, "structured", False)
 
     @property
     def remaining(self) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of
+from mindspore_hessian.arguments import check_integer, check_real
+from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import BudgetSpent, Run
 from mindspore_hessian.estimators._krylov import SAVED_EVERY, MinimalResiduals, restored
 from mindspore_hessian.estimators._search import orthogonal
@@ -92,7 +93,9 @@ def _nearest_zero(run: Run, tol: float, singular: float, top: np.ndarray, ended:
     """Eigenvalue, residual, and the reason to end.
 
     Harmonic Ritz pairs (those of the inverse in the image of the space) of a space that grows by a solution of
-    H y = x for the best x each time. Where MINRES ends with a residual that is nearly a null vector, it grows by that.
+    H y = x for the best x each time. Where MINRES ends with a residual that is nearly a null vector, it grows by that;
+    from then on by a solution of H z = H x - value x, as x - z is then the same multiple of y, and MINRES would tell
+    such an x itself from a null vector by rounding alone.
     """
     best, solver = run.state.get("best", top), restored(MinimalResiduals, run.state) if "r2" in run.state else None
     try:
@@ -120,7 +123,8 @@ def _nearest_zero(run: Run, tol: float, singular: float, top: np.ndarray, ended:
                 return float(best[0]), float(best[1]), "stagnation"
             save = partial(run.save, top=top, ended=ended, best=best, space=basis, products=products)
             if solver is None:
-                solver = MinimalResiduals.at(np.zeros(run.n), x)
+                nearly_null = np.linalg.norm(hx) <= 10 * run.eps ** 0.5 * abs(top[0])
+                solver = MinimalResiduals.at(np.zeros(run.n), (hx - value * x) / residual if nearly_null else x)
                 save()
             new = orthogonal(_solution(run, solver, 0.1 * tol, save)[:, None], basis)
             basis, products, solver = np.hstack([basis, new]), np.hstack([products, run @ new]), None

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.estimators._checks import as_reals, check_integer, check_real, dimension_of
+from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_real
+from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import Run, check_probing, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators._quadrature import probes_at_once, rule, tridiagonals
 from mindspore_hessian.estimators.results import Estimate, SpectralDensity
@@ -146,8 +146,9 @@ def logdet(op: Any, damping: float = 0.0, num_steps: int = 32, tol: float | None
 
     Stochastic Lanczos quadrature: a Gauss rule with `num_steps` nodes for each probe. The standard error is over the
     probes. `bias` is the mean change from three quarters of the steps to all of them: the size of the truncation, not
-    a bound of it. Take more steps where it is not small. Costs `max_products` products at most, fewer with
-    `tol`. Holds ``batch * num_steps`` vectors, or as many as fit into 1 GiB (but at least `num_steps`).
+    a bound of it. Take more steps where it is not small. An operator with structure (see `mindspore_hessian.linops`)
+    knows the value, without products. Costs `max_products` products at most, fewer with `tol`. Holds
+    ``batch * num_steps`` vectors, or as many as fit into 1 GiB (but at least `num_steps`).
 
     Args:
         op: a symmetric operator with ``.shape`` (n, n) and ``@``.
@@ -191,6 +192,8 @@ def logdet(op: Any, damping: float = 0.0, num_steps: int = 32, tol: float | None
     with Run("logdet", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,
              damping=float(damping), tol=tol, num_steps=steps, batch=batch, distribution=distribution) as run:
         check_probing(run, distribution, batch)
+        if run.structured:
+            return Estimate(run.op.logdet(damping), 0.0, 0, run.seconds, seed, "exact")
 
         def measure(first: int, count: int) -> np.ndarray:
             z = run.probes(first, count, distribution)

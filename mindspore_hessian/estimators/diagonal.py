@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of
+from mindspore_hessian.arguments import check_choice, check_integer, check_real
+from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import FEWEST, Run, check_probing, mean_and_error, stop_reason
 from mindspore_hessian.estimators._sketch import Sketch
 from mindspore_hessian.estimators.results import Estimate
@@ -20,7 +20,8 @@ def diagonal(op: Any, method: str = "hutchinson", tol: float | None = None, max_
 
     ``"hutchinson"`` averages z * (H z); the variance of an entry for Rademacher probes is the sum of squares of its
     row off the diagonal. ``"xdiag"`` takes the diagonal exactly on the range of the products, with each probe left
-    out in turn, and samples the rest: better where the spectrum decays. ``"exact"`` multiplies the identity.
+    out in turn, and samples the rest: better where the spectrum decays. ``"exact"`` multiplies the identity. An
+    operator with structure (see `mindspore_hessian.linops`) knows its diagonal, without products.
 
     The standard error is that of independent samples for "hutchinson"; for "xdiag" it comes from the spread of the
     leave-one-out values, which depend on each other: somewhat too small. Costs `max_products` products, or fewer with
@@ -73,7 +74,8 @@ def diagonal(op: Any, method: str = "hutchinson", tol: float | None = None, max_
     with Run("diagonal", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,
              method=method, tol=tol, batch=batch, distribution=distribution) as run:
         check_probing(run, distribution, batch)
-        value, error, reason = estimator(run, tol, batch, distribution)
+        value, error, reason = ((run.op.diagonal(), np.zeros(n), "exact") if run.structured else
+                                estimator(run, tol, batch, distribution))
     return Estimate(value, error, run.num_products, run.seconds, seed, reason)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.estimators._checks import check_integer, check_real, check_vector, dimension_of
+from mindspore_hessian.arguments import check_choice, check_integer, check_real, check_vector
+from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import Run, fingerprint
 from mindspore_hessian.estimators._search import WHICH, Pairs, Search, dense_pairs
 from mindspore_hessian.estimators.results import EigshResult, NegativeCurvature

@@ -12,8 +12,8 @@ import numpy as np
 
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import shown
-from mindspore_hessian.estimators._checks import check_integer, check_real, dimension_of, dtype_of
+from mindspore_hessian.arguments import check_integer, check_real, shown
+from mindspore_hessian.estimators._checks import dimension_of, dtype_of
 from mindspore_hessian.estimators._common import Run, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators.eigen import eigsh
 

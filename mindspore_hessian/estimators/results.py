@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspore_hessian.arguments import shown
-from mindspore_hessian.estimators._checks import check_integer
+from mindspore_hessian.arguments import check_integer, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Cut:
-    """Cuts a flat vector into Tensors of these shapes and dtypes, as an operator's `unflatten` did."""
+    """Cuts a flat vector into arrays of these shapes and dtypes, as an operator's `unflatten` did."""
 
     tensor: Callable[[np.ndarray, Any], Any]
     shapes: tuple[tuple[int, ...], ...]
@@ -47,13 +46,17 @@ class _Cut:
 
     @classmethod
     def like(cls, unflatten: Any, n: int) -> Any:
-        """None where what it makes is no tuple of Tensors: that cannot be made again."""
+        """None where what it makes is no tuple of arrays that their class makes of an array of numpy and a dtype."""
         if unflatten is None or isinstance(unflatten, cls):
             return unflatten
         made = unflatten(np.zeros(n))
-        if not isinstance(made, tuple) or not all(type(one).__module__.startswith("mindspore.") for one in made):
+        if not isinstance(made, tuple) or not made:
             return None
-        return cls(type(made[0]), tuple(tuple(one.shape) for one in made), tuple(one.dtype for one in made))
+        try:
+            cut = cls(type(made[0]), tuple(tuple(one.shape) for one in made), tuple(one.dtype for one in made))
+            return cut if all(map(np.array_equal, cut(np.zeros(n)), made)) else None
+        except (AttributeError, TypeError, ValueError):
+            return None
 
     def __call__(self, flat: np.ndarray) -> tuple:
         cuts = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
@@ -210,7 +213,8 @@ class Solution:
         direction: for "negative curvature" a vector p with p^T (H + damping I) p <= 0; otherwise None.
         num_products, seconds: the cost.
         stopped_by: ``"tol"``, ``"budget"``, ``"negative curvature"``, ``"stagnation"``, ``"divergence"``, or
-            ``"least squares"`` where b is out of reach and x is the least-squares solution.
+            ``"least squares"`` where b is out of reach and x is the least-squares solution, or ``"exact"`` where the
+            operator knows its inverse.
     """
 
     value: np.ndarray

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr
 
-from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.estimators._checks import check_integer, check_real, check_vector, dimension_of
+from mindspore_hessian.arguments import check_choice, check_integer, check_real, check_vector
+from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import Run, fingerprint
 from mindspore_hessian.estimators._krylov import SAVED_EVERY, ConjugateGradients, MinimalResiduals, Neumann, restored
 from mindspore_hessian.estimators.eigen import extreme_pairs
@@ -32,6 +32,9 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float 
     not, the solver starts again from the iterate; where that does not halve it, it stops by "stagnation" and returns
     the better of the two. "minres" stops by "least squares" where H maps the residual nearly to zero (square root of
     the rounding unit): b is then out of reach, or within reach of negligible eigenvalues only.
+
+    An operator with structure (see `mindspore_hessian.linops`) that is positive definite with the damping is not
+    iterated with but inverted, whatever the method: `stopped_by` is "exact".
 
     Args:
         op: a symmetric operator with ``.shape`` (n, n) and ``@``.
@@ -84,6 +87,10 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float 
              b=fingerprint(right)) as run:
         if not right.any():
             return Solution(np.zeros(run.n), 0.0, True, None, 0, run.seconds, "tol")
+        if run.structured and run.op.definite(damping):
+            x = run.op.inverse(damping).columns(right[:, None])[:, 0]
+            residual = float(np.linalg.norm(right - run @ x) / np.linalg.norm(right))
+            return Solution(x, residual, residual <= tol, None, run.num_products, run.seconds, "exact")
         x, residual, direction, reason = (_least_squares(run, right, tol) if method == "lsmr" else
                                           _iterate(run, right, tol, _STEPPERS[method], learning_rate))
     return Solution(x, residual, residual <= tol, direction, run.num_products, run.seconds, reason)
@@ -125,14 +132,18 @@ def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,
 
 
 def _least_squares(run: Run, b: np.ndarray, tol: float) -> tuple[np.ndarray, float, None, str]:
+    """LSMR, and again for the residual that it leaves, while that at least halves."""
     matrix = LinearOperator((run.n, run.n), matvec=lambda v: run @ v.ravel(), rmatvec=lambda v: run @ v.ravel(),
                             dtype=np.dtype(np.float64))
-    x, best_x, best, goal = np.zeros(run.n), np.zeros(run.n), np.inf, float(np.linalg.norm(b))
+    x, best_x, best, goal, r = np.zeros(run.n), np.zeros(run.n), np.inf, float(np.linalg.norm(b)), b
     while True:
-        # two products a step, two to begin with, and one for the residual
-        x, istop = lsmr(matrix, b, atol=max(0.01 * tol, 10 * run.eps), btol=max(0.5 * tol, run.eps), conlim=0,
-                        maxiter=(run.remaining - 3) // 2, x0=x if x.any() else None)[:2]
-        residual = float(np.linalg.norm(b - run @ x)) / goal
+        # two products a step, two to begin with, and one for the residual. LSMR's own test allows what atol makes of a
+        # large x, so that only a start from the residual, with tolerances relative to that, comes below it
+        step, istop = lsmr(matrix, r, atol=max(0.01 * tol, 10 * run.eps), maxiter=(run.remaining - 3) // 2, conlim=0,
+                           btol=max(0.5 * tol * goal / float(np.linalg.norm(r)), run.eps))[:2]
+        x = x + step
+        r = b - run @ x
+        residual = float(np.linalg.norm(r)) / goal
         if residual <= tol:
             return x, residual, None, "tol"
         reason = ("least squares" if istop in (0, 2, 5) else "budget" if istop == 7 or run.remaining < 7 else

@@ -1,9 +1,10 @@
 """What the operators of a network and its data have in common: arguments, weights, products, checks, blocks."""
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import check_bool, check_choice, check_progress, is_integer, shown
+from mindspore_hessian.arguments import check_bool, check_choice, check_progress, check_vector, is_integer, shown
 from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.base import Operator, check_vectors
@@ -30,6 +31,7 @@ class CurvatureOperator(Operator):
     """The base of `HessianOperator`, `GGNOperator`, `FisherOperator` and `EmpiricalFisherOperator`.
 
     Attributes:
+        network, loss_fn: as given.
         reduction: "mean" or "sum": how the loss treats its batch, as given or found out.
         num_data: N, the number of samples.
         num_batches: of one pass.
@@ -78,6 +80,8 @@ class CurvatureOperator(Operator):
     def _set_up(self) -> None:
         """What a subclass finds out once."""
 
+    network = property(lambda self: self.risk.network)
+    loss_fn = property(lambda self: self.risk.loss_fn)
     reduction = property(lambda self: self.risk.reduction)
     num_data = property(lambda self: self.risk.num_data)
     num_batches = property(lambda self: self.risk.num_batches)
@@ -101,6 +105,41 @@ class CurvatureOperator(Operator):
         """The gradient of the risk, shaped like the weights, and the risk: one pass over the data."""
         slope, value = self.risk.gradient_and_loss(self.progress)
         return self.unflatten(slope), value
+
+    @interruptible
+    def loss(self) -> float:
+        """The risk at the weights as they are: one pass over the data without derivatives."""
+        with self.risk.comm.together(1):
+            value = self.risk.value()
+        return float(self.risk.comm.total(np.array([value]))[0])
+
+    @property
+    def point(self) -> np.ndarray:
+        """The weights as they are, flat, in float64. Reading it waits for a training step that still runs."""
+        return np.concatenate([_compat.to_numpy(one).reshape(-1) for one in self.weights.parameters], dtype=np.float64)
+
+    @contextlib.contextmanager
+    def at(self, point: Any) -> Iterator[CurvatureOperator]:
+        """Within it the network's weights, and so the operator, are at another point; afterwards, also after an error,
+        they are back, bit for bit.
+
+        Args:
+            point: flat, as `point` is, or shaped like the weights.
+
+        Raises:
+            TypeError, ValueError: `point` is no vector of real numbers of that size.
+        """
+        structured = isinstance(point, tuple | list) and any(np.ndim(part) for part in point)
+        flat = check_vector("point", self.flatten(point) if structured else point, self.shape[0])
+        with _compat.kept(self.weights.parameters) as before:
+            parts = np.split(flat, np.cumsum(self.weights.sizes)[:-1])
+            for parameter, part, old in zip(self.weights.parameters, parts, before, strict=True):
+                _compat.assign(parameter, part.reshape(old.shape).astype(old.dtype))
+            yield self
+
+    def in_training(self) -> tuple[str, ...]:
+        """The names of the cells in training mode that behave differently there: dropout and batch norm."""
+        return tuple(name for name, _ in self.risk.training())
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
         return self.product(matrix)

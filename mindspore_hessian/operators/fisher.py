@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ class _OutputCurvature(CurvatureOperator):
             return likelihood_of(self.risk.loss_fn)
         check_choice("likelihood", likelihood, LIKELIHOODS)
         return LIKELIHOODS[likelihood]
+
+    @cached_property
+    def positive(self) -> bool:
+        """It is a sum of squares, but for the weights that the terms of the loss may have, which may be negative."""
+        return not self._weighted
 
     @property
     def _weighted(self) -> bool:

@@ -22,7 +22,8 @@ def _by_size(a, b):
     """
     first = a >= b
     larger, smaller = ops.where(first, a, b), ops.where(first, b, a)
-    return larger, smaller - ops.select(larger == -math.inf, ops.zeros_like(larger), larger)
+    nothing = ops.logical_and(ops.isinf(larger), larger < 0)  # 2.7.2 folds `== -math.inf` of a constant to False
+    return larger, smaller - ops.select(nothing, ops.zeros_like(larger), larger)
 
 
 def _check_floats(a, b):

@@ -10,8 +10,7 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_hessian._errors import HessianError, NonFiniteWarning, RecompileWarning
-from mindspore_hessian.arguments import check_bool, check_choice, shown
-from mindspore_hessian.estimators._checks import check_integer, check_real
+from mindspore_hessian.arguments import check_bool, check_choice, check_integer, check_real, shown
 from mindspore_hessian.testing._point import PRECISION, Point
 from mindspore_hessian.testing._report import USUALLY, Check, Report
 

@@ -8,16 +8,10 @@ from typing import Any
 import numpy as np
 
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian.arguments import check_integer, check_real, check_vector
 from mindspore_hessian.estimators import ConditionNumber, NegativeCurvature, condition_number, eigsh, negative_curvature
-from mindspore_hessian.estimators._checks import (
-    check_integer,
-    check_real,
-    check_vector,
-    dimension_of,
-    dtype_of,
-    epsilon_of,
-)
-from mindspore_hessian.operators.base import Operator
+from mindspore_hessian.estimators._checks import dimension_of, dtype_of, epsilon_of
+from mindspore_hessian.linops import Operator
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.hessian import HessianOperator
 
@@ -232,9 +226,7 @@ def _verdict(point: str, norm: float | None, shape: str) -> str:
 
 def _behind(op: Any) -> list[CurvatureOperator]:
     """The curvature operators in a sum, multiple or product."""
-    if isinstance(op, CurvatureOperator):
-        return [op]
-    return [one for part in getattr(op, "parts", ()) for one in _behind(part)]
+    return [one for one in getattr(op, "atoms", ()) if isinstance(one, CurvatureOperator)]
 
 
 def _scope(op: Any) -> str:
@@ -256,7 +248,7 @@ def _limits(op: Any) -> list[str]:
         if one.block_diagonal:
             said.append(f"Limits: only the diagonal blocks by {one.block_diagonal}: the whole matrix may be sharper, "
                         "and negative where no block is.")
-        if active := [name for name, _ in one.risk.training()]:
+        if active := one.in_training():
             said.append(f"Limits: {', '.join(active[:5])} in training mode; network.set_train(False) gives the network "
                         "that is used later.")
     return said

@@ -23,13 +23,11 @@ from mindspore.train import Callback
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import check_choice, check_progress, shown
+from mindspore_hessian.arguments import check_choice, check_integer, check_progress, check_real, shown
 from mindspore_hessian.estimators import SpectralDensity, eigsh, spectral_density, trace
-from mindspore_hessian.estimators._checks import check_integer, check_real
-from mindspore_hessian.operators.base import Operator
+from mindspore_hessian.linops import Operator
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.hessian import HessianOperator
-from mindspore_hessian.operators.risk import Risk
 
 METRICS = ("sharpness", "trace", "density")
 TRACE_TOL = 0.05  # relative standard error at which the trace stops
@@ -122,13 +120,6 @@ def _scheduled(rate: Any, done: int) -> float:
     return float(values[min(done, len(values) - 1)])
 
 
-def _risks(op: Any) -> list[Risk]:
-    """The networks with their data behind an operator, also behind a sum or a product."""
-    if isinstance(op, CurvatureOperator):
-        return [op.risk]
-    return [risk for part in getattr(op, "parts", ()) for risk in _risks(part)]
-
-
 class CurvatureMonitor(Callback):
     r"""Sharpness, trace and spectral density of the loss during training, which goes on as if nobody had looked.
 
@@ -218,8 +209,8 @@ class CurvatureMonitor(Callback):
         self._scalars_class = None if tensorboard is None else _scalars_class()
         self._scalars: Any = None
         self.op = self._operator(source, network, loss_fn, options)
-        self._risks = _risks(self.op)
-        cells = [network, *(one for risk in self._risks for one in (risk.network, risk.loss_fn))]
+        self._curvatures = [one for one in self.op.atoms if isinstance(one, CurvatureOperator)]
+        cells = [network, *(cell for one in self._curvatures for cell in (one.network, one.loss_fn))]
         self._cells = tuple({id(cell): cell for cell in cells if isinstance(cell, nn.Cell)}.values())
         self.history: list[Measurement] = []
         self._vector: np.ndarray | None = None
@@ -271,8 +262,8 @@ class CurvatureMonitor(Callback):
         """Measure now. The arguments are those of `step`, but nothing is counted."""
         if step_number is not None:
             check_integer("step_number", step_number, 0)
-        for risk in self._risks:
-            _compat.to_numpy(risk.weights.parameters[-1])  # the training step runs asynchronously: not our time
+        for one in self._curvatures:
+            _compat.to_numpy(one.weights.parameters[-1])  # the training step runs asynchronously: not our time
         started = time.perf_counter()
         with undisturbed(self._cells):
             rate = learning_rate_of(learning_rate)
@@ -284,7 +275,7 @@ class CurvatureMonitor(Callback):
         out = Measurement(int(number), ended - started, share, learning_rate=rate, threshold=2 / rate if rate else None,
                           **found)
         self.history.append(out)
-        if all(risk.comm.rank == 0 for risk in self._risks):
+        if self.op.shows_progress:
             self._write(out)
         return out
 

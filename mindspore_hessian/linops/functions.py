@@ -1,0 +1,93 @@
+"""Functions of operators: exact where the operator has structure, else estimated from its products, with an error.
+
+The estimators ask the operator themselves, `op.structured`, so that there is one function for both.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mindspore_hessian.arguments import check_bool, check_integer, check_real, shown
+from mindspore_hessian.estimators import diagonal, frobenius_norm, logdet, solve, trace
+from mindspore_hessian.linops.operator import Composed, Operator
+
+__all__ = ["diagonal", "frobenius_norm", "inverse", "logdet", "solve", "trace"]
+
+
+class Inverse(Composed):
+    """(A + d I)^-1 by solving a system for each column."""
+
+    def __init__(self, op: Operator, damping: float, tol: float, max_products: int):
+        super().__init__(op)
+        self.damping, self.tol, self.max_products = damping, tol, max_products
+        self.positive = op.positive and damping >= 0
+        self.method = "cg" if self.positive else "minres"
+
+    def columns(self, matrix: np.ndarray) -> np.ndarray:
+        return np.stack([self._column(column) for column in matrix.T], axis=1)
+
+    def _column(self, column: np.ndarray) -> np.ndarray:
+        found = solve(self.parts[0], column, self.damping, self.method, self.tol, self.max_products, progress=False)
+        if not found.converged:
+            raise ValueError(f"a system of inverse() was not solved: {self.method} stopped by {found.stopped_by} after "
+                             f"{found.num_products} products at a relative residual of {found.residual:.2g}, above "
+                             f"tol={self.tol:g}. Pass a larger damping, tol or max_products")
+        return found.x
+
+
+def inverse(op: Any, damping: float, *, heuristic: bool = False, tol: float = 1e-6,
+            max_products: int = 1000) -> Operator:
+    r"""The operator :math:`(A + d I)^{-1}`.
+
+    Exact, and with structure of its own, for an operator with structure: see `Diagonal`, `BlockDiagonal`, `Kronecker`
+    and `LowRank` of `mindspore_hessian.linops`. Its products then cost about what those of A do. For any other
+    operator a product solves a system for each column with `solve`, by conjugate gradients where A is known to be
+    positive and by MINRES where not, and raises an error where that does not converge: there is no inverse in part.
+
+    Args:
+        op: a symmetric `Operator`.
+        damping: d, any finite number. It is added to A as it is, once.
+        heuristic: split the damping over the factors of Kronecker products, as Martens and Grosse do: an approximation
+            whose factors are inverted apart. Only for an operator with structure.
+        tol: of `solve`, where it is used.
+        max_products: of `solve` for each column, where it is used; at least 2.
+
+    Returns:
+        Operator of the same shape and dtype.
+
+    Raises:
+        TypeError: `op` is no Operator, or an argument has a wrong type.
+        ValueError: an argument out of its range, an operator that is not symmetric, a singular A + d I; in a product: a
+            system that is not solved to `tol`.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015.
+        M. Woodbury, Inverting modified matrices, Princeton 1950.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mindspore_hessian.linops import Kronecker, inverse
+        >>> op = Kronecker(np.diag([1.0, 3.0]), np.eye(2))
+        >>> print(inverse(op, damping=1.0) @ np.ones(4))
+        [0.5  0.5  0.25 0.25]
+    """
+    if not isinstance(op, Operator) or 0 in op.shape:
+        raise TypeError(f"op must be an Operator (a HessianOperator, a Kronecker), but got {shown(op)}. Of a matrix, "
+                        "linops.Kronecker(matrix) is one")
+    check_real("damping", damping, -np.inf)
+    check_bool("heuristic", heuristic)
+    check_real("tol", tol)
+    check_integer("max_products", max_products, 2)
+    if not op.symmetric:
+        raise ValueError(f"op must be symmetric, but {op!r} is not known to be. Where it is, say so: "
+                         "op.symmetric = True")
+    if op.structured:
+        return op.inverse(damping, heuristic=heuristic)  # type: ignore[attr-defined]
+    if heuristic:
+        raise ValueError(f"heuristic=True splits the damping of Kronecker products, but {op!r} has no structure: leave "
+                         "it out")
+    return Inverse(op, float(damping), tol, max_products)
