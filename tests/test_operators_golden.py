@@ -14,9 +14,9 @@ TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 KINDS = {"hessian": mh.HessianOperator, "ggn": mh.GGNOperator, "fisher": mh.FisherOperator,
          "ef": mh.EmpiricalFisherOperator}
 FINEST = [(name, DTYPES[name][-1]) for name in NAMES]
-#: of the first network every operator in the default run, of each other one: the four kinds take turns
+#: in the default run every operator of one network; of the others the four kinds take turns
 TURNS = [(name, dtype, kind) for number, (name, dtype) in enumerate(FINEST) for turn, kind in enumerate(KINDS)
-         if FULL or number == 0 or number % 4 == turn]
+         if FULL or name == "mlp_mse_mean" or number % 4 == turn]
 
 
 @pytest.mark.parametrize(("name", "dtype", "kind"), TURNS)

@@ -12,6 +12,7 @@ otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once. An
 - ``within 1e-6``: the accuracy of MindSpore's own kernel, where that is less than 1e-12 in float64, 3e-5 in float32
   (a third derivative may be off by ten times that).
 - ``since 2.8.0``: the first MindSpore that has a kernel for it. ``refused words``: what the refusal says.
+- ``loops Name``: a matrix is made row after row, with a warning of these words (a primitive without batching rule).
 - ``in float32``: MindSpore's kernel does not take float64, or is less accurate in it.
 - ``to 2``: the third derivative takes long, or MindSpore fails.
 """
@@ -31,7 +32,7 @@ TITLES = {"F": "mint.nn.functional", "linalg": "mint.linalg", "special": "mint.s
 LAYERS = ("nn", "mint.nn")
 GRADIENT_LIMIT = {"float64": 1e-5, "float32": 2e-2}  # largest error of a first gradient that counts as right
 _DTYPES = {"": np.int32, "int64": np.int64, "float": np.float64, "bool": np.bool_}
-_MORE = re.compile(r"(->|torch|within|since|refused|in|to) (.*)")
+_MORE = re.compile(r"(->|torch|within|since|refused|loops|in|to) (.*)")
 _ATTRIBUTE = re.compile(r"\{([^|{}]*)\|([^|{}]*)\}")
 _NAME = re.compile(r"(?<![\w.'])([a-z])(?![\w('])")
 

@@ -18,7 +18,7 @@ TABLE = [*MAIN, *VIEWS]
 
 
 def batchings(row):
-    """in_axes to try: each operand alone on each axis (in the default run, of three operands on the first axis), then all,
+    """in_axes to try: each operand alone on each axis (by default, of three operands on the first axis), then all,
     on equal and on different axes."""
     count = len(row.tensors)
     free = [k for k in range(count) if k not in row.fixed]
