@@ -146,6 +146,39 @@ def test_what_is_reached_is_seen():
     assert reaching_in("op.risk.data\nself.risk\none._make(1)") == ["line 1: op.risk", "line 3: one._make"]
 
 
+# --- rules: a file each family ----------------------------------------------------------------------------------
+
+FILED_BY = ("derivative", "by_formula", "batching", "composition")
+
+
+def filed(path: Path) -> dict[str, list[str]]:
+    """The primitives that a file names to the decorators of rules, with what each was named to."""
+    out: dict[str, list[str]] = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FILED_BY:
+            for name in node.args:
+                if isinstance(name, ast.Constant):
+                    out.setdefault(name.value, []).append(node.func.id.replace("by_formula", "derivative"))
+    return out
+
+
+FAMILIES = {path.stem: rows for path in MODULES if path.parent.name == "rules" and (rows := filed(path))}
+
+
+def test_all_rules_of_a_primitive_stand_in_one_file():
+    files: dict[str, list[str]] = {}
+    for family, rows in FAMILIES.items():
+        for primitive in rows:
+            files.setdefault(primitive, []).append(family)
+    assert len(files) > 200
+    assert {primitive: where for primitive, where in files.items() if len(where) > 1} == {}
+
+
+def test_every_family_is_imported():
+    tree = ast.parse((PACKAGE / "rules" / "__init__.py").read_text())
+    assert set(FAMILIES) <= {name.split(".")[-1] for _, name, _ in imports(tree)}
+
+
 UPWARD = [
     "from mindspore_hessian import transforms",
     "from mindspore_hessian.transforms.products import hvp",

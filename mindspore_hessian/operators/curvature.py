@@ -49,7 +49,7 @@ class CurvatureOperator(Operator):
                  check_deterministic: bool = True, progress: bool | None = None, output: Any = None,
                  batch_weight: Any = None):
         if not callable(network) or isinstance(network, type):
-            raise TypeError(f"network must be a Cell or a function, but got a {type(network).__name__}"
+            raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}"
                             + (": pass an object of the class" if isinstance(network, type) else ""))
         if loss_fn is not None and not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable or None, but got {type(loss_fn).__name__}")

@@ -1,242 +1,38 @@
 """Derivative and batching rules that MindSpore lacks or has wrong, supplied through its own registries.
 
-`install` runs once when the package is imported. It is a polite guest: it records what it changed, can be undone,
-and leaves every rule that MindSpore already has alone unless the row says that MindSpore's is broken.
+Rules stand in families, a file each: all kinds of rule of a primitive beside each other, filed as the file is imported.
+Nothing reaches MindSpore until `install`.
 """
-from __future__ import annotations
-
-import os
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from mindspore_hessian import _compat
-from mindspore_hessian._errors import LateRulesWarning
-from mindspore_hessian.arguments import check_bool, shown
-from mindspore_hessian.rules import (
-    batching_conv,
-    batching_formula,
-    batching_math,
-    batching_nn,
-    batching_views,
-    compositions,
-    derivatives_distance,
-    derivatives_linalg,
-    derivatives_math,
-    derivatives_matmul,
-    derivatives_nn,
-    derivatives_norm,
-    derivatives_resize,
-    derivatives_rewritten,
-    derivatives_rnn,
-    derivatives_sampling,
-    derivatives_special,
+from mindspore_hessian.rules import (  # noqa: F401  each files its rules
+    activations,
+    convolution,
+    distance,
+    elementwise,
+    fourier,
+    indexing,
+    linalg,
+    losses,
+    matmul,
+    normalization,
+    padding,
+    pooling,
+    recurrent,
+    reductions,
+    resizing,
+    sampling,
+    shapes,
+    special,
 )
-from mindspore_hessian.rules._define import Batching, Derivative, Rule
+from mindspore_hessian.rules.registry import (
+    RuleStatus,
+    in_force,
+    install,
+    register_batching,
+    register_derivative,
+    replaced,
+    status,
+    uninstall,
+)
 
-__all__ = ["install", "uninstall", "status", "in_force", "register_derivative", "register_batching", "RuleStatus"]
-
-TABLES: tuple[tuple[Rule, ...], ...] = tuple(module.RULES for module in (
-    derivatives_math, derivatives_matmul, derivatives_nn, derivatives_linalg, derivatives_resize, derivatives_rnn,
-    derivatives_rewritten, derivatives_sampling, derivatives_distance, derivatives_norm, derivatives_special,
-    batching_math, batching_nn, batching_conv, batching_formula, batching_views, compositions))
-
-_REGISTRIES = {"derivative": _compat.derivative_registry, "batching": _compat.batching_registry,
-               "composition": _compat.composition_registry}
-_ENV = "MS_DEV_USE_PY_BPROP"  # names whose Python derivative wins over MindSpore's C++ one; read at the first gradient
-_ABSENT = object()
-_registered: dict[tuple[str, str], tuple[Rule, object, list]] = {}  # (kind, primitive) -> our rule, what was there
-# before, and the other keys under which that was (MindSpore files its Python rules under the id of the class as well)
-_read: dict[str, bool] = {}  # "replacing": whether MindSpore heeds _ENV, known once it has read it
-
-
-@dataclass(frozen=True)
-class RuleStatus:
-    """One line of `status`: which rule, whose it is now, and why it exists."""
-
-    kind: str
-    primitive: str
-    active: str  # "ours", "mindspore" (it has one and we did not replace it), "removed"
-    replaces: bool
-    why: str
-
-
-def _registry(kind: str) -> dict:
-    return _REGISTRIES[kind]()
-
-
-def _register(rule: Rule) -> None:
-    entry, registry = (rule.kind, rule.primitive), _registry(rule.kind)
-    before = registry.get(rule.primitive, _ABSENT)
-    aliases: list = []
-    if entry in _registered and before is _registered[entry][0].getter:
-        _, before, aliases = _registered[entry]
-    elif before is not _ABSENT:
-        if not rule.replaces:
-            return
-        if rule.kind == "derivative":
-            aliases = [key for key in _compat.class_keys(rule.primitive) if key in registry and registry[key] is before]
-    for name in (rule.primitive, *aliases):
-        registry[name] = rule.getter
-    _registered[entry] = (rule, before, aliases)
-    if rule.kind == "derivative" and rule.replaces:
-        names = [name for name in os.environ.get(_ENV, "").split(",") if name]
-        if rule.primitive not in names:
-            os.environ[_ENV] = ",".join([*names, rule.primitive])
-            if _read:
-                _warn_late(rule.primitive)
-
-
-def _warn_late(names: str) -> None:
-    warnings.warn(
-        f"MindSpore ignores our derivative of {names}: it chooses between its own rules and Python's at the first "
-        "gradient of a process, and that has been computed. Functions with these primitives are refused. Import "
-        "mindspore_hessian and register rules before the first gradient.", LateRulesWarning, stacklevel=3)
-
-
-def in_force() -> bool:
-    """Whether the rules that replace MindSpore's are heeded, found out by one tiny compilation; warns if they are not.
-
-    Call it before the first second derivative of a process. From then on the answer is known.
-    """
-    if not _read:
-        _read["replacing"] = _compat.heeds_python_derivatives()
-        if not _read["replacing"]:
-            _warn_late(", ".join(sorted(replaced())))
-    return _read["replacing"]
-
-
-def replaced() -> set[str]:
-    """The primitives whose derivative in MindSpore must not be used where ours is ignored."""
-    return {name for (kind, name), (rule, _, _) in _registered.items()
-            if kind == "derivative" and rule.replaces and not rule.visible}
-
-
-def _rows() -> list[Rule]:
-    return [rule for table in TABLES for rule in table if rule.applies(_compat.MS_VERSION)]
-
-
-def install() -> None:
-    """Register every rule for this MindSpore version. Idempotent; importing the package does it.
-
-    Supported Platforms:
-        ``Ascend`` ``GPU`` ``CPU``
-
-    Examples:
-        >>> from mindspore_hessian import rules
-        >>> rules.install()
-    """
-    for rule in _rows():
-        _register(rule)
-
-
-def uninstall() -> None:
-    """Give MindSpore's registries back what they held (compiled functions keep the rules they were built with).
-
-    Supported Platforms:
-        ``Ascend`` ``GPU`` ``CPU``
-
-    Examples:
-        >>> from mindspore_hessian import rules
-        >>> rules.uninstall()
-        >>> any(row.active == "ours" for row in rules.status())
-        False
-        >>> rules.install()
-    """
-    while _registered:
-        (kind, name), (rule, before, aliases) = _registered.popitem()
-        registry = _registry(kind)
-        if registry.get(name, None) is not rule.getter:
-            continue  # somebody registered after us: theirs stays
-        if before is _ABSENT:
-            del registry[name]
-        else:
-            registry.update(dict.fromkeys((name, *aliases), before))
-        if rule.replaces and kind == "derivative":
-            names = os.environ.get(_ENV, "").split(",")
-            os.environ[_ENV] = ",".join(other for other in names if other not in ("", name))
-
-
-def status() -> list[RuleStatus]:
-    """The rules of this library for this MindSpore version, a row each.
-
-    Supported Platforms:
-        ``Ascend`` ``GPU`` ``CPU``
-
-    Examples:
-        >>> from mindspore_hessian import rules
-        >>> next(row for row in rules.status() if row.primitive == "LogSoftmaxGrad" and row.kind == "derivative").active
-        'ours'
-    """
-    rows = {(rule.kind, rule.primitive): rule for rule in _rows()}
-    rows.update({key: rule for key, (rule, _, _) in _registered.items()})
-    out = []
-    for (kind, name), rule in sorted(rows.items()):
-        now = _registry(kind).get(name, None)
-        active = "ours" if now is rule.getter else "removed" if now is None else "mindspore"
-        out.append(RuleStatus(kind, name, active, rule.replaces, rule.why))
-    return out
-
-
-def _check_rule(primitive: Any, getter: Any, why: Any, replaces: Any) -> None:
-    """Raise TypeError where MindSpore would fail with a rule only as it compiles."""
-    if not isinstance(primitive, str) or not primitive:
-        raise TypeError(f"primitive must be MindSpore's name of it, such as 'Tanh', but got {shown(primitive)}")
-    if not callable(getter):
-        raise TypeError(f"getter must be a function that gives the rule, but got {type(getter).__name__}")
-    if not isinstance(why, str):
-        raise TypeError(f"why must be a sentence, but got {type(why).__name__}")
-    check_bool("replaces", replaces)
-
-
-def register_derivative(primitive: str, getter: Callable, why: str = "", replaces: bool = False) -> None:
-    """Supply the derivative of a primitive.
-
-    Args:
-        primitive: MindSpore's name of it, as an error message or `audit` shows it.
-        getter: ``getter(prim)`` returns ``bprop(*inputs, out, dout)``, a function MindSpore can compile that returns
-            the gradient of each input. Write it with differentiable operations, so that higher orders work.
-        why: a sentence shown by `status`.
-        replaces: MindSpore has a rule and this one must win. Takes effect only before the process's first gradient.
-
-    Warns:
-        LateRulesWarning: `replaces`, after the first gradient of the process.
-
-    Supported Platforms:
-        ``Ascend`` ``GPU`` ``CPU``
-
-    Examples:
-        >>> from mindspore_hessian import rules
-        >>> def of_my_cube_grad(prim):  # of the primitive MyCubeGrad(x, dy) = 3 x^2 dy
-        ...     def bprop(x, dy, out, dout):
-        ...         return 6 * x * dy * dout, 3 * x ** 2 * dout
-        ...     return bprop
-        >>> rules.register_derivative("MyCubeGrad", of_my_cube_grad, why="MyCube has a kernel of its own")
-    """
-    _check_rule(primitive, getter, why, replaces)
-    _register(Derivative(primitive, getter, why or "registered by the user", replaces))
-
-
-def register_batching(primitive: str, getter: Callable, why: str = "", replaces: bool = False) -> None:
-    """Supply the batching rule of a primitive.
-
-    Args:
-        primitive: MindSpore's name of it.
-        getter: ``getter(prim, axis_size)`` returns ``rule(*(value, dim)) -> (out, out_dim)``.
-        why: a sentence shown by `status`.
-        replaces: the rule takes the place of MindSpore's.
-
-    Supported Platforms:
-        ``Ascend`` ``GPU`` ``CPU``
-
-    Examples:
-        >>> from mindspore_hessian import rules
-        >>> def of_my_cube(prim, axis_size):  # elementwise, so the batch may stay where it is
-        ...     def rule(x):
-        ...         return prim(x[0]), x[1]
-        ...     return rule
-        >>> rules.register_batching("MyCube", of_my_cube)
-    """
-    _check_rule(primitive, getter, why, replaces)
-    _register(Batching(primitive, getter, why or "registered by the user", replaces))
+__all__ = ["install", "uninstall", "status", "in_force", "replaced", "register_derivative", "register_batching",
+           "RuleStatus"]

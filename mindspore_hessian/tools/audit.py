@@ -19,7 +19,7 @@ from mindspore_hessian.core import cache, graph_dump, inplace
 from mindspore_hessian.core.graph_dump import CONTROL, Graph, public_name
 from mindspore_hessian.core.program import Problem
 from mindspore_hessian.core.space import Variables, tensors_of
-from mindspore_hessian.rules.batching_missing import unrolled
+from mindspore_hessian.rules.missing import unrolled
 from mindspore_hessian.transforms import blocks, compose
 from mindspore_hessian.transforms.products import product_kernel
 

@@ -13,7 +13,7 @@ from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, HessianError, UnsafeRuntimeError, warn
 from mindspore_hessian.core.program import Problem
 from mindspore_hessian.core.space import Variables, map_structure
-from mindspore_hessian.rules.batching_missing import unbatched_only
+from mindspore_hessian.rules.missing import unbatched_only
 from mindspore_hessian.transforms import blocks
 
 

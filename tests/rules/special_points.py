@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from mindspore import Tensor, mint, ops
+from mindspore.ops.auto_generate import gen_ops_prim
 from scipy.special import iv, ivp, jvp
 
 NEAR = np.array([0.0, 1e-12, -1e-8, 1e-4, 0.3, -0.99, 1.01, 4.0])
@@ -86,5 +87,9 @@ POINTS = {
                           lambda x: bell(x) * (1 - 2 * sigmoid(x)), ("CumulativeLogsumexp",)),
     "cumprod": Point(lambda x: ops.cumprod(ops.stack((x, x, zeros(x) + 3), 1), 1)[:, 2], NEAR, lambda x: 6 + 0 * x,
                      lambda x: 0 * x, ("CumProd",)),
+    "maximum_grad": Point(lambda x: gen_ops_prim.MaximumGrad()(x, zeros(x) + 0.5, x ** 3)[0], NEAR,
+                          lambda x: 6 * x * (x > 0.5), lambda x: 6.0 * (x > 0.5), ("MaximumGrad",)),
+    "minimum_grad": Point(lambda x: gen_ops_prim.MinimumGrad()(x, zeros(x) + 0.5, x ** 3)[0], NEAR,
+                          lambda x: 6 * x * (x < 0.5), lambda x: 6.0 * (x < 0.5), ("MinimumGrad",)),
 }
 RULES = {name for point in POINTS.values() for name in point.rules}

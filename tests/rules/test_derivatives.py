@@ -11,7 +11,7 @@ from mindspore import Tensor, mint, nn, ops
 
 import mindspore_hessian as mh
 from mindspore_hessian import _compat
-from mindspore_hessian.rules import derivatives_math as math
+from mindspore_hessian.rules import activations
 
 pytestmark = pytest.mark.filterwarnings("ignore::mindspore_hessian.RecompileWarning")  # many small functions
 LINES = {call.line.split(" | ")[0]: call for call in calls.calls()}
@@ -36,9 +36,9 @@ def test_jvp_of_grad_is_not_zero(name, tmp_path):
 
 
 ELSEWHERE = {  # primitives without a CPU kernel: the formula is compared with differences of the activation
-    "SeluGrad": (lambda d, x, y: math.selu_grad(d, y), ops.selu),
-    "MishGradExt": (lambda d, x, y: math.mish_grad(d, x), ops.mish),
-    "LogSigmoidGrad": (lambda d, x, y: math.log_sigmoid_grad(d, x, x), ops.logsigmoid),
+    "SeluGrad": (lambda d, x, y: activations.selu_grad(d, y), ops.selu),
+    "MishGradExt": (lambda d, x, y: activations.mish_grad(d, x), ops.mish),
+    "LogSigmoidGrad": (lambda d, x, y: activations.log_sigmoid_grad(d, x, x), ops.logsigmoid),
 }
 
 

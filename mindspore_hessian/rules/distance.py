@@ -1,14 +1,14 @@
-"""Derivative rules: distances between points, whose gradients are written with differentiable operations."""
+"""Rules of distances between points, whose gradients are written with differentiable operations."""
 from __future__ import annotations
 
 import numpy as np
 from mindspore import Tensor, mutable, ops
+from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
-from mindspore_hessian.rules._define import Derivative
-from mindspore_hessian.rules._formula import pull
-from mindspore_hessian.rules.derivatives_linalg import attributes_of
-from mindspore_hessian.rules.derivatives_matmul import known
+from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.kit import attributes_of, known
+from mindspore_hessian.rules.registry import derivative
 
 
 def length(difference, p):
@@ -33,6 +33,7 @@ def _power(x, p):
     return ops.select(positive, ops.exp(p * ops.log(safe)), ops.zeros_like(x))
 
 
+@derivative("Cdist", why="MindSpore's gradient is of views that it cannot differentiate", replaces=True)
 def cdist(prim):
     """Cdist(x, y, p): the distances of every row of x from every row of y."""
     def bprop(x, y, p, out, dout):
@@ -43,12 +44,13 @@ def cdist(prim):
     return bprop
 
 
-@ops.constexpr
+@constexpr
 def _pairs(count):
     first, second = np.triu_indices(count, 1)
     return Tensor(first.astype(np.int32)), Tensor(second.astype(np.int32))
 
 
+@derivative("Pdist", why="its backward has no derivative and hides its attributes", replaces=True)
 def pdist(prim):
     """Pdist(x): the distances between every two rows."""
     (p,) = attributes_of(prim, "p")
@@ -63,9 +65,3 @@ def pdist(prim):
             return length(ops.gather(x, first, x.ndim - 2) - ops.gather(x, second, x.ndim - 2), p)
         return pull(between)(mutable(x), dout)
     return bprop
-
-
-RULES: tuple[Derivative, ...] = (
-    Derivative("Cdist", cdist, "MindSpore's gradient is of views that it cannot differentiate", replaces=True),
-    Derivative("Pdist", pdist, "its backward has no derivative and hides its attributes", replaces=True),
-)

@@ -1,9 +1,11 @@
-"""What batching rules are made of: moving the batch axis, and the families most primitives fall into.
+"""What rules are made of: a primitive and its constants, moving the batch axis, and batching rules' shared getters.
 
-A rule receives a (value, dim) pair per input, where dim is the axis of value that holds the batch (None: unbatched),
-and returns such a pair per output. MindSpore compiles the inner functions, so they keep to tensors, tuples and
-constants; `constexpr` functions run as Python while it does. Shapes and dims are constants there, and each `if` costs
-compile time: the families test the common case (batch in front, nothing to reshape) first.
+MindSpore compiles the inner functions of rules, so they keep to tensors, tuples and constants; `constexpr` functions
+run as Python while it does. Shapes are constants there, and each `if` costs compile time.
+
+A batching rule receives a (value, dim) pair per input, where dim is the axis of value that holds the batch (None:
+unbatched), and returns such a pair per output. Shared getters test the common case (batch in front, nothing to reshape)
+first.
 
 Unbatched operands are never copied along the batch unless a kernel insists: they broadcast.
 """
@@ -14,13 +16,42 @@ from collections.abc import Callable
 from mindspore import Tensor, ops
 from mindspore.ops import Primitive, constexpr
 
-transpose, reshape, broadcast_to = ops.Transpose(), ops.Reshape(), ops.BroadcastTo
-mul, ones_like = ops.Mul(), ops.OnesLike()
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import MissingRuleError
 
+# Primitives, where a function of `mindspore.ops` or an operator would do: a graph of these compiles in half the time.
+transpose, reshape, broadcast_to = ops.Transpose(), ops.Reshape(), ops.BroadcastTo
+add, sub, mul, pow_, abs_, sigmoid = ops.Add(), ops.Sub(), ops.Mul(), ops.Pow(), ops.Abs(), ops.Sigmoid()
+less, select, ones_like, zeros_like = ops.Less(), ops.Select(), ops.OnesLike(), ops.ZerosLike()
+
+put = _compat.backward("GatherDGradV2")  # put(x, axis, index, d): d added where the index points along the axis, zero
+# elsewhere, in the shape of x; it needs no lengths of axes, which may be dynamic
+
+
+# --- a primitive and its constants ------------------------------------------------------------------------------
 
 def primitive(prim):
     """The primitive itself: MindSpore hands over some by name."""
     return Primitive(prim) if isinstance(prim, str) else prim
+
+
+def attributes_of(prim, *names: str) -> tuple:
+    """The attributes of a primitive made in Python. MindSpore passes a mere name for one made in C++."""
+    if isinstance(prim, str):
+        raise MissingRuleError(f"The second derivative of {prim} needs its attributes, which MindSpore keeps in C++. "
+                               "Import mindspore_hessian before the first gradient of the process.")
+    return tuple(prim.attrs[name] for name in names)
+
+
+@constexpr
+def known(*shapes):
+    """Whether every length is known as MindSpore compiles."""
+    return all(length is not None and length >= 0 for shape in shapes for length in shape)
+
+
+def numbers(value):
+    """The integers of a constant, a tuple or a Tensor; for use in a `constexpr`."""
+    return tuple(int(one) for one in (value.asnumpy() if isinstance(value, Tensor) else value))
 
 
 # --- the batch axis ---------------------------------------------------------------------------------------------
@@ -74,9 +105,22 @@ def merged(shape, at):
 
 
 @constexpr
-def apart(shape, at, size):
-    """The opposite: shape with axis `at` as `size` times what remains."""
-    return (*shape[:at], size, shape[at] // size, *shape[at + 1:])
+def apart(shape, at, *sizes):
+    """The opposite: shape with axis `at` as these sizes times what remains."""
+    rest = shape[at]
+    for size in sizes:
+        rest //= size
+    return (*shape[:at], *sizes, rest, *shape[at + 1:])
+
+
+@constexpr
+def scaled(shape, at, size):
+    """A shape, as a tuple or a Tensor, with axis `at` so many times as long."""
+    if isinstance(shape, Tensor):
+        lengths = shape.asnumpy().copy()
+        lengths[at] *= size
+        return Tensor(lengths)
+    return (*shape[:at], shape[at] * size, *shape[at + 1:])
 
 
 @constexpr
@@ -147,7 +191,7 @@ def unpaired(out):
     return out, None
 
 
-# --- families ---------------------------------------------------------------------------------------------------
+# --- shared getters ---------------------------------------------------------------------------------------------------
 
 def unary(prim, axis_size):
     """One tensor, then parameters, entry by entry: the batch may sit on any axis and stays there."""
@@ -378,3 +422,70 @@ def constant(prim, axis_size):
         return prim(*values(pairs)), None
 
     return rule
+
+
+@constexpr
+def _pair_axis(axis, shape):
+    """An axis of batch-first tensors; far below zero it stands for the first of length 3, as `Cross` has it."""
+    if axis < -len(shape):
+        return next(k for k, length in enumerate(shape) if k and length == 3)
+    return axis + 1 if axis >= 0 else axis
+
+
+def two_along(prim, axis_size):
+    """Two tensors of one shape, then an axis."""
+    prim = primitive(prim)
+
+    def rule(x_pair, y_pair, axis_pair):
+        (x, x_dim), (y, y_dim), (axis, _) = x_pair, y_pair, axis_pair
+        if x_dim is None and y_dim is None:
+            return prim(x, y, axis), None
+        x, y = filled(x, x_dim, axis_size), filled(y, y_dim, axis_size)
+        return prim(x, y, _pair_axis(axis, x.shape)), 0
+
+    return rule
+
+
+# --- the batch joins the samples ----------------------------------------------------------------------------------
+
+def _joined(x, dim, size):
+    x = filled(x, dim, size)
+    return reshape(x, merged(x.shape, 0))
+
+
+def joining(count: int, shape: bool = False) -> Callable:
+    """`count` tensors with samples on their first axis, then parameters; with `shape` the first of these is a shape
+    with as many samples."""
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(*pairs):
+            tensors, rest = pairs[:count], values(pairs[count:])
+            if not any_batched(dims_of(tensors)):
+                return unpaired(prim(*tensors_of(tensors), *rest))
+            if shape:
+                rest = (scaled(rest[0], 0, axis_size), *rest[1:])
+            out = prim(*[_joined(x, dim, axis_size) for x, dim in tensors], *rest)
+            return reshape(out, apart(out.shape, 0, axis_size)), 0
+
+        return rule
+
+    return getter
+
+
+# --- a weight per channel ---------------------------------------------------------------------------------------
+
+@constexpr
+def channel_shape(shape, batched, rank):
+    """(B, C) or (C,) against samples of `rank` axes with channels second: (B, 1, C, 1, ...) or (C, 1, ...)."""
+    behind = (1,) * (rank - 2)
+    if rank < 2:
+        return (shape[0], 1) if batched else (1,)
+    return (shape[0], 1, shape[1], *behind) if batched else (shape[0], *behind)
+
+
+@constexpr
+def all_but_channels(rank):
+    """Axes of a batch-first tensor to sum for one number a channel."""
+    return (1,) + tuple(range(3, rank))

@@ -1,16 +1,17 @@
-"""Derivative rules: the LSTM primitive of CPU (one layer, one direction; MindSpore builds the others from it)."""
+"""Rules of the LSTM primitive of CPU (one layer, one direction; MindSpore builds the others from it)."""
 from __future__ import annotations
 
 from mindspore import mutable, ops
 
 from mindspore_hessian import _compat
-from mindspore_hessian.rules._define import Derivative
-from mindspore_hessian.rules._formula import pull
-from mindspore_hessian.rules.derivatives_linalg import attributes_of
+from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.kit import attributes_of
+from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, derivative
 
 _ATTRIBUTES = "input_size", "hidden_size", "num_layers", "has_bias", "bidirectional", "dropout", "proj_size"
 
 
+@derivative("LSTM", why=KEEPS_ATTRIBUTES, replaces=True)
 def lstm(prim):
     """MindSpore's own rule, with an LSTMGrad whose attributes Python can read."""
     grad = _compat.LSTMGrad(*attributes_of(prim, *_ATTRIBUTES))
@@ -25,6 +26,7 @@ def _tanh(x):
     return 2 * ops.sigmoid(2 * x) - 1
 
 
+@derivative("LSTMGrad")
 def lstm_grad(prim):
     """LSTMGrad is the backward of the recurrence written out: i, f, g, o = x W_x^T + h W_h^T + b,
     c' = s(f) c + s(i) tanh(g), h' = s(o) tanh(c'). It is differentiated as such, so it costs what the loop costs."""
@@ -60,10 +62,3 @@ def lstm_grad(prim):
         zero = ops.zeros_like
         return gx, gh, gc, gw, zero(y), zero(h_n), zero(c_n), gdy, gdh, gdc, zero(reserve)
     return bprop
-
-
-RULES: tuple[Derivative, ...] = (
-    Derivative("LSTM", lstm, "emits the same backward primitive, with attributes that its derivative can read",
-               replaces=True),
-    Derivative("LSTMGrad", lstm_grad, "MindSpore has no derivative of it"),
-)

@@ -8,7 +8,7 @@ from mindspore import ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
-from mindspore_hessian.rules.batching_kit import dims_of, front, primitive, tensors_of, unpaired
+from mindspore_hessian.rules.kit import dims_of, front, primitive, tensors_of, unpaired
 
 
 def _opaque(name: str, prim) -> bool:

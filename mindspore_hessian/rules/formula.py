@@ -7,9 +7,13 @@ that occur both say the same, so the total derivative is the same.
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from mindspore import mutable, ops
+
+from mindspore_hessian.rules.registry import Getter, derivative
 
 # pull(f)(a, b, d): the gradients of <f(a, b), d>. MindSpore leaves out an argument whose value it knows as it compiles
 # (a captured Tensor), so that the others change place: pass every argument through `mutable`, which hides the value.
@@ -17,16 +21,22 @@ from mindspore import mutable, ops
 pull = ops.GradOperation(get_all=True, sens_param=True)
 
 
-def by_formula(formula: Callable, tensors: int, options: int = 0) -> Callable:
-    """The getter of a primitive that computes ``formula(*tensors, *options)``, differentiable in the tensors only.
+def by_formula(*primitives: str, options: int = 0, **row: Any) -> Callable[[Getter], Getter]:
+    """The decorator of a formula that computes these primitives: files the derivative of it, in all but the `options`.
 
-    MindSpore compiles the functions below from their source and takes no ``*args`` there: hence one per count.
+    The formula takes what the primitives take, tensors and then `options` many numbers, axes or flags. `row` is what
+    `derivative` takes besides names.
     """
-    bprop = _BPROPS[tensors, options](formula)
+    def file(formula: Getter) -> Getter:
+        tensors = len(inspect.signature(formula).parameters) - options
+        # MindSpore compiles the functions below from their source and takes no *args there: hence one per count.
+        bprop = _BPROPS[tensors, options](formula)
 
-    def getter(prim):
-        return bprop
-    return getter
+        def getter(prim):
+            return bprop
+        derivative(*primitives, **row)(getter)
+        return formula
+    return file
 
 
 def _of_2_0(formula):

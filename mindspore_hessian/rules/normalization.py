@@ -1,17 +1,35 @@
-"""Derivative rules: normalizations. Each has an epsilon, which is part of the rule and never dropped."""
+"""Rules of normalizations. Each has an epsilon, which is part of the rule and never dropped."""
 from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mutable, nn, ops
+from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
-from mindspore_hessian.rules._define import Derivative
-from mindspore_hessian.rules._formula import pull
-from mindspore_hessian.rules.derivatives_linalg import attributes_of
-from mindspore_hessian.rules.derivatives_matmul import known
+from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.kit import (
+    all_but_channels,
+    any_batched,
+    apart,
+    attributes_of,
+    channel_shape,
+    dims_of,
+    filled,
+    front,
+    known,
+    merged,
+    move,
+    primitive,
+    reshape,
+    sample_rank,
+    tensors_of,
+    unpaired,
+    values,
+)
+from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, batching, derivative
 
-# --- layer norm --------------------------------------------------------------------------------------------------
+# --- layer norm -------------------------------------------------------------------------------------------------
 # MindSpore's kernel of the second backward takes epsilon for 0 and refuses float64 and constant rows: here is the
 # gradient as differentiable operations, with their derivative written by hand (a third of what MindSpore would make of
 # them). Sums are products with a column of ones, five times as fast as MindSpore's own.
@@ -19,7 +37,7 @@ from mindspore_hessian.rules.derivatives_matmul import known
 _matmul = ops.MatMul()
 
 
-@ops.constexpr
+@constexpr
 def _width(shape, begin, scale_shape, scale_begin):
     """Entries of a row: of the axes from `begin` on, which the scale has too where it begins with the same one."""
     row = scale_shape if begin % len(shape) == scale_begin % len(shape) else shape[begin % len(shape):]
@@ -30,17 +48,17 @@ def _width(shape, begin, scale_shape, scale_begin):
     return int(np.prod(row, dtype=np.int64))
 
 
-@ops.constexpr
-def _filled(rows, columns, value, dtype):
+@constexpr
+def _constant_matrix(rows, columns, value, dtype):
     return Tensor(np.full((rows, columns), value), dtype)
 
 
-@ops.constexpr
+@constexpr
 def _at_least_float32(dtype):
     return ms.float64 if dtype == ms.float64 else ms.float32
 
 
-@ops.constexpr
+@constexpr
 def _third_is_variance():
     """Of the third output of LayerNorm; on Ascend it is (v + eps)^(-1/2)."""
     return ms.get_context("device_target") != "Ascend"
@@ -80,10 +98,11 @@ _backward = _Backward(auto_prefix=False)
 
 def _sum_of_rows(x):
     if known(x.shape):
-        return _matmul(_filled(1, x.shape[0], 1.0, x.dtype), x)
+        return _matmul(_constant_matrix(1, x.shape[0], 1.0, x.dtype), x)
     return x.sum(0)
 
 
+@derivative("LayerNorm", why="the kernel of MindSpore's second derivative takes epsilon for 0", replaces=True)
 def layer_norm(prim):
     """y = gamma n + beta with n = r (x - m), r = (v + eps)^(-1/2), m and v the mean and variance of a row. MindSpore's
     own takes m and v, the other outputs, for constants."""
@@ -94,7 +113,7 @@ def layer_norm(prim):
         e, h = ops.cast(dout[1], dtype) / width, ops.cast(dout[2], dtype) / width
         h = h * 2 if _third_is_variance() else -h * ops.cast(out[2], dtype) ** 3
         n, dx = _backward(ops.cast(x, dtype).reshape(-1, width), a, e.reshape(-1, 1), h.reshape(-1, 1),
-                          _filled(width, 1, 1 / width, dtype), eps)
+                          _constant_matrix(width, 1, 1 / width, dtype), eps)
         d = d.reshape(-1, gamma.size)
         dgamma, dbeta = _sum_of_rows(d * n.reshape(-1, gamma.size)), _sum_of_rows(d)
         return (ops.cast(dx, x.dtype).reshape(x.shape), ops.cast(dgamma, gamma.dtype).reshape(gamma.shape),
@@ -102,20 +121,9 @@ def layer_norm(prim):
     return bprop
 
 
-# --- other norms -------------------------------------------------------------------------------------------------
+# --- group norm -------------------------------------------------------------------------------------------------
 
-def l2_normalize(prim):
-    """y = x r, r = max(sum x^2, eps)^(-1/2)."""
-    axis, eps = attributes_of(prim, "axis", "epsilon")
-    axis = axis[0]
-
-    def bprop(x, out, dout):
-        def norm(x):
-            return x * ops.rsqrt(ops.maximum((x * x).sum(axis, keepdims=True), eps))
-        return pull(norm)(mutable(x), dout)
-    return bprop
-
-
+@derivative("GroupNormGrad")
 def group_norm_grad(prim):
     """The backward of y = gamma (x - m) / sqrt(v + eps) + beta over groups of channels.
 
@@ -142,39 +150,84 @@ def group_norm_grad(prim):
     return bprop
 
 
-@ops.constexpr
-def _near(count, reach):
-    """1 for every two channels that are at most so far apart, in float64."""
-    channels = np.arange(count)
-    return Tensor((np.abs(channels[:, None] - channels) <= reach).astype(np.float64))
+@constexpr
+def _grouped(shape, groups):
+    """(B, N, C, ...) as (B, N, G, C / G * ...)."""
+    size = 1
+    for length in shape[2:]:
+        size *= length
+    return (shape[0], shape[1], groups, size // groups)
 
 
-def lrn(prim):
-    """MindSpore's own rule, but with an LRNGrad whose attributes Python can read (of LRN, its class loses `attrs`)."""
-    grad = _compat.LRNGrad(prim.depth_radius, prim.bias, prim.alpha, prim.beta)
+@batching("GroupNormGrad")
+def batched_group_norm_grad(prim, axis_size):
+    """GroupNormGrad(d, x, mean, rstd, gamma, groups, three flags): (dx, dgamma, dbeta); dx with a scale of one, the
+    batch among the samples; the sums over one sample of the batch each."""
+    prim = primitive(prim)
 
-    def bprop(x, out, dout):
-        return (grad(dout, x, out),)
-    return bprop
+    def rule(*pairs):
+        tensors, rest = pairs[:5], values(pairs[5:])
+        if not any_batched(dims_of(tensors)):
+            return unpaired(prim(*tensors_of(tensors), *rest))
+        d, x, mean, rstd = [filled(v, dim, axis_size) for v, dim in tensors[:4]]
+        gamma, dim = tensors[4]
+        gamma = front(gamma, dim)
+        scaled = d * reshape(gamma, channel_shape(gamma.shape, dim is not None, x.ndim - 1))
+        one = ops.ones((x.shape[2],), x.dtype)
+        dx = prim(*[reshape(v, merged(v.shape, 0)) for v in (scaled, x, mean, rstd)], one, *rest)[0]
+        normal = (reshape(x, _grouped(x.shape, rest[0])) - ops.expand_dims(mean, -1)) * ops.expand_dims(rstd, -1)
+        axes = all_but_channels(x.ndim)
+        dgamma, dbeta = (d * reshape(normal, x.shape)).sum(axes), d.sum(axes)
+        return (reshape(dx, x.shape), 0), (dgamma, 0), (dbeta, 0)
 
-
-def lrn_grad(prim):
-    """LRNGrad(d, x, y) of y = x (bias + alpha sum x^2)^-beta, the sum over the channels nearby."""
-    reach, bias, alpha, beta = attributes_of(prim, "depth_radius", "bias", "alpha", "beta")
-
-    def bprop(d, x, y, out, dout):
-        def norm(x):
-            rows = x.reshape(x.shape[0], x.shape[1], -1)
-            around = ops.matmul(ops.cast(_near(x.shape[1], reach), x.dtype), rows * rows)
-            return (rows * ops.exp(-beta * ops.log(bias + alpha * around))).reshape(x.shape)
-
-        def backward(d, x):
-            return pull(norm)(mutable(x), d)[0]
-        dd, dx = pull(backward)(mutable(d), mutable(x), dout)
-        return dd, dx, ops.zeros_like(y)
-    return bprop
+    return rule
 
 
+# --- batch norm: statistics are per channel, so the batch of `vmap` joins the channels --------------------------
+
+@constexpr
+def _channel_axis(rank, data_format):
+    return rank - 1 if data_format == "NHWC" or rank == 1 else 1
+
+
+def _to_channels(x, dim, size, data_format):
+    at = _channel_axis(sample_rank(x, dim), data_format)
+    x = move(filled(x, dim, size), 0, at)
+    return reshape(x, merged(x.shape, at))
+
+
+def _from_channels(x, size, data_format):
+    at = _channel_axis(x.ndim, data_format)
+    return reshape(x, apart(x.shape, at, size)), at
+
+
+def per_channel(count):
+    """`count` tensors with channels, then parameters, the last of them the data format, then perhaps a token.
+
+    With a batch, running statistics are copies and their updates are dropped.
+    """
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(*pairs):
+            tensors, rest = pairs[:count], values(pairs[count:])
+            if not any_batched(dims_of(tensors)):
+                return unpaired(prim(*tensors_of(tensors), *rest, *pairs[count + len(rest):]))
+            layout = rest[-1]
+            out = prim(*[_to_channels(x, dim, axis_size, layout) for x, dim in tensors], *rest)
+            return tuple([_from_channels(one, axis_size, layout) for one in out])
+
+        return rule
+
+    return getter
+
+
+batching("BatchNorm", why="MindSpore's rule fails on the token of running statistics", replaces=True)(per_channel(5))
+batching("BatchNormGrad", why="MindSpore's rule fails on images", replaces=True)(per_channel(6))
+
+
+@derivative("BatchNormGradGrad")
 def batch_norm_grad_grad(prim):
     """The backward of (dx, dscale, dbias), itself differentiated. Statistics are those of the batch in training and
     constants otherwise.
@@ -205,15 +258,54 @@ def batch_norm_grad_grad(prim):
     return bprop
 
 
-_MISSING = "MindSpore has no derivative of it"
+batching("BatchNormGradGrad", why="MindSpore's rule fails on images", replaces=True)(per_channel(8))
 
-RULES: tuple[Derivative, ...] = (
-    Derivative("LayerNorm", layer_norm, "the kernel of MindSpore's second derivative takes epsilon for 0",
-               replaces=True),
-    Derivative("L2Normalize", l2_normalize, "its backward has no derivative and hides its attributes", replaces=True),
-    Derivative("GroupNormGrad", group_norm_grad, _MISSING),
-    Derivative("BatchNormGradGrad", batch_norm_grad_grad, _MISSING),
-    Derivative("LRN", lrn, "emits the same backward primitive, with attributes that its derivative can read",
-               replaces=True),
-    Derivative("LRNGrad", lrn_grad, _MISSING),
-)
+
+# --- without statistics -----------------------------------------------------------------------------------------
+
+@derivative("L2Normalize", why="its backward has no derivative and hides its attributes", replaces=True)
+def l2_normalize(prim):
+    """y = x r, r = max(sum x^2, eps)^(-1/2)."""
+    axis, eps = attributes_of(prim, "axis", "epsilon")
+    axis = axis[0]
+
+    def bprop(x, out, dout):
+        def norm(x):
+            return x * ops.rsqrt(ops.maximum((x * x).sum(axis, keepdims=True), eps))
+        return pull(norm)(mutable(x), dout)
+    return bprop
+
+
+@constexpr
+def _nearby(count, reach):
+    """1 for every two channels that are at most so far apart, in float64."""
+    channels = np.arange(count)
+    return Tensor((np.abs(channels[:, None] - channels) <= reach).astype(np.float64))
+
+
+@derivative("LRN", why=KEEPS_ATTRIBUTES, replaces=True)
+def lrn(prim):
+    """MindSpore's own rule, but with an LRNGrad whose attributes Python can read (of LRN, its class loses `attrs`)."""
+    grad = _compat.LRNGrad(prim.depth_radius, prim.bias, prim.alpha, prim.beta)
+
+    def bprop(x, out, dout):
+        return (grad(dout, x, out),)
+    return bprop
+
+
+@derivative("LRNGrad")
+def lrn_grad(prim):
+    """LRNGrad(d, x, y) of y = x (bias + alpha sum x^2)^-beta, the sum over the channels nearby."""
+    reach, bias, alpha, beta = attributes_of(prim, "depth_radius", "bias", "alpha", "beta")
+
+    def bprop(d, x, y, out, dout):
+        def norm(x):
+            rows = x.reshape(x.shape[0], x.shape[1], -1)
+            around = ops.matmul(ops.cast(_nearby(x.shape[1], reach), x.dtype), rows * rows)
+            return (rows * ops.exp(-beta * ops.log(bias + alpha * around))).reshape(x.shape)
+
+        def backward(d, x):
+            return pull(norm)(mutable(x), d)[0]
+        dd, dx = pull(backward)(mutable(d), mutable(x), dout)
+        return dd, dx, ops.zeros_like(y)
+    return bprop

@@ -1,4 +1,4 @@
-"""Derivative rules: reading images between their pixels (grid_sample, affine_grid, crop_and_resize)."""
+"""Rules of reading images between their pixels: grid_sample, affine_grid, crop_and_resize."""
 from __future__ import annotations
 
 from itertools import product
@@ -6,23 +6,24 @@ from itertools import product
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mutable, ops
+from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
-from mindspore_hessian.rules._define import Derivative
-from mindspore_hessian.rules._formula import pull
-from mindspore_hessian.rules.derivatives_linalg import attributes_of
+from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.kit import attributes_of, joining
+from mindspore_hessian.rules.registry import batching, derivative
 
 _NEAREST = 1  # MindSpore's numbers, beside 0 for bilinear
 _ZEROS, _REFLECTION = 0, 2  # and 1 for the border
 
 
-@ops.constexpr
+@constexpr
 def _corners(count):
     """The neighbours of a place: 0 or 1 step further along each axis."""
     return tuple(product((0, 1), repeat=count))
 
 
-@ops.constexpr
+@constexpr
 def _mirrors(size, align):
     """The place of the first mirror and the distance to the second."""
     return (0.0, float(size - 1)) if align else (-0.5, float(size))
@@ -78,6 +79,8 @@ def _read(flat, index):
     return ops.gather_d(flat, 2, ops.broadcast_to(index, flat.shape[:2] + index.shape[2:]))
 
 
+# --- at the places of a grid ------------------------------------------------------------------------------------
+
 def sampled(x, grid, interpolation, padding, align):
     """grid_sample: x of shape (N, C, *sizes) at the places of a grid (N, *out, axes), whose last axis comes first."""
     axes = grid.shape[-1]
@@ -101,6 +104,7 @@ def sampled(x, grid, interpolation, padding, align):
     return result.reshape(x.shape[:2] + grid.shape[1:-1])
 
 
+@derivative("GridSampler2DGrad", "GridSampler3DGrad")
 def grid_sampler_grad(prim):
     """GridSampler2DGrad and 3DGrad(d, x, grid, interpolation, padding, align_corners, mask): (dx, dgrid)."""
     def bprop(d, x, grid, interpolation, padding, align, mask, out, dout):
@@ -114,6 +118,10 @@ def grid_sampler_grad(prim):
     return bprop
 
 
+batching("AffineGrid", "AffineGridGrad")(joining(1, shape=True))
+
+
+@derivative("AffineGridGrad")
 def affine_grid_grad(prim):
     """AffineGridGrad(d, size): the grid is linear in theta, so this is the transpose of it."""
     grid = ops.AffineGrid(*attributes_of(prim, "align_corners"))
@@ -123,7 +131,9 @@ def affine_grid_grad(prim):
     return bprop
 
 
-@ops.constexpr
+# --- in boxes ---------------------------------------------------------------------------------------------------
+
+@constexpr
 def _steps(count):
     """The places of `count` rows of a crop, from 0 to 1; of one row, the middle."""
     return Tensor(np.linspace(0, 1, count) if count > 1 else np.array([0.5]))
@@ -155,6 +165,8 @@ def cropped(x, boxes, box_index, crop_size):
     return ops.select(inside.broadcast_to(result.shape), result, ops.zeros_like(result))
 
 
+@derivative("CropAndResize", why="emits the same backward primitives, with attributes that their derivatives can read",
+            replaces=True)
 def crop_and_resize(prim):
     """MindSpore's own rule, but with a CropAndResizeGradImage whose attributes Python can read."""
     (method,) = attributes_of(prim, "method")
@@ -170,6 +182,7 @@ def crop_and_resize(prim):
     return bprop
 
 
+@derivative("CropAndResizeGradImage")
 def crop_grad_of_image(prim):
     """CropAndResizeGradImage(d, boxes, box_index, shape of x), linear in d: <it, u> = <d, crop(u, boxes)>."""
     (method,) = attributes_of(prim, "method")
@@ -181,6 +194,7 @@ def crop_grad_of_image(prim):
     return bprop
 
 
+@derivative("CropAndResizeGradBoxes")
 def crop_grad_of_boxes(prim):
     """CropAndResizeGradBoxes(d, x, boxes, box_index)."""
     def bprop(d, x, boxes, box_index, out, dout):
@@ -192,15 +206,3 @@ def crop_grad_of_boxes(prim):
         dd, dx, dboxes = pull(backward)(mutable(d), mutable(ops.cast(x, d.dtype)), mutable(boxes), dout)
         return dd, ops.cast(dx, x.dtype), dboxes, ops.zeros_like(box_index)
     return bprop
-
-
-_MISSING = "MindSpore has no derivative of it"
-
-RULES: tuple[Derivative, ...] = (
-    *(Derivative(name, grid_sampler_grad, _MISSING) for name in ("GridSampler2DGrad", "GridSampler3DGrad")),
-    Derivative("AffineGridGrad", affine_grid_grad, _MISSING),
-    Derivative("CropAndResize", crop_and_resize,
-               "emits the same backward primitives, with attributes that their derivatives can read", replaces=True),
-    Derivative("CropAndResizeGradImage", crop_grad_of_image, _MISSING),
-    Derivative("CropAndResizeGradBoxes", crop_grad_of_boxes, _MISSING),
-)

@@ -1,7 +1,9 @@
-"""Batching rules: matrix products.
+"""Rules of matrix products.
 
-One large product beats many small ones: with one operand batched, the batch joins the rows or columns of a single
-product and the unbatched operand is read as it is. Only with both batched is it a batch of products.
+MindSpore's own derivative is right, but copies the transpose of both operands at every call (at 4096 x 4096 that takes
+longer than the product); here the kernels read them transposed. In a batch, one large product beats many small ones:
+with one operand batched, the batch joins the rows or columns of a single product and the unbatched operand is read as
+it is. Only with both batched is it a batch of products.
 """
 from __future__ import annotations
 
@@ -10,32 +12,126 @@ from math import prod
 from mindspore import ops
 from mindspore.ops import constexpr
 
-from mindspore_hessian.rules._define import Batching
-from mindspore_hessian.rules.batching_kit import (
+from mindspore_hessian.rules.kit import (
     aligned,
     batch_first,
     broadcast_to,
     front,
+    known,
     primitive,
     reshape,
     sample_rank,
     transpose,
     values,
 )
-
-_COPIES = "MindSpore's rule copies the unbatched operand along the batch"
-
-
-def _split(shape, dim):
-    """(batch size or None, sample shape, axes of the sample) of a batched or unbatched shape."""
-    axes = [axis for axis in range(len(shape)) if dim is None or axis != dim % len(shape)]
-    return None if dim is None else shape[dim], tuple(shape[axis] for axis in axes), axes
+from mindspore_hessian.rules.registry import COPIES, batching, derivative
 
 
 def _broadcast(one, two):
     rank = max(len(one), len(two))
     pairs = zip((1,) * (rank - len(one)) + one, (1,) * (rank - len(two)) + two, strict=True)
     return tuple(b if a == 1 else a for a, b in pairs)
+
+
+# --- derivatives ------------------------------------------------------------------------------------------------
+
+_right_transposed, _left_transposed = ops.MatMul(False, True), ops.MatMul(True, False)
+_stack_right_transposed, _stack_left_transposed = ops.BatchMatMul(False, True), ops.BatchMatMul(True, False)
+
+
+@constexpr
+def _rows(shape, width):
+    size = 1
+    for length in shape:
+        size *= length
+    return size // width, width
+
+
+@constexpr
+def _as_matrix(shape, left):
+    """A vector as the matrix that it stands for: a row on the left, a column on the right."""
+    if len(shape) > 1:
+        return tuple(shape)
+    return (1, shape[0]) if left else (shape[0], 1)
+
+
+@constexpr
+def _stacked(x, w):
+    """The shape of the product of two stacks of matrices."""
+    return (*_broadcast(x[:-2], w[:-2]), x[-2], w[-1])
+
+
+@constexpr
+def _lead(shape, batch):
+    """The shape of a matrix or stack spread over the batch axes of the product."""
+    return (*batch, *shape[-2:])
+
+
+@constexpr
+def _summed_axes(shape, batch):
+    """Axes of a result over `batch` along which an operand of this shape was repeated."""
+    own = (1,) * (len(batch) - len(shape) + 2) + tuple(shape[:-2])
+    return tuple(axis for axis, (one, whole) in enumerate(zip(own, batch, strict=True)) if one != whole)
+
+
+def _unrepeated(d, shape, batch):
+    axes = _summed_axes(shape, batch)
+    if axes:
+        d = d.sum(axes)
+    return d.reshape(shape)
+
+
+@constexpr
+def _leading(rank):
+    return tuple(range(rank - 2))
+
+
+@constexpr
+def _never_repeated(x, w):
+    """Refuse stacks with dynamic shapes where an operand might be repeated along a batch axis."""
+    if len(x) != len(w) or any((one == 1) != (other == 1) for one, other in zip(x[:-2], w[:-2], strict=True)):
+        raise ValueError(f"mindspore_hessian has no gradient of a matrix product of shapes {x} and {w}, dynamic and "
+                         "perhaps broadcast. Give them one rank, or call mindspore_hessian.rules.uninstall() first.")
+    return True
+
+
+def _dynamic(x, w, dout):
+    """The gradients without the lengths of the axes: matrices, or stacks of which only the left one may be higher."""
+    if x.ndim == 2 and w.ndim == 2:
+        return _right_transposed(dout, w), _left_transposed(x, dout)
+    if w.ndim == 2 and x.ndim > 2:
+        dw = _stack_left_transposed(x, dout).sum(_leading(x.ndim))
+        return ops.matmul(dout, ops.transpose(w, (1, 0))), dw
+    _never_repeated(x.shape, w.shape)
+    return _stack_right_transposed(dout, w), _stack_left_transposed(x, dout)
+
+
+@derivative("MatMulExt", why="MindSpore's copies the transpose of both operands at every call", replaces=True)
+def matmul_ext(prim):
+    """x @ w for vectors, matrices and stacks: d w^T and x^T d, summed where an operand was repeated."""
+    def bprop(x, w, out, dout):
+        if not known(x.shape, w.shape):
+            return _dynamic(x, w, dout)
+        left, right = _as_matrix(x.shape, True), _as_matrix(w.shape, False)
+        if len(right) == 2:  # a stack on the left is one tall matrix
+            rows, matrix = x.reshape(_rows(x.shape, left[-1])), w.reshape(right)
+            d = dout.reshape(_rows(dout.shape, right[-1]))
+            return _right_transposed(d, matrix).reshape(x.shape), _left_transposed(rows, d).reshape(w.shape)
+        whole = _stacked(left, right)
+        d, batch = dout.reshape(whole), whole[:-2]
+        wide_x = ops.broadcast_to(x.reshape(left), _lead(left, batch))
+        wide_w = ops.broadcast_to(w, _lead(right, batch))
+        dx = _unrepeated(_stack_right_transposed(d, wide_w), left, batch)
+        return dx.reshape(x.shape), _unrepeated(_stack_left_transposed(wide_x, d), right, batch)
+    return bprop
+
+
+# --- batching ---------------------------------------------------------------------------------------------------
+
+def _split(shape, dim):
+    """(batch size or None, sample shape, axes of the sample) of a batched or unbatched shape."""
+    axes = [axis for axis in range(len(shape)) if dim is None or axis != dim % len(shape)]
+    return None if dim is None else shape[dim], tuple(shape[axis] for axis in axes), axes
 
 
 def _operand(shape, dim, place, target):
@@ -121,7 +217,8 @@ def multiply(a, b, a_dim, b_dim, flip_a, flip_b):
     return reshape(product, shape), dim
 
 
-def matmul(prim, axis_size):
+@batching("MatMul", "BatchMatMul", why=COPIES, replaces=True)
+def batched_matmul(prim, axis_size):
     """Matrix product; MatMul and BatchMatMul have a flag for each operand that transposes it."""
     prim = primitive(prim)
 
@@ -136,7 +233,9 @@ def matmul(prim, axis_size):
     return rule
 
 
-def matmul_ext(prim, axis_size):
+@batching("MatMulExt", why="MindSpore's rule ignores the batch axes it is given", replaces=True)
+@batching("BatchMatMulExt")
+def batched_matmul_ext(prim, axis_size):
     """Matrix product as numpy.matmul: vectors allowed, no flags."""
     prim = primitive(prim)
 
@@ -150,7 +249,8 @@ def matmul_ext(prim, axis_size):
     return rule
 
 
-def dense(prim, axis_size):
+@batching("Dense", why=COPIES, replaces=True)
+def batched_dense(prim, axis_size):
     """Dense: x @ w.T + b; x of any rank, w a matrix, b a vector or None."""
     prim = primitive(prim)
 
@@ -170,11 +270,3 @@ def dense(prim, axis_size):
         return aligned(out, dim, rank) + aligned(b, b_dim, rank), 0
 
     return rule
-
-
-RULES: tuple[Batching, ...] = (
-    Batching("MatMul", matmul, _COPIES, replaces=True),
-    Batching("BatchMatMul", matmul, _COPIES, replaces=True),
-    Batching("MatMulExt", matmul_ext, "MindSpore's rule ignores the batch axes it is given", replaces=True),
-    Batching("Dense", dense, _COPIES, replaces=True),
-)

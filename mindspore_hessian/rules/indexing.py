@@ -1,0 +1,305 @@
+"""Rules of indexing: gather and scatter, slices, sorting. (Views are in `shapes`.)"""
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, int32, ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import MissingRuleError
+from mindspore_hessian.rules.kit import (
+    any_batched,
+    apart,
+    dims_of,
+    filled,
+    front,
+    move,
+    numbers,
+    paired,
+    primitive,
+    put,
+    reshape,
+    shifted,
+    tensors_of,
+    values,
+)
+from mindspore_hessian.rules.registry import batching, derivative
+
+# --- gather and scatter -----------------------------------------------------------------------------------------
+
+@constexpr
+def _first(rest):
+    """Number of leading axes that x and indices already share, from the last parameter if the version has it."""
+    return rest[0] if rest else 0
+
+
+@constexpr
+def _at(axis, rank):
+    return axis % rank
+
+
+@batching("Gather", why="MindSpore's rule does not pass batch_dims on and fails", replaces=True)
+def batched_gather(prim, axis_size):
+    """Slices of x along an axis, at indices of any shape."""
+    prim = primitive(prim)
+    shared_attribute = 0 if not hasattr(prim, "batch_dims") else prim.batch_dims
+
+    def rule(x_pair, indices_pair, axis_pair, *rest):
+        x, x_dim = x_pair
+        indices, dim = indices_pair
+        axis, _ = axis_pair
+        shared = shared_attribute + _first(values(rest))
+        if x_dim is None and dim is None:
+            return ops.gather(x, indices, axis, shared), None
+        if shared == 0 and dim is None:
+            return ops.gather(front(x, x_dim), indices, shifted(axis)), 0
+        if shared == 0 and x_dim is None:
+            return ops.gather(x, front(indices, dim), axis), _at(axis, x.ndim)
+        return ops.gather(filled(x, x_dim, axis_size), filled(indices, dim, axis_size), shifted(axis), shared + 1), 0
+
+    return rule
+
+
+@derivative("GatherDGradV2", why="MindSpore's fails: it looks for an attribute that is an input", replaces=True)
+def gather_d_grad(prim):
+    """GatherDGradV2(x, dim, index, d)[index[i], j] += d[i, j]; its transpose is GatherD."""
+    def bprop(x, dim, index, d, out, dout):
+        return ops.zeros_like(x), 0, ops.zeros_like(index), ops.gather_d(dout, dim, index)
+    return bprop
+
+
+@batching("GatherD", why="MindSpore's rule fails where one operand or another axis is batched", replaces=True)
+@batching("GatherDGradV2", why="MindSpore's rule fails as that of GatherD does", replaces=True)
+def batched_gather_d(prim, axis_size):
+    """x[i][index] along one axis; x and index have the same axes."""
+    prim = primitive(prim)
+
+    def rule(x_pair, axis_pair, *rest):
+        axis, _ = axis_pair
+        if not any_batched((x_pair[1], *[dim for _, dim in rest])):
+            return prim(x_pair[0], axis, *tensors_of(rest)), None
+        others = [filled(value, dim, axis_size) for value, dim in rest]
+        return prim(filled(x_pair[0], x_pair[1], axis_size), shifted(axis), *others), 0
+
+    return rule
+
+
+@derivative("GatherNdExt")
+def gather_nd(prim):
+    """GatherNdExt(x, indices): d added where it was read."""
+    def bprop(x, indices, out, dout):
+        return ops.tensor_scatter_add(ops.zeros_like(x), indices, dout), ops.zeros_like(indices)
+    return bprop
+
+
+@batching("TensorScatterElements", why="MindSpore's rule fails: the axis is an input", replaces=True)
+def batched_scatter_elements(prim, axis_size):
+    """Updates written into x along one axis, at an index each."""
+    prim = primitive(prim)
+
+    def rule(x_pair, indices_pair, updates_pair, axis_pair, reduction_pair):
+        pairs = (x_pair, indices_pair, updates_pair)
+        axis, _ = axis_pair
+        reduction, _ = reduction_pair
+        if not any_batched(dims_of(pairs)):
+            return prim(*tensors_of(pairs), axis, reduction), None
+        return prim(*[filled(value, dim, axis_size) for value, dim in pairs], shifted(axis), reduction), 0
+
+    return rule
+
+
+@constexpr
+def _sample_numbers(size, shape):
+    """0, 1, ... along the batch, broadcastable to a stack of indices."""
+    return (size, *(1 for _ in shape[1:]))
+
+
+@constexpr
+def _numbers_shape(shape):
+    return (*shape[:-1], 1)
+
+
+@batching("TensorScatterAdd", why="MindSpore's rule is wrong for a batch not in front", replaces=True)
+def batched_scatter_nd_add(prim, axis_size):
+    """Updates added to x, at an index tuple each: unbatched indices leave the batch at the back, untouched."""
+    prim = primitive(prim)
+
+    def rule(x_pair, indices_pair, updates_pair):
+        x, x_dim = x_pair
+        indices, dim = indices_pair
+        updates, updates_dim = updates_pair
+        if x_dim is None and dim is None and updates_dim is None:
+            return prim(x, indices, updates), None
+        x, updates = filled(x, x_dim, axis_size), filled(updates, updates_dim, axis_size)
+        if dim is None:
+            return prim(move(x, 0, -1), indices, move(updates, 0, -1)), x.ndim - 1
+        indices = front(indices, dim)
+        numbers = ops.cast(ops.arange(axis_size), indices.dtype)
+        numbers = ops.broadcast_to(reshape(numbers, _sample_numbers(axis_size, indices.shape)),
+                                   _numbers_shape(indices.shape))
+        return prim(x, ops.concat((numbers, indices), -1), updates), 0
+
+    return rule
+
+
+@constexpr
+def _offsets(batch, segments, rank):
+    """The number of the first segment of each sample, to be added to ids of `rank` axes a sample."""
+    return Tensor(np.arange(0, batch * segments, segments).reshape(batch, *(1,) * rank), int32)
+
+
+@batching("UnsortedSegmentSum", why="MindSpore's rule is wrong where nothing is batched", replaces=True)
+def batched_segment_sum(prim, axis_size):
+    """Sums of the slices of x that have one id; ids stand for leading axes of x."""
+    plain = ops.UnsortedSegmentSum()  # that which MindSpore hands over may carry the mark of another batch
+
+    def rule(x_pair, ids_pair, count_pair):
+        x, x_dim = x_pair
+        ids, dim = ids_pair
+        count, _ = count_pair
+        if x_dim is None and dim is None:
+            return plain(x, ids, count), None
+        if dim is None:
+            out = plain(move(x, x_dim, -1), ids, count)
+            return out, out.ndim - 1
+        ids = front(ids, dim)
+        ids = ops.cast(ids, int32) + _offsets(axis_size, count, ids.ndim - 1)
+        out = plain(filled(x, x_dim, axis_size), ids, axis_size * count)
+        return reshape(out, apart(out.shape, 0, axis_size)), 0
+
+    return rule
+
+
+@batching("Sort")
+def batched_sort(prim, axis_size):
+    """Sort: the axis is an attribute."""
+    prim = primitive(prim)
+    axis, descending = prim.attrs["axis"], prim.attrs["descending"]
+    batched = ops.Sort(axis + 1 if axis >= 0 else axis, descending)
+
+    def rule(x_pair):
+        x, dim = x_pair
+        if dim is None:
+            values_, indices = prim(x)
+            return (values_, None), (indices, None)
+        return paired(batched(front(x, dim)))
+
+    return rule
+
+
+# --- slices -----------------------------------------------------------------------------------------------------
+
+@derivative("SliceGrad")
+def slice_grad(prim):
+    """SliceGrad(d, x, begin, size) writes d into zeros; its transpose is the slice."""
+    def bprop(d, x, begin, size, out, dout):
+        return ops.slice(dout, begin, size), ops.zeros_like(x), 0, 0
+    return bprop
+
+
+@constexpr
+def _backwards(strides):
+    """Whether a step is negative, or unknown."""
+    if strides is None:
+        return True
+    return any(step < 0 for step in numbers(strides))
+
+
+@constexpr
+def _positions(shape):
+    """The flat positions of all entries, in their shape."""
+    if any(length is None or length < 0 for length in shape):
+        raise MissingRuleError(f"The gradient of a slice with a negative step needs a known shape, but got {shape}.")
+    return Tensor(np.arange(int(np.prod(shape))).reshape(shape).astype(np.int32))
+
+
+@constexpr
+def _begins_inside(shape, begin, strides, free, ellipsis, new_axes):
+    """Refuse to begin behind the end of an axis: MindSpore would read what is in memory there."""
+    axis = 0
+    for k, (start, step) in enumerate(zip(begin, strides, strict=True)):
+        if new_axes >> k & 1:
+            continue
+        if step < 0 and not free >> k & 1 and not ellipsis and start >= shape[axis]:
+            raise ValueError(f"a slice begins at {start} with the step {step} on axis {axis} of a Tensor of shape "
+                             f"{shape}; MindSpore reads foreign memory there. Begin at {shape[axis] - 1}, or leave it "
+                             "out.")
+        axis += 1
+    return True
+
+
+@constexpr
+def _count(shape):
+    return int(np.prod(shape))
+
+
+@derivative("StridedSlice", why="MindSpore's is zero, or fails, where a step is negative", replaces=True)
+def strided_slice(prim):
+    """x[begin:end:strides] with masks. MindSpore's gradient is right for positive steps. For negative ones, what the
+    slice makes of the positions tells where each number came from."""
+    def bprop(x, begin, end, strides, begins, ends, ellipsis, new_axes, shrunk, out, dout):
+        if not _backwards(strides if ops.isconstant(strides) else None):
+            grad = _compat.strided_slice_grad(begins, ends, ellipsis, new_axes, shrunk)
+            return grad(dout, x.shape, begin, end, strides), 0, 0, 0, 0, 0, 0, 0, 0
+        if _count(dout.shape) == 0:
+            return ops.zeros_like(x), 0, 0, 0, 0, 0, 0, 0, 0
+        if ops.isconstant(begin) and ops.isconstant(strides):
+            _begins_inside(x.shape, begin, strides, begins, ellipsis, new_axes)
+        cut = ops.StridedSlice(begins, ends, ellipsis, new_axes, shrunk)
+        origin = cut(_positions(x.shape), begin, end, strides)
+        dx = put(x.reshape(-1), 0, origin.reshape(-1), dout.reshape(-1)).reshape(x.shape)
+        return dx, 0, 0, 0, 0, 0, 0, 0, 0
+    return bprop
+
+
+@constexpr
+def _sliced(size, begin, end, strides):
+    """Begin, end and strides that take the whole batch as well."""
+    return (0, *numbers(begin)), (size, *numbers(end)), (1, *numbers(strides))
+
+
+@constexpr
+def _masks(masks):
+    """Bit k of a mask speaks of index k: one further with the batch in front."""
+    return tuple(mask * 2 for mask in masks)
+
+
+@batching("StridedSlice", why="MindSpore's rule fails in gradients, and misplaces the ellipsis mask", replaces=True)
+def batched_strided_slice(prim, axis_size):
+    """x[begin:end:strides] with masks."""
+    prim = primitive(prim)
+
+    def rule(x_pair, begin, end, strides, *masks):
+        x, dim = x_pair
+        begin, end, strides = values((begin, end, strides))
+        if dim is None:
+            return prim(x, begin, end, strides, *values(masks)), None
+        begin, end, strides = _sliced(axis_size, begin, end, strides)
+        return prim(front(x, dim), begin, end, strides, *_masks(values(masks))), 0
+
+    return rule
+
+
+@constexpr
+def _batch_shape(size, shape):
+    return (size, *numbers(shape))
+
+
+@batching("StridedSliceGrad", why="MindSpore's rule misplaces the ellipsis mask", replaces=True)
+def batched_strided_slice_grad(prim, axis_size):
+    """The cotangent of x[begin:end:strides], put back among zeros; the masks are attributes here."""
+    masks = [prim.attrs[name] for name in
+             ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")]
+    if masks[2]:  # the kernel is wrong for some ranks; indexing never sets it, it spells the axes out
+        raise ValueError("mindspore_hessian has no batching rule for StridedSliceGrad with an ellipsis mask")
+    batched = _compat.strided_slice_grad(*[2 * mask for mask in masks])
+
+    def rule(dy_pair, shape, begin, end, strides):
+        dy, dim = dy_pair
+        shape, begin, end, strides = values((shape, begin, end, strides))
+        if dim is None:
+            return prim(dy, shape, begin, end, strides), None
+        begin, end, strides = _sliced(axis_size, begin, end, strides)
+        return batched(front(dy, dim), _batch_shape(axis_size, shape), begin, end, strides), 0
+
+    return rule

@@ -1,0 +1,216 @@
+"""Rules of linear algebra: inverses, factorizations, determinants, eigenvalues, traces, cross products."""
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mutable, ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian import _compat
+from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.kit import attributes_of, filled, leading, reshape, two_along
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+
+# --- inverses and Cholesky factors ------------------------------------------------------------------------------
+
+@derivative("MatrixInverse", why="MindSpore's is silently wrong for the transpose", replaces=True)
+def matrix_inverse(prim):
+    """y = x^-1, or its transpose: MindSpore's derivative is silently wrong for the transpose."""
+    (adjoint,) = attributes_of(prim, "adjoint")
+
+    def bprop(x, out, dout):
+        flipped = ops.swapaxes(dout, -1, -2)
+        if adjoint:
+            return (-ops.matmul(ops.matmul(out, flipped), out),)
+        return (-ops.swapaxes(ops.matmul(ops.matmul(out, flipped), out), -1, -2),)
+    return bprop
+
+
+batching("MatrixInverse")(leading)
+
+
+@constexpr
+def _half_lower(n):
+    """1 below the diagonal, 1/2 on it."""
+    return Tensor(np.tri(n) - np.eye(n) / 2)
+
+
+@derivative("Cholesky", why="the kernel of MindSpore's gradient is not on CPU", replaces=True)
+def cholesky(prim):
+    """L L^T = x, or its transpose: (S + S^T) / 2, since the kernel takes symmetric x only, with S = L^-T P L^-1 and P
+    the lower part of L^T d, half its diagonal."""
+    def bprop(x, upper, out, dout):
+        factor, d = (ops.swapaxes(out, -1, -2), ops.swapaxes(dout, -1, -2)) if upper else (out, dout)
+        part = ops.matmul(ops.swapaxes(factor, -1, -2), d) * ops.cast(_half_lower(x.shape[-1]), x.dtype)
+        back = ops.inverse(factor) if x.shape[-1] > 1 else 1 / factor  # the kernel takes no 1 x 1 matrices
+        whole = ops.matmul(ops.matmul(ops.swapaxes(back, -1, -2), part), back)
+        return 0.5 * (whole + ops.swapaxes(whole, -1, -2)), 0
+    return bprop
+
+
+batching("Cholesky")(leading)
+
+
+@derivative("CholeskyInverse", why="MindSpore's is wrong unless x is symmetric", replaces=True)
+def cholesky_inverse(prim):
+    """(x x^T)^-1, or (x^T x)^-1 for an upper factor. MindSpore takes the whole of x, not a triangle of it."""
+    def bprop(x, upper, out, dout):
+        both = ops.matmul(ops.matmul(out, dout + ops.swapaxes(dout, -1, -2)), out)
+        return -(ops.matmul(x, both) if upper else ops.matmul(both, x)), 0
+    return bprop
+
+
+@constexpr
+def _factor_triangle(n, upper):
+    return Tensor(np.tri(n).T if upper else np.tri(n))
+
+
+@derivative("CholeskySolve", why="MindSpore's has a part outside of the triangle", replaces=True)
+def cholesky_solve(prim):
+    """(L L^T)^-1 b, or with U^T U. MindSpore's has a part outside of the triangle, and float32 accuracy in float64."""
+    upper = prim.upper
+
+    def bprop(b, factor, out, dout):
+        triangle = ops.cast(_factor_triangle(factor.shape[-1], upper), factor.dtype)
+        db = ops.cholesky_solve(dout, factor, upper)
+        both = ops.matmul(db, ops.swapaxes(out, -1, -2))
+        both = both + ops.swapaxes(both, -1, -2)
+        part = factor * triangle
+        return db, -triangle * (ops.matmul(part, both) if upper else ops.matmul(both, part))
+    return bprop
+
+
+@constexpr
+def _stack_shape(shape):
+    """A batch of stacks of matrices as one stack."""
+    size = 1
+    for length in shape[:-2]:
+        size *= length
+    return (size, *shape[-2:])
+
+
+@batching("CholeskySolve")
+def batched_cholesky_solve(prim, axis_size):
+    """CholeskySolve(b, factor), whose kernel takes one stack of matrices, and factors for each."""
+    def rule(b_pair, factor_pair):
+        b, b_dim = b_pair
+        factor, dim = factor_pair
+        if b_dim is None and dim is None:
+            return prim(b, factor), None
+        b, factor = filled(b, b_dim, axis_size), filled(factor, dim, axis_size)
+        return reshape(prim(reshape(b, _stack_shape(b.shape)), reshape(factor, _stack_shape(factor.shape))), b.shape), 0
+
+    return rule
+
+
+# --- eigenvalues ------------------------------------------------------------------------------------------------
+
+@constexpr
+def _own_triangle(n, lower, real):
+    """1 in the triangle that an eigendecomposition reads, 1/2 on its diagonal."""
+    if not real:
+        raise ValueError("mindspore_hessian has no derivative of the eigendecomposition of a complex matrix. Write it "
+                         "as the real one of twice the size, [[re, -im], [im, re]].")
+    triangle = np.tri(n) - np.eye(n) / 2
+    return Tensor(triangle if lower else triangle.T)
+
+
+@constexpr
+def _rounding(n, double):
+    """Relative to the largest, how far apart equal eigenvalues of an n x n matrix may come out."""
+    return float(4 * n * np.finfo(np.float64 if double else np.float32).eps)
+
+
+@constexpr
+def _unit(n):
+    return Tensor(np.eye(n))
+
+
+@derivative("Eigh", why="MindSpore's is silently wrong for equal eigenvalues", replaces=True)
+def eigh(prim):
+    """(w, V) of a symmetric matrix, or w alone: V (dw + (V^T dV) F) V^T, F_ij = 1 / (w_j - w_i). Where two are equal
+    that is NaN: V has no derivative there, and what MindSpore has is a number, but no derivative either."""
+    lower, vectors = prim.attrs["lower"], prim.attrs["compute_eigenvectors"]
+    whole = _compat.Eigh(True, lower)
+
+    def bprop(x, out, dout):
+        unit = ops.cast(_unit(x.shape[-1]), x.dtype)
+        if vectors:
+            w, v = out
+            part = ops.expand_dims(w, -2) - ops.expand_dims(w, -1)
+            equal = ops.abs(part) <= _rounding(x.shape[-1], x.dtype == ms.float64) * ops.abs(w).max()
+            part = ops.where(equal, ops.zeros_like(part), part)
+            turned = ops.matmul(ops.swapaxes(v, -1, -2), dout[1]) * (1 - unit) / (part + unit)
+            middle = turned + unit * ops.expand_dims(dout[0], -1)
+        else:
+            v = whole(x)[1]
+            middle = unit * ops.expand_dims(dout, -1)
+        dx = ops.matmul(ops.matmul(v, middle), ops.swapaxes(v, -1, -2))
+        real = x.dtype in (ms.float32, ms.float64)
+        return ((dx + ops.swapaxes(dx, -1, -2)) * ops.cast(_own_triangle(x.shape[-1], lower, real), x.dtype),)
+    return bprop
+
+
+# --- determinants and traces ------------------------------------------------------------------------------------
+
+_TRANSPOSED = "MindSpore's second derivative is silently wrong: it takes the inverse of the transpose for the inverse"
+
+
+def _inverse_transposed(x):
+    return ops.swapaxes(ops.inverse(x), -1, -2)
+
+
+@derivative("MatrixDeterminant", why=_TRANSPOSED, replaces=True)
+def matrix_determinant(prim):
+    """d det(x) x^-T."""
+    def bprop(x, out, dout):
+        return ((dout * out).reshape(out.shape + (1, 1)) * _inverse_transposed(x),)
+    return bprop
+
+
+@derivative("LogMatrixDeterminant", why=_TRANSPOSED, replaces=True)
+def log_matrix_determinant(prim):
+    """(sign, log |det x|): d x^-T."""
+    def bprop(x, out, dout):
+        return (dout[1].reshape(out[1].shape + (1, 1)) * _inverse_transposed(x),)
+    return bprop
+
+
+@constexpr
+def _triangle(rows, columns, lower):
+    """1 strictly below the diagonal, or elsewhere."""
+    below = np.tri(rows, columns, -1)
+    return Tensor(below if lower else 1 - below)
+
+
+@derivative("LuUnpackGrad")
+def lu_unpack_grad(prim):
+    """LuUnpackGrad(dl, du, lu) puts the part below the diagonal of dl, and the other of du, in the place of LU."""
+    def bprop(dl, du, lu, out, dout):
+        lower, upper = dout
+        n = min(lu.shape[-2], lu.shape[-1])
+        lower = lower[..., :n] * ops.cast(_triangle(lu.shape[-2], n, True), lu.dtype)
+        upper = upper[..., :n, :] * ops.cast(_triangle(n, lu.shape[-1], False), lu.dtype)
+        return lower, upper, ops.zeros_like(lu)
+    return bprop
+
+
+@derivative("Trace", why=REWRITTEN, replaces=True)
+def trace(prim):
+    """Trace(x): d on the diagonal."""
+    def bprop(x, out, dout):
+        return (ops.eye(x.shape[0], x.shape[1], x.dtype) * dout,)
+    return bprop
+
+
+@derivative("TraceV2", why=REWRITTEN, replaces=True)
+def trace_v2(prim):
+    """TraceV2(x, offset, axis1, axis2, dtype): the sum of a diagonal."""
+    def bprop(x, offset, axis1, axis2, dtype, out, dout):
+        def summed(x):
+            return ops.diagonal(x, offset, axis1, axis2).sum(-1)
+        return pull(summed)(mutable(x), ops.cast(dout, x.dtype))[0], 0, 0, 0, 0
+    return bprop
+
+
+batching("Cross")(two_along)

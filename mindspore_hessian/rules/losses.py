@@ -1,0 +1,240 @@
+"""Rules of losses.
+
+Backward primitives are formulas of ``d``, the incoming gradient, ``x``, the input, and ``t``, the target.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mindspore import ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian.rules.formula import by_formula
+from mindspore_hessian.rules.kit import (
+    aligned,
+    any_batched,
+    attributes_of,
+    dims_of,
+    filled,
+    front,
+    largest,
+    primitive,
+    reshape,
+    sample_rank,
+    tensors_of,
+    unpaired,
+    values,
+)
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+
+_SUM, _MEAN, _NONE = 0, 1, 2  # MindSpore's numbers of a reduction
+_REDUCTIONS = {"sum": _SUM, "mean": _MEAN, "none": _NONE}
+
+
+def _spread(d, x, reduction):
+    """The gradient of the unreduced loss: d / N where the loss is a mean."""
+    return d / x.size if reduction == _MEAN else d
+
+
+@constexpr
+def _sample_size(shape, dim):
+    size = 1
+    for axis, length in enumerate(shape):
+        size *= 1 if dim is not None and axis == dim % len(shape) else length
+    return size
+
+
+def loss_gradient(formula: Callable, operands: int, like: int = 0) -> Callable:
+    """The backward of a loss that is entry by entry, linear in the incoming gradient; a reduction comes last.
+
+    ``formula(*operands, *options, _NONE)`` is the backward of the loss without reduction; operand number `like` has
+    the shape of the result.
+    """
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(*pairs):
+            tensors, options, reduction = pairs[:operands], values(pairs[operands:-1]), pairs[-1][0]
+            if not any_batched(dims_of(tensors)):
+                return prim(*tensors_of(tensors), *options, reduction), None
+            rank = largest(tuple([sample_rank(x, dim) for x, dim in tensors]))
+            out = formula(*[aligned(x, dim, rank) for x, dim in tensors], *options, _NONE)
+            if reduction == _MEAN:
+                out = out / _sample_size(tensors[like][0].shape, tensors[like][1])
+            return out, 0
+
+        return rule
+
+    return getter
+
+
+# --- entry by entry ---------------------------------------------------------------------------------------------
+
+@by_formula("SmoothL1LossGrad", options=2)
+def smooth_l1_grad(x, t, d, beta, reduction):
+    """d * (x - t) / beta where |x - t| < beta, else d * sign(x - t)."""
+    r = x - t
+    return _spread(d, x, reduction) * ops.where(ops.abs(r) < beta, r / beta, ops.sign(r))
+
+
+batching("SmoothL1LossGrad", replaces=True,
+         why="MindSpore's rule is silently wrong for a mean: it divides by the size of the batch too"
+         )(loss_gradient(smooth_l1_grad, 3))
+
+
+@by_formula("BinaryCrossEntropyGrad", options=2)
+def bce_grad(x, t, d, w, reduction):
+    """d * w * (x - t) / max(x (1 - x), 1e-12)."""
+    slope = (x - t) / ops.maximum(x * (1 - x), 1e-12)
+    return _spread(d, x, reduction) * (slope if w is None else slope * w)
+
+
+batching("BinaryCrossEntropyGrad")(loss_gradient(bce_grad, 4))
+
+
+@by_formula("BinaryCrossEntropyWithLogitsBackward", options=3)
+def bce_logits_grad(d, x, t, w, pos_w, reduction):
+    """d * w * ((t p + 1 - t) sigmoid(x) - t p), p the weight of the positive class."""
+    tp = t if pos_w is None else t * pos_w
+    slope = (tp + 1 - t) * ops.sigmoid(x) - tp
+    return _spread(d, x, reduction) * (slope if w is None else slope * w)
+
+
+batching("BinaryCrossEntropyWithLogitsBackward")(loss_gradient(bce_logits_grad, 5, 1))
+
+
+@by_formula("SigmoidCrossEntropyWithLogitsGrad")
+def sigmoid_cross_entropy_grad(x, t, d):
+    """d * (sigmoid(x) - t)."""
+    return d * (ops.sigmoid(x) - t)
+
+
+@derivative("KLDivLoss", why="MindSpore's gives zero for the target", replaces=True)
+def kl_div_loss(prim):
+    """L = t (log t - x), 0 where t = 0: dx = -d t, dt = d (log t + 1 - x). MindSpore's says dt = 0."""
+    (reduction,) = attributes_of(prim, "reduction")
+
+    def bprop(x, t, out, dout):
+        d = dout
+        if reduction == "mean":
+            d = dout / x.size
+        elif reduction == "batchmean":
+            d = dout / x.shape[0]
+        positive = t > 0
+        log_t = ops.log(ops.where(positive, t, ops.ones_like(t)))
+        dt = ops.where(positive, d * (log_t + 1 - x), ops.zeros_like(t))
+        return ops.broadcast_to(-d * t, x.shape), dt
+    return bprop
+
+
+# --- of classes -------------------------------------------------------------------------------------------------
+
+@derivative("NLLLossGrad")
+def nll_grad(prim):
+    """NLLLossGrad(x, d, labels, w, total, ...)[i, labels_i] = -w d / total: linear in d, zero where ignored."""
+    def bprop(x, d, labels, w, total, reduction, ignore_index, out, dout):
+        kept = labels != ignore_index
+        index = ops.where(kept, labels, ops.zeros_like(labels))
+        read = ops.gather_d(dout, 1, index.expand_dims(1)).reshape(labels.shape)
+        read = -read * ops.gather(w, index, 0) * kept.astype(x.dtype)
+        if reduction == _MEAN:
+            read = read / total
+        dd = read if reduction == 2 else read.sum().reshape(d.shape)
+        return ops.zeros_like(x), dd, ops.zeros_like(labels), ops.zeros_like(w), ops.zeros_like(total), 0, 0
+    return bprop
+
+
+@constexpr
+def _of_samples(shape, dim):
+    """(B or 1, N, 1) for what each sample has one of, (B or 1, 1, 1) for a number."""
+    batch = 1 if dim is None else shape[0]
+    size = 1
+    for length in shape:
+        size *= length
+    return (batch, size // batch, 1)
+
+
+@batching("NLLLossGrad", why="MindSpore's rule refuses a mean, and fails where d alone is batched", replaces=True)
+def batched_nll_grad(prim, axis_size):
+    """NLLLossGrad(x, d, labels, w, total, ...): -w d at each label, nothing where it is to be ignored; d and w by total
+    for a mean."""
+    prim = primitive(prim)
+
+    def rule(*pairs):
+        tensors, (reduction, ignored) = pairs[:5], values(pairs[5:])
+        if not any_batched(dims_of(tensors)):
+            return unpaired(prim(*tensors_of(tensors), reduction, ignored))
+        dims = dims_of(tensors)
+        x, d, labels, w, total = [front(x, dim) for x, dim in tensors]
+        x = filled(x, 0 if dims[0] is not None else None, axis_size)
+        labels = reshape(labels, _of_samples(labels.shape, dims[2]))
+        kept = ops.cast(ops.equal(labels, ops.arange(x.shape[-1]).astype(labels.dtype)), x.dtype)
+        kept = kept * ops.cast(labels != ignored, x.dtype)
+        w = reshape(w, (-1, 1, x.shape[-1]))
+        out = -kept * w * reshape(d, _of_samples(d.shape, dims[1]))
+        if reduction == _MEAN:
+            out = out / reshape(total, (-1, 1, 1))
+        return ops.broadcast_to(out, x.shape), 0
+
+    return rule
+
+
+@derivative("SoftmaxCrossEntropyWithLogits", why="MindSpore's second derivative is silently wrong", replaces=True)
+def softmax_cross_entropy(prim):
+    """L = -sum(t log_softmax(x)), and a second output G = softmax(x) - t, which MindSpore's own rule takes for a
+    constant: its second derivative lacks the curvature of the loss and says nothing.
+
+    dx = d (softmax sum(t) - t) + s (u - sum(s u)), dt = -d log_softmax(x) - u, for the cotangents d of L and u of G.
+    """
+    def bprop(x, t, out, dout):
+        d, u = dout[0].expand_dims(-1), dout[1]
+        log_s = ops.log_softmax(x, -1)
+        s = ops.exp(log_s)
+        dx = d * (s * t.sum(axis=-1, keepdims=True) - t) + s * (u - (s * u).sum(axis=-1, keepdims=True))
+        return dx, -d * log_s - u
+    return bprop
+
+
+@derivative("SparseSoftmaxCrossEntropyWithLogits", why="MindSpore's second derivative is silently wrong", replaces=True)
+def sparse_softmax_cross_entropy(prim):
+    """The mean over the rows of the loss above, with class indices. This primitive gives either the loss or, made with
+    ``is_grad=True``, its gradient."""
+    (is_grad,) = attributes_of(prim, "is_grad")
+
+    def softmax_minus_target(x, labels):
+        one_hot = ops.one_hot(labels, x.shape[1], ops.cast(1, x.dtype), ops.cast(0, x.dtype))
+        return (ops.exp(ops.log_softmax(x, -1)) - one_hot) / x.shape[0]
+
+    def bprop(x, labels, out, dout):
+        return dout * softmax_minus_target(x, labels), ops.zeros_like(labels)
+
+    def bprop_of_grad(x, labels, out, dout):
+        s = ops.exp(ops.log_softmax(x, -1))
+        return s * (dout - (s * dout).sum(axis=-1, keepdims=True)) / x.shape[0], ops.zeros_like(labels)
+    return bprop_of_grad if is_grad else bprop
+
+
+def multi_margin_grad(d, x, target, w, p, margin, reduction):
+    """z_ij = margin - x_it + x_ij for j != t: p z^(p-1) w_t / C to column j and minus that to column t."""
+    classes = x.shape[1]
+    own = ops.one_hot(target, classes, ops.cast(1, x.dtype), ops.cast(0, x.dtype))
+    z = margin - (x * own).sum(axis=1, keepdims=True) + x
+    push = ops.where(z > 0, ops.ones_like(z) if p == 1 else 2 * z, ops.zeros_like(z)) * (1 - own) / classes
+    if w is not None:
+        push = push * (own * w).sum(axis=1, keepdims=True)
+    d = d / x.shape[0] if reduction == _MEAN else d
+    d = d.reshape(-1, 1)
+    return d * (push - own * push.sum(axis=1, keepdims=True))
+
+
+@derivative("MultiMarginLoss", why=REWRITTEN, replaces=True)
+def multi_margin_loss(prim):
+    """The gradient of sum_j max(0, margin - x_t + x_j)^p w_t / C, in differentiable operations."""
+    p, margin, reduction = attributes_of(prim, "p", "margin", "reduction")
+    number = _REDUCTIONS[reduction]
+
+    def bprop(x, target, w, out, dout):
+        dw = None if w is None else ops.zeros_like(w)
+        return multi_margin_grad(dout, x, target, w, p, margin, number), ops.zeros_like(target), dw
+    return bprop

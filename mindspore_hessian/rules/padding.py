@@ -1,0 +1,133 @@
+"""Rules of padding: a gather along each axis."""
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, mutable, ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.kit import attributes_of, front, numbers, reshape, tensors_of
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+
+_AXIS_INDEX = {  # position in the padded axis, counted from the first unpadded one -> index into n elements
+    "constant": lambda i, n: i,
+    "edge": lambda i, n: np.clip(i, 0, n - 1),
+    "circular": lambda i, n: i % n,
+    "reflect": lambda i, n: (n - 1) - np.abs((n - 1) - i % max(2 * (n - 1), 1)),
+    "symmetric": lambda i, n: np.minimum(i % (2 * n), 2 * n - 1 - i % (2 * n)),
+}
+
+
+@constexpr
+def axis_sources(shape, paddings, mode):
+    """(axis, indices, mask) of each padded axis; paddings are (left, right) from the last axis backwards."""
+    paddings = numbers(paddings)
+    out = []
+    for k in range(len(paddings) // 2):
+        axis, left, right = len(shape) - 1 - k, paddings[2 * k], paddings[2 * k + 1]
+        if left or right:
+            n, cut = shape[axis], max(-left, 0)
+            kept = n - cut - max(-right, 0)  # what a negative padding cuts off is not there to be repeated
+            index = cut + _AXIS_INDEX[mode](np.arange(-max(left, 0), kept + max(right, 0)), kept)
+            inside = (index >= 0) & (index < n)
+            wide = inside.reshape((-1,) + (1,) * k)
+            source = Tensor(np.clip(index, 0, n - 1).astype(np.int32))
+            out.append((axis, source, None if inside.all() else Tensor(wide)))
+    return tuple(out)
+
+
+@constexpr
+def _begin_of_unpadded(shape, paddings):
+    """Where the unpadded values lie in the padded tensor, as the begin of a slice; None if a padding is negative."""
+    paddings = numbers(paddings)
+    if min(paddings) < 0:
+        return None
+    left = paddings[::2]
+    return (0,) * (len(shape) - len(left)) + left[::-1]
+
+
+@constexpr
+def _interleave(paddings, pairs):
+    return tuple(pad for k in range(pairs) for pad in (paddings[k], paddings[pairs + k]))
+
+
+@derivative("PadV3", why="MindSpore's compiled gradient returns zeros from the second call on", replaces=True)
+def pad_v3(prim):
+    """The gradient of a padding: a slice, plus what the other modes repeat. MindSpore's compiled one returns zeros
+    from its second call on (constant mode), and has no derivative (the other modes)."""
+    mode, contiguous = attributes_of(prim, "mode", "paddings_contiguous")
+
+    def bprop(x, paddings, value, out, dout):
+        if not contiguous:
+            pairs = len(paddings) // 2
+            paddings = _interleave(paddings, pairs)
+        begin = _begin_of_unpadded(x.shape, paddings) if mode == "constant" else None
+        if begin is not None:
+            dx = ops.slice(dout, begin, x.shape)
+        else:
+            def padded(x):
+                for axis, index, mask in axis_sources(x.shape, paddings, mode):
+                    x = ops.gather(x, index, axis)
+                    if mask is not None:
+                        x = x * mask.astype(x.dtype)
+                return x
+            dx = pull(padded)(mutable(x), dout)[0]
+        dvalue = 0
+        if mode == "constant" and value is not None:
+            dvalue = (dout.sum() - dx.sum()).reshape(value.shape).astype(value.dtype)
+        return dx, 0, dvalue
+    return bprop
+
+
+@constexpr
+def _folded(shape, kept):
+    """Shape with the axes before the last `kept` ones made one."""
+    return (-1, *shape[len(shape) - kept:])
+
+
+@constexpr
+def _unfolded(shape, out, kept):
+    return (*shape[:len(shape) - kept], *out[len(out) - kept:])
+
+
+@batching("PadV3", why="MindSpore's rule fails in gradients and folds the batch into the padded axes", replaces=True)
+def batched_pad_v3(prim, axis_size):
+    """PadV3: paddings speak of the last axes; modes that copy the border want samples of three axes or more."""
+    constant = prim.attrs["mode"] == "constant"
+
+    def rule(x_pair, paddings_pair, *rest):
+        x, dim = x_pair
+        paddings, _ = paddings_pair
+        if dim is None:
+            return prim(x, paddings, *tensors_of(rest)), None
+        x = front(x, dim)
+        if constant:
+            return prim(x, paddings, *tensors_of(rest)), 0
+        kept = x.ndim - 2
+        out = prim(reshape(x, _folded(x.shape, kept)), paddings)
+        return reshape(out, _unfolded(x.shape, out.shape, kept)), 0
+
+    return rule
+
+
+@constexpr
+def _from_last_axis(paddings):
+    """(left, right) of each axis, as one line that begins with the last axis."""
+    pairs = paddings.asnumpy() if isinstance(paddings, Tensor) else np.asarray(paddings)
+    return tuple(int(pad) for pad in pairs.reshape(-1, 2)[::-1].reshape(-1))
+
+
+@derivative("MirrorPad", why=REWRITTEN, replaces=True)
+def mirror_pad(prim):
+    """The gradient of a mirrored padding, as that of a gather."""
+    (mode,) = attributes_of(prim, "mode")
+
+    def bprop(x, paddings, out, dout):
+        sources = axis_sources(x.shape, _from_last_axis(paddings), mode.lower())
+
+        def padded(x):
+            for axis, index, _ in sources:
+                x = ops.gather(x, index, axis)
+            return x
+        return pull(padded)(mutable(x), dout)[0], ops.zeros_like(paddings)
+    return bprop

@@ -1,0 +1,250 @@
+"""Rules of what goes along axes: sums, products, extremes, running sums and products, variances."""
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import mutable, ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian.rules.elementwise import logaddexp
+from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.kit import along_axis, attributes_of, front, primitive, put, reduction, reshape, shifted
+from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, REWRITTEN, batching, composition, derivative
+
+# --- sums -------------------------------------------------------------------------------------------------------
+
+batching("SumExt", "MeanExt")(reduction)
+batching("CumSum")(along_axis)
+
+
+# --- products ---------------------------------------------------------------------------------------------------
+
+def _products_before(x):
+    """Along the last axis, the product of all elements before each: log2(n) multiplications, no division."""
+    x = ops.concat((ops.ones_like(x[:, :1]), x[:, :-1]), 1)
+    step = 1
+    while step < x.shape[1]:
+        x = x * ops.concat((ops.ones_like(x[:, :step]), x[:, :-step]), 1)
+        step = 2 * step
+    return x
+
+
+@constexpr
+def _reduced_last(rank, axis):
+    """A permutation that puts the reduced axes last, its inverse, and how many there are; no axis means all."""
+    axes = range(rank) if axis is None or axis == () else [axis] if isinstance(axis, int) else axis
+    axes = sorted(a % rank for a in axes)
+    order = [a for a in range(rank) if a not in axes] + axes
+    return tuple(order), tuple(order.index(a) for a in range(rank)), len(axes)
+
+
+def _prod_gradient(x, axis, dout):
+    """d times the product of the others, as the product before times the product after: right at zeros too."""
+    if x.ndim == 0:
+        return dout
+    order, back, count = _reduced_last(x.ndim, axis)
+    moved = ops.transpose(x, order)
+    rows = moved.reshape(dout.size, -1)
+    after = ops.flip(_products_before(ops.flip(rows, (1,))), (1,))
+    dx = dout.reshape(-1, 1).astype(x.dtype) * _products_before(rows) * after
+    return ops.transpose(dx.reshape(moved.shape), back)
+
+
+@derivative("ReduceProd", why="MindSpore's divides by x: NaN at zeros", replaces=True)
+def reduce_prod(prim):
+    """ReduceProd(x, axis, keep_dims)."""
+    def bprop(x, axis, keep_dims, out, dout):
+        return _prod_gradient(x, axis, dout), 0, 0
+    return bprop
+
+
+@derivative("ProdExt", why="MindSpore's third derivative is silently wrong", replaces=True)
+def prod_ext(prim):
+    """ProdExt(x, axis, keep_dims, dtype), which ops.prod and mint.prod use."""
+    def bprop(x, axis, keep_dims, dtype, out, dout):
+        return _prod_gradient(x, axis, dout), 0, 0, 0
+    return bprop
+
+
+@constexpr
+def _kept_shape(shape, keep_dims):
+    return (shape[0],) + (1,) * (len(shape) - 1) * keep_dims
+
+
+@batching("ProdExt")
+def batched_product(prim, axis_size):
+    """ProdExt(x, axis, keep_dims, dtype), which takes one axis or none."""
+    prim = primitive(prim)
+
+    def rule(x_pair, axis_pair, keep_pair, dtype_pair):
+        x, dim = x_pair
+        axis, keep_dims, dtype = axis_pair[0], keep_pair[0], dtype_pair[0]
+        if dim is None:
+            return prim(x, axis, keep_dims, dtype), None
+        x = front(x, dim)
+        if axis is None or x.ndim == 1:
+            return reshape(prim(reshape(x, (axis_size, -1)), 1, False, dtype), _kept_shape(x.shape, keep_dims)), 0
+        return prim(x, shifted(axis), keep_dims, dtype), 0
+
+    return rule
+
+
+# --- running products and sums ----------------------------------------------------------------------------------
+
+def _running(combine, x, axis, reverse):
+    """`combine` of all up to each element, in log2(n) steps; `reverse`: of all from each element on."""
+    out = ops.flip(x, (axis,)) if reverse else x
+    length = x.shape[axis]
+    step = 1
+    while step < length:
+        head, rest = ops.split(out, (step, length - step), axis)
+        moved = ops.split(out, (length - step, step), axis)[0]
+        out = ops.concat((head, combine(rest, moved)), axis)
+        step = 2 * step
+    return ops.flip(out, (axis,)) if reverse else out
+
+
+def _moved_by_one(x, axis, reverse):
+    """Each element is its neighbour's, 1 at the edge."""
+    length = x.shape[axis]
+    if reverse:
+        edge, rest = ops.split(x, (1, length - 1), axis)
+        return ops.concat((rest, ops.ones_like(edge)), axis)
+    rest, edge = ops.split(x, (length - 1, 1), axis)
+    return ops.concat((ops.ones_like(edge), rest), axis)
+
+
+@derivative("CumProd", why="MindSpore's divides by x: NaN at zeros", replaces=True, visible=True)
+def cumprod(prim):
+    """CumProd(x, axis, exclusive, reverse), without a division by x."""
+    def bprop(x, axis, exclusive, reverse, out, dout):
+        def products(x):
+            return _running(ops.mul, _moved_by_one(x, axis, reverse) if exclusive else x, axis, reverse)
+        return pull(products)(mutable(x), dout)[0], 0, 0, 0
+    return bprop
+
+
+batching("CumProd")(along_axis)
+
+
+@constexpr
+def _number(axis):
+    return int(axis.asnumpy())
+
+
+@derivative("CumulativeLogsumexp", why="MindSpore's third derivative is NaN", replaces=True, visible=True)
+def cumulative_logsumexp(prim):
+    """CumulativeLogsumexp(x, axis), by logaddexp of parts."""
+    exclusive, reverse = attributes_of(prim, "exclusive", "reverse")
+    if exclusive:
+        raise NotImplementedError("mindspore_hessian has no derivative of CumulativeLogsumexp(exclusive=True)")
+
+    def bprop(x, axis, out, dout):
+        def sums(x):
+            return _running(logaddexp, x, _number(axis), reverse)
+        return pull(sums)(mutable(x), dout)[0], ops.zeros_like(axis)
+    return bprop
+
+
+# --- extremes ---------------------------------------------------------------------------------------------------
+
+_IN_PLACE = "MindSpore's gradient writes in place, which it cannot differentiate"
+
+
+def _taken_from(x, index, d, axis, keep_dims):
+    """d in the place that `index` names along the axis, zero elsewhere."""
+    if x.ndim == 0:
+        return d
+    if not keep_dims:
+        index, d = ops.expand_dims(index, axis), ops.expand_dims(d, axis)
+    return put(x, axis, index, d)
+
+
+@derivative("MaxDim", "MinDim", why=_IN_PLACE, replaces=True)
+def extreme_along(prim):
+    """(values, indices) of the largest or smallest along an axis: d goes where the index points."""
+    def bprop(x, axis, keep_dims, out, dout):
+        return _taken_from(x, out[1], dout[0], axis, keep_dims), 0, 0
+    return bprop
+
+
+@derivative("ArgMaxWithValue", "ArgMinWithValue", why=_IN_PLACE, replaces=True)
+def index_with_extreme(prim):
+    """The same as (indices, values)."""
+    def bprop(x, axis, keep_dims, out, dout):
+        return _taken_from(x, out[0], dout[1], axis, keep_dims), 0, 0
+    return bprop
+
+
+batching("ArgMaxWithValue", "ArgMinWithValue", why=FAILS_IN_GRADIENTS, replaces=True)(along_axis)
+
+
+def _shared(x, value, d):
+    """d in equal parts where x has the value."""
+    equal = ops.cast(x == value, x.dtype)
+    return d * equal / equal.sum()
+
+
+@derivative("Max", "Min", why=_IN_PLACE, replaces=True)
+def extreme(prim):
+    """The largest or smallest of all: equal ones share d."""
+    def bprop(x, out, dout):
+        return (_shared(x, out, dout),)
+    return bprop
+
+
+@derivative("Median", why=REWRITTEN, replaces=True)
+def median(prim):
+    """Of all: those that equal it share d. Along an axis: d goes where the index points."""
+    whole, axis, keep_dims = attributes_of(prim, "global_median", "axis", "keep_dims")
+
+    def of_all(x, out, dout):
+        return (_shared(x, out[0], dout[0]),)
+
+    def along(x, out, dout):
+        return (_taken_from(x, out[1], dout[0], axis, keep_dims),)
+    return of_all if whole else along
+
+
+# --- variances --------------------------------------------------------------------------------------------------
+# Functions of MindSpore in Python, without a primitive that a rule could sit on, written better.
+
+_ROOT = "MindSpore's takes the root first: NaN where all values are equal"
+_SINGLE = "MindSpore's computes float64 in float32"
+
+
+@composition("mindspore.ops.var_mean", why=_ROOT)
+def var_mean(input, axis=None, ddof=0, keepdims=False):  # noqa: A002
+    """The mean square of the deviations, and the mean."""
+    axes = () if axis is None else axis
+    middle = ops.mean(input, axes, True)
+    deviation = input - middle
+    mean = ops.mean(input, axes, keepdims)
+    count = input.size // mean.size
+    return (deviation * deviation).sum(axis, keepdims=keepdims) / (count - int(ddof)), mean
+
+
+@composition("mindspore.ops.var", why=_ROOT)
+def var(input, axis=None, ddof=0, keepdims=False):  # noqa: A002
+    """The mean square of the deviations."""
+    return var_mean(input, axis, ddof, keepdims)[0]
+
+
+@composition("mindspore.ops.std_mean", why=_SINGLE)
+def std_mean(input, axis=None, ddof=0, keepdims=False):  # noqa: A002
+    """The root of the variance, and the mean."""
+    variance, mean = var_mean(input, axis, ddof, keepdims)
+    return ops.sqrt(variance), mean
+
+
+@composition("mindspore.ops.std", why=_SINGLE)
+def std(input, axis=None, ddof=0, keepdims=False):  # noqa: A002
+    """The root of the variance."""
+    return ops.sqrt(var_mean(input, axis, ddof, keepdims)[0])
+
+
+@composition("mindspore.nn.Moments.construct", why="MindSpore's stops the gradient of the mean: the first derivative "
+             "of the variance is right, the second is not")
+def moments(self, x):
+    """Mean and variance, the mean in it differentiated like the other."""
+    variance, mean = var_mean(ops.cast(x, ms.float32), self.axis, 0, self.keep_dims)
+    return ops.cast(mean, x.dtype), ops.cast(variance, x.dtype)
