@@ -56,5 +56,5 @@ project_venv() {
 run_tests() {
     local folder=$1
     shift
-    "$folder/bin/python" -m pytest --doctest-modules mindspore_hessian tests -n "${JOBS:-2}" "$@"
+    "$folder/bin/python" -m pytest --doctest-modules mindspore_hessian tests -n "${JOBS:-2}" --dist worksteal "$@"
 }

@@ -14,8 +14,8 @@ result=ci/matrix.md
 arguments=()
 if [[ -n ${MATRIX_FAST:-} ]]; then
     result=ci/matrix_fast.md
-    modules="products in_graph refusals device networks rules operators.py operator_checks distributed audit estimators"
-    arguments=(-k "test_${modules// / or test_}")
+    modules="products in_graph refusals device networks operators.py operator_checks distributed audit estimators"
+    arguments=(-k "rules or test_${modules// / or test_}")
 fi
 
 count() {  # count WORD CLOSING_LINE: how many of that kind pytest's closing line says

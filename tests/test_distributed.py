@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from children import child
+from full import FULL
 
 import mindspore_hessian as mh
 
 JOB = Path(__file__).with_name("distributed_job.py")
-FULL = bool(os.environ.get("MINDSPORE_HESSIAN_FULL"))
 
 
 def free_port():

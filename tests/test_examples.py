@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from full import FULL
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-FULL = bool(os.environ.get("MINDSPORE_HESSIAN_FULL"))
-QUICK = ("01_tutorial_done_right", "05_influence")
+QUICK = ("05_influence",)
 SECONDS = 240  # that a cell may take on a busy machine
 
 

@@ -218,13 +218,14 @@ def test_nan_is_reported():
 
 
 def test_it_compiles_twice_and_no_more():
-    mh.clear_cache()
-    h = mh.hessian(chain, sparse=True)
+    def own(x):
+        return chain(x)
+    before, h = mh.cache_info().misses, mh.hessian(own, sparse=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(4):
             h(Tensor(RNG.standard_normal(40)))
-    assert mh.cache_info().misses == 2
+    assert mh.cache_info().misses == before + 2
 
 
 @pytest.mark.parametrize(("arguments", "call", "error", "words"), [

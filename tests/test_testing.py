@@ -1,7 +1,6 @@
 """The checks pass what is right, name what is wrong, and leave the weights as they were."""
 from __future__ import annotations
 
-import doctest
 import os
 import subprocess
 import sys
@@ -337,5 +336,3 @@ def test_the_users_errors_come_through():
         check_hvp(BY_NAME["vector_sine"].fn, X)
 
 
-def test_examples():
-    assert doctest.testmod(check).failed == 0

@@ -16,8 +16,12 @@ import tempfile
 import threading
 from pathlib import Path
 
-import table
 from tqdm import tqdm
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1] / "tests" / "rules"))
+import calls  # noqa: E402
+import check  # noqa: E402
 
 CHUNK = 25  # calls a process: every compilation leaves memory behind
 LIMIT = 240  # seconds a call
@@ -25,18 +29,8 @@ LIMIT = 240  # seconds a call
 
 def wanted(only: str) -> list[str]:
     """NUMBER:SPACE of every call in every namespace that has it."""
-    import mindspore
-    from mindspore import mint, nn, ops
-    places = {"ops": ops, "mint": mint, "F": mint.nn.functional, "linalg": getattr(mint, "linalg", None),
-              "special": getattr(mint, "special", None), "Tensor": mindspore.Tensor, "nn": nn, "mint.nn": mint.nn}
-    out = []
-    for number, call in enumerate(table.calls()):
-        for space in call.spaces:
-            here = space == "python" or call.text.startswith("x.") and hasattr(mindspore.Tensor, call.head) \
-                or hasattr(places.get(space), call.head)
-            if here and call.source(space) is not None and re.search(only, f"{space} {call.line}"):
-                out.append(f"{number}:{space}")
-    return out
+    return [f"{number}:{space}" for number, call in enumerate(calls.calls()) if "refused" not in call.more
+            for space in check.spaces(call) if re.search(only, f"{space} {call.line}")]
 
 
 def work(items: queue.Queue, done, log: Path) -> None:
@@ -49,7 +43,7 @@ def work(items: queue.Queue, done, log: Path) -> None:
             return
         while chunk:
             with log.open("a") as errors:
-                process = subprocess.Popen([sys.executable, str(table.HERE / "worker.py"), *chunk], text=True,
+                process = subprocess.Popen([sys.executable, check.__file__, *chunk], text=True,
                                            stdout=subprocess.PIPE, stderr=errors,
                                            env={**os.environ, "GLOG_v": "4", "OMP_NUM_THREADS": "1"})
             reason = "ended the process"
@@ -69,7 +63,7 @@ def work(items: queue.Queue, done, log: Path) -> None:
             process.wait()
             if chunk:
                 item = chunk.pop(0)
-                call = table.calls()[int(item.split(":")[0])]
+                call = calls.calls()[int(item.split(":")[0])]
                 done({"item": item, "line": call.line, "head": call.head, "space": item.split(":")[1],
                       "topic": call.topic, "crashed": f"{reason} ({process.returncode})"})
 
@@ -79,7 +73,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="REGEX", help="calls whose 'space line' has this in it")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="keep the other rows of the results file")
-    parser.add_argument("--out", type=Path, default=table.HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     import mindspore
     path = options.out / f"{mindspore.__version__}.json"

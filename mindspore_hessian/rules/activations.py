@@ -274,7 +274,7 @@ def batched_prelu_grad(prim, axis_size):
         wide = reshape(w, channel_shape(w.shape, dim is not None, x.ndim - 1))
         at_w = ops.select(x > 0, ops.zeros_like(x), x * d)
         if sample_rank(w_pair[0], dim) == 1 and w.shape[-1] == 1:
-            dw = at_w.sum(_all_but_batch(x.ndim))
+            dw = at_w.sum(_all_but_batch(x.ndim)) if x.ndim > 1 else at_w  # no axes would mean all
         else:
             dw = at_w.sum(all_but_channels(x.ndim))
         return (ops.select(x > 0, d, wide * d), 0), (reshape(dw, _weight_shape(axis_size, w_pair[0].shape, dim)), 0)

@@ -83,7 +83,7 @@ def _blocks(vars_: Variables, lead: int, rows: list[np.ndarray]) -> tuple:
     start = 0
     for size, shape in zip(vars_.sizes, vars_.shapes, strict=True):
         cut = (slice(None),) * lead + (slice(start, start + size),)
-        out.append(tuple(to_tensor(row[cut].reshape(*row.shape[:lead], *shape, *row.shape[lead + 1:]), dtype)
+        out.append(tuple(to_tensor(row[cut].reshape((*row.shape[:lead], *shape, *row.shape[lead + 1:])), dtype)
                          for row, dtype in zip(rows, vars_.dtypes, strict=True)))
         start += size
     return tuple(out)
@@ -129,7 +129,7 @@ def hessian_in_loop(problem: Problem) -> Any:
     found, start = [], 0
     for out in outs:
         shape = tuple(out.shape)
-        pieces = [b[start:start + out.size].reshape(*shape, *b.shape[1:]) for b in buffers]
+        pieces = [b[start:start + out.size].reshape((*shape, *b.shape[1:])) for b in buffers]
         found.append(_blocks(vars_, len(shape), pieces))
         start += out.size
     value = tuple(found) if several else found[0]
@@ -189,7 +189,7 @@ def jacobian_in_chunks(problem: Problem, chunk: int, batched: bool = True) -> An
             buffer[start:start + count] = _compat.to_numpy(part)
     lines, start = [], 0
     for out in outs:
-        lines.append(tuple(to_tensor(b[start:start + out.size].reshape(*out.shape, *shape), dtype)
+        lines.append(tuple(to_tensor(b[start:start + out.size].reshape((*out.shape, *shape)), dtype)
                            for b, shape, dtype in zip(buffers, vars_.shapes, vars_.dtypes, strict=True)))
         start += out.size
     value = tuple(lines) if several else lines[0]

@@ -1,25 +1,39 @@
-"""The calls of calls/*.txt: every public differentiable function, with arguments. numpy only.
+"""The table of tests of rules, calls/*.txt: every public differentiable function and every rule of ours. numpy only.
 
-A line is ``spaces: expression | name spec | name spec``. Without spaces the function is looked for in all of `SPACES`.
-A spec is ``shape low high`` for a float input that is differentiated, drawn uniformly (``none`` is the shape of one
-number), or ``=int64[...]``, ``=float[...]``, ``=bool[...]``, ``=[...]`` (int32), ``=ones shape`` for a constant. x, y
-and z are 2 x 3 in (-2, 2) unless said otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once.
+A line is ``spaces: expression | name spec | name spec | more``. Without spaces the function is looked for in all of
+`SPACES`; ``python`` is an expression as it stands. A spec is ``shape low high`` for a float input that is
+differentiated, drawn uniformly (``none`` is the shape of one number), or ``=int64[...]``, ``=float[...]``,
+``=bool[...]``, ``=[...]`` (int32), ``=ones shape`` for a constant. x, y and z are 2 x 3 in (-2, 2) unless said
+otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once. And, where there is a reason:
+
+- ``-> Name Name``: the derivative rules of ours that it goes through. The default run takes these lines alone.
+- ``{0.3|0.2}`` in the expression: an attribute, and another value that must change the second derivative.
+- ``torch expression``: what torch calls it (helpers in ci/golden/references.py).
+- ``within 1e-6``: the accuracy of MindSpore's own kernel, where that is less than 1e-12 in float64, 3e-5 in float32
+  (a third derivative may be off by ten times that).
+- ``since 2.8.0``: the first MindSpore that has a kernel for it. ``refused words``: what the refusal says.
+- ``loops Name``: a matrix is made row after row, with a warning of these words (a primitive without batching rule).
+- ``in float32``: MindSpore's kernel does not take float64, or is less accurate in it.
+- ``to 2``: the third derivative takes long, or MindSpore fails.
 """
 from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).parent
+GOLDEN = HERE.parent / "golden" / "calls.npz"  # by ci/golden/make_calls.py
 SPACES = ("ops", "mint", "F", "linalg", "special", "Tensor")
 TITLES = {"F": "mint.nn.functional", "linalg": "mint.linalg", "special": "mint.special"}
 LAYERS = ("nn", "mint.nn")
 GRADIENT_LIMIT = {"float64": 1e-5, "float32": 2e-2}  # largest error of a first gradient that counts as right
 _DTYPES = {"": np.int32, "int64": np.int64, "float": np.float64, "bool": np.bool_}
+_MORE = re.compile(r"(->|torch|within|since|refused|loops|in|to) (.*)")
+_ATTRIBUTE = re.compile(r"\{([^|{}]*)\|([^|{}]*)\}")
 _NAME = re.compile(r"(?<![\w.'])([a-z])(?![\w('])")
 
 
@@ -33,6 +47,28 @@ class Call:
     text: str
     inputs: dict[str, np.ndarray]
     free: tuple[str, ...]
+    more: dict[str, str]
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Our derivative rules that it goes through."""
+        return tuple(self.more.get("->", "").split())
+
+    def limit(self, dtype: str) -> float:
+        """The largest error of a derivative, relative to its largest entry."""
+        return float(self.more.get("within", 1e-12 if dtype == "float64" else 3e-5))
+
+    @property
+    def since(self) -> tuple[int, ...]:
+        """The first MindSpore that can."""
+        return tuple(map(int, self.more.get("since", "2.7.2").split(".")))
+
+    def other(self) -> Call | None:
+        """The same call with the attribute's other value; None where none is marked."""
+        if not (changed := _ATTRIBUTE.search(self.more["marked"])):
+            return None
+        marked = self.more["marked"]
+        return replace(self, text=marked[:changed.start()] + changed[2] + marked[changed.end():])
 
     @property
     def head(self) -> str:
@@ -108,12 +144,16 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _parsed(line: str, topic: str) -> Call:
-    expression, *specs = (part.strip() for part in line.split(" | "))
+    parts = [part.strip() for part in line.split(" | ")]
+    more = dict(found.groups() for part in parts[1:] if (found := _MORE.fullmatch(part)))
+    expression, *specs = (part for part in parts if not _MORE.fullmatch(part))
+    line = " | ".join((_ATTRIBUTE.sub(r"\1", expression), *specs))
     spaces: tuple[str, ...] = SPACES
     if found := re.match(r"([\w, ]+): ", expression):
         spaces, expression = tuple(found[1].replace(" ", "").split(",")), expression[found.end():]
     elif expression.startswith(("nn.", "mint.nn.")):
         spaces = ("mint.nn",) if expression.startswith("mint") else ("nn",)
+    more["marked"], expression = expression, _ATTRIBUTE.sub(r"\1", expression)
     given = {}
     for spec in specs:
         name, rest = re.fullmatch(r"(\w)\s*(=?.*)", spec).groups()
@@ -125,7 +165,7 @@ def _parsed(line: str, topic: str) -> Call:
             inputs[name], differentiated = _value(given.get(name, "2,3 -2 2"), rng)
             free += [name] * differentiated
     assert set(given) <= set(inputs), line
-    return Call(line, topic, spaces, expression, inputs, tuple(free))
+    return Call(line, topic, spaces, expression, inputs, tuple(free), more)
 
 
 def calls() -> list[Call]:
@@ -149,10 +189,14 @@ def left_out() -> dict[str, str]:
     return out
 
 
+def wave(*shape: int, phase: float = 0.3) -> np.ndarray:
+    """Constants without a file: sin(phase + 1.7 k)."""
+    return np.sin(phase + 1.7 * np.arange(int(np.prod(shape)))).reshape(shape)
+
+
 def weight(shape: tuple[int, ...]) -> np.ndarray:
     """w of the scalar function sum(w (y + y^2 / 2))."""
-    size = int(np.prod(shape))
-    return np.sin(2.2 + 1.7 * np.arange(size)).reshape(shape) + 1.5
+    return wave(*shape, phase=2.2) + 1.5
 
 
 def parameter(number: int, shape: tuple[int, ...]) -> np.ndarray:
