@@ -1,8 +1,6 @@
 """Inside the user's own graphs, in both modes, and differentiated again."""
 from __future__ import annotations
 
-import doctest
-import pathlib
 
 import mindspore as ms
 import numpy as np
@@ -217,13 +215,6 @@ def test_user_functions_of_pynatives_wrong_shapes_are_right():
         return (x.sum(0) ** 3).sum() + ops.norm(x) ** 2
     got = hvp(f, Tensor(x), Tensor(v)).asnumpy()
     np.testing.assert_allclose(got, np.broadcast_to(6 * x.sum(0) * v.sum(0), (3, 4)) + 2 * v, rtol=1e-9)
-
-
-def test_examples_in_the_readme_run():
-    readme = pathlib.Path(__file__).parent.parent / "README.md"
-    result = doctest.testfile(str(readme), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert result.attempted > 5
-    assert result.failed == 0
 
 
 def test_a_function_that_returns_a_transform_has_its_name_in_messages():
