@@ -1,7 +1,6 @@
 """Inside the user's own graphs, in both modes, and differentiated again."""
 from __future__ import annotations
 
-
 import mindspore as ms
 import numpy as np
 import pytest
