@@ -255,6 +255,15 @@ def fails_as_cell(err: BaseException) -> bool:
     return "The parameters number of the function is" in str(err)
 
 
+def lost_its_way(err: BaseException) -> bool:
+    """Whether MindSpore failed inside itself at a graph that it compiles at other times.
+
+    Seen in one whole run of the tests out of several, at the weights' gradient of a Laplacian inside a graph; not found
+    again by compiling in-place operators before, by deleting compiled graphs meanwhile, or by the tests before it alone.
+    """
+    return any(text in str(err) for text in ("Illegal AnfNode for evaluating", "[real_primal_func] is null"))
+
+
 def is_recording() -> bool:
     """Whether PyNative records a gradient now: the caller is inside ``ms.grad``, ``ms.vjp`` or a training step."""
     flag = _pynative_executor.requires_grad

@@ -399,3 +399,20 @@ def test_a_compiled_function_that_is_dropped_is_freed():
         assert alive() == before + size - 1
     mh.clear_cache()
     assert alive() == before
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_graph_at_which_mindspore_lost_its_way_is_compiled_once_more(monkeypatch, times):
+    failures = ["The pointer[real_primal_func] is null."] * times
+
+    class Failing(_compat.Graph):
+        def __init__(self, *args):
+            if failures:
+                raise RuntimeError(failures.pop())
+            super().__init__(*args)
+    monkeypatch.setattr(_compat, "Graph", Failing)
+    if times == 1:
+        np.testing.assert_allclose(hvp(scaled(2.0), X, V).asnumpy(), 12 * X.asnumpy())
+    else:
+        with pytest.raises(mh.NotCompilableError, match="real_primal_func"):
+            hvp(scaled(2.0), X, V)

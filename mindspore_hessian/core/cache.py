@@ -257,7 +257,9 @@ def _graph(function: Callable, tensors: tuple, recording: bool, captures: Captur
         return _compat.Recorded(function, tensors, level)
     try:
         return _compat.Graph(function, tensors, level)
-    except TypeError as err:
+    except (TypeError, RuntimeError) as err:
+        if _compat.lost_its_way(err):
+            return _compat.Graph(function, tensors, level)
         if not _compat.fails_as_cell(err):
             raise
     return _compat.Looped(function, tensors, level, tuple(captures.parameters.values()))
