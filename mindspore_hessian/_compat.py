@@ -258,8 +258,8 @@ def fails_as_cell(err: BaseException) -> bool:
 def lost_its_way(err: BaseException) -> bool:
     """Whether MindSpore failed inside itself at a graph that it compiles at other times.
 
-    Seen in one whole run of the tests out of several, at the weights' gradient of a Laplacian inside a graph; not found
-    again by compiling in-place operators before, by deleting compiled graphs meanwhile, or by the tests before it alone.
+    Seen in one whole run of the tests out of several, at the weights' gradient of a Laplacian inside a graph. Not found
+    again by compiling in-place operators before, by deleting compiled graphs meanwhile, or by the tests before it.
     """
     return any(text in str(err) for text in ("Illegal AnfNode for evaluating", "[real_primal_func] is null"))
 
