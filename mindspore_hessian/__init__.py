@@ -12,6 +12,7 @@ from mindspore_hessian._errors import (
     RecompileWarning,
     UnsafeRuntimeError,
 )
+from mindspore_hessian._progress import set_progress
 from mindspore_hessian.core.cache import CacheInfo, cache_info, clear_cache, set_cache_size
 from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info
 from mindspore_hessian.estimators import (
@@ -56,7 +57,8 @@ __all__ = [
     "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
     "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "laplacian", "layer_report", "linops",
     "logdet",
-    "negative_curvature", "plot", "rules", "set_cache_size", "solve", "spectral_density", "testing", "trace",
+    "negative_curvature", "plot", "rules", "set_cache_size", "set_progress", "solve",
+    "spectral_density", "testing", "trace",
     "value_grad_and_hessian",
 ]
 

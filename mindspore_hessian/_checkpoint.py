@@ -21,7 +21,7 @@ _CONTENTS = "_contents"  # name of the member that says what the others are
 _BROKEN = (ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
-def named(checkpoint: Any) -> str | None:
+def named(checkpoint: Any, what: str = "checkpoint") -> str | None:
     """The file name of a `checkpoint=` argument, in a place where a file can be written; None stays None.
 
     Raises:
@@ -31,23 +31,24 @@ def named(checkpoint: Any) -> str | None:
     if checkpoint is None:
         return None
     if isinstance(checkpoint, bool) or not isinstance(checkpoint, str | bytes | os.PathLike):
-        raise TypeError(f"checkpoint must be a file name or None, but got {shown(checkpoint)}")
+        optional = " or None" if what == "checkpoint" else ""
+        raise TypeError(f"{what} must be a file name{optional}, but got {shown(checkpoint)}")
     path = os.fsdecode(checkpoint)
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        raise ValueError(f"checkpoint {path!r} is in a folder that does not exist: make the folder, or pass another "
+        raise ValueError(f"{what} {path!r} is in a folder that does not exist: make the folder, or pass another "
                          "name")
     if not os.path.basename(path) or (os.path.exists(path) and not os.path.isfile(path)):
-        raise ValueError(f"checkpoint {path!r} is a folder, or no file: pass the name of a file")
+        raise ValueError(f"{what} {path!r} is a folder, or no file: pass the name of a file")
     try:
         with open(spare := _spare(path), "xb"):
             os.remove(spare)
     except OSError as err:
-        raise _unwritable(path, err) from err
+        raise _unwritable(path, err, what) from err
     return path
 
 
-def read(path: str) -> dict[str, np.ndarray] | None:
+def read(path: str, what: str = "checkpoint") -> dict[str, np.ndarray] | None:
     """The arrays that `write` put into a file; None where there is no file.
 
     Raises:
@@ -59,15 +60,15 @@ def read(path: str) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except OSError as err:
-        raise ValueError(f"checkpoint {path!r} cannot be read ({err.strerror or err}): make it readable, or pass "
+        raise ValueError(f"{what} {path!r} cannot be read ({err.strerror or err}): make it readable, or pass "
                          "another name") from err
     except _BROKEN as err:
         why = " ".join(str(err).split()) or type(err).__name__
-        raise ValueError(f"checkpoint {path!r} is no checkpoint of ours, or is damaged ({why}): it was left as it is; "
+        raise ValueError(f"{what} {path!r} is no checkpoint of ours, or is damaged ({why}): it was left as it is; "
                          "pass another name") from err
 
 
-def write(path: str, **arrays: Any) -> None:
+def write(path: str, /, what: str = "checkpoint", **arrays: Any) -> None:
     """Write arrays into a file, in the place of what was there, in one step: whoever reads sees the old or the new.
 
     Raises:
@@ -83,7 +84,7 @@ def write(path: str, **arrays: Any) -> None:
             os.fsync(file.fileno())
         os.replace(spare, path)
     except OSError as err:
-        raise _unwritable(path, err) from err
+        raise _unwritable(path, err, what) from err
     finally:
         with contextlib.suppress(OSError):
             os.remove(spare)
@@ -111,6 +112,6 @@ def _spare(path: str) -> str:
     return f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
-def _unwritable(path: str, err: OSError) -> ValueError:
-    return ValueError(f"checkpoint {path!r} cannot be written ({err.strerror or err}): its folder must be one that "
+def _unwritable(path: str, err: OSError, what: str) -> ValueError:
+    return ValueError(f"{what} {path!r} cannot be written ({err.strerror or err}): its folder must be one that "
                       "this process can write to, with space left. Or pass another name")

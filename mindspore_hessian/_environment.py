@@ -1,7 +1,5 @@
-"""What is asked of the environment: a numpy that MindSpore works with, before MindSpore is imported; and no bars."""
+"""What is asked of the environment before MindSpore is imported: a numpy that it works with."""
 from __future__ import annotations
-
-import os
 
 import numpy
 
@@ -11,8 +9,3 @@ if int(numpy.__version__.split(".")[0]) >= 2:
     raise ImportError(
         f'mindspore_hessian cannot work with numpy {numpy.__version__}: MindSpore is built for numpy 1, and with numpy '
         '2 its Tensor operators end in a SystemError. Install numpy 1, and start Python anew: pip install "numpy<2"')
-
-
-def no_bars() -> bool:
-    """Whether the environment wants no progress bars: tqdm hears of that itself only where the caller says nothing."""
-    return os.environ.get("TQDM_DISABLE", "") not in ("", "0")

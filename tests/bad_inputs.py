@@ -684,6 +684,7 @@ REST = {
         "deterministic": without(NO_BOOL, "None"), "precision": NO_CHOICE, "pin_threads": without(NO_BOOL, "None"),
         "max_cpu_isa": NO_CHOICE}),
     "set_cache_size": (mh.set_cache_size, {}, {"maxsize": NO_COUNT}),
+    "set_progress": (mh.set_progress, {}, {"progress": NO_PROGRESS}),
     "rules.register_derivative": (rules.register_derivative, {"primitive": "NoSuchPrimitive", "getter": getter}, {
         "primitive": {"None": None, "an int": 3, "empty": "", "a primitive": ops.Add(), "a list": ["Add"]},
         "getter": NO_CALLABLE, "why": {"None": None, "an int": 3}, "replaces": NO_BOOL}),
@@ -697,6 +698,7 @@ REST = {
     "EigshResult.vector": (EIGEN.vector, {}, {"i": {**NO_INT, "None": None, "above": 1, "below": -2}}),
     "SpectralDensity.moment": (DENSITY.moment, {}, {"k": NO_SEED}),
     "SpectralDensity.mass_below": (DENSITY.mass_below, {}, {"x": {**NO_NUMBER, "None": None}}),
+    "EigshResult.save": (EIGEN.save, {}, {"path": {**NO_PATH, "None": None, "a network": NET}}),
     "LayerReport.to_csv": (REPORT.to_csv, {}, {"path": {**NO_PATH, "a network": NET}}),
 }
 PLOTS = {

@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from rows above its own, and from its own folder. A new module gets a place here first.
 LEVELS = [
     {"arguments"},
-    {"_interrupt", "_checkpoint", "_environment"},
+    {"_interrupt", "_checkpoint", "_environment", "_progress"},
     {"estimators"},
     {"linops"},
     {"_compat"},

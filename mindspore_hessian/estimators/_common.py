@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspore_hessian import _checkpoint
-from mindspore_hessian._environment import no_bars
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian._progress import bar_options
 from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_progress
 from mindspore_hessian.estimators._checks import check_symmetric, dimension_of, dtype_of, epsilon_of, matrix_of
 
@@ -77,8 +77,7 @@ class Run:
                 self._load(self._path)
             self._bar = stack.enter_context(tqdm(
                 total=self.max_products, initial=self.num_products, desc=self._function, unit="product",
-                delay=0 if self._progress else 2,
-                disable=self._progress is False or no_bars() or not getattr(self.op, "shows_progress", True)))
+                **bar_options(self._progress, hidden=not getattr(self.op, "shows_progress", True))))
             self._open = stack.pop_all()
         return self
 

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
@@ -16,6 +18,7 @@ from mindspore_hessian.arguments import check_integer, check_real, shown
 from mindspore_hessian.estimators._checks import dimension_of, dtype_of
 from mindspore_hessian.estimators._common import Run, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators.eigen import eigsh
+from mindspore_hessian.estimators.results import Result
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class LayerRow:
         return f"{self.name} ({self.layer_class})" if self.layer_class else self.name
 
 
-@dataclass(frozen=True, eq=False)
-class LayerReport:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerReport(Result):
     """What `layer_report` found. Printing it shows a table, with the class of each layer beside its name."""
 
     rows: tuple[LayerRow, ...]
@@ -51,11 +54,25 @@ class LayerReport:
     seed: int
     stopped_by: str
 
-    def __str__(self) -> str:
+    def _cells(self) -> list[list[str]]:
         names = [field.name for field in fields(LayerRow)][1:-1]  # the label has both ends
-        cells = [["name", *names]]
-        cells += [[row.label, *(f"{value:.4g}" if isinstance(value, float) else str(value)
-                                for value in (getattr(row, name) for name in names))] for row in self.rows]
+        return [["name", *names]] + [
+            [row.label, *(f"{value:.4g}" if isinstance(value, float) else str(value)
+                          for value in (getattr(row, name) for name in names))] for row in self.rows]
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        head, *lines = ([html.escape(cell) for cell in line] for line in self._cells())
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
+        return f"<table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>{rows}</table>"
+
+    @classmethod
+    def _restored(cls, name: str, array: np.ndarray) -> Any:
+        value = super()._restored(name, array)
+        return tuple(LayerRow(**row) for row in json.loads(value)) if name == "rows" else value
+
+    def __str__(self) -> str:
+        cells = self._cells()
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
                          for line in cells)

@@ -1,19 +1,100 @@
 """What the estimators return: frozen dataclasses that say what was found, how well, and what it cost."""
 from __future__ import annotations
 
+import json
 import math
 import numbers
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mindspore_hessian import _checkpoint
 from mindspore_hessian.arguments import check_integer, shown
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-@dataclass(frozen=True, eq=False)
-class Estimate:
+
+class Result:
+    """What all results have: ``print`` says the finding, ``to_dict`` gives all of it, ``save`` and ``load`` keep it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by their names: numbers, texts, numpy arrays; rows of a table as a list of dicts."""
+        return {name: [asdict(row) for row in value] if _is_table(value) else value for name, value in self._fields()}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write everything into a file of numpy's (.npz, without pickled objects), in one step.
+
+        An eigenvector's structure stays behind: what `load` gives has flat ones.
+
+        Raises:
+            TypeError: `path` is no path.
+            ValueError: the file cannot be written.
+        """
+        stored = {name: np.array(json.dumps([asdict(row) for row in value])) if _is_table(value) else np.asarray(value)
+                  for name, value in self._fields() if value is not None}
+        _checkpoint.write(_file(path), what="path", result=np.array(type(self).__name__), **stored)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
+        """What `save` wrote.
+
+        Raises:
+            TypeError: `path` is no path.
+            ValueError: there is no such file, it is damaged, or it holds another kind of result.
+        """
+        stored = _checkpoint.read(_file(path), what="path")
+        if stored is None:
+            raise ValueError(f"{os.fspath(path)!r} is not there")
+        if str(stored.pop("result", "")) != cls.__name__:
+            raise ValueError(f"{os.fspath(path)!r} holds no {cls.__name__}")
+        return cls(**{name: cls._restored(name, array) for name, array in stored.items()},
+                   **{item.name: None for item in fields(cls) if item.name not in stored})  # type: ignore[arg-type]
+
+    @classmethod
+    def _restored(cls, name: str, array: np.ndarray) -> Any:
+        return array if array.ndim else array.item()
+
+    def _fields(self) -> list[tuple[str, Any]]:
+        return [(item.name, getattr(self, item.name)) for item in fields(self)  # type: ignore[arg-type]
+                if item.name != "unflatten"]
+
+    def __repr__(self) -> str:
+        """Short: arrays by their shapes."""
+        parts = (f"{name}={_brief(value)}" for name, value in self._fields())
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _file(path: Any) -> str:
+    named = _checkpoint.named(path, "path")
+    if named is None:
+        raise TypeError("path must be a file name, but got None")
+    return named
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(is_dataclass, value))
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.size > 6:
+        return f"<array {'x'.join(map(str, value.shape))}>"
+    return f"<{len(value)} rows>" if _is_table(value) else f"{value:.6g}" if isinstance(value, float) else repr(value)
+
+
+def with_error(value: float, error: float) -> str:
+    """The value with its standard error: ``12.64 ± 0.04``, to the digits that the error leaves."""
+    if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
+        return f"{value:.6g}" + ("" if error == 0 else f" ± {error:.2g}")
+    digits = max(0, -math.floor(math.log10(error)) + (f"{error:.0e}"[0] == "1"))
+    return f"{value:.{digits}f} ± {error:.{digits}f}" if digits <= 6 and error < 1e6 else f"{value:.6g} ± {error:.1g}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Result):
     """A random estimate.
 
     Attributes:
@@ -34,6 +115,12 @@ class Estimate:
     seed: int
     stopped_by: str
     bias: float = 0.0
+
+    def __str__(self) -> str:
+        if np.ndim(self.value) == 0:
+            return f"{with_error(float(self.value), float(self.standard_error))} ({self.num_products} products)"
+        return (f"{np.size(self.value)} entries from {np.min(self.value):.4g} to {np.max(self.value):.4g}, standard "
+                f"error {np.mean(self.standard_error):.1g} in the mean ({self.num_products} products)")
 
 
 @dataclass(frozen=True)
@@ -64,8 +151,8 @@ class _Cut:
                      zip(np.split(np.array(flat), cuts), self.shapes, self.dtypes, strict=True))
 
 
-@dataclass(frozen=True, eq=False)
-class EigshResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class EigshResult(Result):
     """Eigenpairs of `eigsh`.
 
     Attributes:
@@ -107,8 +194,8 @@ class EigshResult:
         return {**vars(self), "unflatten": _Cut.like(self.unflatten, len(self.eigenvectors))}
 
 
-@dataclass(frozen=True, eq=False)
-class SpectralDensity:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralDensity(Result):
     """Density of the eigenvalues by stochastic Lanczos quadrature.
 
     Attributes:
@@ -147,8 +234,8 @@ class SpectralDensity:
         return float((self.weights * self.nodes ** k).sum() / len(self.nodes))
 
 
-@dataclass(frozen=True, eq=False)
-class ConditionNumber:
+@dataclass(frozen=True, eq=False, repr=False)
+class ConditionNumber(Result):
     """Condition number |lambda|_max / |lambda|_min.
 
     Attributes:
@@ -172,8 +259,8 @@ class ConditionNumber:
     stopped_by: str
 
 
-@dataclass(frozen=True, eq=False)
-class NegativeCurvature:
+@dataclass(frozen=True, eq=False, repr=False)
+class NegativeCurvature(Result):
     """Most negative eigenpair.
 
     Attributes:
@@ -202,8 +289,8 @@ class NegativeCurvature:
         return f"{verdict} (residual {self.residual:.1e}, {self.num_products} products, stopped by {self.stopped_by})"
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution(Result):
     """Solution of (H + damping I) x = b.
 
     Attributes:

@@ -11,10 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspore_hessian import _checkpoint
-from mindspore_hessian._environment import no_bars
+from mindspore_hessian._progress import bar_options
 from mindspore_hessian.arguments import check_progress
-
-SHOWN_AFTER = 2.0  # seconds: what is quicker needs no bar
 
 
 def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int = 0) -> Any:
@@ -24,9 +22,8 @@ def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int =
     """
     check_progress(progress)
     inside = progress is None and len(getattr(tqdm, "_instances", ())) > 0
-    unseen = progress is False or no_bars() or rank > 0 or inside
-    return tqdm(desc=what, total=total, initial=done, disable=unseen, leave=False, unit="batch",
-                delay=0 if progress else SHOWN_AFTER)
+    return tqdm(desc=what, total=total, initial=done, leave=False, unit="batch",
+                **bar_options(progress, hidden=rank > 0 or inside))
 
 
 class Partial:
