@@ -14,7 +14,7 @@ from mindspore_hessian._errors import (
 )
 from mindspore_hessian._progress import set_progress
 from mindspore_hessian.core.cache import CacheInfo, cache_info, clear_cache, set_cache_size
-from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info
+from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info, limit_instructions
 from mindspore_hessian.estimators import (
     condition_number,
     eigsh,
@@ -63,3 +63,4 @@ __all__ = [
 ]
 
 rules.install()
+limit_instructions()

@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import os
 import platform
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 import mindspore as ms
 import numpy as np
 
-from mindspore_hessian import _compat, device, rules
+from mindspore_hessian import device, rules
 from mindspore_hessian._errors import DeviceError, HessianError
 from mindspore_hessian.core.captures import Captures
 from mindspore_hessian.core.space import FLOATS
@@ -44,26 +43,15 @@ def info(arguments: argparse.Namespace) -> int:
         return 1
     print(f"\nchosen: {chosen.backend}:{chosen.device_id}, mode {chosen.mode}, precision {chosen.precision}, "
           f"deterministic {chosen.deterministic}")
-    if chosen.backend == "CPU" and convolutions_are_slow():
-        print('convolutions: about 100 times slower than they can be here, unless a process first calls '
-              'mindspore_hessian.configure("CPU", max_cpu_isa="AVX2")')
+    if chosen.backend == "CPU" and device.convolutions_are_slow():
+        print("convolutions: " + (
+            "fast, as importing this package keeps oneDNN to AVX2" if chosen.cpu_isa == "AVX2" else
+            "about 100 times slower than they can be here; max_cpu_isa=\"AVX2\" of configure() would mend that"))
     print(f"rules: {sum(row.active == 'ours' for row in rules.status())} of this library are installed")
     print("\nself-check: the HVP of sum(x sin x) against (2 cos x - x sin x) v")
     dtypes = ["float32"] if chosen.backend == "Ascend" else list(TOLERANCES)
     results = [self_check(dtype) for dtype in dtypes]  # all of them, also after a failure
     return 0 if all(results) else 1
-
-
-def convolutions_are_slow() -> bool:
-    """With AVX-512, the oneDNN of MindSpore 2.9 and 2.10 has only its reference loop for MindSpore's convolutions."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    if _compat.MS_VERSION < (2, 9) or limit.startswith(("SSE", "AVX2")) or limit == "AVX":
-        return False
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return any(line.startswith("flags") and "avx512f" in line.split() for line in lines)
-    except OSError:
-        return False
 
 
 def wave(x):

@@ -107,6 +107,12 @@ def graph_text(graph: Graph) -> bytes:
         return b""
 
 
+def has_convolution(graph: Graph) -> bool:
+    """Whether a compiled graph has one."""
+    text = graph_text(graph)
+    return any(name in text for name in (b"Conv2D", b"Conv3D"))
+
+
 def keeps_buffers(graph: Graph) -> bool:
     """Whether a compiled graph goes on reading the weights' old buffers after ``set_data``: in branches on values, and
     in 2.7.2 in loops that its text does not show (later ones fail as Cells)."""
@@ -310,14 +316,40 @@ def _one_more(x):
     return x + 1
 
 
+_ISA = "ONEDNN_MAX_CPU_ISA"
+_AVX2 = 0x7  # dnnl_cpu_isa_avx2; what has no other bits is no wider
+
+
+def _onednn() -> ctypes.CDLL | None:
+    found = sorted(Path(ms.__file__).parent.glob("lib/libdnnl.so*"))
+    with contextlib.suppress(IndexError, OSError):
+        return ctypes.CDLL(str(found[0]))
+    return None
+
+
+def wish_cpu_isa(name: str | None) -> None:
+    """Let oneDNN find an instruction set in the environment as its first kernel runs; None takes that away.
+
+    Past `os.environ`, so that a copy of that for another process does not have it. Not by oneDNN's function, which a
+    process can call once only.
+    """
+    os.putenv(_ISA, name) if name else os.unsetenv(_ISA)
+
+
+def wish_was_heard() -> bool:
+    """Whether oneDNN keeps to AVX2, from now on in any case; the wish is taken out of the environment again."""
+    library = _onednn()
+    effective = library.dnnl_get_effective_cpu_isa() if library else 0
+    os.unsetenv(_ISA)
+    return effective | _AVX2 == _AVX2
+
+
 def limit_cpu_isa(name: str) -> str | None:
     """Keep the kernels of oneDNN, which MindSpore brings along, to an instruction set of x86; else why not, and what to
     do."""
-    isa = {"AVX2": 0x7}[name]  # dnnl_cpu_isa_avx2; what has no other bits is no wider
-    found = sorted(Path(ms.__file__).parent.glob("lib/libdnnl.so*"))
-    try:
-        library = ctypes.CDLL(str(found[0]))
-    except (IndexError, OSError):
+    isa = {"AVX2": _AVX2}[name]
+    library = _onednn()
+    if library is None:
         return "MindSpore is here without a oneDNN that can be loaded. Leave it out"
     if library.dnnl_set_max_cpu_isa(isa) == 0 or library.dnnl_get_effective_cpu_isa() | isa == isa:
         return None

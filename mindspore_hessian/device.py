@@ -1,6 +1,7 @@
 """The device of the process: choose it once, before the first kernel, or find out why it cannot be chosen."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any
 import mindspore as ms
 
 from mindspore_hessian import _compat
-from mindspore_hessian._errors import DeviceError
+from mindspore_hessian._errors import DeviceError, FallbackWarning, warn
 from mindspore_hessian.arguments import is_integer, shown
 
 __all__ = ["DeviceInfo", "available_devices", "configure", "device_info", "jit_level"]
@@ -56,6 +57,55 @@ except Exception as error:
 CLUSTER = ("MS_ROLE", "MS_SCHED", "MS_WORKER", "MS_NODE", "RANK_")
 
 _asked: dict[str, Any] = {}  # what configure() set in this process
+# the limit of the CPU's instructions, and what became of the wish of `limit_instructions`: open, late, or none
+_cpu = {"isa": "ALL", "wish": "none"}
+
+
+def convolutions_are_slow() -> bool:
+    """Whether convolutions need a limit: with AVX-512, the oneDNN of MindSpore 2.9 and 2.10 has only its reference loop
+    for them, about 100 times slower."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if _compat.MS_VERSION < (2, 9) or limit.startswith(("SSE", "AVX2")) or limit == "AVX":
+        return False
+    if not _follows("CPU", "max_cpu_isa"):
+        return False
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        return any(line.startswith("flags") and "avx512f" in line.split() for line in lines)
+    return False
+
+
+def limit_instructions() -> None:
+    """As the package is imported: ``max_cpu_isa="AVX2"`` where convolutions need it and nothing else was said.
+
+    ``MINDSPORE_HESSIAN_CPU_ISA=ALL`` in the environment, or one of oneDNN's own variables, keeps it as it was.
+    """
+    said = map(os.environ.get, ("MINDSPORE_HESSIAN_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+    if not any(said) and convolutions_are_slow():
+        _compat.wish_cpu_isa("AVX2")
+        _cpu.update(isa="AVX2", wish="open")
+
+
+def settle_instructions(convolutions: bool) -> None:
+    """As a graph was compiled: whether the wish was heard, and one warning where it came too late for convolutions."""
+    if _cpu["wish"] == "open":
+        _cpu.update({"isa": "AVX2", "wish": "none"} if _compat.wish_was_heard() else {"isa": "ALL", "wish": "late"})
+    if _cpu["wish"] == "late" and convolutions:
+        _cpu["wish"] = "none"
+        warn("convolutions run about 100 times slower than they can on this CPU: MindSpore had run a kernel before "
+             "mindspore_hessian was imported. Import it first, in a new process (in a notebook: restart the kernel), "
+             "or set ONEDNN_MAX_CPU_ISA=AVX2 before Python starts.", FallbackWarning)
+
+
+def _limit(isa: str) -> None:
+    """What `configure` is asked for."""
+    if _cpu["wish"] == "open" and isa == "ALL":
+        _compat.wish_cpu_isa(None)
+    elif isa == "AVX2" and (reason := _compat.limit_cpu_isa(isa)):
+        raise DeviceError(f"max_cpu_isa={isa!r} cannot be had: {reason}.")
+    elif isa == "ALL" and _cpu["isa"] != "ALL":
+        raise DeviceError("max_cpu_isa='ALL' cannot be had: this process keeps to AVX2 already. Call configure() first "
+                          "thing in a new process, or set MINDSPORE_HESSIAN_CPU_ISA=ALL before Python starts.")
+    _cpu.update(isa=isa, wish="none")
 
 
 @dataclass(frozen=True)
@@ -63,7 +113,8 @@ class DeviceInfo:
     """What this process computes on.
 
     ``honoured`` and ``ignored`` name the settings given to `configure` so far: those that this backend follows, and
-    those that change nothing on it. ``precision`` is the one in force.
+    those that change nothing on it. ``precision`` is the one in force, and ``cpu_isa`` the limit of the CPU's
+    instructions: "AVX2", or "ALL" where this process has set none.
     """
 
     backend: str
@@ -75,6 +126,7 @@ class DeviceInfo:
     precision: str
     honoured: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    cpu_isa: str = "ALL"
 
 
 def configure(device: str = "auto", device_id: int | None = None, mode: str | int | None = None,
@@ -114,10 +166,12 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
             same cores get in each other's way. It runs a small kernel, as the threads are there only then. Linux only
             (elsewhere ignored, as on GPU and Ascend).
         max_cpu_isa: "AVX2" keeps oneDNN, which computes convolutions and matrix products on the CPU, to these
-            instructions. With AVX-512, MindSpore 2.9 and 2.10 run a convolution by oneDNN's reference loop: one of 64
-            channels, 32 x 32, took 520 to 840 ms, and 5 to 12 ms with this setting; a product of 1024 x 1024 matrices
-            about 10% longer (ci/bench/convolution.py). For networks with convolutions. oneDNN takes it once per
-            process, before its first kernel (x86 on Linux; elsewhere ignored, as on GPU and Ascend).
+            instructions, "ALL" lets it use every one. With AVX-512, MindSpore 2.9 and 2.10 run a convolution by
+            oneDNN's reference loop: one of 64 channels, 32 x 32, took 520 to 840 ms, and 5 to 12 ms with "AVX2"; a
+            product of 1024 x 1024 matrices about 10% longer (ci/bench/convolution.py). Importing this package sets
+            "AVX2" on such a CPU, unless ``MINDSPORE_HESSIAN_CPU_ISA=ALL`` or a variable of oneDNN's is in the
+            environment. oneDNN takes it before its first kernel (x86 on Linux; elsewhere ignored, as on GPU and
+            Ascend).
 
     Returns:
         `DeviceInfo`, also when nothing changed.
@@ -147,7 +201,7 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
     _check_choice("mode", mode, (None, *MODES, *MODES.values()))
     _check_choice("jit_level", jit_level, (None, *JIT_LEVELS))
     _check_choice("precision", precision, (None, *PRECISIONS))
-    _check_choice("max_cpu_isa", max_cpu_isa, (None, "AVX2"))
+    _check_choice("max_cpu_isa", max_cpu_isa, (None, "AVX2", "ALL"))
     if device_id is not None and not is_integer(device_id):
         raise TypeError(f"device_id={shown(device_id)} is {type(device_id).__name__}, not an int or None")
     for name, value in {"deterministic": deterministic, "pin_threads": pin_threads}.items():
@@ -156,8 +210,8 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
     backend = _choose(device, device_id)
     switches = _precision_switches(backend, precision)
     _check_once(backend, deterministic, switches, precision)
-    if max_cpu_isa and _follows(backend, "max_cpu_isa") and (reason := _compat.limit_cpu_isa(max_cpu_isa)):
-        raise DeviceError(f"max_cpu_isa={max_cpu_isa!r} cannot be had: {reason}.")
+    if max_cpu_isa and _follows(backend, "max_cpu_isa"):
+        _limit(max_cpu_isa)
 
     try:
         if _compat.device_in_use() is None:
@@ -200,7 +254,7 @@ def device_info() -> DeviceInfo:
         mode=next(name for name, value in MODES.items() if value == ms.get_context("mode")),
         jit_level=jit_level(), deterministic=ms.get_context("deterministic") == "ON",
         precision=_asked.get("precision", "default") if backend in PRECISION_SWITCHES else "highest",
-        honoured=tuple(name for name in _asked if name not in ignored), ignored=ignored)
+        honoured=tuple(name for name in _asked if name not in ignored), ignored=ignored, cpu_isa=_cpu["isa"])
 
 
 def available_devices() -> tuple[str, ...]:

@@ -119,7 +119,7 @@ INVALID = [
     ({"device_id": True}, TypeError, "device_id=True is bool"),
     ({"deterministic": 1}, TypeError, "deterministic=1 is int"),
     ({"pin_threads": "yes"}, TypeError, "pin_threads='yes' is str"),
-    ({"max_cpu_isa": "AVX512"}, ValueError, "max_cpu_isa='AVX512' is not one of None, 'AVX2'"),
+    ({"max_cpu_isa": "AVX512"}, ValueError, "max_cpu_isa='AVX512' is not one of None, 'AVX2', 'ALL'"),
 ]
 
 
@@ -335,8 +335,8 @@ os.environ["ONEDNN_VERBOSE"] = os.environ["DNNL_VERBOSE"] = "1"
 import mindspore as ms
 import numpy as np
 from mindspore_hessian import hvp
-from mindspore_hessian.device import configure
-info = configure("CPU", max_cpu_isa="AVX2")
+from mindspore_hessian.device import configure, device_info
+{settings}
 def f(x, w):
     return (ms.ops.conv2d(x, w, pad_mode="pad", padding=1) ** 2).sum()
 x, w = np.random.default_rng(0).standard_normal((2, 1, 1, 8, 8)).astype(np.float32)
@@ -344,34 +344,57 @@ kernel = np.zeros((1, 1, 3, 3), np.float32)
 kernel[0, 0, 1, 1] = 3
 inputs = ms.Tensor(x), ms.Tensor(kernel)
 found = hvp(f, inputs, (ms.Tensor(w), ms.Tensor(kernel * 0)))[0].asnumpy()
-print(np.abs(found - 18 * w).max() < 1e-4, info.honoured, info == configure(max_cpu_isa="AVX2"))
+print(np.abs(found - 18 * w).max() < 1e-4, device_info().cpu_isa)
 """
 TOO_LATE = """
+import warnings
 import mindspore as ms
 import numpy as np
-from mindspore_hessian.device import DeviceError, configure
 x = ms.Tensor(np.ones((2, 2), np.float32))
 ms.ops.matmul(x, x).asnumpy()
+from mindspore_hessian import hvp
+from mindspore_hessian.device import DeviceError, configure, device_info
 try:
     configure("CPU", max_cpu_isa="AVX2")
 except DeviceError as error:
     print(error)
+def f(x):
+    return (ms.ops.conv2d(x, ms.ops.ones((1, 1, 2, 2))) ** 2).sum()
+x = ms.Tensor(np.ones((1, 1, 4, 4), np.float32))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for x in (x, x[:, :, 1:]):
+        hvp(f, x, x)
+print(sum("convolutions run about 100 times slower" in str(warning.message) for warning in caught))
+print(device_info().cpu_isa)
 """
 AVX512 = sys.platform == "linux" and "avx512f" in Path("/proc/cpuinfo").read_text()
-
-
-@pytest.mark.skipif(sys.platform != "linux" or device.platform.machine() != "x86_64", reason="x86 on Linux only")
-def test_no_convolution_runs_the_reference_kernel(tmp_path):
-    (tmp_path / "convolve.py").write_text(CONVOLUTION)  # MindSpore compiles what is in a file
-    *log, last = in_new_process("import convolve", tmp_path)
-    kernels = [line for line in log if ",exec," in line and ",convolution," in line]
-    assert last == "True ('max_cpu_isa',) True"
-    assert kernels and not any(",ref" in line or "+ref" in line for line in kernels)
+SLOW = _compat.MS_VERSION >= (2, 9)  # these bring oneDNN 3
 
 
 @pytest.mark.skipif(not AVX512, reason="AVX-512 on Linux only")
+@pytest.mark.parametrize(("settings", "isa"), [
+    ("", "AVX2" if SLOW else "ALL"), ('configure("CPU", max_cpu_isa="AVX2")', "AVX2"),
+    ('configure(max_cpu_isa="ALL")', "ALL")], ids=["as it is imported", "asked for", "all asked for"])
+def test_no_convolution_takes_the_slow_way(tmp_path, settings, isa):
+    (tmp_path / "convolve.py").write_text(CONVOLUTION.format(settings=settings))  # MindSpore compiles what is in a file
+    *log, last = in_new_process("import convolve", tmp_path)  # jit_uni_ncsp nests the reference loop for most shapes
+    kernels = [line for line in log if ",exec," in line and ",convolution," in line]
+    assert last == f"True {isa}"
+    assert kernels and any("jit_uni_ncsp" in line for line in kernels) == (SLOW and isa == "ALL")
+
+
+@pytest.mark.parametrize("variable", ["MINDSPORE_HESSIAN_CPU_ISA", "ONEDNN_MAX_CPU_ISA"])
+def test_the_environment_keeps_the_instructions_as_they_are(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "ALL")
+    assert in_new_process("import mindspore_hessian as mh; print(mh.device_info().cpu_isa)", tmp_path) == ["ALL"]
+
+
+@pytest.mark.skipif(not (AVX512 and SLOW), reason="AVX-512 on Linux, MindSpore 2.9 or later")
 def test_instructions_are_chosen_at_the_first_kernel(tmp_path):
-    (line,) = in_new_process(TOO_LATE, tmp_path)
+    (tmp_path / "late.py").write_text(TOO_LATE)
+    line, count, isa = in_new_process("import late", tmp_path)
+    assert (isa, count) == ("ALL", "1")
     assert line.startswith("max_cpu_isa='AVX2' cannot be had: a kernel has run, and oneDNN takes it once per process.")
 
 

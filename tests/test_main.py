@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mindspore_hessian
+from mindspore_hessian import device
 from mindspore_hessian.__main__ import COMMANDS, main
 
 
@@ -53,7 +54,8 @@ def test_slow_convolutions_are_told(monkeypatch, capsys, version, flags, variabl
         if flags is None:
             raise FileNotFoundError(name)
         return io.StringIO(f"processor : 0\nflags\t\t: {flags}\n")
-    monkeypatch.setattr("mindspore_hessian.__main__.open", cpuinfo, raising=False)
+    monkeypatch.setattr("mindspore_hessian.device.open", cpuinfo, raising=False)
+    monkeypatch.setitem(device._cpu, "isa", "ALL")
     monkeypatch.setattr("mindspore_hessian._compat.MS_VERSION", version)
     monkeypatch.setattr(mindspore_hessian, "hvp", right, raising=False)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)

@@ -218,6 +218,7 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
                     with _compat.kept(statistics):
                         _check_against(reference, checked, tensors)
             inplace.refuse_left(written)
+            device.settle_instructions(_compat.has_convolution(written))
         except Exception as err:
             error = translate(err)
             if _compat.fails_as_cell(err):  # or it ended so at what is no loop
