@@ -25,7 +25,6 @@ rng = np.random.default_rng(0)
 
 
 def main() -> None:
-    mh.configure(max_cpu_isa="AVX2")  # fast convolutions; GPU and Ascend ignore it
     ms.set_seed(0)
     images, labels = demo_network.data()
     order = rng.permutation(len(images))
