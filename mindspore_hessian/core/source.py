@@ -34,15 +34,20 @@ def register(text: str, label: str) -> str:
     A real file, since MindSpore logs an error at every compilation for a name that is none. Reading does not depend
     on it: linecache keeps the text.
     """
-    name = os.path.join(_folder(), f"{label}_{next(_numbers)}.py")
-    with contextlib.suppress(OSError), open(name, "w", encoding="utf-8") as file:
-        file.write(text)
-    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    name = _file(text, label)
     _ours.add(name)
     return name
 
 
 _ours: set[str] = set()
+
+
+def _file(text: str, label: str) -> str:
+    name = os.path.join(_folder(), f"{label}_{next(_numbers)}.py")
+    with contextlib.suppress(OSError), open(name, "w", encoding="utf-8") as file:
+        file.write(text)
+    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    return name
 
 
 @functools.lru_cache(maxsize=1)
@@ -71,11 +76,58 @@ def where(fn) -> str:
 def _no_source(fn: FunctionType) -> NotCompilableError:
     return NotCompilableError(
         f"the source of {where(fn)} is out of reach, and MindSpore compiles source text. Functions typed at a plain "
-        "Python prompt, passed to `python -c`, or made by exec() have none. Put the function into a .py file or a "
-        "notebook cell.")
+        "Python prompt without readline's history, passed to `python -c`, or made by exec() have none. Put the "
+        "function into a .py file or a notebook cell.")
+
+
+_PROMPT = "<stdin>"  # what Python calls the file of all that is typed at its prompt
+_LONGEST = 400  # lines of a statement that is looked for in the history
+
+
+def _find_in_history(fn: FunctionType) -> None:
+    """Give a function that was typed at the prompt the file that it lacks: its statement, as readline remembers it.
+
+    Only where that compiles to the function's own code. The newest comes first. The function keeps its code, which
+    names the file from then on.
+    """
+    code, shape = fn.__code__, _shape(fn.__code__)
+    for text in _statements("lambda" if code.co_name == "<lambda>" else code.co_name):
+        with contextlib.suppress(SyntaxError, ValueError):
+            shapes = _shapes(text, code.co_flags & _COMPILER_FLAGS, "plain")
+            if shape in shapes.get((code.co_name, code.co_firstlineno), ()):
+                fn.__code__ = _in_file(code, _file(text, "prompt"))
+                return
+
+
+def _statements(word: str) -> Iterator[str]:
+    """What was typed at the prompt and has the word in it, a statement each, the newest first."""
+    readline = sys.modules.get("readline")
+    count = readline.get_current_history_length() if readline is not None else 0
+    lines = [readline.get_history_item(i + 1) or "" for i in range(count)] if readline is not None else []
+    for start in reversed(range(count)):
+        if lines[start][:1].isspace():
+            continue
+        for end in range(start + 1, min(start + _LONGEST, count) + 1):
+            if end < count and lines[end][:1].isspace():
+                continue
+            text = "\n".join(lines[start:end]) + "\n"
+            try:
+                ast.parse(text)
+            except SyntaxError:
+                continue  # it may go on
+            if word in text:
+                yield text
+            break
+
+
+def _in_file(code: CodeType, name: str) -> CodeType:
+    consts = tuple(_in_file(const, name) if isinstance(const, CodeType) else const for const in code.co_consts)
+    return code.replace(co_filename=name, co_consts=consts)
 
 
 def _text(fn: FunctionType) -> str:
+    if fn.__code__.co_filename == _PROMPT:
+        _find_in_history(fn)
     try:
         return "".join(inspect.findsource(fn)[0])
     except (OSError, TypeError, IndexError) as err:
