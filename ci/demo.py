@@ -25,6 +25,7 @@ rng = np.random.default_rng(0)
 
 
 def main() -> None:
+    mh.configure()  # the best device that is here
     ms.set_seed(0)
     images, labels = demo_network.data()
     order = rng.permutation(len(images))
