@@ -45,8 +45,8 @@ def main() -> int:
         print("There is no GPU and no Ascend device that MindSpore can use here, so there is nothing to run:")
         for backend, reason in reasons.items():
             print(f"  {backend}: {reason}")
-        print("On a machine that has one, this command runs the tests marked needs_gpu and needs_ascend, the demo and a "
-              "short benchmark, and writes a report. `bash ci/test.sh` is what a CPU can run.")
+        print("On a machine that has one, this command runs the tests marked needs_gpu and needs_ascend, the demo and "
+              "a short benchmark, and writes a report. `bash ci/test.sh` is what a CPU can run.")
         return 0
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,8 @@ def main() -> int:
     lines = [f"# mindspore_hessian {report['mindspore_hessian']} on {', '.join(usable)}", "",
              f"{report['date']}, MindSpore {report['mindspore']}, Python {report['python']}, {report['machine']}", ""]
     for name, job in report["jobs"].items():
-        verdict = {0: "succeeded", None: f"did not end within {LIMIT} s"}.get(job["status"], f"failed ({job['status']})")
+        words = {0: "succeeded", None: f"did not end within {LIMIT} s"}
+        verdict = words.get(job["status"], f"failed ({job['status']})")
         lines += [f"## {name}: {verdict}, {job['seconds']} s", "", "```", job["output"].strip()[-4000:], "```", ""]
     (folder / "report.md").write_text("\n".join(lines))
     print(f"{folder / 'report.json'} and {folder / 'report.md'}: "

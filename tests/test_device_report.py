@@ -21,7 +21,8 @@ def test_on_a_cpu_it_says_why_there_is_nothing_to_do(monkeypatch, capsys, tmp_pa
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.parametrize(("code", "status", "word"), [("print('fine')", 0, "ok"), ("print('bad'); exit(3)", 1, "FAILED")])
+@pytest.mark.parametrize(("code", "status", "word"), [
+    ("print('fine')", 0, "ok"), ("print('bad'); exit(3)", 1, "FAILED")])
 def test_a_report_is_written(monkeypatch, capsys, tmp_path, code, status, word):
     monkeypatch.setattr(job, "why_unusable", lambda backend: None if backend == "GPU" else "no CANN")
     monkeypatch.setattr(job, "JOBS", {"demo": ["-c", code]})
