@@ -727,7 +727,41 @@ PLOTS = {
         "ax": NO_AXES_OBJECT}),
 }
 
-SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **REST}
+
+# --- optim ---------------------------------------------------------------------------------------------------------
+
+NO_START = {"None": None, "text": "x", "a float": 1.0, "an array": np.ones(2), "an empty tuple": (),
+            "an array inside": (np.ones(2),), "None inside": (None,), "integers": Tensor([1, 2]),
+            "complex": Tensor(np.ones(2, np.complex64)), "empty": EMPTY, "a set": {1.0}}
+NO_POINT = {"None": None, "text": "x", "short": np.ones(1), "a matrix": np.ones((2, 1)), "complex": np.ones(2) * 1j}
+NO_PARAMETERS = {**without(NO_WEIGHTS, "integers", "in a nested list", "a network"),
+                 "integers": Bad([WHOLE], "'whole', has dtype"), "in a nested list": [[W]]}
+UNKNOWNS = {"fn": {**NO_CALLABLE, "a vector": Bad(vector, "one number", True)}, "x0": NO_START, "sparse": NO_BOOL,
+            "weights": without(NO_PARAMETERS, "a dict", "a set") | {"a dict": {"w": W}, "a set": {W}},
+            "args": {"None": None, "a Tensor": X, "a list": [X]},
+            "dtype": {"None": None, "text": "float64", "an int": 3, "integers": ms.int32}}
+OPTIM = {
+    "optim.ScipyProblem": (lambda **given: mh.optim.ScipyProblem(**given).fun(np.ones(2)), {"fn": cube, "x0": X},
+                           UNKNOWNS),
+    "optim.ScipyProblem.fun": (lambda x: mh.optim.ScipyProblem(cube, X).fun(x), {"x": np.ones(2)}, {
+        "x": NO_POINT}),
+    "optim.ScipyProblem.hessp": (lambda p: mh.optim.ScipyProblem(cube, X).hessp(np.ones(2), p), {"p": np.ones(2)}, {
+        "p": NO_POINT}),
+    "optim.minimize": (mh.optim.minimize, {"fn": cube, "x0": X}, {
+        **UNKNOWNS, "method": {**NO_MODE, "without gradients": "Nelder-Mead"},
+        "sparse": {**NO_BOOL, "with a dense method": Bad(True, "sparse=True", also={"method": "trust-exact"}),
+                   "with gradients only": Bad(True, "sparse=True", also={"method": "BFGS"})},
+        "bounds": {"with trust-ncg": [(0, 1), (0, 1)], **{name: Bad(value, "bounds", also={"method": "TNC"}) for
+                   name, value in {"text": "b", "one pair": [(0, 1)], "no pairs": [0, 1], "text inside": [
+                       ("a", "b"), ("a", "b")], "an int": 3}.items()}},
+        "constraints": {"with trust-ncg": [cube], **{name: Bad(value, "constraint", also={"method": "SLSQP"}) for
+                        name, value in {"a function": cube, "text": "c", "None inside": [None], "a dict": {
+                            "type": "eq", "fun": cube}}.items()}},
+        "tol": without(NO_POSITIVE_OR_NONE, "zero"), "callback": without(NO_CALLABLE, "None"),
+        "progress": NO_PROGRESS, "options": {"text": "gtol", "a list": ["gtol"],
+                                             "unknown": Bad({"speed": 3}, "speed", True)}}),
+}
+SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **REST, **OPTIM}
 if importlib.util.find_spec("matplotlib"):
     SUBJECTS |= PLOTS
 

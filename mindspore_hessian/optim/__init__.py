@@ -1,0 +1,5 @@
+"""Second derivatives put to use: minimisers and optimizers."""
+from mindspore_hessian.optim.minimize import minimize
+from mindspore_hessian.optim.scipy_problem import ScipyProblem
+
+__all__ = ["ScipyProblem", "minimize"]
