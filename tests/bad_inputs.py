@@ -740,7 +740,34 @@ UNKNOWNS = {"fn": {**NO_CALLABLE, "a vector": Bad(vector, "one number", True)}, 
             "weights": without(NO_PARAMETERS, "a dict", "a set") | {"a dict": {"w": W}, "a set": {W}},
             "args": {"None": None, "a Tensor": X, "a list": [X]},
             "dtype": {"None": None, "text": "float64", "an int": 3, "integers": ms.int32}}
+FITTED = Parameter(Tensor([1.0, 2.0]), name="fitted")
+
+
+def misfit(x):
+    return FITTED * x - 1.0
+
+
+def solver_of(kind=mh.optim.LevenbergMarquardt, **options):
+    return kind(misfit, [FITTED], **options)
+
+
+NO_SHARES = {"text": "1", "zero": (0.0,), "negative": (-1.0,), "NaN": (np.nan,), "empty": (), "an int": 3,
+             "None inside": (None,), "nested": ((1.0,),)}
+FIT = {"max_steps": NO_COUNT, "tol": {**without(NO_POSITIVE, "zero")}, "target": {**without(NO_POSITIVE, "zero")},
+       "max_seconds": NO_POSITIVE_OR_NONE, "callback": without(NO_CALLABLE, "None"), "progress": NO_PROGRESS,
+       "checkpoint": FILE}
+NO_STATE = {"None": None, "text": "state", "empty": {}, "of another": {"speed": 1.0},
+            "text inside": {"damping": "1", "growth": 2.0, "num_steps": 0},
+            "NaN inside": {"damping": np.nan, "growth": 2.0, "num_steps": 0}}
 OPTIM = {
+    "optim.LevenbergMarquardt": (mh.optim.LevenbergMarquardt, {"residuals": misfit, "weights": [FITTED]}, {
+        "residuals": NO_CALLABLE, "weights": NO_PARAMETERS, "damping": NO_POSITIVE, "geodesic": NO_BOOL,
+        "scaled": NO_BOOL, "max_trials": NO_COUNT, "chunk_size": NO_COUNT_OR_NONE, "term_weights": NO_SHARES}),
+    "optim.LevenbergMarquardt.step": (lambda x: solver_of().step(x), {"x": X}, {
+        "x": {"another shape": Bad(Tensor(np.ones(3, np.float32)), "(?i)shape|broadcast", True)}}),
+    "optim.LevenbergMarquardt.fit": (lambda **given: solver_of().fit(X, **given), {}, FIT),
+    "optim.LevenbergMarquardt.load_state_dict": (lambda state: solver_of().load_state_dict(state), {}, {
+        "state": NO_STATE}),
     "optim.ScipyProblem": (lambda **given: mh.optim.ScipyProblem(**given).fun(np.ones(2)), {"fn": cube, "x0": X},
                            UNKNOWNS),
     "optim.ScipyProblem.fun": (lambda x: mh.optim.ScipyProblem(cube, X).fun(x), {"x": np.ones(2)}, {
