@@ -751,6 +751,21 @@ def solver_of(kind=mh.optim.LevenbergMarquardt, **options):
     return kind(misfit, [FITTED], **options)
 
 
+def ada(**options):
+    return mh.optim.AdaHessian(NET.trainable_params(), **options)
+
+
+def drawing():
+    return mh.optim.Sophia(NET.trainable_params(), estimator="gnb")
+
+
+NO_GROUPS = {**named(NO_PARAMETERS, "params"), "an unknown key": [{"params": [W], "speed": 3}],
+             "integers": Bad([WHOLE], "'whole', has dtype"), "a group of text": Bad([{"params": "w"}], "weights")}
+NO_SHARE = {**without(NO_POSITIVE, "zero"), "one": 1.0}
+NO_RATE = {"text": "0.1", "None": None, "negative": -0.1, "NaN": np.nan, "a bool": True, "empty": [],
+           "a dict": {"lr": 0.1}, "a negative one": [0.1, -0.1]}
+RATES = {"params": NO_GROUPS, "learning_rate": NO_RATE, "beta1": NO_SHARE, "beta2": NO_SHARE,
+         "weight_decay": without(NO_POSITIVE, "zero", "a network"), "loss_scale": NO_POSITIVE}
 NO_SHARES = {"text": "1", "zero": (0.0,), "negative": (-1.0,), "NaN": (np.nan,), "empty": (), "an int": 3,
              "None inside": (None,), "nested": ((1.0,),)}
 FIT = {"max_steps": NO_COUNT, "tol": {**without(NO_POSITIVE, "zero")}, "target": {**without(NO_POSITIVE, "zero")},
@@ -760,6 +775,22 @@ NO_STATE = {"None": None, "text": "state", "empty": {}, "of another": {"speed": 
             "text inside": {"damping": "1", "growth": 2.0, "num_steps": 0},
             "NaN inside": {"damping": np.nan, "growth": 2.0, "num_steps": 0}}
 OPTIM = {
+    "optim.AdaHessian": (mh.optim.AdaHessian, {"params": [W]}, {
+        **RATES, "eps": NO_POSITIVE, "hessian_power": {**without(NO_POSITIVE, "zero"), "above 1": 1.5},
+        "spatial_average": without(NO_MODE, "None")}),
+    "optim.Sophia": (mh.optim.Sophia, {"params": [W]}, {
+        **RATES, "rho": NO_POSITIVE, "update_interval": NO_COUNT, "estimator": NO_MODE}),
+    "optim.TrainStep": (mh.optim.TrainStep, {"network": NET, "loss_fn": LOSS, "optimizer": Made(ada)}, {
+        "network": {**NO_OBJECT, "a function": cube, "a class": nn.Dense},
+        "loss_fn": {"an int": 3, "a string": "f", "a Tensor": X, "a class": nn.MSELoss,
+                    "None with drawn labels": Bad(None, "loss_fn", also={"optimizer": Made(drawing)})},
+        "optimizer": {**NO_OBJECT, "a class": mh.optim.Sophia, "of another network": Bad(
+            Made(lambda: mh.optim.AdaHessian([OTHER])), "'other'", also={"loss_fn": None})},
+        "seed": NO_SEED, "clip_norm": NO_POSITIVE_OR_NONE}),
+    "optim.TrainStep()": (lambda **given: mh.optim.TrainStep(NET, LOSS, ada())(*given["inputs"]), {"inputs": DATA}, {
+        "inputs": {"none": (), "one": (XS,), "five": (XS,) * 5, "arrays": (np.ones((4, 2)), YS), "text": ("x", "y"),
+                   "None": (XS, None),
+                   "of another width": Bad((Tensor(np.ones((4, 5), np.float32)), YS), "MatMul", True)}}),
     "optim.LevenbergMarquardt": (mh.optim.LevenbergMarquardt, {"residuals": misfit, "weights": [FITTED]}, {
         "residuals": NO_CALLABLE, "weights": NO_PARAMETERS, "damping": NO_POSITIVE, "geodesic": NO_BOOL,
         "scaled": NO_BOOL, "max_trials": NO_COUNT, "chunk_size": NO_COUNT_OR_NONE, "term_weights": NO_SHARES}),
