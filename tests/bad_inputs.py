@@ -768,7 +768,7 @@ RATES = {"params": NO_GROUPS, "learning_rate": NO_RATE, "beta1": NO_SHARE, "beta
          "weight_decay": without(NO_POSITIVE, "zero", "a network"), "loss_scale": NO_POSITIVE}
 NO_SHARES = {"text": "1", "zero": (0.0,), "negative": (-1.0,), "NaN": (np.nan,), "empty": (), "an int": 3,
              "None inside": (None,), "nested": ((1.0,),)}
-FIT = {"max_steps": NO_COUNT, "tol": {**without(NO_POSITIVE, "zero")}, "target": {**without(NO_POSITIVE, "zero")},
+FIT = {"max_steps": NO_COUNT, "tol": {**without(NO_POSITIVE, "zero")}, "target": without(NO_POSITIVE, "zero", "negative", "None"),
        "max_seconds": NO_POSITIVE_OR_NONE, "callback": without(NO_CALLABLE, "None"), "progress": NO_PROGRESS,
        "checkpoint": FILE}
 NO_STATE = {"None": None, "text": "state", "empty": {}, "of another": {"speed": 1.0},
@@ -791,6 +791,13 @@ OPTIM = {
         "inputs": {"none": (), "one": (XS,), "five": (XS,) * 5, "arrays": (np.ones((4, 2)), YS), "text": ("x", "y"),
                    "None": (XS, None),
                    "of another width": Bad((Tensor(np.ones((4, 5), np.float32)), YS), "MatMul", True)}}),
+    "optim.NewtonCG": (mh.optim.NewtonCG, {"operator": Made(curvature_operator)}, {
+        "operator": {**NO_OBJECT, "a matrix": MATRIX, "a class": mh.HessianOperator, "a network": NET},
+        "radius": NO_POSITIVE, "max_radius": NO_POSITIVE, "damping": without(NO_POSITIVE, "zero"),
+        "max_products": NO_COUNT, "max_trials": NO_COUNT,
+        "curvature": {**without(NO_OBJECT, "None"), "of another size": MATRIX},
+        "preconditioner": {**without(NO_OBJECT, "None"), "of another size": MATRIX}}),
+    "optim.NewtonCG.fit": (lambda **given: mh.optim.NewtonCG(curvature_operator()).fit(**given), {}, FIT),
     "optim.LevenbergMarquardt": (mh.optim.LevenbergMarquardt, {"residuals": misfit, "weights": [FITTED]}, {
         "residuals": NO_CALLABLE, "weights": NO_PARAMETERS, "damping": NO_POSITIVE, "geodesic": NO_BOOL,
         "scaled": NO_BOOL, "max_trials": NO_COUNT, "chunk_size": NO_COUNT_OR_NONE, "term_weights": NO_SHARES}),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ class Fitting:
     """
 
     weights: Weights
-    last: Step | None
+    last: Any
     counted: Sequence[str]
     num_steps: int
 
@@ -99,7 +100,7 @@ class Fitting:
         for name, value in state.items():
             setattr(self, name, type(getattr(self, name))(value))
 
-    def fit(self, *inputs: Any, max_steps: int = 100, tol: float = 1e-10, target: float = 0.0,
+    def fit(self, *inputs: Any, max_steps: int = 100, tol: float = 1e-10, target: float | None = None,
             max_seconds: float | None = None, callback: Callable | None = None, progress: bool | None = None,
             checkpoint: str | os.PathLike | None = None) -> FitResult:
         """Steps on the same inputs until one of the ends.
@@ -108,7 +109,7 @@ class Fitting:
             inputs: of the function, for each step.
             max_steps: the most steps.
             tol: the end where no entry of the gradient is greater.
-            target: the end where the loss is not greater.
+            target: the end where the loss is not greater, or None.
             max_seconds: the end after that time (the step under way is made first), or None.
             callback: called with the `Step` after each; where it returns True it ends here.
             progress: True shows a bar, None after two seconds, False never.
@@ -123,7 +124,9 @@ class Fitting:
         """
         check_integer("max_steps", max_steps, 1)
         check_real("tol", tol, strict=False)
-        check_real("target", target, strict=False)
+        if target is not None and (isinstance(target, bool) or not isinstance(target, numbers.Real)
+                                   or not np.isfinite(target)):
+            raise TypeError(f"target must be a finite number or None, but got {shown(target)}")
         if max_seconds is not None:
             check_real("max_seconds", max_seconds)
         if callback is not None and not callable(callback):
@@ -146,7 +149,7 @@ class Fitting:
                         self._write(path)
                         saved = now
                     ends = {"callback": callback is not None and callback(self.last) is True,
-                            "target": losses[-1] <= target, "tol": self.last.slope <= tol,
+                            "target": target is not None and losses[-1] <= target, "tol": self.last.slope <= tol,
                             "stalled": not self.last.accepted,
                             "seconds": max_seconds is not None and now - started >= max_seconds}
                     if reasons := [name for name, holds in ends.items() if holds]:
