@@ -768,7 +768,8 @@ RATES = {"params": NO_GROUPS, "learning_rate": NO_RATE, "beta1": NO_SHARE, "beta
          "weight_decay": without(NO_POSITIVE, "zero", "a network"), "loss_scale": NO_POSITIVE}
 NO_SHARES = {"text": "1", "zero": (0.0,), "negative": (-1.0,), "NaN": (np.nan,), "empty": (), "an int": 3,
              "None inside": (None,), "nested": ((1.0,),)}
-FIT = {"max_steps": NO_COUNT, "tol": {**without(NO_POSITIVE, "zero")}, "target": without(NO_POSITIVE, "zero", "negative", "None"),
+FIT = {"max_steps": NO_COUNT, "tol": without(NO_POSITIVE, "zero"),
+       "target": without(NO_POSITIVE, "zero", "negative", "None"),
        "max_seconds": NO_POSITIVE_OR_NONE, "callback": without(NO_CALLABLE, "None"), "progress": NO_PROGRESS,
        "checkpoint": FILE}
 NO_STATE = {"None": None, "text": "state", "empty": {}, "of another": {"speed": 1.0},
