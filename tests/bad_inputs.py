@@ -799,6 +799,10 @@ OPTIM = {
         "curvature": {**without(NO_OBJECT, "None"), "of another size": MATRIX},
         "preconditioner": {**without(NO_OBJECT, "None"), "of another size": MATRIX}}),
     "optim.NewtonCG.fit": (lambda **given: mh.optim.NewtonCG(curvature_operator()).fit(**given), {}, FIT),
+    "optim.TrainStep(), labels": (lambda **given: mh.optim.TrainStep(NET, nn.CrossEntropyLoss(), drawing())(
+        *given["inputs"]), {}, {"inputs": {
+            "one-hot targets": Bad(DATA, "gnb.*Float32"),
+            "a column": Bad((XS, LABELS.reshape(4, 1)), "gnb|CrossEntropy|shape", True)}}),
     "optim.LevenbergMarquardt": (mh.optim.LevenbergMarquardt, {"residuals": misfit, "weights": [FITTED]}, {
         "residuals": NO_CALLABLE, "weights": NO_PARAMETERS, "damping": NO_POSITIVE, "geodesic": NO_BOOL,
         "scaled": NO_BOOL, "max_trials": NO_COUNT, "chunk_size": NO_COUNT_OR_NONE, "term_weights": NO_SHARES}),

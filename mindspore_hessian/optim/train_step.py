@@ -16,6 +16,7 @@ from mindspore_hessian.core import inplace
 from mindspore_hessian.optim._optimizer import CurvedOptimizer
 
 _MOST = 4  # inputs of a step
+_LABELS = (ms.int32, ms.int64)
 
 
 def probe(seed: int, step: int, size: int) -> np.ndarray:
@@ -137,6 +138,9 @@ class TrainStep(nn.Cell):
         if not isinstance(self.optimizer, CurvedOptimizer) or done % self.optimizer.update_interval:
             return "plain", ()
         if self.optimizer.estimator == "gnb":
+            if inputs[-1].dtype not in _LABELS:
+                raise TypeError("estimator='gnb' draws labels, so the last of inputs must be labels, int32 or int64, "
+                                f"but it has dtype {inputs[-1].dtype}. For other targets: estimator='hutchinson'")
             return "gnb", (Tensor(uniforms(self.seed, done, tuple(inputs[-1].shape))),)
         size = sum(parameter.size for parameter in self.optimizer.parameters)
         return "hutchinson", (Tensor(probe(self.seed, done, size)),)
@@ -239,6 +243,9 @@ def _gnb(network, loss_fn, optimizer, count, clip_norm):
     value_and_grad, clipped, outcome = _base(network, loss_fn, optimizer, count, clip_norm)
 
     def of_drawn(out, chance):
+        if out.ndim != chance.ndim + 1 or out.shape[:1] + out.shape[2:] != chance.shape:
+            raise ValueError("estimator='gnb' needs logits with the classes along axis 1, one label each, but network "
+                             f"returns shape {out.shape} for labels of shape {chance.shape}")
         below = ops.cumsum(ops.softmax(out.astype(ms.float32), 1), 1) < chance.expand_dims(1)
         last = out.shape[1] - 1
         drawn = ops.clamp(below.astype(ms.int32).sum(1), 0, last).astype(ms.int32)
