@@ -1,6 +1,6 @@
 """AdaHessian and Sophia beside Adam on a convolutional classifier of handwritten digits (scikit-learn, 8 x 8).
 
-    python ci/bench/optim_training.py [--costs] [--seeds 0 1 2] [--epochs 10] [--batch 64]
+    python ci/bench/optim_training.py [--costs] [--only NAME] [--seeds 0 1 2] [--epochs 10] [--batch 64]
 
 Prints two tables. What a step costs, all optimizers in turn, ten steps each, five times over: the median of CPU
 milliseconds (all threads) and of wall milliseconds of a step, and how many steps of Adam that is. Sophia's curvature
@@ -102,18 +102,20 @@ def train(make, kind, rate, options, seed, epochs, batch):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--costs", action="store_true")
+    parser.add_argument("--only", default="", help="train optimizers whose names begin so, without the first table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=64)
     given = parser.parse_args()
-    costs(given.batch)
+    if not given.only:
+        costs(given.batch)
     if given.costs:
         return
     print("\n| optimizer | rate | seed | accuracy | last loss | CPU, s | first steps, CPU s |\n"
           "|---|---:|---:|---:|---:|---:|---:|")
     for seed in given.seeds:
         for name, make, kind, rates, options in RUNS:
-            for rate in rates:
+            for rate in rates if name.startswith(given.only) else ():
                 right, loss, cpu, first = train(make, kind, rate, options, seed, given.epochs, given.batch)
                 print(f"| {name} | {rate:g} | {seed} | {right:.3f} | {loss:.4f} | {cpu:.0f} | {first:.0f} |",
                       flush=True)
