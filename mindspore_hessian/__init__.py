@@ -1,5 +1,12 @@
 """Second derivatives for MindSpore that are right or refused, and fast."""
-from mindspore_hessian import _environment, linops, plot, rules, testing  # noqa: F401 -- _environment comes first
+from mindspore_hessian import (  # noqa: F401 -- _environment comes first
+    _environment,
+    linops,
+    optim,
+    plot,
+    rules,
+    testing,
+)
 from mindspore_hessian._errors import (
     DeviceError,
     FallbackWarning,
@@ -57,8 +64,8 @@ __all__ = [
     "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
     "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "laplacian", "layer_report", "linops",
     "logdet",
-    "negative_curvature", "plot", "rules", "set_cache_size", "set_progress", "solve",
-    "spectral_density", "testing", "trace",
+    "negative_curvature", "optim", "plot", "rules", "set_cache_size", "set_progress", "solve", "spectral_density",
+    "testing", "trace",
     "value_grad_and_hessian",
 ]
 

@@ -68,7 +68,7 @@ def read(path: str, what: str = "checkpoint") -> dict[str, np.ndarray] | None:
                          "pass another name") from err
 
 
-def write(path: str, /, what: str = "checkpoint", **arrays: Any) -> None:
+def write(path: str, what: str = "checkpoint", /, **arrays: Any) -> None:
     """Write arrays into a file, in the place of what was there, in one step: whoever reads sees the old or the new.
 
     Raises:

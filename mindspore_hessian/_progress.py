@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any
 
+from tqdm import tqdm
+
 from mindspore_hessian.arguments import check_progress
 
 SHOWN_AFTER = 2.0  # seconds: what is quicker needs no bar
@@ -35,9 +37,15 @@ def set_progress(progress: bool | None) -> None:
     _wish = progress
 
 
-def bar_options(progress: bool | None, hidden: bool = False) -> dict[str, Any]:
+def _options(progress: bool | None, hidden: bool) -> dict[str, Any]:
     """What tqdm is told: whether there is no bar, and after how many seconds it appears."""
     wanted = _wish if progress is None else progress
     off = hidden or wanted is False or _wish is False or os.environ.get("TQDM_DISABLE", "") not in ("", "0")
     in_a_file = wanted is None and not sys.stderr.isatty() and "ipykernel" not in sys.modules
     return {"disable": off or in_a_file, "delay": 0 if wanted else SHOWN_AFTER}
+
+
+def bar(what: str, total: int | None, progress: bool | None, unit: str = "step", done: int = 0,
+        hidden: bool = False, leave: bool = False) -> tqdm:
+    """A bar on stderr."""
+    return tqdm(desc=what, total=total, initial=done, leave=leave, unit=unit, **_options(progress, hidden))

@@ -729,7 +729,111 @@ PLOTS = {
         "ax": NO_AXES_OBJECT}),
 }
 
-SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **REST}
+
+# --- optim ---------------------------------------------------------------------------------------------------------
+
+NO_START = {"None": None, "text": "x", "a float": 1.0, "an array": np.ones(2), "an empty tuple": (),
+            "an array inside": (np.ones(2),), "None inside": (None,), "integers": Tensor([1, 2]),
+            "complex": Tensor(np.ones(2, np.complex64)), "empty": EMPTY, "a set": {1.0}}
+NO_POINT = {"None": None, "text": "x", "short": np.ones(1), "a matrix": np.ones((2, 1)), "complex": np.ones(2) * 1j}
+NO_PARAMETERS = {**without(NO_WEIGHTS, "integers", "in a nested list", "a network"),
+                 "integers": Bad([WHOLE], "'whole', has dtype"), "in a nested list": [[W]]}
+UNKNOWNS = {"fn": {**NO_CALLABLE, "a vector": Bad(vector, "one number", True)}, "x0": NO_START, "sparse": NO_BOOL,
+            "weights": without(NO_PARAMETERS, "a dict", "a set") | {"a dict": {"w": W}, "a set": {W}},
+            "args": {"None": None, "a Tensor": X, "a list": [X]},
+            "dtype": {"None": None, "text": "float64", "an int": 3, "integers": ms.int32}}
+FITTED = Parameter(Tensor([1.0, 2.0]), name="fitted")
+
+
+def misfit(x):
+    return FITTED * x - 1.0
+
+
+def solver_of(kind=mh.optim.LevenbergMarquardt, **options):
+    return kind(misfit, [FITTED], **options)
+
+
+def ada(**options):
+    return mh.optim.AdaHessian(NET.trainable_params(), **options)
+
+
+def drawing():
+    return mh.optim.Sophia(NET.trainable_params(), estimator="gnb")
+
+
+NO_GROUPS = {**named(NO_PARAMETERS, "params"), "an unknown key": [{"params": [W], "speed": 3}],
+             "integers": Bad([WHOLE], "'whole', has dtype"), "a group of text": Bad([{"params": "w"}], "weights")}
+NO_SHARE = {**without(NO_POSITIVE, "zero"), "one": 1.0}
+NO_RATE = {"text": "0.1", "None": None, "negative": -0.1, "NaN": np.nan, "a bool": True, "empty": [],
+           "a dict": {"lr": 0.1}, "a negative one": [0.1, -0.1]}
+RATES = {"params": NO_GROUPS, "learning_rate": NO_RATE, "beta1": NO_SHARE, "beta2": NO_SHARE,
+         "weight_decay": without(NO_POSITIVE, "zero", "a network"), "loss_scale": NO_POSITIVE}
+NO_SHARES = {"text": "1", "zero": (0.0,), "negative": (-1.0,), "NaN": (np.nan,), "empty": (), "an int": 3,
+             "None inside": (None,), "nested": ((1.0,),)}
+FIT = {"max_steps": NO_COUNT, "tol": without(NO_POSITIVE, "zero"),
+       "target": without(NO_POSITIVE, "zero", "negative", "None"),
+       "max_seconds": NO_POSITIVE_OR_NONE, "callback": without(NO_CALLABLE, "None"), "progress": NO_PROGRESS,
+       "checkpoint": FILE}
+NO_STATE = {"None": None, "text": "state", "empty": {}, "of another": {"speed": 1.0},
+            "text inside": {"damping": "1", "growth": 2.0, "num_steps": 0},
+            "NaN inside": {"damping": np.nan, "growth": 2.0, "num_steps": 0}}
+OPTIM = {
+    "optim.AdaHessian": (mh.optim.AdaHessian, {"params": [W]}, {
+        **RATES, "eps": NO_POSITIVE, "hessian_power": {**without(NO_POSITIVE, "zero"), "above 1": 1.5},
+        "spatial_average": without(NO_MODE, "None")}),
+    "optim.Sophia": (mh.optim.Sophia, {"params": [W]}, {
+        **RATES, "rho": NO_POSITIVE, "update_interval": NO_COUNT, "estimator": NO_MODE}),
+    "optim.TrainStep": (mh.optim.TrainStep, {"network": NET, "loss_fn": LOSS, "optimizer": Made(ada)}, {
+        "network": {**NO_OBJECT, "a function": cube, "a class": nn.Dense},
+        "loss_fn": {"an int": 3, "a string": "f", "a Tensor": X, "a class": nn.MSELoss,
+                    "None with drawn labels": Bad(None, "loss_fn", also={"optimizer": Made(drawing)})},
+        "optimizer": {**NO_OBJECT, "a class": mh.optim.Sophia, "of another network": Bad(
+            Made(lambda: mh.optim.AdaHessian([OTHER])), "'other'", also={"loss_fn": None})},
+        "seed": NO_SEED, "clip_norm": NO_POSITIVE_OR_NONE}),
+    "optim.TrainStep()": (lambda **given: mh.optim.TrainStep(NET, LOSS, ada())(*given["inputs"]), {"inputs": DATA}, {
+        "inputs": {"none": (), "one": (XS,), "five": (XS,) * 5, "arrays": (np.ones((4, 2)), YS), "text": ("x", "y"),
+                   "None": (XS, None),
+                   "of another width": Bad((Tensor(np.ones((4, 5), np.float32)), YS), "MatMul", True)}}),
+    "optim.NewtonCG": (mh.optim.NewtonCG, {"operator": Made(curvature_operator)}, {
+        "operator": {**NO_OBJECT, "a matrix": MATRIX, "a class": mh.HessianOperator, "a network": NET},
+        "radius": NO_POSITIVE, "max_radius": NO_POSITIVE, "damping": without(NO_POSITIVE, "zero"),
+        "max_products": NO_COUNT, "max_trials": NO_COUNT,
+        "curvature": {**without(NO_OBJECT, "None"), "of another size": MATRIX},
+        "preconditioner": {**without(NO_OBJECT, "None"), "of another size": MATRIX}}),
+    "optim.NewtonCG.fit": (lambda **given: mh.optim.NewtonCG(curvature_operator()).fit(**given), {}, FIT),
+    "optim.TrainStep(), labels": (lambda **given: mh.optim.TrainStep(NET, nn.CrossEntropyLoss(), drawing())(
+        *given["inputs"]), {}, {"inputs": {
+            "one-hot targets": Bad(DATA, "gnb.*Float32"),
+            "a column": Bad((XS, LABELS.reshape(4, 1)), "gnb|CrossEntropy|shape", True)}}),
+    "optim.LevenbergMarquardt": (mh.optim.LevenbergMarquardt, {"residuals": misfit, "weights": [FITTED]}, {
+        "residuals": NO_CALLABLE, "weights": NO_PARAMETERS, "damping": NO_POSITIVE, "geodesic": NO_BOOL,
+        "scaled": NO_BOOL, "max_trials": NO_COUNT, "chunk_size": NO_COUNT_OR_NONE, "term_weights": NO_SHARES}),
+    "optim.LevenbergMarquardt.step": (lambda x: solver_of().step(x), {"x": X}, {
+        "x": {"another shape": Bad(Tensor(np.ones(3, np.float32)), "(?i)shape|broadcast", True)}}),
+    "optim.LevenbergMarquardt.fit": (lambda **given: solver_of().fit(X, **given), {}, FIT),
+    "optim.LevenbergMarquardt.load_state_dict": (lambda state: solver_of().load_state_dict(state), {}, {
+        "state": NO_STATE}),
+    "optim.ScipyProblem": (lambda **given: mh.optim.ScipyProblem(**given).fun(np.ones(2)), {"fn": cube, "x0": X},
+                           UNKNOWNS),
+    "optim.ScipyProblem.fun": (lambda x: mh.optim.ScipyProblem(cube, X).fun(x), {"x": np.ones(2)}, {
+        "x": NO_POINT}),
+    "optim.ScipyProblem.hessp": (lambda p: mh.optim.ScipyProblem(cube, X).hessp(np.ones(2), p), {"p": np.ones(2)}, {
+        "p": NO_POINT}),
+    "optim.minimize": (mh.optim.minimize, {"fn": cube, "x0": X}, {
+        **UNKNOWNS, "method": {**NO_MODE, "without gradients": "Nelder-Mead"},
+        "sparse": {**NO_BOOL, "with a dense method": Bad(True, "sparse=True", also={"method": "trust-exact"}),
+                   "with gradients only": Bad(True, "sparse=True", also={"method": "BFGS"})},
+        "bounds": {"with trust-ncg": [(0, 1), (0, 1)], **{name: Bad(value, "bounds", also={"method": "TNC"}) for
+                   name, value in {"text": "b", "one pair": [(0, 1)], "no pairs": [0, 1], "text inside": [
+                       ("a", "b"), ("a", "b")], "an int": 3}.items()}},
+        "constraints": {"with trust-ncg": [cube], **{name: Bad(value, "constraint", also={"method": "SLSQP"}) for
+                        name, value in {"a function": cube, "text": "c", "None inside": [None], "a dict": {
+                            "type": "eq", "fun": cube}}.items()}},
+        "tol": without(NO_POSITIVE_OR_NONE, "zero"), "callback": without(NO_CALLABLE, "None"),
+        "progress": NO_PROGRESS, "options": {"text": "gtol", "a list": ["gtol"],
+                                             "unknown": Bad({"speed": 3}, "speed", True)}}),
+}
+SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **REST, **OPTIM}
 if importlib.util.find_spec("matplotlib"):
     SUBJECTS |= PLOTS
 

@@ -23,6 +23,7 @@ LEVELS = [
     {"core"},
     {"transforms"},
     {"operators"},
+    {"optim"},
     {"plot", "testing", "tools"},
     {"mindspore_hessian"},  # the package itself: what __init__ re-exports
     {"__main__"},

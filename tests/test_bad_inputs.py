@@ -88,6 +88,8 @@ def test_the_table_covers_every_public_function():
         isinstance(getattr(mh, name), type) and (issubclass(getattr(mh, name), BaseException | tuple)
                                                  or hasattr(getattr(mh, name), "__dataclass_fields__")))}
     assert wanted - called - without == set()
+    assert {f"optim.{name}" for name in mh.optim.__all__
+            if not hasattr(getattr(mh.optim, name), "__dataclass_fields__")} - called == set()
 
 
 def test_no_bad_rule_was_registered():

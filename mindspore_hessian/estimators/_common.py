@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mindspore_hessian import _checkpoint
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian._progress import bar_options
+from mindspore_hessian._progress import bar
 from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_progress
 from mindspore_hessian.estimators._checks import check_symmetric, dimension_of, dtype_of, epsilon_of, matrix_of
 
@@ -75,9 +75,9 @@ class Run:
             stack.enter_context(interruptible)
             if self._path is not None:
                 self._load(self._path)
-            self._bar = stack.enter_context(tqdm(
-                total=self.max_products, initial=self.num_products, desc=self._function, unit="product",
-                **bar_options(self._progress, hidden=not getattr(self.op, "shows_progress", True))))
+            self._bar = stack.enter_context(bar(
+                self._function, self.max_products, self._progress, "product", self.num_products,
+                hidden=not getattr(self.op, "shows_progress", True), leave=True))
             self._open = stack.pop_all()
         return self
 

@@ -36,7 +36,7 @@ class Result:
         """
         stored = {name: np.array(json.dumps([asdict(row) for row in value])) if _is_table(value) else np.asarray(value)
                   for name, value in self._fields() if value is not None}
-        _checkpoint.write(_file(path), what="path", result=np.array(type(self).__name__), **stored)
+        _checkpoint.write(_file(path), "path", result=np.array(type(self).__name__), **stored)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:

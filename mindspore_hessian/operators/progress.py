@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindspore_hessian import _checkpoint
-from mindspore_hessian._progress import bar_options
+from mindspore_hessian import _checkpoint, _progress
 from mindspore_hessian.arguments import check_progress
 
 
@@ -22,8 +21,7 @@ def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int =
     """
     check_progress(progress)
     inside = progress is None and len(getattr(tqdm, "_instances", ())) > 0
-    return tqdm(desc=what, total=total, initial=done, leave=False, unit="batch",
-                **bar_options(progress, hidden=rank > 0 or inside))
+    return _progress.bar(what, total, progress, "batch", done, hidden=rank > 0 or inside)
 
 
 class Partial:

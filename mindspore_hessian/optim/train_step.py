@@ -1,0 +1,266 @@
+"""A training step that computes gradients, curvature and the update in one compiled graph."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import debris_removed, translate
+from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian.arguments import check_integer, check_real, shown
+from mindspore_hessian.core import inplace
+from mindspore_hessian.optim._optimizer import CurvedOptimizer
+
+_MOST = 4  # inputs of a step
+_LABELS = (ms.int32, ms.int64)
+
+
+def probe(seed: int, step: int, size: int) -> np.ndarray:
+    """The random signs of a step, counted from 0: int8, of shape (size,)."""
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,)))
+    bits = np.unpackbits(np.frombuffer(generator.bytes(size // 8 + 1), np.uint8))[:size]
+    return 2 * bits.astype(np.int8) - 1
+
+
+def uniforms(seed: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers in [0, 1) that the labels of a step are drawn with, in float32."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).random(shape, np.float32)
+
+
+class TrainStep(nn.Cell):
+    r"""One training step: loss, gradients, curvature and update in one compiled graph.
+
+    ``step(x, y)`` trains the network; so does ``Model(step).train(epochs, data, dataset_sink_mode=False)``. The loss
+    is ``loss_fn(network(x), y)``. Where the optimizer wants curvature at every k-th step only, there are two graphs,
+    with and without. In both modes the step is compiled, for each shape of inputs and each setting of training flags
+    anew; networks need no change.
+
+    The random vector of a step depends on `seed` and on ``optimizer.global_step`` alone, so that training goes on from
+    a checkpoint of this Cell (weights, moments, step) as if it had not stopped.
+
+    Args:
+        network: the Cell to train. ``network.set_train()`` is for the caller, as everywhere.
+        loss_fn: a Cell or function of the network's output and the last input, which returns one number; None where
+            the network itself returns the loss.
+        optimizer: `AdaHessian` or `Sophia` (or another `nn.Optimizer`, which then gets its gradients).
+        seed: of the random vectors.
+        clip_norm: the gradients are scaled to at most this norm, over all weights together; None for no clipping.
+
+    Inputs:
+        Up to four Tensors, with the target last.
+
+    Outputs:
+        Tensor, the loss before the step. Where it, a gradient or the curvature is NaN or Inf, `AdaHessian` and `Sophia`
+        leave weights and moments as they are, and count it in ``optimizer.skipped``.
+
+    Raises:
+        TypeError, ValueError: a wrong argument.
+        NotCompilableError, MissingRuleError: at the first step, as `grad_and_hvp`.
+
+    Supported Platforms:
+        ``CPU`` (tested); ``Ascend`` ``GPU`` (not run on a device). Not in data sink mode, nor in a graph of your own.
+
+    Source:
+        M. Hutchinson, A stochastic estimator of the trace of the influence matrix, Comm. Statist. 18(3), 1989; B.
+        Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6(1), 1994.
+
+    Examples:
+        >>> import mindspore as ms, numpy as np
+        >>> from mindspore import nn
+        >>> from mindspore_hessian import optim
+        >>> net = nn.SequentialCell(nn.Dense(2, 8), nn.GELU(), nn.Dense(8, 2))
+        >>> optimizer = optim.Sophia(net.trainable_params(), 0.02, estimator="gnb")
+        >>> step = optim.TrainStep(net.set_train(), nn.CrossEntropyLoss(), optimizer, seed=1)
+        >>> x, y = ms.Tensor([[1.0, 2.0], [3.0, -1.0]]), ms.Tensor([1, 0], ms.int32)
+        >>> losses = [float(step(x, y).asnumpy()) for _ in range(30)]
+        >>> print(losses[0] > losses[-1], optimizer.global_step.asnumpy())
+        True [30]
+    """
+
+    def __init__(self, network: Any, loss_fn: Any, optimizer: Any, seed: int = 0, *, clip_norm: float | None = None):
+        if not isinstance(network, nn.Cell):
+            raise TypeError(f"network must be an nn.Cell, but got {shown(network)}")
+        if loss_fn is not None and (not callable(loss_fn) or isinstance(loss_fn, type)):
+            raise TypeError(f"loss_fn must be an nn.Cell, a function or None, but got {shown(loss_fn)}")
+        if not isinstance(optimizer, nn.Optimizer):
+            raise TypeError(f"optimizer must be an nn.Optimizer, such as optim.AdaHessian, but got {shown(optimizer)}")
+        check_integer("seed", seed, 0)
+        if clip_norm is not None:
+            check_real("clip_norm", clip_norm)
+        known = {id(parameter) for parameter in network.get_parameters()}
+        others = [p.name for p in optimizer.parameters if id(p) not in known]
+        if others and loss_fn is None:
+            raise ValueError(f"optimizer has Parameters that are not in network: {', '.join(map(repr, others[:3]))}")
+        self._check_kind(optimizer, loss_fn)
+        super().__init__(auto_prefix=False)
+        self.network, self.optimizer, self.seed, self.clip_norm = network, optimizer, int(seed), clip_norm
+        if isinstance(loss_fn, nn.Cell):
+            self.loss_fn = loss_fn
+        object.__setattr__(self, "_loss", loss_fn)
+        object.__setattr__(self, "_graphs", {})
+
+    @staticmethod
+    def _check_kind(optimizer: nn.Optimizer, loss_fn: Any) -> None:
+        if getattr(optimizer, "estimator", "") == "gnb" and loss_fn is None:
+            raise ValueError("loss_fn must be given with estimator='gnb', which draws labels from the network's output")
+
+    def construct(self, *inputs):
+        raise NotImplementedError("TrainStep is compiled by itself: call step(*inputs) from Python, and train with "
+                                  "dataset_sink_mode=False")
+
+    @interruptible
+    def __call__(self, *inputs: Any) -> Tensor:
+        self._check_inputs(inputs)
+        done = int(_compat.to_numpy(self.optimizer.global_step)[0])
+        kind, noise = self._noise(done, inputs)
+        tensors = (*inputs, *noise)
+        key = (kind, len(inputs), tuple((tuple(t.shape), str(t.dtype)) for t in tensors),
+               tuple(cell.training for _, cell in self.cells_and_names()))
+        graph = self._graphs.get(key)
+        if graph is None or graph.stale():
+            graph = self._graphs[key] = self._graph_of(kind, tensors, len(inputs))
+        return graph(tensors)
+
+    def _check_inputs(self, inputs: tuple) -> None:
+        least = 1 if self._loss is None else 2
+        if not least <= len(inputs) <= _MOST:
+            raise ValueError(f"inputs must be {least} to {_MOST} Tensors, the target last, but there are {len(inputs)}")
+        for number, value in enumerate(inputs):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"inputs must be Tensors, but input {number} is a {type(value).__name__}")
+
+    def _noise(self, done: int, inputs: tuple) -> tuple[str, tuple[Tensor, ...]]:
+        """What kind of step it is, and the random Tensor that it takes."""
+        if not isinstance(self.optimizer, CurvedOptimizer) or done % self.optimizer.update_interval:
+            return "plain", ()
+        if self.optimizer.estimator == "gnb":
+            if inputs[-1].dtype not in _LABELS:
+                raise TypeError("estimator='gnb' draws labels, so the last of inputs must be labels, int32 or int64, "
+                                f"but it has dtype {inputs[-1].dtype}. For other targets: estimator='hutchinson'")
+            return "gnb", (Tensor(uniforms(self.seed, done, tuple(inputs[-1].shape))),)
+        size = sum(parameter.size for parameter in self.optimizer.parameters)
+        return "hutchinson", (Tensor(probe(self.seed, done, size)),)
+
+    def _graph_of(self, kind: str, tensors: tuple, count: int) -> Any:
+        function = _BODIES[kind](self.network, self._loss, self.optimizer, count, self.clip_norm)
+        try:
+            with debris_removed(), inplace.followed():
+                graph = _compat.Graph(function, tensors, "O0")
+            inplace.refuse_left(graph)
+        except Exception as err:
+            error = translate(err)
+            if error is err:
+                raise
+            raise error from err
+        return graph
+
+
+# --- the graphs ----------------------------------------------------------------------------------------------------
+
+def _losses(network: Any, loss_fn: Any, scale: float) -> list[Callable]:
+    """The loss times the scale, as a function of 1, 2, 3 and 4 inputs: a gradient takes no function of ``*inputs``."""
+    def one(a):
+        return network(a) * scale
+
+    def two(a, b):
+        if loss_fn is None:
+            return network(a, b) * scale
+        return loss_fn(network(a), b) * scale
+
+    def three(a, b, c):
+        if loss_fn is None:
+            return network(a, b, c) * scale
+        return loss_fn(network(a, b), c) * scale
+
+    def four(a, b, c, d):
+        if loss_fn is None:
+            return network(a, b, c, d) * scale
+        return loss_fn(network(a, b, c), d) * scale
+    return [one, two, three, four]
+
+
+def _base(network, loss_fn, optimizer, count, clip_norm):
+    """``(value and gradients, update)``, as MindSpore compiles them."""
+    scale = getattr(optimizer, "scale", 1.0)
+    loss = _losses(network, loss_fn, scale)[count - 1]
+    weights = optimizer.parameters
+
+    def checked(value):
+        if value.size != 1:
+            raise ValueError(f"loss_fn must return one number, but its value has shape {value.shape}")
+        return value
+    value_and_grad = ms.value_and_grad(loss, None, weights)
+
+    def clipped(gradients):
+        if clip_norm is None:
+            return gradients
+        return ops.clip_by_global_norm(gradients, clip_norm * scale)
+
+    def outcome(value, done):
+        return ops.depend(checked(value) / scale, done)
+    return value_and_grad, clipped, outcome
+
+
+def _plain(network, loss_fn, optimizer, count, clip_norm):
+    value_and_grad, clipped, outcome = _base(network, loss_fn, optimizer, count, clip_norm)
+
+    def step(*tensors):
+        value, gradients = value_and_grad(*tensors)
+        return outcome(value, optimizer(clipped(gradients)))
+    return step
+
+
+def _hutchinson(network, loss_fn, optimizer, count, clip_norm):
+    """z * Hz: the derivative of ``value_and_grad`` itself, so that the loss is evaluated once (running means of batch
+    norm move once)."""
+    value_and_grad, clipped, outcome = _base(network, loss_fn, optimizer, count, clip_norm)
+    weights, product = optimizer.parameters, ops.GradOperation(get_by_list=True, sens_param=True)
+    parts, start = [], 0
+    for parameter in weights:
+        parts.append((start, start + parameter.size, tuple(parameter.shape), parameter.dtype))
+        start += parameter.size
+    parts = tuple(parts)
+
+    def step(*tensors):
+        inputs, signs = tensors[:count], ()
+        for part in parts:
+            signs = signs + (tensors[count][part[0]:part[1]].reshape(part[2]).astype(part[3]),)
+        value, gradients = value_and_grad(*inputs)
+        images = product(value_and_grad, weights)(*inputs, (ops.zeros_like(value), signs))
+        curvature = ()
+        for number in range(len(parts)):
+            curvature = curvature + (signs[number] * images[number],)
+        return outcome(value, optimizer(clipped(gradients), curvature))
+    return step
+
+
+def _gnb(network, loss_fn, optimizer, count, clip_norm):
+    """B g^2, where g is the gradient for labels that are drawn from the model's softmax."""
+    value_and_grad, clipped, outcome = _base(network, loss_fn, optimizer, count, clip_norm)
+
+    def of_drawn(out, chance):
+        if out.ndim != chance.ndim + 1 or out.shape[:1] + out.shape[2:] != chance.shape:
+            raise ValueError("estimator='gnb' needs logits with the classes along axis 1, one label each, but network "
+                             f"returns shape {out.shape} for labels of shape {chance.shape}")
+        below = ops.cumsum(ops.softmax(out.astype(ms.float32), 1), 1) < chance.expand_dims(1)
+        last = out.shape[1] - 1
+        drawn = ops.clamp(below.astype(ms.int32).sum(1), 0, last).astype(ms.int32)
+        return loss_fn(out, ops.stop_gradient(drawn))
+    slope = ms.grad(_losses(network, of_drawn, getattr(optimizer, "scale", 1.0))[count - 1], None,
+                    optimizer.parameters)
+
+    def step(*tensors):
+        inputs, chance = tensors[:count], tensors[count]
+        value, gradients = value_and_grad(*inputs)
+        curvature = ()
+        for g in slope(*(inputs[:-1] + (chance,))):
+            curvature = curvature + (g * g * chance.size,)
+        return outcome(value, optimizer(clipped(gradients), curvature))
+    return step
+
+
+_BODIES = {"plain": _plain, "hutchinson": _hutchinson, "gnb": _gnb}
