@@ -136,6 +136,10 @@ def gives_array(x):
     return np.ones(2)
 
 
+def gives_factors(x):
+    return x * W
+
+
 def adds_text(x):
     return (x + "1").sum()
 
@@ -447,6 +451,12 @@ OPERATORS = {
         **LIKELIHOOD, "mc_samples": without(NO_COUNT, "zero"), "seed": NO_SEED}),
     "EmpiricalFisherOperator": (mh.EmpiricalFisherOperator, GOOD_OPERATOR, {
         **{name: OPERATOR[name] for name in SHARED}, "loss_fn": NO_CALLABLE, **LIKELIHOOD}),
+    **{name: (getattr(mh, name), GOOD_OPERATOR, {
+        **{name: OPERATOR[name] for name in SHARED if name != "network"}, "loss_fn": NO_CALLABLE, **LIKELIHOOD,
+        "network": {**NO_CALLABLE, "a function": Bad(gives_factors, "of no Cell", True, {"weights": [W]})},
+        "fisher": {**NO_MODE, "None": None}, "mc_samples": NO_COUNT, "approx": {**NO_MODE, "None": None},
+        "separate_bias": NO_BOOL, "seed": NO_SEED, "blocks": without(NO_MODE, "None"),
+        "block_diagonal": {"layer": "layer"}}) for name in ("KFACOperator", "EKFACOperator")},
     "a product with HessianOperator": (run(mh.HessianOperator), GOOD_OPERATOR, {
         "network": {"returns text": Bad(network_of_text, "network", True, {"weights": [W]}),
                     "takes no arguments": Bad(network_of_nothing, "argument", True, {"weights": [W]})},
