@@ -28,6 +28,7 @@ from mindspore_hessian.linops import (
     frobenius_norm,
     inverse,
     logdet,
+    nystrom,
     solve,
     trace,
 )
@@ -59,7 +60,7 @@ __all__ = [
     "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
     "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "laplacian", "layer_report", "linops",
     "logdet",
-    "negative_curvature", "plot", "rules", "set_cache_size", "solve", "spectral_density", "testing", "trace",
+    "negative_curvature", "nystrom", "plot", "rules", "set_cache_size", "solve", "spectral_density", "testing", "trace",
     "value_grad_and_hessian",
 ]
 

@@ -607,6 +607,15 @@ ESTIMATORS = {
         "damping": without(NO_POSITIVE, "zero", "negative"), "method": NO_MODE, **SEARCH_TOL,
         "max_products": {**NO_COUNT, "one": 1},
         "learning_rate": {**named(NO_POSITIVE_OR_NONE, "learning_rate", method="neumann"), "with cg": 0.1}, **COMMON}),
+    "solve with a preconditioner": (mh.solve, {**OP, "b": np.ones(4), "damping": 0.1, "preconditioner": "nystrom",
+                                               "rank": 2}, {
+        "preconditioner": {"text": "kfac", "an int": 3, "of another size": np.eye(3), "a list": [],
+                           "negative": -np.eye(4), "with minres": Bad("nystrom", also={"method": "minres"}),
+                           "with a checkpoint": Bad("nystrom", "checkpoint", also={"checkpoint": "a.npz"})},
+        "rank": NO_COUNT, "max_products": {"three": 3}}),
+    "nystrom": (mh.nystrom, {**OP, "rank": 2}, {
+        "op": {**BAD_OP, **LOPSIDED, "negative": Bad(-np.eye(4), "negative eigenvalues")},
+        "rank": {**NO_COUNT, "more than n": 5}, "seed": NO_SEED, "progress": NO_PROGRESS}),
     "inverse": (mh.inverse, {"op": mh.linops.Diagonal(np.ones(4)), "damping": 0.1}, {
         "op": {**NO_OP, "not symmetric": mh.linops.Kronecker(np.triu(np.ones((4, 4)))),
                "singular": Bad(mh.linops.Diagonal(np.zeros(4)), "singular", also={"damping": 0.0})},
