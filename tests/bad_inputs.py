@@ -136,6 +136,10 @@ def gives_array(x):
     return np.ones(2)
 
 
+def gives_factors(x):
+    return x * W
+
+
 def adds_text(x):
     return (x + "1").sum()
 
@@ -447,6 +451,12 @@ OPERATORS = {
         **LIKELIHOOD, "mc_samples": without(NO_COUNT, "zero"), "seed": NO_SEED}),
     "EmpiricalFisherOperator": (mh.EmpiricalFisherOperator, GOOD_OPERATOR, {
         **{name: OPERATOR[name] for name in SHARED}, "loss_fn": NO_CALLABLE, **LIKELIHOOD}),
+    **{name: (getattr(mh, name), GOOD_OPERATOR, {
+        **{name: OPERATOR[name] for name in SHARED if name != "network"}, "loss_fn": NO_CALLABLE, **LIKELIHOOD,
+        "network": {**NO_CALLABLE, "a function": Bad(gives_factors, "of no Cell", True, {"weights": [W]})},
+        "fisher": {**NO_MODE, "None": None}, "mc_samples": NO_COUNT, "approx": {**NO_MODE, "None": None},
+        "separate_bias": NO_BOOL, "seed": NO_SEED, "blocks": without(NO_MODE, "None"),
+        "block_diagonal": {"layer": "layer"}}) for name in ("KFACOperator", "EKFACOperator")},
     "a product with HessianOperator": (run(mh.HessianOperator), GOOD_OPERATOR, {
         "network": {"returns text": Bad(network_of_text, "network", True, {"weights": [W]}),
                     "takes no arguments": Bad(network_of_nothing, "argument", True, {"weights": [W]})},
@@ -597,6 +607,15 @@ ESTIMATORS = {
         "damping": without(NO_POSITIVE, "zero", "negative"), "method": NO_MODE, **SEARCH_TOL,
         "max_products": {**NO_COUNT, "one": 1},
         "learning_rate": {**named(NO_POSITIVE_OR_NONE, "learning_rate", method="neumann"), "with cg": 0.1}, **COMMON}),
+    "solve with a preconditioner": (mh.solve, {**OP, "b": np.ones(4), "damping": 0.1, "preconditioner": "nystrom",
+                                               "rank": 2}, {
+        "preconditioner": {"text": "kfac", "an int": 3, "of another size": np.eye(3), "a list": [],
+                           "negative": -np.eye(4), "with minres": Bad("nystrom", also={"method": "minres"}),
+                           "with a checkpoint": Bad("nystrom", "checkpoint", also={"checkpoint": "a.npz"})},
+        "rank": NO_COUNT, "max_products": {"three": 3}}),
+    "nystrom": (mh.nystrom, {**OP, "rank": 2}, {
+        "op": {**BAD_OP, **LOPSIDED, "negative": Bad(-np.eye(4), "negative eigenvalues")},
+        "rank": {**NO_COUNT, "more than n": 5}, "seed": NO_SEED, "progress": NO_PROGRESS}),
     "inverse": (mh.inverse, {"op": mh.linops.Diagonal(np.ones(4)), "damping": 0.1}, {
         "op": {**NO_OP, "not symmetric": mh.linops.Kronecker(np.triu(np.ones((4, 4)))),
                "singular": Bad(mh.linops.Diagonal(np.zeros(4)), "singular", also={"damping": 0.0})},

@@ -54,6 +54,7 @@ class Run:
                            **{name: value.item() if isinstance(value, np.generic) else value
                               for name, value in given.items()}}
         self._witness: tuple[np.ndarray, ...] | None = None  # the first product, to know the operator again
+        self.precondition: Callable[[np.ndarray], np.ndarray] = np.array  # a copy: none
         self._bar: tqdm | None = None
         self._open = contextlib.ExitStack()
 

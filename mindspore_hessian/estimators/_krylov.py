@@ -47,6 +47,39 @@ class ConjugateGradients:
 
 
 @dataclass
+class PreconditionedGradients:
+    """Conjugate gradients with ``run.precondition``; `size` is the norm of the residual itself, by its recurrence."""
+
+    x: np.ndarray
+    r: np.ndarray
+    p: np.ndarray
+    size: float
+    scale: float = 0.0
+    length: float = 0.0
+    learning_rate: float = 0.0
+
+    @classmethod
+    def at(cls, x: np.ndarray, r: np.ndarray, learning_rate: float) -> PreconditionedGradients:
+        return cls(x, r, np.zeros_like(r), float(np.linalg.norm(r)))
+
+    def step(self, run: Run) -> str | None:
+        z = run.precondition(self.r)
+        length = float(self.r @ z)
+        if not length > 0:
+            raise ValueError(f"preconditioner must be positive definite, but r^T M r is {length:.3g} for a residual r")
+        self.p = z + (length / self.length) * self.p if self.length else z
+        self.length = length
+        product = run @ self.p
+        curvature, squared = float(self.p @ product), float(self.p @ self.p)
+        self.scale = max(self.scale, float(np.linalg.norm(product)) / squared ** 0.5)
+        if curvature <= 10 * run.eps * self.scale * squared:
+            return "negative curvature"
+        self.x, self.r = self.x + length / curvature * self.p, self.r - length / curvature * product
+        self.size = float(np.linalg.norm(self.r))
+        return None
+
+
+@dataclass
 class MinimalResiduals:
     """MINRES of Paige and Saunders, with their names. `r` and its norm `size` are the residual, by its recurrence."""
 

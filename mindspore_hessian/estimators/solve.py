@@ -2,15 +2,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr
 
-from mindspore_hessian.arguments import check_choice, check_integer, check_real, check_vector
+from mindspore_hessian.arguments import check_choice, check_integer, check_real, check_vector, shown
 from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import Run, fingerprint
-from mindspore_hessian.estimators._krylov import SAVED_EVERY, ConjugateGradients, MinimalResiduals, Neumann, restored
+from mindspore_hessian.estimators._krylov import (
+    SAVED_EVERY,
+    ConjugateGradients,
+    MinimalResiduals,
+    Neumann,
+    PreconditionedGradients,
+    restored,
+)
+from mindspore_hessian.estimators._nystrom import approximation
+from mindspore_hessian.estimators._nystrom import preconditioner as nystrom_preconditioner
 from mindspore_hessian.estimators.eigen import extreme_pairs
 from mindspore_hessian.estimators.results import Solution
 
@@ -20,7 +30,7 @@ _LEAST = {"cg": 2, "minres": 2, "neumann": 4, "lsmr": 7}
 
 def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float = 1e-6, max_products: int = 1000,
           learning_rate: float | None = None, seed: int = 0, progress: bool | None = None,
-          checkpoint: str | os.PathLike | None = None) -> Solution:
+          checkpoint: str | os.PathLike | None = None, preconditioner: Any = None, rank: int = 50) -> Solution:
     r"""Solution of :math:`(H + d I) x = b`, without the matrix.
 
     ``"cg"`` is for positive definite systems: it stops at the first direction with :math:`p^T (H + d I) p \le 0` (to
@@ -46,7 +56,12 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float 
         learning_rate: :math:`\eta` of "neumann"; where None, one over the largest eigenvalue, estimated by Lanczos.
         seed: of that estimate.
         progress: as for `trace`.
-        checkpoint: as for `trace`, after each 20 steps; not for "lsmr".
+        checkpoint: as for `trace`, after each 20 steps; not for "lsmr", and not with a preconditioner.
+        preconditioner: for "cg", an operator that approximates :math:`(H + d I)^{-1}` and is positive definite
+            (``inverse(KFACOperator(...), damping)``), or "nystrom": of `rank` random columns, for an H without negative
+            eigenvalues that decay. It pays where many steps are needed, which is not known beforehand; a poor one
+            costs steps. The products for "nystrom" count with the others; the residual is the true one.
+        rank: of "nystrom"; n, where that is less.
 
     Returns:
         Solution.
@@ -80,6 +95,10 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float 
         check_real("learning_rate", learning_rate)
         if method != "neumann":
             raise ValueError(f"learning_rate is for method 'neumann', but method is {method!r}: leave it None")
+    if preconditioner is not None:
+        _check_preconditioner(preconditioner, op, method, checkpoint)
+        check_integer("rank", rank, 1)
+        rank = min(rank, dimension_of(op))
     if method == "lsmr" and checkpoint is not None:
         raise ValueError("checkpoint is not for method 'lsmr': leave it None, or take method 'minres'")
     with Run("solve", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,
@@ -91,9 +110,35 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float 
             x = run.op.inverse(damping).columns(right[:, None])[:, 0]
             residual = float(np.linalg.norm(right - run @ x) / np.linalg.norm(right))
             return Solution(x, residual, residual <= tol, None, run.num_products, run.seconds, "exact")
+        if isinstance(preconditioner, str):
+            if rank + 2 > max_products:
+                raise ValueError(f"max_products must be at least rank + 2 = {rank + 2} for preconditioner 'nystrom', "
+                                 f"but got {max_products}")
+            run.precondition = nystrom_preconditioner(*approximation(run, rank), float(damping))
+        elif preconditioner is not None:
+            run.precondition = _applied(preconditioner)
+        stepper = _STEPPERS.get(method) if preconditioner is None else PreconditionedGradients
         x, residual, direction, reason = (_least_squares(run, right, tol) if method == "lsmr" else
-                                          _iterate(run, right, tol, _STEPPERS[method], learning_rate))
+                                          _iterate(run, right, tol, stepper, learning_rate))
     return Solution(x, residual, residual <= tol, direction, run.num_products, run.seconds, reason)
+
+
+def _check_preconditioner(preconditioner: Any, op: Any, method: str, checkpoint: Any) -> None:
+    if isinstance(preconditioner, str):
+        check_choice("preconditioner", preconditioner, ("nystrom",))
+    elif getattr(preconditioner, "shape", None) != (dimension_of(op),) * 2 or not hasattr(preconditioner, "__matmul__"):
+        raise ValueError(f"preconditioner must be None, 'nystrom' or an operator or array of shape "
+                         f"{(dimension_of(op),) * 2}, as op has it, but got {shown(preconditioner)}")
+    if method != "cg":
+        raise ValueError(f"preconditioner is for method 'cg', but method is {method!r}: leave it out")
+    if checkpoint is not None:
+        raise ValueError("checkpoint does not go with a preconditioner: leave one of them out")
+
+
+def _applied(preconditioner: Any) -> Callable[[np.ndarray], np.ndarray]:
+    def apply(r: np.ndarray) -> np.ndarray:
+        return np.asarray(preconditioner @ r, np.float64)
+    return apply
 
 
 def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,

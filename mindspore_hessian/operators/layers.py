@@ -1,0 +1,636 @@
+"""What a layer sees: its inputs and the gradients at its outputs, gathered inside one compiled graph.
+
+A layer with weights is linear in them: y = W a + b for the rows a of its inputs. While a graph is compiled, the layers'
+outputs go through a `_Probe`, which is the identity, and whose derivative is of our own: it hands the gradient on, and
+gives the "gradients" of two numbers that only it knows, a statistic of the rows a, and one of the rows g of the
+gradient at the output. A layer that is called twice gets the sum of both, as gradients do. Neither the network nor what
+it computes is changed; outside of compilation nothing is there.
+
+Rows have the axes (groups, samples, positions, features); the number of samples is that of the batch where its axis can
+be cut into so many, else that of the axis.
+"""
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MethodType
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops, vmap
+
+from mindspore_hessian import _compat
+from mindspore_hessian.operators import kernels
+from mindspore_hessian.transforms import compose
+
+_GRAM, _RESHAPE, _CONCAT = ops.MatMul(transpose_a=True), ops.Reshape(), ops.Concat(-1)
+_BATCHED, _PRODUCTS, _MATMUL = ops.BatchMatMul(transpose_a=True), ops.BatchMatMul(), ops.MatMul()
+
+
+# --- the rows of a layer's inputs and of the gradients at its outputs ---------------------------------------------
+
+@ops.constexpr
+def _positions(shape, last):
+    """The numbers of rows and of positions in each, for a shape without its feature axis."""
+    inner = shape[:-1] if last else shape[:1] + shape[2:]
+    return (1, 1) if not inner else (inner[0], int(np.prod(inner[1:], dtype=np.int64)))
+
+
+def _features_last(groups):
+    """(n, ..., features) as rows."""
+    def rows(x):
+        n, t = _positions(x.shape, True)
+        return _RESHAPE(x, (1, n, t, x.shape[-1]))
+    return rows
+
+
+def _features_second(groups):
+    """(n, features, ...) as rows."""
+    def rows(x):
+        n, t = _positions(x.shape, False)
+        parts = _RESHAPE(x, (n, groups, x.shape[1] // groups, t))
+        return parts.transpose((1, 0, 3, 2))
+    return rows
+
+
+def _same(size, kernel, stride, dilation):
+    """The padding of pad_mode "same", before and after."""
+    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _patches(geometry, groups):
+    """The patches that a convolution multiplies with its kernel, in the order of the weight: channel, then place."""
+    kernel, stride, dilation, pads = geometry
+    places = tuple(itertools.product(*map(range, kernel)))
+    axes = tuple(range(len(kernel)))
+
+    @ops.constexpr
+    def padded(shape):
+        """For `ops.pad`, the last axis first."""
+        found = pads or tuple(_same(*one) for one in zip(shape[2:], kernel, stride, dilation, strict=True))
+        return tuple(number for pair in reversed(found) for number in pair)
+
+    @ops.constexpr
+    def window(shape, place):
+        """Where the entries at one place of the kernel begin, end, and how far they are apart."""
+        start = tuple(place[i] * dilation[i] for i in axes)
+        counts = tuple((shape[2 + i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in axes)
+        end = tuple(start[i] + (counts[i] - 1) * stride[i] + 1 for i in axes)
+        return (0, 0, *start), (*shape[:2], *end), (1, 1, *stride)
+
+    rows = _features_second(groups)
+
+    def unfold(x):
+        x = ops.pad(x, padded(x.shape))
+        parts = ()
+        for place in places:
+            begin, end, step = window(x.shape, place)
+            parts = parts + (ops.strided_slice(x, begin, end, step),)
+        whole = ops.stack(parts, 2)
+        return rows(_RESHAPE(whole, (x.shape[0], x.shape[1] * len(places)) + whole.shape[3:]))
+    return unfold
+
+
+def _indices(groups):
+    """Integers as rows; their one feature stands for that of a column of the identity."""
+    def rows(x):
+        n, t = _positions(x.shape + (1,), True)
+        return _RESHAPE(x, (1, n, t, 1))
+    return rows
+
+
+# --- kinds of layers ------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Kind:
+    """How a class of layers is linear in its weights.
+
+    Attributes:
+        classes: whose own `construct` it is.
+        inputs: ``inputs(cell)`` makes a graph function: the layer's input as rows.
+        gradients: the same for the gradient at the output.
+        weight, bias: the names of its Parameters.
+        indexed: the inputs are indices, and the weight has a row for each of them.
+        refuses: why a layer of the class is none of these, or None.
+        inside: what takes the place of `construct` where that does more than the linear part; None: nothing.
+    """
+
+    classes: tuple[type, ...]
+    inputs: Callable
+    gradients: Callable
+    weight: str = "weight"
+    bias: str | None = "bias"
+    indexed: bool = False
+    refuses: Callable[[nn.Cell], str | None] = lambda cell: None
+    inside: Callable[[nn.Cell, Callable], Callable] | None = None
+
+
+def _groups(cell: nn.Cell) -> int:
+    return int(getattr(cell, "group", None) or getattr(cell, "groups", None) or 1)
+
+
+def _geometry(cell: nn.Cell) -> tuple:
+    """Kernel, stride, dilation, and the padding of each axis (None: that of "same")."""
+    def several(value: Any) -> tuple[int, ...]:
+        return (value,) * rank if isinstance(value, int) else tuple(value)[-rank:]
+    rank = len(cell.weight.shape) - 2
+    kernel, stride, dilation = tuple(cell.weight.shape[2:]), several(cell.stride), several(cell.dilation)
+    if hasattr(cell, "padding_mode"):  # of mint.nn
+        if cell.padding == "same":
+            return kernel, stride, dilation, tuple((d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2)
+                                                   for k, d in zip(kernel, dilation, strict=True))
+        return kernel, stride, dilation, tuple(
+            (p, p) for p in (several(0) if cell.padding == "valid" else several(cell.padding)))
+    if cell.pad_mode == "same":
+        return kernel, stride, dilation, None
+    sides = (cell.padding,) * (2 * rank) if isinstance(cell.padding, int) else tuple(cell.padding)
+    return kernel, stride, dilation, tuple(zip(sides[::2], sides[1::2], strict=True))
+
+
+def _flattened_1d(cell: nn.Cell) -> Callable:
+    """nn.Conv1d is a convolution of two axes, the first of one place."""
+    unfold = _patches(_geometry(cell), _groups(cell))
+
+    def rows(x):
+        return unfold(ops.expand_dims(x, 2))
+    return rows
+
+
+def _refuses_convolution(cell: nn.Cell) -> str | None:
+    if getattr(cell, "data_format", "NCHW") not in ("NCHW", "NCDHW"):
+        return f"its data_format is {cell.data_format}"
+    mode = getattr(cell, "padding_mode", "zeros")
+    return None if mode == "zeros" else f"its padding_mode is {mode!r}"
+
+
+def _refuses_embedding(cell: nn.Cell) -> str | None:
+    for name in ("padding_idx", "max_norm", "scale_grad_by_freq"):
+        if type(cell) is not nn.Embedding and getattr(cell, name, None):
+            return f"its {name} changes the gradient"
+    return "its padding_idx changes the gradient" if (
+        type(cell) is not nn.Embedding and getattr(cell, "padding_idx", None) is not None) else None
+
+
+def _before_activation(cell: nn.Cell, through: Callable) -> Callable:
+    """nn.Dense, whose activation is no part of what is linear."""
+    if not cell.activation_flag:
+        return _whole(cell, through)
+    has_bias, features = cell.has_bias, cell.out_channels
+
+    def construct(self, x):
+        y = self.matmul(_RESHAPE(x, (-1, x.shape[-1])), self.weight)
+        if has_bias:
+            y = self.bias_add(y, self.bias)
+        return self.activation(through(_RESHAPE(y, x.shape[:-1] + (features,)), x))
+    return construct
+
+
+def _whole(cell: nn.Cell, through: Callable) -> Callable:
+    """The layer as it is."""
+    plain = MethodType(type(cell).construct, cell)
+
+    def construct(self, x):
+        return through(plain(x), x)
+    return construct
+
+
+def _several(*names: str) -> tuple[type, ...]:
+    """Classes of mint.nn, as far as this version of MindSpore has them."""
+    return tuple(getattr(mint.nn, name) for name in names if hasattr(mint.nn, name))
+
+
+KINDS = (
+    Kind((nn.Dense,), lambda cell: _features_last(1), lambda cell: _features_last(1), inside=_before_activation),
+    Kind(_several("Linear"), lambda cell: _features_last(1), lambda cell: _features_last(1)),
+    Kind((nn.Conv2d, nn.Conv3d, *_several("Conv1d", "Conv2d", "Conv3d")),
+         lambda cell: _patches(_geometry(cell), _groups(cell)), lambda cell: _features_second(_groups(cell)),
+         refuses=_refuses_convolution),
+    Kind((nn.Conv1d,), _flattened_1d, lambda cell: _features_second(_groups(cell)), refuses=_refuses_convolution),
+    Kind((nn.Embedding,), lambda cell: _indices(1), lambda cell: _features_last(1), weight="embedding_table",
+         bias=None, indexed=True),
+    Kind(_several("Embedding"), lambda cell: _indices(1), lambda cell: _features_last(1), bias=None, indexed=True,
+         refuses=_refuses_embedding),
+)
+NORMS = tuple(cls for cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm,
+                              nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+                              *_several("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm",
+                                        "SyncBatchNorm")))
+
+
+def kind_of(cell: nn.Cell) -> Kind | None:
+    """The kind of a Cell that computes as one of the classes of `KINDS` does; None for any other."""
+    construct = type(cell).construct
+    return next((kind for kind in KINDS for cls in kind.classes
+                 if isinstance(cell, cls) and construct is getattr(cls, "construct", None)), None)
+
+
+# --- statistics of rows ---------------------------------------------------------------------------------------------
+# Functions of the rows that MindSpore compiles. `count` is the number of samples of the batch. A row of inputs is
+# followed by a 1, for the bias, and so that its second moment also says how much was summed.
+
+def _extended(a):
+    return _CONCAT((a, ops.ones(a.shape[:-1] + (1,), a.dtype)))
+
+
+def _line(rows):
+    """All rows of a group one under another."""
+    return _RESHAPE(rows, (rows.shape[0], -1, rows.shape[-1]))
+
+
+def _second_moment(rows, other):
+    """The sum of outer products, (groups, features, features)."""
+    rows, other = _line(rows), _line(other)
+    if rows.shape[0] == 1:
+        return ops.expand_dims(_GRAM(rows[0], other[0]), 0)
+    return _BATCHED(rows, other)
+
+
+@ops.constexpr
+def _cut(n, t, count):
+    """Samples and positions of rows, which are as many samples as the batch has where that is possible."""
+    return (count, n * t // count) if n % count == 0 else (n, t)
+
+
+def _by_sample(rows, count):
+    """(groups, samples, positions, features), with as many samples as the batch has."""
+    n, t = _cut(rows.shape[1], rows.shape[2], count)
+    return _RESHAPE(rows, (rows.shape[0], n, t, rows.shape[3]))
+
+
+@ops.constexpr
+def _spread(n, t, terms, count):
+    """How the weights of the terms go to rows: to one each, to the positions of a sample alike, or to all alike."""
+    return 0 if n * t == terms else 1 if n % count == 0 else 2
+
+
+def _row_weights(rows, w, count):
+    """The weight of each row, (1, samples, positions, 1), from those of the terms of the loss, (samples, terms)."""
+    n, t = rows.shape[1], rows.shape[2]
+    how = _spread(n, t, w.size, count)
+    if how == 0:
+        return _RESHAPE(w, (1, n, t, 1))
+    if how == 1:
+        share = n * t // count
+        alike = ops.broadcast_to(_RESHAPE(w.sum(1) / share, (count, 1)), (count, share))
+        return _RESHAPE(alike, (1, n, t, 1))
+    return ops.broadcast_to(w.sum() / (n * t), (1, n, t, 1))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a statistic is made for: the kind of layer, its width, and the number of samples."""
+
+    indexed: bool
+    width: int
+    count: int
+
+
+def _moments(given):
+    """The weighted sum of a a^T; of indices, how often each is there, and all together."""
+    count, width, indexed = given.count, given.width, given.indexed
+
+    def dense(a, w, p, q):
+        a = _extended(a)
+        return _second_moment(a * _row_weights(a, w, count), a)
+
+    def counts(a, w, p, q):
+        weights = _RESHAPE(_row_weights(a, w, count), (-1,))
+        found = ops.unsorted_segment_sum(weights, _RESHAPE(a, (-1,)), width)
+        return _CONCAT((found, _RESHAPE(weights.sum(), (1,))))
+    return counts if indexed else dense
+
+
+def _sums(given):
+    """The sum over the positions of each sample, (groups, samples, features)."""
+    count, width, indexed = given.count, given.width, given.indexed
+
+    def dense(a, w, p, q):
+        return _by_sample(_extended(a), count).sum(2)
+
+    def counts(a, w, p, q):
+        cut = _by_sample(a, count)
+        onehot = ops.one_hot(_RESHAPE(cut, cut.shape[:-1]), width, Tensor(1.0, w.dtype), Tensor(0.0, w.dtype))
+        return _extended(onehot).sum(2)
+    return counts if indexed else dense
+
+
+def _calls(given):
+    """1 for each time that the layer is called."""
+    def one(a, w, p, q):
+        return ops.ones((1,), w.dtype)
+    return one
+
+
+def _nothing(given):
+    def none(a, w, p, q):
+        return ops.zeros((1,), w.dtype)
+    return none
+
+
+def _gradient_moments(given):
+    """The sum of g g^T, (groups, outputs, outputs)."""
+    def moments(a, g, w, p, q):
+        return _second_moment(g, g)
+    return moments
+
+
+def _gradient_sums(given):
+    """The sum over the positions of each sample, (groups, samples, outputs)."""
+    count = given.count
+
+    def sums(a, g, w, p, q):
+        return _by_sample(g, count).sum(2)
+    return sums
+
+
+def _first_sample(given):
+    """The sum of g a^T over the positions of the first sample: the gradient by the weight, and the bias behind it."""
+    count, width, indexed = given.count, given.width, given.indexed
+
+    def dense(a, g, w, p, q):
+        return _second_moment(_by_sample(g, count)[:, :1], _by_sample(_extended(a), count)[:, :1])
+
+    def counts(a, g, w, p, q):
+        first, at = _by_sample(g, count)[0, 0], _by_sample(a, count)[0, 0]
+        return ops.expand_dims(ops.unsorted_segment_sum(first, _RESHAPE(at, (-1,)), width), 0)
+    return counts if indexed else dense
+
+
+def _turned(rows, basis):
+    """Rows in the basis, (groups, features, features)."""
+    lines = _line(rows)
+    if rows.shape[0] == 1:
+        return _RESHAPE(_MATMUL(lines[0], basis[0]), rows.shape[:3] + (basis.shape[2],))
+    return _RESHAPE(_PRODUCTS(lines, basis), rows.shape[:3] + (basis.shape[2],))
+
+
+def _samples(given):
+    """The gradient of each sample in the basis given, (groups, samples, outputs, inputs)."""
+    count, width, indexed = given.count, given.width, given.indexed
+
+    def dense(a, g, w, p, q):
+        g, a = _by_sample(_turned(g, q), count), _by_sample(_turned(_extended(a), p), count)
+        return _BATCHED(g, a)
+
+    def counts(a, g, w, p, q):
+        g, at = _by_sample(_turned(g, q), count), _by_sample(a, count)
+        n = g.shape[1]
+        place = _RESHAPE(at, (n, -1)) + width * _RESHAPE(ops.arange(n).astype(at.dtype), (n, 1))
+        found = ops.unsorted_segment_sum(_RESHAPE(g, (-1, g.shape[-1])), _RESHAPE(place, (-1,)), n * width)
+        found = _RESHAPE(found, (1, n, width, g.shape[-1]))
+        return found if p.ndim == 0 else ops.matmul(ops.expand_dims(p, 1).swapaxes(2, 3), found)
+    return counts if indexed else dense
+
+
+def _squares(given):
+    """The sum over the samples of the squares of their gradients in the basis given; for a layer called once."""
+    samples, indexed, count, width = _samples(given), given.indexed, given.count, given.width
+
+    def squares(a, g, w, p, q):
+        alone = _by_sample(g, count).shape[2] == 1
+        if indexed and alone and p.ndim == 0:
+            squared = _RESHAPE(ops.square(_turned(g, q)), (-1, g.shape[-1]))
+            return ops.expand_dims(ops.unsorted_segment_sum(squared, _RESHAPE(a, (-1,)), width), 0)
+        if not indexed and alone:
+            return _second_moment(ops.square(_turned(g, q)), ops.square(_turned(_extended(a), p)))
+        return ops.square(samples(a, g, w, p, q)).sum(1)
+    return squares
+
+
+INPUTS = {"moments": _moments, "sums": _sums, "calls": _calls, "nothing": _nothing}
+GRADIENTS = {"moments": _gradient_moments, "sums": _gradient_sums, "first": _first_sample, "samples": _samples,
+             "squares": _squares}
+
+
+# --- taps -----------------------------------------------------------------------------------------------------------
+
+class _Probe(nn.Cell):
+    """The identity of y. Its derivative by the two slots is a statistic of the inputs, and one of the gradients."""
+
+    def __init__(self, inputs: Callable, gradients: Callable):
+        super().__init__(auto_prefix=False)
+        self.inputs, self.gradients = inputs, gradients
+
+    def construct(self, y, x, seen, passed, w, p, q):
+        return y
+
+    def bprop(self, y, x, seen, passed, w, p, q, out, dout):
+        return (dout, ops.zeros_like(x), self.inputs(x, w, p, q), self.gradients(x, dout, w, p, q),
+                ops.zeros_like(w), ops.zeros_like(p), ops.zeros_like(q))
+
+
+def _number(name: str, dtype: Any) -> Parameter:
+    return Parameter(Tensor(0.0, dtype), name=name)
+
+
+@dataclass(eq=False)
+class Tap:
+    """A layer to look at.
+
+    Attributes:
+        name: of the Cell in the network.
+        cell, kind: the layer and its row of `KINDS`.
+        weight, bias: its Parameters.
+        calls: how often the network calls it, once that is known.
+    """
+
+    name: str
+    cell: nn.Cell
+    kind: Kind
+    calls: int = 0
+    slots: tuple[Parameter, Parameter] = field(init=False)
+    bases: list[Parameter] = field(default_factory=list)
+    _made: dict[tuple, tuple] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        dtype = kernels.flat_dtype((self.weight,))
+        self.slots = _number(f"{self.name}.seen", dtype), _number(f"{self.name}.passed", dtype)
+
+    @property
+    def weight(self) -> Parameter:
+        return getattr(self.cell, self.kind.weight)
+
+    @property
+    def bias(self) -> Parameter | None:
+        return getattr(self.cell, self.kind.bias, None) if self.kind.bias else None
+
+    @cached_property
+    def groups(self) -> int:
+        return _groups(self.cell) if len(self.weight.shape) > 2 else 1
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The numbers of features of a row of inputs, without the 1, and of a row of gradients."""
+        rows, *rest = self.weight.shape
+        if self.kind.indexed:
+            return rows, rest[0]
+        return int(np.prod(rest)), rows // self.groups
+
+    def construct(self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple) -> MethodType:
+        """What takes the place of the Cell's own while a graph is compiled; made once, since graphs are known by it."""
+        key = inputs, gradients, count, w.shape, tuple(map(id, basis))
+        if key not in self._made:
+            through = self._through(inputs, gradients, count, w, basis)
+            self._made[key] = MethodType((self.kind.inside or _whole)(self.cell, through), self.cell), w, basis
+        return self._made[key][0]
+
+    def _through(self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple) -> Callable:
+        given = Given(self.kind.indexed, self.widths[0], count)
+        rows, of_gradients = self.kind.inputs(self.cell), self.kind.gradients(self.cell)
+        seen, passed = INPUTS[inputs](given), GRADIENTS[gradients](given)
+
+        def inputs_of(x):
+            return rows(x) if given.indexed else rows(ops.cast(x, w.dtype))
+
+        def from_inputs(x, w, p, q):
+            return seen(inputs_of(x), w, p, q)
+
+        def from_gradients(x, dout, w, p, q):
+            return passed(inputs_of(x), of_gradients(ops.cast(dout, w.dtype)), w, p, q)
+        probe, (first, second), (p, q) = _Probe(from_inputs, from_gradients), self.slots, basis
+
+        def through(y, x):
+            return probe(y, x, first, second, w, p, q)
+        return through
+
+
+_OF_NETWORKS = threading.RLock()  # one at a time has its probes in a network
+_TOKENS = itertools.count()
+_KEPT = 8  # networks whose taps are not made anew
+_made: dict[tuple, Taps] = {}
+
+
+class Taps:
+    """The layers of a network that are looked at, and what they need beside the network's own Parameters.
+
+    Args:
+        network: the Cell (or a function that calls Cells, with `cells`).
+        parameters: those that are asked for; a layer that has none of them is left out.
+    """
+
+    def __init__(self, network: Any, parameters: tuple[Parameter, ...]):
+        wanted = {id(p) for p in parameters}
+        self.network = network  # so that its id remains its own
+        self.taps: tuple[Tap, ...] = ()
+        self.refused: dict[str, str] = {}  # names of Cells, and why they are not looked at
+        for name, cell in network.cells_and_names() if isinstance(network, nn.Cell) else ():
+            kind = kind_of(cell)
+            if kind is None or not wanted & {id(p) for p in cell.get_parameters(expand=False)}:
+                continue
+            why = kind.refuses(cell)
+            if why is not None:
+                self.refused[name] = why
+            else:
+                self.taps = (*self.taps, Tap(name, cell, kind))
+        self.token = next(_TOKENS)
+        self.dtype = kernels.flat_dtype(parameters)
+        self._weights: dict[tuple, Parameter] = {}
+        self._parts: dict[tuple[Tap, ...], Taps] = {}
+        self._none = _number("nothing", self.dtype)
+
+    def only(self, taps: Sequence[Tap]) -> Taps:
+        """Some of them; the same object for the same ones, so that what is compiled for it is found again."""
+        chosen = tuple(taps)
+        if chosen not in self._parts:
+            part = self._parts[chosen] = copy.copy(self)
+            part.taps, part.token = chosen, next(_TOKENS)
+        return self._parts[chosen]
+
+    def weights(self, shape: tuple[int, int]) -> Parameter:
+        """Where the weights of the terms of a batch, (samples, terms), are put."""
+        if shape not in self._weights:
+            self._weights[shape] = Parameter(Tensor(np.zeros(shape), self.dtype), name="terms", requires_grad=False)
+        return self._weights[shape]
+
+    def set_basis(self, tap: Tap, p: np.ndarray | None, q: np.ndarray) -> None:
+        """The columns in which "samples" and "squares" see inputs, (groups, inputs + 1, k), and gradients,
+        (groups, outputs, outputs); None: as they are."""
+        matrices = [np.zeros(()) if matrix is None else matrix for matrix in (p, q)]
+        if [one.shape for one in tap.bases] != [one.shape for one in matrices]:
+            tap.bases = [Parameter(Tensor(np.zeros(one.shape), self.dtype), name=f"{tap.name}.basis{number}",
+                                   requires_grad=False) for number, one in enumerate(matrices)]
+        for parameter, matrix in zip(tap.bases, matrices, strict=True):
+            _compat.assign(parameter, matrix.astype(str(self.dtype).lower()))
+
+    @contextlib.contextmanager
+    def installed(self, inputs: str, gradients: Sequence[str], count: int, terms: Parameter) -> Iterator[None]:
+        """Within it, what MindSpore compiles of the network has the probes; at the end, also after an error, it is as
+        it was.
+
+        Args:
+            inputs: of `INPUTS`.
+            gradients: of `GRADIENTS`, for each tap.
+            count: the number of samples.
+            terms: where the weights of the terms are.
+        """
+        with _OF_NETWORKS:
+            try:
+                for tap, how in zip(self.taps, gradients, strict=True):
+                    basis = tuple(tap.bases) or (self._none, self._none)
+                    tap.cell.__dict__["construct"] = tap.construct(inputs, how, count, terms, basis)
+                yield
+            finally:
+                for tap in self.taps:
+                    tap.cell.__dict__.pop("construct", None)
+
+    def slots(self, number: int) -> ParameterTuple:
+        """Those of the inputs (0) or of the gradients (1)."""
+        return ParameterTuple(tuple(tap.slots[number] for tap in self.taps))
+
+
+def taps_of(network: Any, parameters: tuple[Parameter, ...]) -> Taps:
+    """Those of a network, made once for the last few that were asked for."""
+    key = id(network), tuple(map(id, parameters))
+    with _OF_NETWORKS:
+        found = _made.pop(key, None) or Taps(network, parameters)
+        _made[key] = found
+        while len(_made) > _KEPT:
+            _made.pop(next(iter(_made)))
+    return found
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+# What MindSpore compiles beside the probes. Nothing is computed of the statistics in the graph: it takes them for as
+# large as the slots, which are numbers.
+
+def statistics(taps: Taps, inputs: bool):
+    """``build`` of a kernel: the statistics of the inputs (with `inputs`), then those of the gradients, (k, ...) each,
+    for the cotangents (k, *output), which come after the targets.
+    """
+    seen, passed = taps.slots(0), taps.slots(1)
+    slots = ParameterTuple((*seen, *passed)) if inputs else passed
+
+    def make(f, loss, n, params):
+        first = compose.vjp(kernels.one_output(f), (), seen)
+        second = compose.vjp(kernels.one_output(f), (), passed)
+        alone = compose.vjp(kernels.one_output(f), (), slots)
+        many = vmap(second, in_axes=(None, 0))
+
+        def run(*tensors):
+            xs, us = tensors[:n], tensors[-1]
+            if us.shape[0] == 1:
+                return alone(xs, us[0])
+            if inputs:
+                return first(xs, us[0]) + many(xs, us)
+            return many(xs, us)
+        return run
+    return make
+
+
+def with_gradient(taps: Taps, parameters: tuple[Parameter, ...]):
+    """``build`` of a kernel: what the layers see for one cotangent, and the gradient by the Parameters."""
+    wanted = ParameterTuple((*taps.slots(0), *taps.slots(1), *parameters))
+
+    def make(f, loss, n, params):
+        pull = compose.vjp(kernels.one_output(f), (), wanted)
+
+        def run(*tensors):
+            return pull(tensors[:n], tensors[-1])
+        return run
+    return make
