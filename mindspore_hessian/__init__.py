@@ -40,9 +40,10 @@ from mindspore_hessian.operators.hessian import HessianOperator
 from mindspore_hessian.tools.audit import AuditReport, audit
 from mindspore_hessian.tools.diagnose import Diagnosis, diagnose
 from mindspore_hessian.tools.monitor import CurvatureMonitor, Measurement
-from mindspore_hessian.transforms.diagonal import batched_hessian, hessian_diag, laplacian
+from mindspore_hessian.transforms.diagonal import batched_hessian, hessian_diag
 from mindspore_hessian.transforms.hessian import hessian, value_grad_and_hessian
 from mindspore_hessian.transforms.jacobian import jacobian
+from mindspore_hessian.transforms.laplacian import laplacian, value_grad_and_laplacian
 from mindspore_hessian.transforms.products import curvature, ggnvp, grad_and_hvp, hvp, hvp_revfwd, hvp_revrev
 
 __version__ = "0.1.0"
@@ -57,7 +58,7 @@ __all__ = [
     "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "laplacian", "layer_report", "linops",
     "logdet",
     "negative_curvature", "plot", "rules", "set_cache_size", "solve", "spectral_density", "testing", "trace",
-    "value_grad_and_hessian",
+    "value_grad_and_hessian", "value_grad_and_laplacian",
 ]
 
 rules.install()

@@ -8,8 +8,9 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, linear
 from mindspore_hessian.rules.kit import attributes_of, filled, leading, reshape, two_along
-from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
 
 # --- inverses and Cholesky factors ------------------------------------------------------------------------------
 
@@ -214,3 +215,46 @@ def trace_v2(prim):
 
 
 batching("Cross")(two_along)
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+forward("Trace")(linear)
+
+
+def _trace_of(a, b):
+    """trace(a b), without the product."""
+    return (a * ops.swapaxes(b, -1, -2)).sum((-2, -1))
+
+
+@by_composition("MatrixInverse", "MatrixInverseExt")
+def pushed_inverse(prim, a):
+    """y' = -y a' y, and y'' = -y (a'' y + 2 a' y')."""
+    y = prim(a[0])
+    j = -ops.matmul(ops.matmul(y, a[1]), y)
+    return (y, j, -ops.matmul(y, ops.matmul(a[2], y) + 2 * ops.matmul(a[1], j).sum(0)))
+
+
+def _of_determinant(a):
+    """The derivatives of log |det a|: trace(y a') and trace(y a'') - trace((y a')^2), with y the inverse of a."""
+    y = ops.inverse(a[0])
+    turned = ops.matmul(y, a[1])
+    return _trace_of(y, a[1]), _trace_of(y, a[2]) - _trace_of(turned, turned).sum(0)
+
+
+@by_composition("MatrixDeterminant")
+def pushed_determinant(prim, a):
+    """exp of the logarithm's."""
+    y, (j, l) = prim(a[0]), _of_determinant(a)  # noqa: E741
+    return (y, y * j, y * (l + (j * j).sum(0)))
+
+
+@forward("LogMatrixDeterminant")
+@allow(0)
+def pushed_log_determinant(prim, usual):
+    """(sign, log |det x|)."""
+    def rule(x_pair):
+        sign, y = prim(x_pair[0][0])
+        j, l = _of_determinant(x_pair[0])  # noqa: E741
+        return (sign, None), ((y, j, l), FORWARD)
+    return rule
