@@ -45,6 +45,7 @@ from mindspore_hessian.transforms.hessian import hessian, value_grad_and_hessian
 from mindspore_hessian.transforms.jacobian import jacobian
 from mindspore_hessian.transforms.laplacian import laplacian, value_grad_and_laplacian
 from mindspore_hessian.transforms.products import curvature, ggnvp, grad_and_hvp, hvp, hvp_revfwd, hvp_revrev
+from mindspore_hessian.transforms.tangent import jvp
 
 __version__ = "0.1.0"
 __all__ = [
@@ -55,8 +56,8 @@ __all__ = [
     "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices",
     "batched_hessian", "cache_info", "clear_cache", "condition_number", "configure", "curvature", "device_info",
     "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
-    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "laplacian", "layer_report", "linops",
-    "logdet",
+    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "jvp", "laplacian", "layer_report",
+    "linops", "logdet",
     "negative_curvature", "plot", "rules", "set_cache_size", "solve", "spectral_density", "testing", "trace",
     "value_grad_and_hessian", "value_grad_and_laplacian",
 ]

@@ -430,7 +430,7 @@ def batching_rules_watched(otherwise: Callable[[str, dict[str, bool]], Callable]
     Where there is none, `otherwise` makes it, or raises; it says so in the dict where something batched needs it."""
     asked: dict[str, bool] = {}
     before = vmap_base.vmap_rules_getters
-    vmap_base.vmap_rules_getters = _Watched(before, otherwise, asked)
+    vmap_base.vmap_rules_getters = _Watched(batching_registry(), otherwise, asked)
     try:
         yield asked
     finally:

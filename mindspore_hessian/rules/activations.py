@@ -13,7 +13,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import by_formula
-from mindspore_hessian.rules.forward import by_composition, by_slopes, from_end
+from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, by_slopes, from_end
 from mindspore_hessian.rules.kit import (
     add,
     all_but_channels,
@@ -33,7 +33,7 @@ from mindspore_hessian.rules.kit import (
     unary,
     unpaired,
 )
-from mindspore_hessian.rules.registry import COPIES, batching, derivative
+from mindspore_hessian.rules.registry import COPIES, batching, derivative, forward
 
 _INEXACT = "MindSpore's takes the output, of which the CPU kernel knows four digits"
 _BATCH_FIRST = "MindSpore's multiplies what is batched first: three products of the batch's size, here one"
@@ -411,6 +411,33 @@ def mish_slopes(x, y):
 def selu_slopes(x, y):
     below = y + _SELU_SCALE * _SELU_ALPHA
     return ops.where(y > 0, _SELU_SCALE * ops.ones_like(x), below), ops.where(y > 0, ops.zeros_like(x), below)
+
+
+@by_slopes("Elu")
+def elu_slopes(x, y, *alpha):
+    """1 where x > 0, else y + alpha, and alpha is 1 here."""
+    return ops.where(x > 0, ops.ones_like(x), y + 1), ops.where(x > 0, ops.zeros_like(x), y + 1)
+
+
+@by_slopes("FastGeLU")
+def fast_gelu_slopes(x, y):
+    """x s, s = sigmoid(1.702 x)."""
+    s = ops.sigmoid(1.702 * x)
+    slope = 1.702 * s * (1 - s)
+    return s + x * slope, slope * (2 + 1.702 * x * (1 - 2 * s))
+
+
+@forward("PReLU")
+@allow(0)
+def pushed_prelu(prim, usual):
+    """1 where x > 0, else the channel's weight."""
+    def rule(x_pair, w_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        w = w_pair[0]
+        w = reshape(w, channel_shape(w.shape, False, v.ndim)) if w.size > 1 and v.ndim > 1 else w
+        slope = ops.where(v > 0, ops.ones_like(v), ops.zeros_like(v) + w)
+        return ((prim(v, w_pair[0]), j * slope, l * slope), FORWARD)
+    return rule
 
 
 @by_slopes("Softsign")

@@ -450,6 +450,16 @@ def atanh_slopes(x, y):
     return first, 2 * x * first * first
 
 
+@forward("Mod", "FloorMod")
+@allow(0)
+def pushed_remainder(prim, usual):
+    """a less a multiple of b that is constant but for steps."""
+    def rule(a_pair, b_pair):
+        y = prim(a_pair[0][0], b_pair[0])
+        return ((y, spread(a_pair[0][1], y), widened(a_pair[0][2], y)), FORWARD)
+    return rule
+
+
 @by_partials("Maximum")
 def maximum_partials(a, b, y):
     """1 to the larger one, half to each at a tie, as `maximum_grad` has it."""

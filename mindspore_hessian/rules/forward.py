@@ -360,13 +360,17 @@ def sum_or_difference(prim, usual):
 
 
 def two_inputs(partials: Callable) -> Callable:
-    """Two tensors that broadcast, entry by entry: ``partials(a, b, y)`` gives f_a, f_b, f_aa, f_ab, f_bb."""
+    """Two tensors that broadcast, entry by entry: ``partials(a, b, y)`` gives f_a, f_b, f_aa, f_ab, f_bb; or the first
+    two alone where the others are 0."""
     @allow(0, 1)
     def getter(prim, usual):
         def rule(a_pair, b_pair):
             a, b = value_of(a_pair), value_of(b_pair)
             y = prim(a, b)
-            fa, fb, faa, fab, fbb = partials(a, b, y)
+            found = partials(a, b, y)
+            if len(found) == 2:
+                return (_in_parts(a_pair, b_pair, y, found), FORWARD)
+            fa, fb, faa, fab, fbb = found
             if b_pair[1] != FORWARD:
                 return (chain(_spread_triple(a_pair[0], y), y, fa, faa), FORWARD)
             if a_pair[1] != FORWARD:
@@ -377,6 +381,19 @@ def two_inputs(partials: Callable) -> Callable:
             return ((y, add(one[1], two[1]), add(add(one[2], two[2]), add(cross, cross))), FORWARD)
         return rule
     return getter
+
+
+def _in_parts(a_pair, b_pair, y, slopes):
+    """What comes from a and what comes from b."""
+    if b_pair[1] != FORWARD:
+        a = _spread_triple(a_pair[0], y)
+        return (y, mul(a[1], slopes[0]), mul(a[2], slopes[0]))
+    b = _spread_triple(b_pair[0], y)
+    j, l = mul(b[1], slopes[1]), mul(b[2], slopes[1])  # noqa: E741
+    if a_pair[1] != FORWARD:
+        return (y, j, l)
+    a = _spread_triple(a_pair[0], y)
+    return (y, add(mul(a[1], slopes[0]), j), add(mul(a[2], slopes[0]), l))
 
 
 def _spread_triple(a, y):

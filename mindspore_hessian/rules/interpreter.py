@@ -1,20 +1,21 @@
 """MindSpore's vmap pass as an interpreter: another table of rules, in its place for one pass.
 
-The pass asks a registry for a rule of each primitive, all of them before any is run, beginning with the last one; and
-hands values from rule to rule. So two primitives of our own, which only it ever meets, open and close the forward mode:
+The pass asks a registry for a rule of each primitive, and hands values from rule to rule. So two primitives of our own,
+which only it ever meets, begin and end the forward mode: ``HessianEnter``, where a point comes in, whose rule makes the
+triple of `rules.forward`; and ``HessianLeave``, where a result goes out, whose rule takes the triple apart.
 
-- ``Leave`` is the last primitive of a function, and its rule is asked for first. That puts `Table` in the place of the
-  registry. As MindSpore infers the rule's types, after the pass, the registry is put back.
-- ``Enter`` is where a point comes in; its rule makes the triple of `rules.forward`.
-
-In `Table`, a primitive's rule is its forward rule where something is carried forward, and its ordinary batching rule
-where not, so an ordinary vmap in the same graph keeps working. A primitive without a forward rule does not stop the
-pass: it marks what depends on it, and `Leave` finds the mark, with the name.
+A function with these in it is made while MindSpore compiles, or just before. From then on `Table` stands for the
+registry, until MindSpore infers the types of the rule of `HessianLeave`, which it does after the pass. In `Table`, the
+rule of a primitive is its forward rule where something is carried forward and its ordinary batching rule where not, so
+an ordinary vmap in the same graph keeps working. A primitive without a forward rule does not stop the pass: it marks
+what depends on it, and `HessianLeave` finds the mark, with the name.
 """
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from mindspore import ops
 from mindspore.ops import PrimitiveWithInfer, constexpr, prim_attr_register
@@ -57,7 +58,7 @@ class HessianLeave(PrimitiveWithInfer):
     @prim_attr_register
     def __init__(self):
         self.init_prim_io_names(inputs=["y", "number", "given"], outputs=["v", "j", "l"])
-        self.otherwise = None
+        self.otherwise, self.ticket = None, 0
 
     def infer_shape(self, y, number, *given):
         return (y, y, y)
@@ -69,11 +70,23 @@ class HessianLeave(PrimitiveWithInfer):
 enter = HessianEnter()
 
 
+_tickets = itertools.count(1)
+_waiting: WeakValueDictionary[int, HessianLeave] = WeakValueDictionary()  # those that MindSpore did not come to yet
+
+
 def leave(otherwise: Callable | None) -> HessianLeave:
-    """A `HessianLeave` of its own for one function."""
+    """A `HessianLeave` of its own for one function, which is about to be compiled: the forward mode is on."""
     prim = HessianLeave()
-    prim.otherwise = otherwise
+    prim.otherwise, prim.ticket = otherwise, next(_tickets)
+    _waiting[prim.ticket] = prim
+    _compat.stand_for_batching_registry(Table)
     return prim
+
+
+def close() -> None:
+    """The forward mode is off, whatever was waited for."""
+    _waiting.clear()
+    _compat.restore_batching_registry()
 
 
 class Table:
@@ -143,11 +156,6 @@ def _mark_alone(dim):
 
 # --- the two ends -----------------------------------------------------------------------------------------------
 
-def close() -> None:
-    """MindSpore's registry is in its place again. Nothing happens where it is already."""
-    _compat.restore_batching_registry()
-
-
 def without_rule(error: BaseException) -> str:
     """The primitive that an error of a forward pass names; "" for none."""
     found = re.match(r"primitive (\w+) has no forward rule", str(error))
@@ -161,9 +169,11 @@ def missing_text(what: str, name: str) -> str:
 
 
 @constexpr
-def _closed(dim, refuse):
-    """Close; whether the function went through in forward mode."""
-    _compat.restore_batching_registry()
+def _went_through(ticket, dim, refuse):
+    """Whether the function went through in forward mode, which is off where this was the last one."""
+    _waiting.pop(ticket, None)
+    if not _waiting:
+        _compat.restore_batching_registry()
     name = missing_name(dim or 0)
     if name and refuse:
         raise MissingRuleError(f"primitive {name} has no forward rule. Use mode='reverse', write the function with "
@@ -186,11 +196,10 @@ def batched_enter(prim, axis_size):
 @batching("HessianLeave", why="the forward mode ends here")
 def batched_leave(prim, axis_size):
     """The three parts, with an axis in front."""
-    _compat.stand_for_batching_registry(Table)
-    otherwise = prim.otherwise
+    otherwise, ticket = prim.otherwise, prim.ticket
 
     def rule(y_pair, number_pair, *given_pairs):
-        if _closed(dim_of(y_pair), otherwise is None):
+        if _went_through(ticket, dim_of(y_pair), otherwise is None):
             if y_pair[1] == FORWARD:
                 v, j, l = y_pair[0]  # noqa: E741
                 return _outputs(v, ops.cast(j, v.dtype), ops.cast(l, v.dtype))
