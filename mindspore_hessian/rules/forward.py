@@ -22,6 +22,7 @@ from mindspore_hessian.rules.registry import Getter, forward
 FORWARD = -7  # in the place of a batch axis: the value is a triple
 _MISSING = -100  # from here on down: it should have been one, but a primitive has no forward rule
 _names: list[str] = []  # of these primitives, by that number
+applied: set[str] = set()  # the primitives whose forward rules this process used
 
 _sum = ops.ReduceSum()
 
@@ -55,7 +56,7 @@ def carried(dims, allowed, missing):
     Args:
         dims: of the inputs, nested like them.
         allowed: the inputs that the rule takes carried forward; () for all.
-        missing: the mark for those that it does not take.
+        missing: the mark of the primitive, for those that it does not take.
     """
     worst = [min([0, *(dim for dim in _flat((own,)) if dim is not None)]) for own in dims]
     if min(worst, default=0) <= _MISSING:
@@ -63,6 +64,8 @@ def carried(dims, allowed, missing):
     found = [place for place, dim in enumerate(worst) if dim == FORWARD]
     if allowed and not set(found) <= set(allowed):
         return missing
+    if found:
+        applied.add(missing_name(missing))
     return FORWARD if found else 0
 
 

@@ -314,13 +314,15 @@ forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "I
 @forward("Sort", "TopK")
 @allow(0)
 def pushed_sort(prim, usual):
-    """(values, indices): derivatives go along with the values. (TopK takes the last axis.)"""
+    """(values, indices): all goes where the indices say, the values too: the kernels round float64 to float32. (TopK
+    takes the last axis.)"""
     axis = prim.attrs["axis"] if prim.name == "Sort" else -1
 
     def rule(x_pair, *rest):
         v, j, l = x_pair[0]  # noqa: E741
-        y, index = prim(v, *values(rest))
+        _, index = prim(v, *values(rest))
         last = from_end(axis, v.ndim)
         wide = ops.broadcast_to(index, (j.shape[0],) + index.shape)
-        return ((y, ops.gather_d(j, last, wide), ops.gather_d(l, last, index)), FORWARD), (index, None)
+        triple = (ops.gather_d(v, last, index), ops.gather_d(j, last, wide), ops.gather_d(l, last, index))
+        return (triple, FORWARD), (index, None)
     return rule

@@ -25,7 +25,7 @@ from mindspore_hessian._errors import FallbackWarning, MissingRuleError, warn
 from mindspore_hessian.rules.forward import FORWARD, carried, dim_of, dims_of, mark_of_missing, missing_name
 from mindspore_hessian.rules.kit import broadcast_to, primitive, tensors_of, zeros_like
 from mindspore_hessian.rules.missing import unrolled
-from mindspore_hessian.rules.registry import FORWARD_RULES, batching
+from mindspore_hessian.rules.registry import FORWARD_RULES, Kind
 
 _kept: list[Callable] = []  # MindSpore knows a rule by its address: none may be freed
 _PLAIN = frozenset({"Load", "Depend", "UpdateState", "MakeTuple", "Shape", "Return", "Switch", "SwitchLayer", "Partial",
@@ -112,6 +112,8 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
     """The rule of a primitive for values of both kinds; None where MindSpore has to unroll it."""
     batched = (usual or unrolled(name, {}))(prim, axis_size)
     missing, make = mark_of_missing(name), FORWARD_RULES.get(name)
+    if isinstance(prim, str) and _compat.takes_attributes(name):  # made in C++: its attributes are out of reach
+        make = None
     if batched is None:
         return None
     if make is None:
@@ -156,6 +158,9 @@ def _mark_alone(dim):
 
 # --- the two ends -----------------------------------------------------------------------------------------------
 
+_end = Kind("end", _compat.batching_registry, "the forward mode begins or ends there")
+
+
 def without_rule(error: BaseException) -> str:
     """The primitive that an error of a forward pass names; "" for none."""
     found = re.match(r"primitive (\w+) has no forward rule", str(error))
@@ -184,7 +189,7 @@ def _went_through(ticket, dim, refuse):
     return not name
 
 
-@batching("HessianEnter", why="the forward mode begins here")
+@_end("HessianEnter")
 def batched_enter(prim, axis_size):
     """The triple of x, which is not batched, and its derivatives, whose directions are."""
     def rule(x_pair, j_pair):
@@ -193,7 +198,7 @@ def batched_enter(prim, axis_size):
     return rule
 
 
-@batching("HessianLeave", why="the forward mode ends here")
+@_end("HessianLeave")
 def batched_leave(prim, axis_size):
     """The three parts, with an axis in front."""
     otherwise, ticket = prim.otherwise, prim.ticket

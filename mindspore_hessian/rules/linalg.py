@@ -8,7 +8,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, linear
+from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, linear, product
 from mindspore_hessian.rules.kit import attributes_of, filled, leading, reshape, two_along
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
 
@@ -220,6 +220,7 @@ batching("Cross")(two_along)
 # --- forward ----------------------------------------------------------------------------------------------------
 
 forward("Trace")(linear)
+forward("Cross", "Ger")(product)
 
 
 def _trace_of(a, b):
@@ -227,12 +228,21 @@ def _trace_of(a, b):
     return (a * ops.swapaxes(b, -1, -2)).sum((-2, -1))
 
 
-@by_composition("MatrixInverse", "MatrixInverseExt")
-def pushed_inverse(prim, a):
-    """y' = -y a' y, and y'' = -y (a'' y + 2 a' y')."""
-    y = prim(a[0])
-    j = -ops.matmul(ops.matmul(y, a[1]), y)
-    return (y, j, -ops.matmul(y, ops.matmul(a[2], y) + 2 * ops.matmul(a[1], j).sum(0)))
+@forward("MatrixInverse", "MatrixInverseExt")
+@allow(0)
+def pushed_inverse(prim, usual):
+    """y' = -y a' y, and y'' = -y (a'' y + 2 a' y'); all transposed where the primitive does that."""
+    adjoint = prim.name == "MatrixInverse" and prim.attrs["adjoint"]
+
+    def rule(x_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        y = ops.inverse(v)
+        k = -ops.matmul(ops.matmul(y, j), y)
+        m = -ops.matmul(y, ops.matmul(l, y) + 2 * ops.matmul(j, k).sum(0))
+        if adjoint:
+            return ((ops.swapaxes(y, -1, -2), ops.swapaxes(k, -1, -2), ops.swapaxes(m, -1, -2)), FORWARD)
+        return ((y, k, m), FORWARD)
+    return rule
 
 
 def _of_determinant(a):

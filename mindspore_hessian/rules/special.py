@@ -61,8 +61,7 @@ def mvlgamma(prim):
 
 _SINC = [(-1) ** (k + 1) * 2 * (k + 1) / math.factorial(2 * k + 3) for k in range(10)]
 _BESSEL = [(2 * k + 1) / (2 * math.factorial(k) * math.factorial(k + 1) * 4 ** k) for k in range(10)]
-_SERIES = {"sinc": _SINC, "i1": _BESSEL, "j1": [(-1) ** k * c for k, c in enumerate(_BESSEL)], "pi": [math.pi],
-           "j1 by x": [(-1) ** k / (2 * math.factorial(k) * math.factorial(k + 1) * 4 ** k) for k in range(10)]}
+_SERIES = {"sinc": _SINC, "i1": _BESSEL, "j1": [(-1) ** k * c for k, c in enumerate(_BESSEL)], "pi": [math.pi]}
 
 
 @constexpr
@@ -152,15 +151,6 @@ def erfinv_slopes(x, y):
     """sqrt(pi) / 2 exp(y^2), and 2 y times its square."""
     first = ops.exp(y * y) / ops.cast(_ROOT, x.dtype)
     return first, 2 * y * first * first
-
-
-@by_slopes("BesselJ0")
-def bessel_j0_slopes(x, y):
-    """-J1, and J1 / x - J0, whose limit at 0 is -1/2."""
-    near, small, large = _near(x)
-    j1 = ops.bessel_j1(x)
-    ratio = select(near, _series("j1 by x", small), ops.bessel_j1(large) / large)
-    return -j1, ratio - y
 
 
 @by_slopes("Lgamma")
