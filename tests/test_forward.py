@@ -109,6 +109,47 @@ def test_what_does_not_depend_on_the_point_has_no_derivatives():
     close(jvp(lambda x: (x > 0).astype(ms.float64), X[0], X[1])[1], np.zeros(3))
 
 
+class Straight(nn.Cell):
+    """x^3, whose derivative is said to be 1."""
+
+    def construct(self, x):
+        return x ** 3
+
+    def bprop(self, x, out, dout):
+        return (dout,)
+
+
+class Stopped(nn.Cell):
+    """x stopped, times x^2: by a primitive of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stop = ops.StopGradient()
+
+    def construct(self, x):
+        return (self.stop(x) * x * x).sum()
+
+
+def stopped(x):
+    return (ops.stop_gradient(ops.tanh(x)) * x ** 2).sum()
+
+
+def stopped_inside(x):
+    return (ops.StopGradient()(x) * x * x).sum()
+
+
+def test_what_is_stopped_is_constant():
+    """A forward pass sees `ops.stop_gradient`; past other ways to say that it does not go."""
+    close(laplacian(stopped, in_axes=0, mode="forward")(X), 2 * np.tanh(POINTS).sum(1))
+    for fn in (Stopped(), stopped_inside):
+        with pytest.raises(mh.MissingRuleError, match="StopGradient"):
+            laplacian(fn, mode="forward")(X[0])
+        with pytest.warns(mh.FallbackWarning, match="StopGradient"):
+            close(laplacian(fn)(X[0]), 2 * POINTS[0].sum())
+    with pytest.raises(mh.MissingRuleError, match="bprop"):
+        laplacian(Straight(), mode="forward")(X[0])
+
+
 # --- where a rule is missing --------------------------------------------------------------------------------------
 
 def without(x):
@@ -167,7 +208,7 @@ class Residual(nn.Cell):
             c = h - h.mean(-1, keep_dims=True)
             n = c / ops.sqrt((c * c).mean(-1, keep_dims=True) + 1e-3)
             h = h + ops.silu(self.gate(n)) * ops.sigmoid(self.second(n))
-        return self.last(ops.gelu(h, approximate="tanh")).squeeze(-1)
+        return self.last(ops.elu(h) * ops.erf(h)).squeeze(-1)
 
 
 class Orbitals(nn.Cell):

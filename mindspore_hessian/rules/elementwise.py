@@ -257,8 +257,7 @@ forward("Add", "Sub", "AddExt", "SubExt")(sum_or_difference)
 forward("AddScalar", "SubScalar")(shifting)
 forward("Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual", "GreaterEqualScalar", "LessScalar",
         "EqScalar", "LogicalAnd", "LogicalOr", "LogicalNot", "LogicalXor", "IsNan", "IsInf", "IsFinite", "Sign",
-        "Floor", "Ceil", "Round", "Rint", "Trunc", "ZerosLike", "OnesLike", "ZerosLikeExt", "OnesLikeExt",
-        "StopGradient")(without_derivative)
+        "Floor", "Ceil", "Round", "Rint", "Trunc", "ZerosLike", "OnesLike", "ZerosLikeExt", "OnesLikeExt")(without_derivative)
 
 
 @forward("Mul")
@@ -506,6 +505,31 @@ def squared_difference_partials(a, b, y):
 def xlogy_partials(a, b, y):
     ratio = a / b
     return ops.log(b), ratio, ops.zeros_like(y), ops.reciprocal(b), -ratio / b
+
+
+_HALT = ops.Identity().add_prim_attr("hessian_halt", True)
+_STOP = ops.StopGradient()
+
+
+@composition("mindspore.ops.stop_gradient", why="MindSpore's vmap pass goes past StopGradient without asking for a rule")
+def stop_gradient(value):
+    """The same, and a mark that a forward pass sees."""
+    if isinstance(value, Tensor):
+        return _STOP(_HALT(value))
+    return _STOP(value)
+
+
+@forward("Identity")
+@allow(0)
+def pushed_identity(prim, usual):
+    """Nothing is carried on behind the mark of `stop_gradient`."""
+    halts = prim.attrs.get("hessian_halt", False)
+
+    def rule(x_pair):
+        if halts:
+            return prim(x_pair[0][0]), None
+        return x_pair
+    return rule
 
 
 @forward("Select")

@@ -16,7 +16,7 @@ from typing import Any
 from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
-from mindspore_hessian.rules.kit import add, aligned, broadcast_to, front, mul, sub, values, zeros_like
+from mindspore_hessian.rules.kit import add, aligned, broadcast_to, front, mul, sub, zeros_like
 from mindspore_hessian.rules.registry import Getter, forward
 
 FORWARD = -7  # in the place of a batch axis: the value is a triple
@@ -101,6 +101,15 @@ def values_of(pairs):
     out = ()
     for pair in pairs:
         out = out + (value_of(pair),)
+    return out
+
+
+def options_of(pairs):
+    """The values of further inputs, which are never carried forward; a view's token, which comes as None, is none."""
+    out = ()
+    for pair in pairs:
+        if isinstance(pair, tuple):
+            out = out + (pair[0],)
     return out
 
 
@@ -222,7 +231,7 @@ def linear(prim, usual):
     """Linear in the first input, one tensor; one output or several."""
     def rule(x_pair, *rest):
         v, j, l = x_pair[0]  # noqa: E741
-        options = values(rest)
+        options = options_of(rest)
         if not options:
             return triples(prim(v), usual((j, 0)), prim(l))
         return triples(prim(v, *options), usual((j, 0), *rest), prim(l, *options))
@@ -250,7 +259,7 @@ def linear_view(prim, usual):
 def shifting(prim, usual):
     """The first input plus something that carries nothing, of no larger shape."""
     def rule(x_pair, *rest):
-        return ((prim(x_pair[0][0], *values(rest)), x_pair[0][1], x_pair[0][2]), FORWARD)
+        return ((prim(x_pair[0][0], *options_of(rest)), x_pair[0][1], x_pair[0][2]), FORWARD)
     return rule
 
 
@@ -273,7 +282,7 @@ def elementwise(slopes: Callable) -> Callable:
     def getter(prim, usual):
         def rule(x_pair, *rest):
             a = x_pair[0]
-            options = values(rest)
+            options = options_of(rest)
             y = prim(a[0], *options)
             found = slopes(a[0], y, *options)
             if isinstance(found, tuple):
@@ -296,7 +305,7 @@ def composed(function: Callable) -> Callable:
     @allow(0)
     def getter(prim, usual):
         def rule(x_pair, *rest):
-            return paired(function(prim, x_pair[0], *values(rest)))
+            return paired(function(prim, x_pair[0], *options_of(rest)))
         return rule
     return getter
 
@@ -323,7 +332,7 @@ def by_composition(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
 def product(prim, usual):
     """Linear in each of the first two inputs: a matrix product, a convolution."""
     def rule(a_pair, b_pair, *rest):
-        options = values(rest)
+        options = options_of(rest)
         if b_pair[1] != FORWARD:
             v, j, l = a_pair[0]  # noqa: E741
             b = b_pair[0]
@@ -349,7 +358,7 @@ def _zeros(x):
 def sum_or_difference(prim, usual):
     """Linear in the first two inputs together, entry by entry, where they broadcast."""
     def rule(a_pair, b_pair, *rest):
-        options = values(rest)
+        options = options_of(rest)
         y = prim(value_of(a_pair), value_of(b_pair), *options)
         if a_pair[1] != FORWARD:
             m = widened(prim(_zeros(a_pair[0]), b_pair[0][2], *options), y)
@@ -436,7 +445,7 @@ def directions(pairs):
 def tuple_first(prim, usual):
     """Linear in a tuple of tensors, then parameters: a concatenation, a stack, a sum."""
     def rule(pairs, *rest):
-        options = values(rest)
+        options = options_of(rest)
         vs, js, ls = joined(pairs, directions(pairs))
         batched = ()
         for j in js:

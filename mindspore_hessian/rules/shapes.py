@@ -357,7 +357,7 @@ def batched_chunk_view(x, chunks, axis):
 
 forward("Reshape", "Transpose", "ExpandDims", "Squeeze", "BroadcastTo", "Tile", "ReverseV2", "Split", "SplitTensor",
         "SplitWithSize", "Unstack", "Diag", "DiagPart", "Diagonal", "Tril", "Triu", "Flatten", "FlattenExt", "Roll",
-        "Identity", "Contiguous", "Copy", "TransposeExt", "UnstackExt", "Chunk", "Narrow", "SelectExt",
+        "Contiguous", "Copy", "TransposeExt", "UnstackExt", "Chunk", "Narrow", "SelectExt",
         "RepeatInterleaveInt")(linear)
 forward("TransposeView", "TransposeExtView", "ExpandDimsView", "BroadcastToView", "SelectExtView", "NarrowView",
         "SplitWithSizeView", "SplitTensorView", "ChunkView", "SliceExtView", "UnstackExtView", "DiagonalView",

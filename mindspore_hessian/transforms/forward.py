@@ -17,6 +17,7 @@ from mindspore import Tensor, mutable, ops, vmap
 from mindspore_hessian._errors import (
     FallbackWarning,
     HessianError,
+    MissingRuleError,
     UnsafeRuntimeError,
     warn,
 )
@@ -46,13 +47,13 @@ def push(f, pos, axes, otherwise):
     triple; where that is None, the pass ends with a `MissingRuleError`.
     """
     points, leave, enter = over_samples(f, axes), interpreter.leave(otherwise), interpreter.enter
+    own = tuple(pos.index(place) if place in pos else -1 for place in range(max(pos) + 1))  # they come in any order
 
     def one(xs, js):
-        inputs, k = (), 0
+        inputs = ()
         for place in range(len(xs)):
             if place in pos:
-                inputs = inputs + (enter(xs[place], js[k]),)
-                k = k + 1
+                inputs = inputs + (enter(xs[place], js[own[place]]),)
             else:
                 inputs = inputs + (xs[place],)
         given, out = xs + js, points(*inputs)
@@ -382,6 +383,30 @@ def alone() -> Iterator[None]:
             interpreter.close()
 
 
+def check_free(problem: Problem) -> None:
+    """Raise where the function has a derivative of its own somewhere, past which a forward pass would go."""
+    name = problem.call.captures().stops_gradients()
+    if name:
+        raise MissingRuleError(
+            f"primitive {name} has no forward rule. Use mode='reverse'" + (
+                ", or write ops.stop_gradient(x)." if name == "StopGradient" else
+                ": a Cell of the function has a bprop, and its derivative is what that says."))
+
+
+def goes_forward(what: str, problem: Problem, mode: str) -> bool:
+    """Whether a forward pass may be tried inside the user's own graph."""
+    if mode == "reverse":
+        return False
+    try:
+        check_free(problem)
+    except MissingRuleError as err:
+        if mode == "forward":
+            raise
+        warn(interpreter.missing_text(what, interpreter.without_rule(err)), FallbackWarning)
+        return False
+    return True
+
+
 def known_unable(problem: Problem, options: tuple) -> bool:
     """Whether this call was seen to need a forward rule that is missing."""
     return _known_as(problem, options) in _unable
@@ -399,6 +424,7 @@ def first_choice(name: str, problem: Problem, mode: str, options: tuple, forward
     if mode == "auto" and key in _unable:
         return backwards()
     try:
+        check_free(problem)
         with alone():
             return forwards()
     except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as err:

@@ -196,7 +196,8 @@ def value_grad_and_laplacian(fn: Any, grad_position: Any = 0, has_aux: bool = Fa
 
     def build_in_graph(args):
         made = task(args, {})
-        return made.problem.in_graph(kernel_of(made, mode), packed(made), args)
+        forwards = passes.goes_forward("value_grad_and_laplacian", made.problem, mode)
+        return made.problem.in_graph(kernel_of(made, mode if forwards else "reverse"), packed(made), args)
 
     @readable_in_graph(outside(build_in_graph))
     @functools.wraps(value_grad_and_laplacian, assigned=("__module__",), updated=())
@@ -213,8 +214,10 @@ def value_grad_and_laplacian(fn: Any, grad_position: Any = 0, has_aux: bool = Fa
 
 
 def _in_graph(task: _Task, given: tuple, mode: str) -> Callable:
+    forwards = passes.goes_forward("laplacian", task.problem, mode)
+
     def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        if mode == "reverse":
+        if not forwards:
             return passes.reverse(f, task.axes, task.directions, task.sample)
         otherwise = passes.instead(task.sample, task.axes, n) if mode == "auto" else None
         return passes.forward(f, v, task.axes, task.directions, otherwise)

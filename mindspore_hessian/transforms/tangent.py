@@ -110,7 +110,8 @@ def _build(given, fn, grad_position):
 
     def pack(value):
         return value
-    return problem.in_graph(_by_forward(True), pack, given)
+    forwards = passes.goes_forward("jvp", problem, "auto")
+    return problem.in_graph(_by_forward(True) if forwards else _by_reverse, pack, given)
 
 
 _JVP = Recipe(_build)
