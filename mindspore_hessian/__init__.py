@@ -50,10 +50,12 @@ from mindspore_hessian.operators.kfac import EKFACOperator, KFACOperator
 from mindspore_hessian.tools.audit import AuditReport, audit
 from mindspore_hessian.tools.diagnose import Diagnosis, diagnose
 from mindspore_hessian.tools.monitor import CurvatureMonitor, Measurement
-from mindspore_hessian.transforms.diagonal import batched_hessian, hessian_diag, laplacian
+from mindspore_hessian.transforms.diagonal import batched_hessian, hessian_diag
 from mindspore_hessian.transforms.hessian import hessian, value_grad_and_hessian
 from mindspore_hessian.transforms.jacobian import jacobian
+from mindspore_hessian.transforms.laplacian import laplacian, value_grad_and_laplacian
 from mindspore_hessian.transforms.products import curvature, ggnvp, grad_and_hvp, hvp, hvp_revfwd, hvp_revrev
+from mindspore_hessian.transforms.tangent import jvp
 
 __version__ = "0.1.0"
 __all__ = [
@@ -66,11 +68,11 @@ __all__ = [
     "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices",
     "batched_hessian", "cache_info", "clear_cache", "condition_number", "configure", "curvature", "device_info",
     "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
-    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "laplacian", "layer_report", "linops",
-    "logdet",
+    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "jvp", "laplacian", "layer_report",
+    "linops", "logdet",
     "negative_curvature", "nystrom", "optim", "plot", "rules", "set_cache_size", "set_progress", "solve",
     "spectral_density", "testing", "trace",
-    "value_grad_and_hessian",
+    "value_grad_and_hessian", "value_grad_and_laplacian",
 ]
 
 rules.install()

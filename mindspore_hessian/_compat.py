@@ -383,7 +383,17 @@ def derivative_registry() -> dict:
 
 def batching_registry() -> dict:
     """Batching rules of primitives: name -> getter(prim, axis_size) -> rule(*(value, dim)) -> (out, dim)."""
-    return vmap_base.vmap_rules_getters
+    return getattr(vmap_base.vmap_rules_getters, "stands_for", vmap_base.vmap_rules_getters)
+
+
+def stand_for_batching_registry(make: Callable[[dict], Any]) -> None:
+    """MindSpore's vmap pass asks ``make(registry)`` from now on, which has the registry as its `stands_for`."""
+    vmap_base.vmap_rules_getters = make(batching_registry())
+
+
+def restore_batching_registry() -> None:
+    """It asks the registry itself again."""
+    vmap_base.vmap_rules_getters = batching_registry()
 
 
 def function_named(name: str) -> FunctionType | None:
@@ -461,7 +471,7 @@ def batching_rules_watched(otherwise: Callable[[str, dict[str, bool]], Callable]
     Where there is none, `otherwise` makes it, or raises; it says so in the dict where something batched needs it."""
     asked: dict[str, bool] = {}
     before = vmap_base.vmap_rules_getters
-    vmap_base.vmap_rules_getters = _Watched(before, otherwise, asked)
+    vmap_base.vmap_rules_getters = _Watched(batching_registry(), otherwise, asked)
     try:
         yield asked
     finally:

@@ -361,7 +361,19 @@ TRANSFORMS = {
         "weights": {**NO_WEIGHTS, **NOT_IN}, "in_axes": NO_AXES, "chunk_size": NO_COUNT_OR_NONE}),
     "laplacian": (made(mh.laplacian), {"fn": cube}, {
         **OF_TRANSFORM, "fn": {**NO_CALLABLE, "returns None": Bad(gives_none, "fn must", True)},
-        "weights": {**NO_WEIGHTS, **NOT_IN}, "in_axes": NO_AXES, "chunk_size": NO_COUNT_OR_NONE}),
+        "weights": {**NO_WEIGHTS, **NOT_IN, "in forward mode": Bad([W], "of inputs", also={"fn": weighted,
+                                                                                       "mode": "forward"})},
+        "in_axes": NO_AXES, "chunk_size": NO_COUNT_OR_NONE, "mode": {**NO_MODE, "of hessian": "revrev"},
+        "along": {"a float": 1.0, "a string": "x", "nothing": (), "a bool": True, "too large": 2, "negative": (0, -3),
+                  "twice": Bad((0, -2), "along names an entry twice"), "a Tensor": X},
+        "metric": {"a string": "x", "a vector": np.ones(2), "not square": np.ones((2, 3)), "too large": np.eye(3),
+                   "NaN": np.full((2, 2), np.nan), "complex": np.eye(2) * 1j, "a number": 1.0,
+                   "not for what is along": Bad(np.eye(2), "metric must be a 1 x 1 matrix", also={"along": 0})}}),
+    "value_grad_and_laplacian": (made(mh.value_grad_and_laplacian), {"fn": cube}, {
+        **OF_TRANSFORM, "fn": {**NO_CALLABLE, "returns a vector": Bad(vector, "one number", True)},
+        "in_axes": NO_AXES, "chunk_size": NO_COUNT_OR_NONE, "mode": {**NO_MODE, "of hessian": "revrev"}}),
+    "jvp": (mh.jvp, {"fn": vector, "inputs": X, "vectors": V}, {
+        **PRODUCT, "fn": {**NO_CALLABLE, "returns None": Bad(gives_none, "fn must", True)}}),
     "batched_hessian": (made(mh.batched_hessian), {"fn": cube, "args": (POINTS,)}, {
         **OF_TRANSFORM, "fn": {**NO_CALLABLE, "returns text": Bad(gives_text, "fn must", True)},
         "in_axes": {**NO_AXES, "None": None}, "chunk_size": NO_COUNT_OR_NONE,
@@ -708,6 +720,9 @@ REST = {
         "primitive": {"None": None, "an int": 3, "empty": "", "a primitive": ops.Add(), "a list": ["Add"]},
         "getter": NO_CALLABLE, "why": {"None": None, "an int": 3}, "replaces": NO_BOOL}),
     "rules.register_batching": (rules.register_batching, {"primitive": "NoSuchPrimitive", "getter": getter}, {
+        "primitive": {"None": None, "an int": 3, "empty": "", "a primitive": ops.Add(), "a list": ["Add"]},
+        "getter": NO_CALLABLE, "why": {"None": None, "an int": 3}, "replaces": NO_BOOL}),
+    "rules.register_forward": (rules.register_forward, {"primitive": "NoSuchPrimitive", "getter": getter}, {
         "primitive": {"None": None, "an int": 3, "empty": "", "a primitive": ops.Add(), "a list": ["Add"]},
         "getter": NO_CALLABLE, "why": {"None": None, "an int": 3}, "replaces": NO_BOOL}),
     "testing.check_hvp": (testing.check_hvp, {"fn": cube, "inputs": X}, {

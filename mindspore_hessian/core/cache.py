@@ -114,6 +114,13 @@ def set_cache_size(maxsize: int) -> None:
 
 
 @contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """No other thread compiles or runs meanwhile."""
+    with _lock:
+        yield
+
+
+@contextlib.contextmanager
 def left_alone() -> Iterator[None]:
     """No other thread compiles or runs meanwhile, and what is compiled inside leaves the cache, at the end."""
     with _lock:

@@ -97,6 +97,12 @@ def path_text(path: Path | None) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
+def _names_in(code: CodeType) -> set[str]:
+    """The names that a piece of code and those inside it read."""
+    inner = [_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
 def _is_library_root(root: str) -> bool:
     if root in _LIBRARIES:
         return True
@@ -244,6 +250,16 @@ class Captures:
         self._waiting.clear()  # what no code reads is not to be kept alive
         self.token = tuple(self._token)
         self.slow = time.perf_counter() - start > SLOW
+
+    def stops_gradients(self) -> str:
+        """What in the functions says that a derivative is another one than that of what they compute; "" for nothing:
+        a primitive StopGradient (`ops.stop_gradient` has a stand-in that a forward pass sees), or a Cell's bprop."""
+        if any(isinstance(value, _compat.PRIMITIVE_TYPES) and getattr(value, "name", "") == "StopGradient"
+               for value in self._kept):
+            return "StopGradient"
+        if any("StopGradient" in _names_in(fn.__code__) for fn in self.functions):
+            return "StopGradient"
+        return "bprop" if any(issubclass(kind, nn.Cell) and hasattr(kind, "bprop") for kind in self.kinds) else ""
 
     @property
     def labels(self) -> list[str] | None:

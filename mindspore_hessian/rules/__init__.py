@@ -10,6 +10,7 @@ from mindspore_hessian.rules import (  # noqa: F401  each files its rules
     elementwise,
     fourier,
     indexing,
+    interpreter,
     linalg,
     losses,
     matmul,
@@ -29,10 +30,11 @@ from mindspore_hessian.rules.registry import (
     install,
     register_batching,
     register_derivative,
+    register_forward,
     replaced,
     status,
     uninstall,
 )
 
 __all__ = ["install", "uninstall", "status", "in_force", "replaced", "register_derivative", "register_batching",
-           "RuleStatus"]
+           "register_forward", "RuleStatus"]

@@ -13,6 +13,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import by_formula
+from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, by_slopes, from_end
 from mindspore_hessian.rules.kit import (
     add,
     all_but_channels,
@@ -32,7 +33,7 @@ from mindspore_hessian.rules.kit import (
     unary,
     unpaired,
 )
-from mindspore_hessian.rules.registry import COPIES, batching, derivative
+from mindspore_hessian.rules.registry import COPIES, batching, derivative, forward
 
 _INEXACT = "MindSpore's takes the output, of which the CPU kernel knows four digits"
 _BATCH_FIRST = "MindSpore's multiplies what is batched first: three products of the batch's size, here one"
@@ -342,3 +343,141 @@ def batched_softmax_backward(prim, axis_size):
         return y * (dy - (y * dy).sum(axis, keepdims=True)), 0
 
     return rule
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+@by_slopes("Tanh")
+def tanh_slopes(x, y):
+    """1 - y^2 and -2 y (1 - y^2), with y to the last digits."""
+    if x.dtype == ms.float32:
+        s = sigmoid(add(x, x))
+        first = 4 * s * (1 - s)
+        return first, (2 - 4 * s) * first
+    first = 1 - y * y
+    return first, -2 * y * first
+
+
+@by_slopes("Sigmoid")
+def sigmoid_slopes(x, y):
+    first = y * (1 - y)
+    return first, first * (1 - 2 * y)
+
+
+@by_slopes("SiLU")
+def silu_slopes(x, y):
+    s = ops.sigmoid(x)
+    return s * (1 + x * (1 - s)), s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+@by_slopes("ReLU")
+def relu_slopes(x, y):
+    return ops.cast(x > 0, x.dtype)
+
+
+@by_slopes("ReLU6")
+def relu6_slopes(x, y):
+    return ops.cast(ops.logical_and(x > 0, x < 6), x.dtype)
+
+
+@by_slopes("Softplus")
+def softplus_slopes(x, y):
+    s = ops.sigmoid(x)
+    return s, s * (1 - s)
+
+
+@by_slopes("SoftplusExt")
+def softplus_ext_slopes(x, y, beta, threshold):
+    z = x * beta
+    s, beyond = ops.sigmoid(z), z > threshold
+    return ops.where(beyond, ops.ones_like(x), s), ops.where(beyond, ops.zeros_like(x), s * (1 - s) * beta)
+
+
+@by_slopes("GeLU")
+def gelu_slopes(x, y):
+    return _gelu_slopes(x)
+
+
+@by_slopes("Mish")
+def mish_slopes(x, y):
+    """x t, t = tanh(softplus(x)), whose derivative is (1 - t^2) s with s = sigmoid(x)."""
+    q = ops.sigmoid(-x)
+    s, t = 1 - q, (1 - q * q) / (1 + q * q)
+    slope = (1 - t * t) * s
+    return t + x * slope, 2 * slope + x * slope * (q - 2 * t * s)
+
+
+@by_slopes("SeLU")
+def selu_slopes(x, y):
+    below = y + _SELU_SCALE * _SELU_ALPHA
+    return ops.where(y > 0, _SELU_SCALE * ops.ones_like(x), below), ops.where(y > 0, ops.zeros_like(x), below)
+
+
+@by_slopes("Elu")
+def elu_slopes(x, y, *alpha):
+    """1 where x > 0, else y + alpha, and alpha is 1 here."""
+    return ops.where(x > 0, ops.ones_like(x), y + 1), ops.where(x > 0, ops.zeros_like(x), y + 1)
+
+
+@by_slopes("FastGeLU")
+def fast_gelu_slopes(x, y):
+    """x s, s = sigmoid(1.702 x)."""
+    s = ops.sigmoid(1.702 * x)
+    slope = 1.702 * s * (1 - s)
+    return s + x * slope, slope * (2 + 1.702 * x * (1 - 2 * s))
+
+
+@forward("PReLU")
+@allow(0)
+def pushed_prelu(prim, usual):
+    """1 where x > 0, else the channel's weight."""
+    def rule(x_pair, w_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        w = w_pair[0]
+        w = reshape(w, channel_shape(w.shape, False, v.ndim)) if w.size > 1 and v.ndim > 1 else w
+        slope = ops.where(v > 0, ops.ones_like(v), ops.zeros_like(v) + w)
+        return ((prim(v, w_pair[0]), j * slope, l * slope), FORWARD)
+    return rule
+
+
+@by_slopes("Softsign")
+def softsign_slopes(x, y):
+    r = ops.reciprocal(1 + ops.abs(x))
+    return r * r, -2 * ops.sign(x) * r * r * r
+
+
+@by_slopes("HSwish")
+def hswish_slopes(x, y):
+    within = ops.cast(ops.logical_and(x > -3, x < 3), x.dtype)
+    return ops.where(x >= 3, ops.ones_like(x), within * (x / 3 + 0.5)), within / 3
+
+
+@by_slopes("HSigmoid")
+def hsigmoid_slopes(x, y):
+    return ops.cast(ops.abs(x) < 3, x.dtype) / 6
+
+
+@by_slopes("HShrink", "SoftShrink")
+def shrink_slopes(x, y, *lambd):
+    """1 where something is left."""
+    return ops.cast(y != 0, x.dtype)
+
+
+@by_composition("Softmax")
+def pushed_softmax(prim, a, axis):
+    """y (a' - <y, a'>), and y (a'' - <y, a''> + c^2 - <y, c^2>) with c = a' - <y, a'>, summed over the directions."""
+    axis = from_end(axis, a[0].ndim)
+    y = prim(a[0], axis)
+    centred = a[1] - (a[1] * y).sum(axis, keepdims=True)
+    inner = a[2] + (centred * centred).sum(0)
+    return (y, y * centred, y * (inner - (y * inner).sum(axis, keepdims=True)))
+
+
+@by_composition("LogSoftmax")
+def pushed_log_softmax(prim, a, axis):
+    """c = a' - <p, a'> with p the softmax, and a'' - <p, a'' + c^2>."""
+    axis = from_end(axis, a[0].ndim)
+    y = prim(a[0], axis)
+    p = ops.exp(y)
+    centred = a[1] - (a[1] * p).sum(axis, keepdims=True)
+    return (y, centred, a[2] - (p * (a[2] + (centred * centred).sum(0))).sum(axis, keepdims=True))

@@ -5,8 +5,9 @@ from mindspore import ops
 from mindspore.ops import Primitive
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules.forward import product
 from mindspore_hessian.rules.kit import apart, attributes_of, front, joining, merged, move, primitive, reshape, scaled
-from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, batching, derivative
+from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, batching, derivative, forward
 
 # --- of two dimensions ------------------------------------------------------------------------------------------
 # A batched operand alone joins the axis on which nothing mixes: samples (N), or the channels of the output (O). Where
@@ -183,3 +184,8 @@ def conv3d_transpose(prim):
     def bprop(x, w, out, dout):
         return conv(dout, w), to_w(dout, x, w.shape)
     return bprop
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+forward("Conv2D", "Conv2DExt")(product)

@@ -11,6 +11,22 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import by_formula, pull
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    by_partials,
+    by_slopes,
+    chain,
+    linear,
+    scaled,
+    shifting,
+    spread,
+    sum_or_difference,
+    times,
+    value_of,
+    widened,
+    without_derivative,
+)
 from mindspore_hessian.rules.kit import (
     aligned,
     all_batched,
@@ -32,7 +48,7 @@ from mindspore_hessian.rules.kit import (
     unary,
     zeros_like,
 )
-from mindspore_hessian.rules.registry import COPIES, batching, composition, derivative
+from mindspore_hessian.rules.registry import COPIES, batching, composition, derivative, forward
 
 # --- one operand ------------------------------------------------------------------------------------------------
 
@@ -232,3 +248,319 @@ def numpy_logaddexp2(x1, x2, dtype=None):
     """`logaddexp2`, in another dtype if asked."""
     out = logaddexp2(x1, x2)
     return out if dtype is None else ops.cast(out, dtype)
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+forward("Neg", "Muls", "Divs", "Cast")(linear)
+forward("Add", "Sub", "AddExt", "SubExt")(sum_or_difference)
+forward("AddScalar", "SubScalar")(shifting)
+forward("Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual", "GreaterEqualScalar", "LessScalar",
+        "EqScalar", "LogicalAnd", "LogicalOr", "LogicalNot", "LogicalXor", "IsNan", "IsInf", "IsFinite", "Sign",
+        "Floor", "Ceil", "Round", "Rint", "Trunc", "ZerosLike", "OnesLike", "ZerosLikeExt",
+        "OnesLikeExt")(without_derivative)
+
+
+@forward("Mul")
+@allow(0, 1)
+def pushed_mul(prim, usual):
+    """a b."""
+    def rule(a_pair, b_pair):
+        if b_pair[1] != FORWARD:
+            return (_scaled(a_pair[0], b_pair[0]), FORWARD)
+        if a_pair[1] != FORWARD:
+            return (_scaled(b_pair[0], a_pair[0]), FORWARD)
+        return (times(a_pair[0], b_pair[0]), FORWARD)
+    return rule
+
+
+def _scaled(a, c):
+    if isinstance(c, Tensor):
+        return scaled(a, c)
+    return (mul(a[0], c), mul(a[1], c), mul(a[2], c))
+
+
+@forward("Div", "RealDiv")
+@allow(0, 1)
+def pushed_div(prim, usual):
+    """y = a / b: y' = (a' - y b') / b, and y'' = (a'' - 2 y' b' - y b'') / b."""
+    def rule(a_pair, b_pair):
+        b = value_of(b_pair)
+        y = prim(value_of(a_pair), b)
+        if b_pair[1] != FORWARD:
+            a = a_pair[0]
+            return ((y, prim(spread(a[1], y), b), prim(widened(a[2], y), b)), FORWARD)
+        k, m = aligned(b_pair[0][1], 0, y.ndim), b_pair[0][2]
+        j, l = -mul(k, y), -mul(m, y)  # noqa: E741
+        if a_pair[1] == FORWARD:
+            j, l = ops.add(aligned(a_pair[0][1], 0, y.ndim), j), ops.add(a_pair[0][2], l)  # noqa: E741
+        j = prim(j, b)
+        return ((y, j, prim(sub(l, 2 * mul(j, k).sum(0)), b)), FORWARD)
+    return rule
+
+
+@by_slopes("PowTensorScalar")
+def pow_slopes(x, y, p):
+    """p x^(p - 1) and p (p - 1) x^(p - 2); a power that is multiplied by 0 is left out."""
+    if p == 0:
+        return ops.zeros_like(x)
+    if p == 1:
+        return ops.ones_like(x)
+    first = p * _compat.pow_tensor_scalar(x, p - 1)
+    if p == 2:
+        return first, 2 * ops.ones_like(x)
+    return first, p * (p - 1) * _compat.pow_tensor_scalar(x, p - 2)
+
+
+@by_partials("Pow")
+def pow_partials(a, b, y):
+    """Of a^b; a power that is multiplied by 0 counts as 1, the logarithm of what is not positive as 0."""
+    b = b if isinstance(b, Tensor) else ops.cast(b, y.dtype)
+    b = ops.cast(b, y.dtype)
+    a = ops.cast(a, y.dtype) if isinstance(a, Tensor) else ops.zeros_like(b) + a
+    logarithm = ops.log(ops.where(a > 0, a, ops.ones_like(a)))
+    once, twice = b, b * (b - 1)
+    lower = pow_(a, ops.where(once == 0, ops.zeros_like(b), b - 1))
+    lowest = pow_(a, ops.where(twice == 0, ops.zeros_like(b), b - 2))
+    return once * lower, y * logarithm, twice * lowest, lower * (1 + b * logarithm), y * logarithm * logarithm
+
+
+@forward("PowScalarTensor")
+@allow(1)
+def pushed_pow_scalar(prim, usual):
+    """c^x: log(c) y and log(c)^2 y."""
+    def rule(c_pair, x_pair):
+        a = x_pair[0]
+        y = prim(c_pair[0], a[0])
+        logarithm = ops.log(ops.zeros_like(a[0]) + c_pair[0])
+        first = mul(logarithm, y)
+        return (chain(a, y, first, mul(logarithm, first)), FORWARD)
+    return rule
+
+
+@by_slopes("Square")
+def square_slopes(x, y):
+    return 2 * x, 2 * ops.ones_like(x)
+
+
+@by_slopes("Sqrt")
+def sqrt_slopes(x, y):
+    first = 0.5 / y
+    return first, -0.5 * first / x
+
+
+@by_slopes("Rsqrt")
+def rsqrt_slopes(x, y):
+    first = -0.5 * y * y * y
+    return first, -1.5 * first * y * y
+
+
+@by_slopes("Reciprocal", "Inv")
+def reciprocal_slopes(x, y):
+    return -y * y, 2 * y * y * y
+
+
+@by_slopes("Exp")
+def exp_slopes(x, y):
+    return y, y
+
+
+@by_slopes("Expm1")
+def expm1_slopes(x, y):
+    return y + 1, y + 1
+
+
+@by_slopes("Log")
+def log_slopes(x, y):
+    first = ops.reciprocal(x)
+    return first, -first * first
+
+
+@by_slopes("Log1p")
+def log1p_slopes(x, y):
+    first = ops.reciprocal(1 + x)
+    return first, -first * first
+
+
+@by_slopes("Abs")
+def abs_slopes(x, y):
+    """The sign."""
+    return ops.sign(x)
+
+
+@by_slopes("Sin")
+def sin_slopes(x, y):
+    return ops.cos(x), -y
+
+
+@by_slopes("Cos")
+def cos_slopes(x, y):
+    return -ops.sin(x), -y
+
+
+@by_slopes("Tan")
+def tan_slopes(x, y):
+    first = 1 + y * y
+    return first, 2 * y * first
+
+
+@by_slopes("Asin", "AsinExt")
+def asin_slopes(x, y):
+    first = ops.rsqrt(1 - x * x)
+    return first, x * first * first * first
+
+
+@by_slopes("ACos", "AcosExt")
+def acos_slopes(x, y):
+    first = ops.rsqrt(1 - x * x)
+    return -first, -x * first * first * first
+
+
+@by_slopes("Atan", "AtanExt")
+def atan_slopes(x, y):
+    first = ops.reciprocal(1 + x * x)
+    return first, -2 * x * first * first
+
+
+@by_slopes("Sinh")
+def sinh_slopes(x, y):
+    return ops.cosh(x), y
+
+
+@by_slopes("Cosh")
+def cosh_slopes(x, y):
+    return ops.sinh(x), y
+
+
+@by_slopes("Asinh", "AsinhExt")
+def asinh_slopes(x, y):
+    first = ops.rsqrt(1 + x * x)
+    return first, -x * first * first * first
+
+
+@by_slopes("Acosh", "AcoshExt")
+def acosh_slopes(x, y):
+    first = ops.rsqrt(x * x - 1)
+    return first, -x * first * first * first
+
+
+@by_slopes("Atanh")
+def atanh_slopes(x, y):
+    first = ops.reciprocal(1 - x * x)
+    return first, 2 * x * first * first
+
+
+@forward("Mod", "FloorMod")
+@allow(0)
+def pushed_remainder(prim, usual):
+    """a less a multiple of b that is constant but for steps."""
+    def rule(a_pair, b_pair):
+        y = prim(a_pair[0][0], b_pair[0])
+        return ((y, spread(a_pair[0][1], y), widened(a_pair[0][2], y)), FORWARD)
+    return rule
+
+
+@by_partials("Maximum")
+def maximum_partials(a, b, y):
+    """1 to the larger one, half to each at a tie, as `maximum_grad` has it."""
+    share = (ops.cast(a > b, y.dtype) + ops.cast(a >= b, y.dtype)) / 2
+    return share, 1 - share
+
+
+@by_partials("Minimum")
+def minimum_partials(a, b, y):
+    """1 to the smaller one, half to each at a tie."""
+    share = (ops.cast(a < b, y.dtype) + ops.cast(a <= b, y.dtype)) / 2
+    return share, 1 - share
+
+
+@by_slopes("ClampScalar", "ClampTensor")
+def clamp_slopes(x, y, lowest, highest):
+    """1 where x is kept."""
+    return ops.cast(x == y, x.dtype)
+
+
+@by_partials("Atan2")
+def atan2_partials(a, b, y):
+    square = a * a + b * b
+    fa, fb = b / square, -a / square
+    mixed = fb * fb - fa * fa
+    return fa, fb, 2 * fa * fb, mixed, -2 * fa * fb
+
+
+@by_partials("Hypot")
+def hypot_partials(a, b, y):
+    """The cosine and the sine of the angle; (sin^2, -sin cos, cos^2) / y."""
+    fa, fb = a / y, b / y
+    return fa, fb, fb * fb / y, -fa * fb / y, fa * fa / y
+
+
+@by_partials("SquaredDifference")
+def squared_difference_partials(a, b, y):
+    twice = 2 * (a - b)
+    two = 2 * ops.ones_like(twice)
+    return twice, -twice, two, -two, two
+
+
+@by_partials("Xlogy")
+def xlogy_partials(a, b, y):
+    ratio = a / b
+    return ops.log(b), ratio, ops.zeros_like(y), ops.reciprocal(b), -ratio / b
+
+
+_HALT = ops.Identity().add_prim_attr("hessian_halt", True)
+_STOP = ops.StopGradient()
+
+
+@composition("mindspore.ops.stop_gradient",
+             why="MindSpore's vmap pass goes past StopGradient without asking for a rule")
+def stop_gradient(value):
+    """The same, and a mark that a forward pass sees."""
+    if isinstance(value, Tensor):
+        return _STOP(_HALT(value))
+    return _STOP(value)
+
+
+@forward("Identity")
+@allow(0)
+def pushed_identity(prim, usual):
+    """Nothing is carried on behind the mark of `stop_gradient`."""
+    halts = prim.attrs.get("hessian_halt", False)
+
+    def rule(x_pair):
+        if halts:
+            return prim(x_pair[0][0]), None
+        return x_pair
+    return rule
+
+
+@forward("Select")
+@allow(1, 2)
+def pushed_select(prim, usual):
+    """a where c, else b."""
+    def rule(c_pair, a_pair, b_pair):
+        y = prim(c_pair[0], value_of(a_pair), value_of(b_pair))
+        one, two = _parts(a_pair), _parts(b_pair)
+        j, dim = usual(c_pair, one[0], two[0])
+        return ((y, front(j, dim), prim(c_pair[0], one[1], two[1])), FORWARD)
+    return rule
+
+
+def _parts(pair):
+    """Derivatives as a pair, and the second ones; zeros where nothing is carried."""
+    if pair[1] == FORWARD:
+        return (pair[0][1], 0), pair[0][2]
+    zeros = zeros_like(pair[0])
+    return (zeros, None), zeros
+
+
+@forward("MaskedFill", "MaskedFillScalar")
+@allow(0)
+def pushed_masked_fill(prim, usual):
+    """x where the mask is false, 0 for its derivatives where not."""
+    def rule(x_pair, mask_pair, value_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        nothing = zeros_like(value_pair[0]) if isinstance(value_pair[0], Tensor) else 0.0
+        k, dim = usual((j, 0), mask_pair, (nothing, None))
+        return ((prim(v, mask_pair[0], value_pair[0]), front(k, dim), prim(l, mask_pair[0], nothing)), FORWARD)
+    return rule

@@ -7,6 +7,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
+from mindspore_hessian.rules.forward import FORWARD, allow, from_end, linear
 from mindspore_hessian.rules.kit import (
     any_batched,
     apart,
@@ -23,7 +24,7 @@ from mindspore_hessian.rules.kit import (
     tensors_of,
     values,
 )
-from mindspore_hessian.rules.registry import batching, derivative
+from mindspore_hessian.rules.registry import batching, derivative, forward
 
 # --- gather and scatter -----------------------------------------------------------------------------------------
 
@@ -302,4 +303,26 @@ def batched_strided_slice_grad(prim, axis_size):
         begin, end, strides = _sliced(axis_size, begin, end, strides)
         return batched(front(dy, dim), _batch_shape(axis_size, shape), begin, end, strides), 0
 
+    return rule
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "IndexSelect")(linear)
+
+
+@forward("Sort", "TopK")
+@allow(0)
+def pushed_sort(prim, usual):
+    """(values, indices): all goes where the indices say, the values too: the kernels round float64 to float32. (TopK
+    takes the last axis.)"""
+    axis = prim.attrs["axis"] if prim.name == "Sort" else -1
+
+    def rule(x_pair, *rest):
+        v, j, l = x_pair[0]  # noqa: E741
+        _, index = prim(v, *values(rest))
+        last = from_end(axis, v.ndim)
+        wide = ops.broadcast_to(index, (j.shape[0],) + index.shape)
+        triple = (ops.gather_d(v, last, index), ops.gather_d(j, last, wide), ops.gather_d(l, last, index))
+        return (triple, FORWARD), (index, None)
     return rule

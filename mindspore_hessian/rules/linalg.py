@@ -8,8 +8,9 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, linear, product
 from mindspore_hessian.rules.kit import attributes_of, filled, leading, reshape, two_along
-from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
 
 # --- inverses and Cholesky factors ------------------------------------------------------------------------------
 
@@ -214,3 +215,56 @@ def trace_v2(prim):
 
 
 batching("Cross")(two_along)
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+forward("Trace")(linear)
+forward("Cross", "Ger")(product)
+
+
+def _trace_of(a, b):
+    """trace(a b), without the product."""
+    return (a * ops.swapaxes(b, -1, -2)).sum((-2, -1))
+
+
+@forward("MatrixInverse", "MatrixInverseExt")
+@allow(0)
+def pushed_inverse(prim, usual):
+    """y' = -y a' y, and y'' = -y (a'' y + 2 a' y'); all transposed where the primitive does that."""
+    adjoint = prim.name == "MatrixInverse" and prim.attrs["adjoint"]
+
+    def rule(x_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        y = ops.inverse(v)
+        k = -ops.matmul(ops.matmul(y, j), y)
+        m = -ops.matmul(y, ops.matmul(l, y) + 2 * ops.matmul(j, k).sum(0))
+        if adjoint:
+            return ((ops.swapaxes(y, -1, -2), ops.swapaxes(k, -1, -2), ops.swapaxes(m, -1, -2)), FORWARD)
+        return ((y, k, m), FORWARD)
+    return rule
+
+
+def _of_determinant(a):
+    """The derivatives of log |det a|: trace(y a') and trace(y a'') - trace((y a')^2), with y the inverse of a."""
+    y = ops.inverse(a[0])
+    turned = ops.matmul(y, a[1])
+    return _trace_of(y, a[1]), _trace_of(y, a[2]) - _trace_of(turned, turned).sum(0)
+
+
+@by_composition("MatrixDeterminant")
+def pushed_determinant(prim, a):
+    """exp of the logarithm's."""
+    y, (j, l) = prim(a[0]), _of_determinant(a)  # noqa: E741
+    return (y, y * j, y * (l + (j * j).sum(0)))
+
+
+@forward("LogMatrixDeterminant")
+@allow(0)
+def pushed_log_determinant(prim, usual):
+    """(sign, log |det x|)."""
+    def rule(x_pair):
+        sign, y = prim(x_pair[0][0])
+        j, l = _of_determinant(x_pair[0])  # noqa: E741
+        return (sign, None), ((y, j, l), FORWARD)
+    return rule

@@ -12,6 +12,7 @@ from math import prod
 from mindspore import ops
 from mindspore.ops import constexpr
 
+from mindspore_hessian.rules.forward import FORWARD, allow, product, shifting
 from mindspore_hessian.rules.kit import (
     aligned,
     batch_first,
@@ -24,7 +25,7 @@ from mindspore_hessian.rules.kit import (
     transpose,
     values,
 )
-from mindspore_hessian.rules.registry import COPIES, batching, derivative
+from mindspore_hessian.rules.registry import COPIES, batching, derivative, forward
 
 
 def _broadcast(one, two):
@@ -269,4 +270,21 @@ def batched_dense(prim, axis_size):
         rank = sample_rank(out, dim)
         return aligned(out, dim, rank) + aligned(b, b_dim, rank), 0
 
+    return rule
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+forward("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Mv", "Dot", "Outer")(product)
+forward("BiasAdd")(shifting)
+
+
+@forward("Dense")
+@allow(0)
+def pushed_dense(prim, usual):
+    """x w^T + b, b for the value alone."""
+    def rule(x_pair, w_pair, b_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        k, dim = usual((j, 0), w_pair, (None, None))
+        return ((prim(v, w_pair[0], b_pair[0]), front(k, dim), prim(l, w_pair[0], None)), FORWARD)
     return rule

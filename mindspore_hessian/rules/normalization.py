@@ -8,6 +8,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.forward import FORWARD, allow, averaged, minus, rsqrt, scaled, times
 from mindspore_hessian.rules.kit import (
     all_but_channels,
     any_batched,
@@ -27,7 +28,7 @@ from mindspore_hessian.rules.kit import (
     unpaired,
     values,
 )
-from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, batching, derivative
+from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, batching, derivative, forward
 
 # --- layer norm -------------------------------------------------------------------------------------------------
 # MindSpore's kernel of the second backward takes epsilon for 0 and refuses float64 and constant rows: here is the
@@ -309,3 +310,25 @@ def lrn_grad(prim):
         dd, dx = pull(backward)(mutable(d), mutable(x), dout)
         return dd, dx, ops.zeros_like(y)
     return bprop
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+@constexpr
+def _last_axes(begin, rank):
+    return tuple(range(begin % rank - rank, 0))
+
+
+@forward("LayerNorm")
+@allow(0)
+def pushed_layer_norm(prim, usual):
+    """(y, mean, variance): y = (x - mean) / sqrt(variance + eps) g + b, as a composition."""
+    def rule(x_pair, g_pair, b_pair, begin_pair, parameters_pair, eps_pair):
+        a = x_pair[0]
+        axes = _last_axes(begin_pair[0], a[0].ndim)
+        mean = averaged(a, axes)
+        centred = minus(a, mean)
+        variance = averaged(times(centred, centred), axes)
+        y = scaled(times(centred, rsqrt((variance[0] + eps_pair[0], variance[1], variance[2]))), g_pair[0])
+        return ((y[0] + b_pair[0], y[1], y[2]), FORWARD), (mean, FORWARD), (variance, FORWARD)
+    return rule

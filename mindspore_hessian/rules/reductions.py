@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import mutable, ops
+import numpy as np
+from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
+from mindspore_hessian._errors import MissingRuleError
 from mindspore_hessian.rules.elementwise import logaddexp
 from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, from_end, linear
 from mindspore_hessian.rules.kit import along_axis, attributes_of, front, primitive, put, reduction, reshape, shifted
-from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, REWRITTEN, batching, composition, derivative
+from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, REWRITTEN, batching, composition, derivative, forward
 
 # --- sums -------------------------------------------------------------------------------------------------------
 
@@ -248,3 +251,90 @@ def moments(self, x):
     """Mean and variance, the mean in it differentiated like the other."""
     variance, mean = var_mean(ops.cast(x, ms.float32), self.axis, 0, self.keep_dims)
     return ops.cast(mean, x.dtype), ops.cast(variance, x.dtype)
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+forward("ReduceSum", "SumExt", "ReduceMean", "MeanExt", "CumSum", "CumsumExt")(linear)
+
+
+@constexpr
+def _kept(shape, axis):
+    axes = [axis] if isinstance(axis, int) else axis
+    return tuple(1 if k - len(shape) in axes else length for k, length in enumerate(shape))
+
+
+def _weighed(a, weights, y, axis, keep_dims):
+    """The sum of a times weights that are constant, and whose value is y."""
+    return (y, (a[1] * weights).sum(axis, keepdims=keep_dims), (a[2] * weights).sum(axis, keepdims=keep_dims))
+
+
+@by_composition("ReduceMax", "ReduceMin", "AMax", "AMin")
+def pushed_extreme(prim, a, axis=(), keep_dims=False):
+    """Equal ones share what comes through."""
+    axis, y = from_end(axis, a[0].ndim), prim(a[0], axis, keep_dims)
+    equal = ops.cast(a[0] == reshape(y, _kept(a[0].shape, axis)), a[0].dtype)
+    return _weighed(a, equal / equal.sum(axis, keepdims=True), y, axis, keep_dims)
+
+
+@by_composition("Max", "Min")
+def pushed_extreme_of_all(prim, a):
+    """The same over all axes."""
+    y = prim(a[0])
+    equal = ops.cast(a[0] == y, a[0].dtype)
+    return _weighed(a, equal / equal.sum(), y, from_end(None, a[0].ndim), False)
+
+
+def _picked(a, index, y, axis, keep_dims):
+    """Along an axis, only where the index points."""
+    axis = from_end(axis, a[0].ndim)
+    places = ops.cast(_counted(a[0].shape, axis), index.dtype)
+    chosen = ops.cast(places == reshape(index, _kept(a[0].shape, axis)), a[0].dtype)
+    return _weighed(a, chosen, y, axis, keep_dims)
+
+
+@constexpr
+def _counted(shape, axis):
+    """0, 1, ... along an axis counted from the end."""
+    return Tensor(np.arange(shape[axis]).reshape((-1,) + (1,) * (-axis - 1)), ms.int64)
+
+
+@forward("ArgMaxWithValue", "ArgMinWithValue")
+@allow(0)
+def pushed_index_with_extreme(prim, usual):
+    """(indices, values): the derivative goes where the index points."""
+    def rule(x_pair, axis_pair, keep_pair):
+        index, y = prim(x_pair[0][0], axis_pair[0], keep_pair[0])
+        return (index, None), (_picked(x_pair[0], index, y, axis_pair[0], keep_pair[0]), FORWARD)
+    return rule
+
+
+@forward("MaxDim", "MinDim")
+@allow(0)
+def pushed_extreme_along(prim, usual):
+    """(values, indices), likewise."""
+    def rule(x_pair, axis_pair, keep_pair):
+        y, index = prim(x_pair[0][0], axis_pair[0], keep_pair[0])
+        return (_picked(x_pair[0], index, y, axis_pair[0], keep_pair[0]), FORWARD), (index, None)
+    return rule
+
+
+@by_composition("LogSumExp")
+def pushed_logsumexp(prim, a, axis, keep_dims):
+    """<p, a'> with p the softmax, and <p, a'' + (a' - <p, a'>)^2>."""
+    axis, y = from_end(axis, a[0].ndim), prim(a[0], axis, keep_dims)
+    p = ops.exp(a[0] - reshape(y, _kept(a[0].shape, axis)))
+    mean = (a[1] * p).sum(axis, keepdims=True)
+    spread = ((a[1] - mean) * (a[1] - mean)).sum(0)
+    return (y, (a[1] * p).sum(axis, keepdims=keep_dims), ((a[2] + spread) * p).sum(axis, keepdims=keep_dims))
+
+
+@by_composition("LpNormV2", "Norm")
+def pushed_norm(prim, a, p, axis, keep_dims, *others):
+    """For p = 2: y' = <a, a'> / y, and y'' = (<a, a''> + <a', a'> - y'^2) / y."""
+    if p != 2:
+        raise MissingRuleError("a norm has a forward rule for p = 2 only")
+    y, axis = prim(a[0], p, axis, keep_dims, *others), from_end(axis, a[0].ndim)
+    j = (a[1] * a[0]).sum(axis, keepdims=keep_dims) / y
+    inner = (a[2] * a[0] + (a[1] * a[1]).sum(0)).sum(axis, keepdims=keep_dims)
+    return (y, j, (inner - (j * j).sum(0)) / y)

@@ -102,6 +102,9 @@ batching = Kind("batching", _compat.batching_registry, "MindSpore has no rule fo
 # the getter is a function that MindSpore compiles where it meets that of the dotted name `primitive`
 composition = Kind("composition", _compat.composition_registry, "MindSpore's cannot be differentiated twice",
                    _compat.function_named)
+FORWARD_RULES: dict[str, Callable] = {}  # MindSpore has none: `rules.interpreter` puts these in its place
+# getter(prim, usual) returns rule(*pairs): see `rules.forward`
+forward = Kind("forward", lambda: FORWARD_RULES, "value, derivatives and Laplacian in one forward pass")
 
 
 # --- MindSpore's registries -------------------------------------------------------------------------------------
@@ -298,3 +301,27 @@ def register_batching(primitive: str, getter: Callable, why: str = "", replaces:
     """
     _check_rule(primitive, getter, why, replaces)
     _register(Rule(batching, primitive, getter, why or "registered by the user", replaces))
+
+
+def register_forward(primitive: str, getter: Callable, why: str = "", replaces: bool = False) -> None:
+    """Supply the forward rule of a primitive: how value, derivatives and Laplacian go through it.
+
+    Args:
+        primitive: MindSpore's name of it.
+        getter: ``getter(prim, usual)`` returns ``rule(*pairs)``, as `mindspore_hessian.rules.forward` has it. For what
+            works entry by entry, ``elementwise(slopes)`` makes one; for what is linear, `linear` is one.
+        why: a sentence shown by `status`.
+        replaces: the rule takes the place of one that is there.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Examples:
+        >>> from mindspore_hessian import rules
+        >>> from mindspore_hessian.rules.forward import elementwise
+        >>> def slopes(x, y):  # y = x^3
+        ...     return 3 * x * x, 6 * x
+        >>> rules.register_forward("MyCube", elementwise(slopes))
+    """
+    _check_rule(primitive, getter, why, replaces)
+    _register(Rule(forward, primitive, getter, why or "registered by the user", replaces))

@@ -9,6 +9,7 @@ from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules.forward import linear, linear_view, tuple_first
 from mindspore_hessian.rules.kit import (
     aligned,
     along_axis,
@@ -26,7 +27,7 @@ from mindspore_hessian.rules.kit import (
     sample_rank,
     shifted,
 )
-from mindspore_hessian.rules.registry import batching, derivative
+from mindspore_hessian.rules.registry import batching, derivative, forward
 
 # --- of a shape alone, and along an axis ------------------------------------------------------------------------
 
@@ -350,3 +351,15 @@ def batched_split_view(x, size, axis):
 @view
 def batched_chunk_view(x, chunks, axis):
     return split_with_sizes(x, _equal_sizes(x.shape, axis, 0, chunks), axis)
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+forward("Reshape", "Transpose", "ExpandDims", "Squeeze", "BroadcastTo", "Tile", "ReverseV2", "Split", "SplitTensor",
+        "SplitWithSize", "Unstack", "Diag", "DiagPart", "Diagonal", "Tril", "Triu", "Flatten", "FlattenExt", "Roll",
+        "Contiguous", "Copy", "TransposeExt", "UnstackExt", "Chunk", "Narrow", "SelectExt",
+        "RepeatInterleaveInt")(linear)
+forward("TransposeView", "TransposeExtView", "ExpandDimsView", "BroadcastToView", "SelectExtView", "NarrowView",
+        "SplitWithSizeView", "SplitTensorView", "ChunkView", "SliceExtView", "UnstackExtView", "DiagonalView",
+        )(linear_view)
+forward("Concat", "Stack", "StackExt")(tuple_first)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 
-from mindspore import Tensor, ops
+from mindspore import Tensor, float64, int32, ops
 from mindspore.ops import constexpr
 
+from mindspore_hessian.rules.forward import by_slopes
 from mindspore_hessian.rules.kit import (
     abs_,
     add,
@@ -125,3 +126,34 @@ def bessel_j1(prim):
         near, small, large = _near(x)
         return (dout * select(near, _series("j1", small), ops.bessel_j0(x) - out / large),)
     return bprop
+
+
+# --- forward ----------------------------------------------------------------------------------------------------
+
+_ROOT = Tensor(2 / math.sqrt(math.pi), float64)
+
+
+@by_slopes("Erf")
+def erf_slopes(x, y):
+    """2 / sqrt(pi) exp(-x^2), and -2 x times that."""
+    first = ops.cast(_ROOT, x.dtype) * ops.exp(-x * x)
+    return first, -2 * x * first
+
+
+@by_slopes("Erfc")
+def erfc_slopes(x, y):
+    first = -ops.cast(_ROOT, x.dtype) * ops.exp(-x * x)
+    return first, -2 * x * first
+
+
+@by_slopes("Erfinv")
+def erfinv_slopes(x, y):
+    """sqrt(pi) / 2 exp(y^2), and 2 y times its square."""
+    first = ops.exp(y * y) / ops.cast(_ROOT, x.dtype)
+    return first, 2 * y * first * first
+
+
+@by_slopes("Lgamma")
+def lgamma_slopes(x, y):
+    """digamma and trigamma."""
+    return ops.digamma(x), ops.polygamma(Tensor(1, int32), x)

@@ -152,6 +152,16 @@ def basis(pos, ws, count):
     return make
 
 
+def unit_rows(start, number, column, size, dtype):
+    """Columns column to column + size of the rows start to start + number of an identity matrix."""
+    return _CAST(_EQUAL(_line(start, number, (-1, 1)), _line(column, size, (1, -1))), dtype)
+
+
+def numbers_like(x):
+    """0, 1, 2, ... in the shape of x."""
+    return _line(0, _size(x.shape), x.shape)
+
+
 def identity(size, dtype):
     """The identity matrix, in any dtype."""
     return mutable(_CAST(_EQUAL(_line(0, size, (-1, 1)), _line(0, size, (1, -1))), dtype))

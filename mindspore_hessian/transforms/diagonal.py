@@ -89,12 +89,6 @@ def _hessian_diag_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, 
     return Made(_DIAGONAL, fn, grad_position, has_aux, in_axes, chunk_size)
 
 
-def _laplacian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, in_axes=None, chunk_size=None):
-    if weights is not None:
-        raise NotImplementedError(WEIGHTS_INSIDE)
-    return Made(_LAPLACIAN, fn, grad_position, has_aux, in_axes, chunk_size)
-
-
 def _batched_hessian_in_graph(fn, grad_position=0, has_aux=False, *, in_axes=0, chunk_size=None):
     return Made(_BATCHED, fn, grad_position, has_aux, in_axes, chunk_size)
 
@@ -133,47 +127,10 @@ def hessian_diag(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, 
         >>> print(hessian_diag(lambda x: (x ** 3).sum())(ms.Tensor([1.0, 2.0])))
         [ 6. 12.]
     """
-    return _diagonal_fn(hessian_diag, fn, grad_position, has_aux, weights, in_axes, chunk_size, "diagonal")
+    return diagonal_fn(hessian_diag, fn, grad_position, has_aux, weights, in_axes, chunk_size, "diagonal")
 
 
-@readable_in_graph(_laplacian_in_graph)
-def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, in_axes: Any = None,
-              chunk_size: int | None = None) -> Callable:
-    r"""Laplacian, the trace of the Hessian, :math:`\Delta f = \sum_i \partial^2 f / \partial x_i^2`, exactly.
-
-    Costs one Hessian-vector product for each entry of x, in one batch; the Hessian is not stored. For a network on
-    many points (a PINN), pass ``in_axes=0`` and a function of one point.
-
-    Args:
-        fn: any callable that returns a Tensor (the Laplacian of each entry) or a tuple of Tensors.
-        grad_position, has_aux, weights, in_axes, chunk_size: as `hessian_diag`. Over several positions it is the sum
-            of their Laplacians.
-
-    Returns:
-        ``lap_fn(*args)``: shaped like the output of `fn`; with `in_axes`, the samples come first; with `has_aux`,
-        ``(laplacian, aux)``.
-
-    Raises:
-        TypeError, ValueError, NotCompilableError, MissingRuleError: as `hessian`.
-
-    Supported Platforms:
-        ``Ascend`` ``GPU`` ``CPU``
-
-    Source:
-        R. Li et al., A computational framework for neural network-based variational Monte Carlo with Forward
-        Laplacian, Nature Machine Intelligence 6, 2024 (the problem; the method here is the plain sum).
-
-    Examples:
-        >>> import mindspore as ms
-        >>> from mindspore_hessian import laplacian
-        >>> points = ms.Tensor([[1.0, 2.0], [3.0, 4.0]])
-        >>> print(laplacian(lambda x: (x ** 3).sum(), in_axes=0)(points))
-        [18. 42.]
-    """
-    return _diagonal_fn(laplacian, fn, grad_position, has_aux, weights, in_axes, chunk_size, "laplacian")
-
-
-def _diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, weights: Any, in_axes: Any,
+def diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, weights: Any, in_axes: Any,
                  chunk_size: int | None, kind: str) -> Callable:
     check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
@@ -319,4 +276,4 @@ def _recipe(public: Callable) -> Recipe:
         fn, grad_position, has_aux, in_axes=in_axes, chunk_size=chunk_size))
 
 
-_DIAGONAL, _LAPLACIAN, _BATCHED = map(_recipe, (hessian_diag, laplacian, batched_hessian))
+_DIAGONAL, _BATCHED = map(_recipe, (hessian_diag, batched_hessian))

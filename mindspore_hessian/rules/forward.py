@@ -1,0 +1,458 @@
+"""What forward rules are made of: values that carry their derivatives, and the shared kinds of rules.
+
+A value that depends on the point is a triple (v, j, l): v itself, its derivatives j of shape (D, *v.shape) along D
+directions, and l, the sum of its second derivatives along them (for unit directions, its Laplacian). MindSpore's vmap
+pass hands it from primitive to primitive as the pair ((v, j, l), FORWARD), where it else hands (tensor, batch axis).
+
+``getter(prim, usual)`` makes the rule of a primitive: `prim` is to be called with all its arguments, `usual` is its
+ordinary batching rule. The rule gets a pair for each input, at least one of which is carried forward, and returns such
+a pair for each output. For the direction axis of j, the ordinary batching rule is the derivative of all that is linear.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mindspore import Tensor, ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian.rules.kit import add, aligned, broadcast_to, front, mul, sub, zeros_like
+from mindspore_hessian.rules.registry import Getter, forward
+
+FORWARD = -7  # in the place of a batch axis: the value is a triple
+_MISSING = -100  # from here on down: it should have been one, but a primitive has no forward rule
+_names: list[str] = []  # of these primitives, by that number
+applied: set[str] = set()  # the primitives whose forward rules this process used
+
+_sum = ops.ReduceSum()
+
+
+# --- what the pass hands over -----------------------------------------------------------------------------------
+
+def mark_of_missing(name: str) -> int:
+    """What stands in the place of a batch axis from the first primitive without a forward rule on."""
+    if name not in _names:
+        _names.append(name)
+    return _MISSING - _names.index(name)
+
+
+def missing_name(mark: int) -> str:
+    """The primitive that a mark stands for; "" where it is none of these marks."""
+    return _names[_MISSING - mark] if mark <= _MISSING else ""
+
+
+def _flat(dims):
+    for dim in dims:
+        if isinstance(dim, tuple):
+            yield from _flat(dim)
+        else:
+            yield dim
+
+
+@constexpr
+def carried(dims, allowed, missing):
+    """FORWARD where a rule is to be applied, 0 where nothing is carried forward, else the mark of what is missing.
+
+    Args:
+        dims: of the inputs, nested like them.
+        allowed: the inputs that the rule takes carried forward; () for all.
+        missing: the mark of the primitive, for those that it does not take.
+    """
+    worst = [min([0, *(dim for dim in _flat((own,)) if dim is not None)]) for own in dims]
+    if min(worst, default=0) <= _MISSING:
+        return min(worst)
+    found = [place for place, dim in enumerate(worst) if dim == FORWARD]
+    if allowed and not set(found) <= set(allowed):
+        return missing
+    if found:
+        applied.add(missing_name(missing))
+    return FORWARD if found else 0
+
+
+def dim_of(pair):
+    """The batch axis of a pair, or the tuple of those of a tuple of pairs."""
+    if not isinstance(pair, tuple):  # the token of a view
+        return None
+    if len(pair) == 2 and (pair[1] is None or isinstance(pair[1], int)):
+        return pair[1]
+    dims = ()
+    for one in pair:
+        dims = dims + (dim_of(one),)
+    return dims
+
+
+def dims_of(pairs):
+    """`dim_of` each."""
+    dims = ()
+    for pair in pairs:
+        dims = dims + (dim_of(pair),)
+    return dims
+
+
+def value_of(pair):
+    """The value alone."""
+    if pair[1] == FORWARD:
+        return pair[0][0]
+    return pair[0]
+
+
+def values_of(pairs):
+    """`value_of` each."""
+    out = ()
+    for pair in pairs:
+        out = out + (value_of(pair),)
+    return out
+
+
+def options_of(pairs):
+    """The values of further inputs, which are never carried forward; a view's token, which comes as None, is none."""
+    out = ()
+    for pair in pairs:
+        if isinstance(pair, tuple):
+            out = out + (pair[0],)
+    return out
+
+
+def triples(v, j_pairs, l):  # noqa: E741
+    """The outputs of a linear primitive, one or several, as pairs; the derivatives come from a batching rule."""
+    if isinstance(v, tuple):
+        out = ()
+        for k in range(len(v)):
+            out = out + (((v[k], front(j_pairs[k][0], j_pairs[k][1]), l[k]), FORWARD),)
+        return out
+    return ((v, front(j_pairs[0], j_pairs[1]), l), FORWARD)
+
+
+@constexpr
+def _spread(shape, of_value):
+    """The shape of derivatives spread to a value's, or None where they have it."""
+    return None if shape[1:] == tuple(of_value) else (shape[0], *of_value)
+
+
+def spread(j, v):
+    """Derivatives as large as those of v, to whose shape their value broadcasts."""
+    shape = _spread(j.shape, v.shape)
+    if shape is None:
+        return j
+    return broadcast_to(shape)(aligned(j, 0, v.ndim))
+
+
+@constexpr
+def _same(one, two):
+    return tuple(one) == tuple(two)
+
+
+def widened(x, v):
+    """x broadcast to the shape of v."""
+    if _same(x.shape, v.shape):
+        return x
+    return broadcast_to(v.shape)(x)
+
+
+# --- arithmetic of triples --------------------------------------------------------------------------------------
+
+def chain(a, y, first, second):
+    """f(a), entry by entry, from its value and its first two derivatives at a."""
+    return (y, mul(a[1], first), add(mul(a[2], first), mul(_sum(mul(a[1], a[1]), 0), second)))
+
+
+def scaled(a, c):
+    """a times a tensor c that carries nothing."""
+    y = mul(a[0], c)
+    return (y, mul(aligned(a[1], 0, y.ndim), c), mul(a[2], c))
+
+
+def plus(a, b):
+    """a + b."""
+    y = add(a[0], b[0])
+    return (y, add(aligned(a[1], 0, y.ndim), aligned(b[1], 0, y.ndim)), add(a[2], b[2]))
+
+
+def minus(a, b):
+    """a - b."""
+    y = sub(a[0], b[0])
+    return (y, sub(aligned(a[1], 0, y.ndim), aligned(b[1], 0, y.ndim)), sub(a[2], b[2]))
+
+
+def times(a, b):
+    """a b, entry by entry."""
+    y = mul(a[0], b[0])
+    ja, jb = aligned(a[1], 0, y.ndim), aligned(b[1], 0, y.ndim)
+    cross = _sum(mul(ja, jb), 0)
+    return (y, add(mul(ja, b[0]), mul(jb, a[0])), add(add(mul(a[2], b[0]), mul(b[2], a[0])), add(cross, cross)))
+
+
+def reciprocal(a):
+    """1 / a."""
+    y = ops.reciprocal(a[0])
+    square = mul(y, y)
+    return chain(a, y, -square, 2 * mul(square, y))
+
+
+def rsqrt(a):
+    """1 / sqrt(a)."""
+    y = ops.rsqrt(a[0])
+    first = mul(mul(y, mul(y, y)), -0.5)
+    return chain(a, y, first, mul(mul(first, mul(y, y)), -1.5))
+
+
+def summed(a, axes, keep_dims=True):
+    """The sum over axes counted from the end."""
+    return (a[0].sum(axes, keepdims=keep_dims), a[1].sum(axes, keepdims=keep_dims), a[2].sum(axes, keepdims=keep_dims))
+
+
+def averaged(a, axes):
+    """The mean over axes counted from the end, which stay."""
+    return (a[0].mean(axes, True), a[1].mean(axes, True), a[2].mean(axes, True))
+
+
+@constexpr
+def from_end(axis, rank):
+    """Axes counted from the end, where they are the same for a value and its derivatives; none given means all."""
+    if axis is None or axis == ():
+        axis = tuple(range(rank))
+    if isinstance(axis, int):
+        return axis % rank - rank if rank else -1
+    return tuple(one % rank - rank for one in axis)
+
+
+# --- kinds of rules ---------------------------------------------------------------------------------------------
+
+def allow(*places: int) -> Callable[[Getter], Getter]:
+    """The decorator of a getter whose rule takes only these inputs carried forward; others are refused by name."""
+    def mark(getter: Getter) -> Getter:
+        getter.allowed = places  # type: ignore[attr-defined]
+        return getter
+    return mark
+
+
+@allow(0)
+def linear(prim, usual):
+    """Linear in the first input, one tensor; one output or several."""
+    def rule(x_pair, *rest):
+        v, j, l = x_pair[0]  # noqa: E741
+        options = options_of(rest)
+        if not options:
+            return triples(prim(v), usual((j, 0)), prim(l))
+        return triples(prim(v, *options), usual((j, 0), *rest), prim(l, *options))
+    return rule
+
+
+@allow(0)
+def linear_view(prim, usual):
+    """The same for a view, which has a token that only its batching rule knows of."""
+    def rule(x_pair, *rest):
+        v, j, l = x_pair[0]  # noqa: E741
+        whole = usual((v, None), *rest)
+        if isinstance(whole[0], tuple):
+            firsts, seconds = (), ()
+            for one in whole:
+                firsts = firsts + (one[0],)
+            for one in usual((l, None), *rest):
+                seconds = seconds + (one[0],)
+            return triples(firsts, usual((j, 0), *rest), seconds)
+        return triples(whole[0], usual((j, 0), *rest), usual((l, None), *rest)[0])
+    return rule
+
+
+@allow(0)
+def shifting(prim, usual):
+    """The first input plus something that carries nothing, of no larger shape."""
+    def rule(x_pair, *rest):
+        return ((prim(x_pair[0][0], *options_of(rest)), x_pair[0][1], x_pair[0][2]), FORWARD)
+    return rule
+
+
+def without_derivative(prim, usual):
+    """Constant but for steps: nothing is carried on."""
+    def rule(*pairs):
+        out = prim(*values_of(pairs))
+        if isinstance(out, tuple):
+            outs = ()
+            for one in out:
+                outs = outs + ((one, None),)
+            return outs
+        return out, None
+    return rule
+
+
+def elementwise(slopes: Callable) -> Callable:
+    """Entry by entry: ``slopes(x, y, *options)`` gives f' and f'' at x, where y = f(x); or f' alone where f'' is 0."""
+    @allow(0)
+    def getter(prim, usual):
+        def rule(x_pair, *rest):
+            a = x_pair[0]
+            options = options_of(rest)
+            y = prim(a[0], *options)
+            found = slopes(a[0], y, *options)
+            if isinstance(found, tuple):
+                return (chain(a, y, found[0], found[1]), FORWARD)
+            return ((y, mul(a[1], found), mul(a[2], found)), FORWARD)
+        return rule
+    return getter
+
+
+def by_slopes(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+    """The decorator of a formula of slopes: files the forward rule of these primitives. `row` is as of `forward`."""
+    def file(formula: Getter) -> Getter:
+        forward(*primitives, **row)(elementwise(formula))
+        return formula
+    return file
+
+
+def composed(function: Callable) -> Callable:
+    """What is a composition of others: ``function(prim, triple, *options)`` gives a triple, or a tuple of them."""
+    @allow(0)
+    def getter(prim, usual):
+        def rule(x_pair, *rest):
+            return paired(function(prim, x_pair[0], *options_of(rest)))
+        return rule
+    return getter
+
+
+def paired(out):
+    """A triple, or a tuple of triples, as pairs. (Three outputs are no triple: their first is one.)"""
+    if isinstance(out[0], tuple):
+        outs = ()
+        for one in out:
+            outs = outs + ((one, FORWARD),)
+        return outs
+    return (out, FORWARD)
+
+
+def by_composition(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+    """The decorator of such a function: files the forward rule of these primitives. `row` is as of `forward`."""
+    def file(function: Getter) -> Getter:
+        forward(*primitives, **row)(composed(function))
+        return function
+    return file
+
+
+@allow(0, 1)
+def product(prim, usual):
+    """Linear in each of the first two inputs: a matrix product, a convolution."""
+    def rule(a_pair, b_pair, *rest):
+        options = options_of(rest)
+        if b_pair[1] != FORWARD:
+            v, j, l = a_pair[0]  # noqa: E741
+            b = b_pair[0]
+            return triples(prim(v, b, *options), usual((j, 0), b_pair, *rest), prim(l, b, *options))
+        w, k, m = b_pair[0]
+        if a_pair[1] != FORWARD:
+            a = a_pair[0]
+            return triples(prim(a, w, *options), usual(a_pair, (k, 0), *rest), prim(a, m, *options))
+        v, j, l = a_pair[0]  # noqa: E741
+        left, right, both = usual((j, 0), (w, None), *rest), usual((v, None), (k, 0), *rest), usual(
+            (j, 0), (k, 0), *rest)
+        cross = _sum(front(both[0], both[1]), 0)
+        second = add(add(prim(l, w, *options), prim(v, m, *options)), add(cross, cross))
+        return ((prim(v, w, *options), add(front(left[0], left[1]), front(right[0], right[1])), second), FORWARD)
+    return rule
+
+
+def _zeros(x):
+    return zeros_like(x) if isinstance(x, Tensor) else 0
+
+
+@allow(0, 1)
+def sum_or_difference(prim, usual):
+    """Linear in the first two inputs together, entry by entry, where they broadcast."""
+    def rule(a_pair, b_pair, *rest):
+        options = options_of(rest)
+        y = prim(value_of(a_pair), value_of(b_pair), *options)
+        if a_pair[1] != FORWARD:
+            m = widened(prim(_zeros(a_pair[0]), b_pair[0][2], *options), y)
+            k = spread(prim(_zeros(b_pair[0][2]), b_pair[0][1], *options), y)
+            return ((y, k, m), FORWARD)
+        if b_pair[1] != FORWARD:
+            return ((y, spread(a_pair[0][1], y), widened(a_pair[0][2], y)), FORWARD)
+        j, k = aligned(a_pair[0][1], 0, y.ndim), aligned(b_pair[0][1], 0, y.ndim)
+        return ((y, prim(j, k, *options), prim(a_pair[0][2], b_pair[0][2], *options)), FORWARD)
+    return rule
+
+
+def two_inputs(partials: Callable) -> Callable:
+    """Two tensors that broadcast, entry by entry: ``partials(a, b, y)`` gives f_a, f_b, f_aa, f_ab, f_bb; or the first
+    two alone where the others are 0."""
+    @allow(0, 1)
+    def getter(prim, usual):
+        def rule(a_pair, b_pair):
+            a, b = value_of(a_pair), value_of(b_pair)
+            y = prim(a, b)
+            found = partials(a, b, y)
+            if len(found) == 2:
+                return (_in_parts(a_pair, b_pair, y, found), FORWARD)
+            fa, fb, faa, fab, fbb = found
+            if b_pair[1] != FORWARD:
+                return (chain(_spread_triple(a_pair[0], y), y, fa, faa), FORWARD)
+            if a_pair[1] != FORWARD:
+                return (chain(_spread_triple(b_pair[0], y), y, fb, fbb), FORWARD)
+            p, q = _spread_triple(a_pair[0], y), _spread_triple(b_pair[0], y)
+            one, two = chain(p, y, fa, faa), chain(q, y, fb, fbb)
+            cross = mul(_sum(mul(p[1], q[1]), 0), fab)
+            return ((y, add(one[1], two[1]), add(add(one[2], two[2]), add(cross, cross))), FORWARD)
+        return rule
+    return getter
+
+
+def _in_parts(a_pair, b_pair, y, slopes):
+    """What comes from a and what comes from b."""
+    if b_pair[1] != FORWARD:
+        a = _spread_triple(a_pair[0], y)
+        return (y, mul(a[1], slopes[0]), mul(a[2], slopes[0]))
+    b = _spread_triple(b_pair[0], y)
+    j, l = mul(b[1], slopes[1]), mul(b[2], slopes[1])  # noqa: E741
+    if a_pair[1] != FORWARD:
+        return (y, j, l)
+    a = _spread_triple(a_pair[0], y)
+    return (y, add(mul(a[1], slopes[0]), j), add(mul(a[2], slopes[0]), l))
+
+
+def _spread_triple(a, y):
+    return (a[0], spread(a[1], y), widened(a[2], y))
+
+
+def by_partials(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+    """The decorator of a formula of partial derivatives: files the forward rule. `row` is as of `forward`."""
+    def file(formula: Getter) -> Getter:
+        forward(*primitives, **row)(two_inputs(formula))
+        return formula
+    return file
+
+
+def joined(pairs, axis_size):
+    """A tuple of pairs as three tuples: values, derivatives, second derivatives; zeros where nothing is carried."""
+    vs, js, ls = (), (), ()
+    for pair in pairs:
+        if pair[1] == FORWARD:
+            vs, js, ls = vs + (pair[0][0],), js + (pair[0][1],), ls + (pair[0][2],)
+        else:
+            zeros = zeros_like(pair[0])
+            vs, js, ls = vs + (pair[0],), js + (broadcast_to((axis_size,) + zeros.shape)(zeros),), ls + (zeros,)
+    return vs, js, ls
+
+
+def directions(pairs):
+    """The number of directions in a tuple of pairs, one of which is carried forward."""
+    count = 0
+    for pair in pairs:
+        if pair[1] == FORWARD:
+            count = pair[0][1].shape[0]
+    return count
+
+
+@allow(0)
+def tuple_first(prim, usual):
+    """Linear in a tuple of tensors, then parameters: a concatenation, a stack, a sum."""
+    def rule(pairs, *rest):
+        options = options_of(rest)
+        vs, js, ls = joined(pairs, directions(pairs))
+        batched = ()
+        for j in js:
+            batched = batched + ((j, 0),)
+        if not options:
+            return triples(prim(vs), usual(batched), prim(ls))
+        return triples(prim(vs, *options), usual(batched, *rest), prim(ls, *options))
+    return rule
+
+

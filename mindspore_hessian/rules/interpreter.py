@@ -1,0 +1,219 @@
+"""MindSpore's vmap pass as an interpreter: another table of rules, in its place for one pass.
+
+The pass asks a registry for a rule of each primitive, and hands values from rule to rule. So two primitives of our own,
+which only it ever meets, begin and end the forward mode: ``HessianEnter``, where a point comes in, whose rule makes the
+triple of `rules.forward`; and ``HessianLeave``, where a result goes out, whose rule takes the triple apart.
+
+A function with these in it is made while MindSpore compiles, or just before. From then on `Table` stands for the
+registry, until MindSpore infers the types of the rule of `HessianLeave`, which it does after the pass. In `Table`, the
+rule of a primitive is its forward rule where something is carried forward and its ordinary batching rule where not, so
+an ordinary vmap in the same graph keeps working. A primitive without a forward rule does not stop the pass: it marks
+what depends on it, and `HessianLeave` finds the mark, with the name.
+"""
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+from mindspore import ops
+from mindspore.ops import PrimitiveWithInfer, constexpr, prim_attr_register
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import FallbackWarning, MissingRuleError, warn
+from mindspore_hessian.rules.forward import FORWARD, carried, dim_of, dims_of, mark_of_missing, missing_name
+from mindspore_hessian.rules.kit import broadcast_to, primitive, tensors_of, zeros_like
+from mindspore_hessian.rules.missing import unrolled
+from mindspore_hessian.rules.registry import FORWARD_RULES, Kind
+
+_kept: list[Callable] = []  # MindSpore knows a rule by its address: none may be freed
+_PLAIN = frozenset({"Load", "Depend", "UpdateState", "MakeTuple", "Shape", "Return", "Switch", "SwitchLayer", "Partial",
+                    "mutable", "HessianEnter", "HessianLeave"})
+
+
+class HessianEnter(PrimitiveWithInfer):
+    """x, with its derivatives along D directions, j of shape (D, *x.shape): here the forward mode begins."""
+
+    @prim_attr_register
+    def __init__(self):
+        self.init_prim_io_names(inputs=["x", "j"], outputs=["y"])
+
+    def infer_shape(self, x, j):
+        return x
+
+    def infer_dtype(self, x, j):
+        return x
+
+
+class HessianLeave(PrimitiveWithInfer):
+    """(value, derivatives, sum of the second derivatives) of y: here the forward mode ends.
+
+    Args:
+        otherwise: where a primitive has no forward rule, ``otherwise(number, *given)`` gives the three in
+            another way, of the other inputs of this primitive: the number of the output, the point, the directions.
+            None: that is refused.
+    """
+
+    @prim_attr_register
+    def __init__(self):
+        self.init_prim_io_names(inputs=["y", "number", "given"], outputs=["v", "j", "l"])
+        self.otherwise, self.ticket = None, 0
+
+    def infer_shape(self, y, number, *given):
+        return (y, y, y)
+
+    def infer_dtype(self, y, number, *given):
+        return (y, y, y)
+
+
+enter = HessianEnter()
+
+
+_tickets = itertools.count(1)
+_waiting: WeakValueDictionary[int, HessianLeave] = WeakValueDictionary()  # those that MindSpore did not come to yet
+
+
+def leave(otherwise: Callable | None) -> HessianLeave:
+    """A `HessianLeave` of its own for one function, which is about to be compiled: the forward mode is on."""
+    prim = HessianLeave()
+    prim.otherwise, prim.ticket = otherwise, next(_tickets)
+    _waiting[prim.ticket] = prim
+    _compat.stand_for_batching_registry(Table)
+    return prim
+
+
+def close() -> None:
+    """The forward mode is off, whatever was waited for."""
+    _waiting.clear()
+    _compat.restore_batching_registry()
+
+
+class Table:
+    """What MindSpore's vmap pass asks in the place of its registry while the forward mode is on."""
+
+    def __init__(self, registry: dict):
+        self.stands_for = registry
+
+    def get(self, key, default=None):
+        usual = self.stands_for.get(key, None)
+        if not isinstance(key, str) or key in _PLAIN:
+            return default if usual is None else usual
+        if key == "TupleGetItem":
+            return _item
+
+        def getter(prim, axis_size):
+            _kept.append(_rule(key, prim, axis_size, usual))
+            return _kept[-1]
+        return getter
+
+
+def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable | None:
+    """The rule of a primitive for values of both kinds; None where MindSpore has to unroll it."""
+    batched = (usual or unrolled(name, {}))(prim, axis_size)
+    missing, make = mark_of_missing(name), FORWARD_RULES.get(name)
+    if isinstance(prim, str) and _compat.takes_attributes(name):  # made in C++: its attributes are out of reach
+        make = None
+    if batched is None:
+        return None
+    if make is None:
+        def refused(*pairs):
+            state = carried(dims_of(pairs), (), missing)
+            if state == 0:
+                return batched(*pairs)
+            if state == FORWARD:
+                return (0, missing)
+            return (0, state)
+        return refused
+    allowed = getattr(make, "allowed", ())
+    pushed = make(primitive(prim), batched)
+
+    def rule(*pairs):
+        state = carried(dims_of(pairs), allowed, missing)
+        if state == 0:
+            return batched(*pairs)
+        if state == FORWARD:
+            return pushed(*pairs)
+        return (0, state)
+    return rule
+
+
+def _item(prim, axis_size):
+    """One of the outputs of a primitive, or the mark that it is missing."""
+    prim = primitive(prim)
+
+    def rule(pairs, index_pair):
+        state = _mark_alone(dim_of(pairs))
+        if state == 0:
+            return prim(pairs, index_pair[0])
+        return (0, state)
+    _kept.append(rule)
+    return rule
+
+
+@constexpr
+def _mark_alone(dim):
+    return dim if isinstance(dim, int) and missing_name(dim) else 0
+
+
+# --- the two ends -----------------------------------------------------------------------------------------------
+
+_end = Kind("end", _compat.batching_registry, "the forward mode begins or ends there")
+
+
+def without_rule(error: BaseException) -> str:
+    """The primitive that an error of a forward pass names; "" for none."""
+    found = re.match(r"primitive (\w+) has no forward rule", str(error))
+    return found[1] if found else ""
+
+
+def missing_text(what: str, name: str) -> str:
+    """What a warning says where a primitive has no forward rule."""
+    return (f"{what}: primitive {name} has no forward rule, so reverse derivatives are used, which take about twice "
+            f"the time. Supply one: mindspore_hessian.rules.register_forward({name!r}, getter).")
+
+
+@constexpr
+def _went_through(ticket, dim, refuse):
+    """Whether the function went through in forward mode, which is off where this was the last one."""
+    _waiting.pop(ticket, None)
+    if not _waiting:
+        _compat.restore_batching_registry()
+    name = missing_name(dim or 0)
+    if name and refuse:
+        raise MissingRuleError(f"primitive {name} has no forward rule. Use mode='reverse', write the function with "
+                               "another operation, or supply the rule: "
+                               f"mindspore_hessian.rules.register_forward({name!r}, getter).")
+    if name:
+        warn(missing_text("laplacian", name), FallbackWarning)
+    return not name
+
+
+@_end("HessianEnter")
+def batched_enter(prim, axis_size):
+    """The triple of x, which is not batched, and its derivatives, whose directions are."""
+    def rule(x_pair, j_pair):
+        return ((x_pair[0], j_pair[0], zeros_like(x_pair[0])), FORWARD)
+    _kept.append(rule)
+    return rule
+
+
+@_end("HessianLeave")
+def batched_leave(prim, axis_size):
+    """The three parts, with an axis in front."""
+    otherwise, ticket = prim.otherwise, prim.ticket
+
+    def rule(y_pair, number_pair, *given_pairs):
+        if _went_through(ticket, dim_of(y_pair), otherwise is None):
+            if y_pair[1] == FORWARD:
+                v, j, l = y_pair[0]  # noqa: E741
+                return _outputs(v, ops.cast(j, v.dtype), ops.cast(l, v.dtype))
+            zeros = zeros_like(y_pair[0])
+            return _outputs(y_pair[0], broadcast_to((axis_size,) + zeros.shape)(zeros), zeros)
+        return _outputs(*otherwise(number_pair[0], *tensors_of(given_pairs)))
+    _kept.append(rule)
+    return rule
+
+
+def _outputs(v, j, l):  # noqa: E741
+    return ((ops.expand_dims(v, 0), 0), (j, 0), (ops.expand_dims(l, 0), 0))

@@ -1,0 +1,441 @@
+"""Derivatives in one forward pass: values, derivatives along directions, and the sum of their second derivatives.
+
+`push` is the pass, for MindSpore to compile; see `rules.interpreter`. Directions are the rows of a matrix W, over the
+flat entries of all that is differentiated (with samples: of one sample).
+"""
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, mutable, ops, vmap
+
+from mindspore_hessian._errors import (
+    FallbackWarning,
+    HessianError,
+    MissingRuleError,
+    UnsafeRuntimeError,
+    warn,
+)
+from mindspore_hessian.arguments import as_reals, is_integer, shown
+from mindspore_hessian.core import cache
+from mindspore_hessian.core.program import Problem
+from mindspore_hessian.core.space import Variables
+from mindspore_hessian.rules import interpreter
+from mindspore_hessian.transforms import blocks, compose
+
+_SUM, _MUL, _BROADCAST, _RESHAPE = ops.ReduceSum(), ops.Mul(), ops.BroadcastTo, ops.Reshape()
+Axes = tuple[int | None, ...] | None  # of the samples, for each leaf
+
+
+# --- the pass ---------------------------------------------------------------------------------------------------
+
+def over_samples(f: Callable, axes: Axes) -> Callable:
+    """A function of one sample for all of them."""
+    return f if axes is None else vmap(f, axes if len(axes) > 1 else axes[0])
+
+
+def push(f, pos, axes, otherwise):
+    """``p(xs, js)``: for each output of `f` the triple (value, derivatives along js, sum of second derivatives).
+
+    js has a Tensor (D, *x.shape) for each differentiated position; with `axes`, `f` is of one sample, and xs and js
+    hold all of them. Where a primitive has no forward rule, ``otherwise(number of the output, *xs, *js)`` gives the
+    triple; where that is None, the pass ends with a `MissingRuleError`.
+    """
+    points, leave, enter = over_samples(f, axes), interpreter.leave(otherwise), interpreter.enter
+    own = tuple(pos.index(place) if place in pos else -1 for place in range(max(pos) + 1))  # they come in any order
+
+    def one(xs, js):
+        inputs = ()
+        for place in range(len(xs)):
+            if place in pos:  # noqa: SIM108 -- compiled by MindSpore
+                inputs = inputs + (enter(xs[place], js[own[place]]),)
+            else:
+                inputs = inputs + (xs[place],)
+        given, out = xs + js, points(*inputs)
+        if not isinstance(out, (Tensor, tuple)):  # noqa: UP038 -- compiled by MindSpore
+            raise TypeError("fn must return a Tensor or a tuple of Tensors; it returned something else. "
+                            "Where it returns (value, aux), pass has_aux=True.")
+        if isinstance(out, tuple):
+            outs = ()
+            for number in range(len(out)):
+                outs = outs + (leave(out[number], number, *given),)
+            return outs
+        return leave(out, 0, *given)
+    pushed = vmap(one, (None, 0), 0)
+
+    def triple(parts):
+        compose.check_float(parts[0])
+        return (parts[0][0], parts[1], parts[2][0])
+
+    def run(xs, js):
+        parts = pushed(xs, js)
+        if isinstance(parts[0], tuple):
+            outs = ()
+            for item in parts:
+                outs = outs + (triple(item),)
+            return outs
+        return triple(parts)
+    return run
+
+
+# --- directions -------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Directions:
+    """The operator sum_ij a_ij d_i d_j as a sum of second derivatives along rows of `plus`, less that along `minus`.
+
+    `plus` is None for the Laplacian over everything, whose rows are those of the identity.
+    """
+
+    plus: np.ndarray | None
+    minus: np.ndarray | None
+    key: tuple
+
+    @classmethod
+    def of(cls, along: Any, metric: Any, total: int) -> Directions:
+        """Of the options `along` and `metric`, checked against the number of entries."""
+        if along is None and metric is None:
+            return cls(None, None, ())
+        rows = np.eye(total)[_entries(along, total)]
+        if metric is None:
+            return cls(rows, None, (rows.tobytes(), b""))
+        matrix = _symmetric(metric, len(rows))
+        sizes, vectors = np.linalg.eigh(matrix)
+        tiny = len(rows) * np.finfo(np.float64).eps * np.abs(sizes).max(initial=0.0)
+        parts = [(np.sqrt(np.abs(sizes[own])) * vectors[:, own]).T @ rows for own in (sizes > tiny, sizes < -tiny)]
+        plus, minus = (part if len(part) else None for part in parts)
+        return cls(np.zeros((1, total)) if plus is None else plus, minus, tuple(part.tobytes() for part in parts))
+
+
+    def signed(self, total: int) -> list[tuple[int, np.ndarray]]:
+        """The rows, each matrix with its sign."""
+        plus = np.eye(total) if self.plus is None else self.plus
+        return [(1, plus)] if self.minus is None else [(1, plus), (-1, self.minus)]
+
+
+def check_along(along: Any) -> None:
+    """Raise where `along` is neither None, an int nor several."""
+    several = along if isinstance(along, tuple | list) else (along,)
+    if along is not None and (not several or not all(map(is_integer, several))):
+        raise TypeError(f"along must be an int or a tuple of ints (entries of what is differentiated), but got "
+                        f"{shown(along)}")
+
+
+def _entries(along: Any, total: int) -> list[int]:
+    if along is None:
+        return list(range(total))
+    found = [int(one) for one in (along if isinstance(along, tuple | list) else (along,))]
+    for one in found:
+        if not -total <= one < total:
+            raise ValueError(f"along names entry {one}, but what is differentiated has {total} entries, numbered from "
+                             "0")
+    found = [one % total for one in found]
+    if len(set(found)) < len(found):
+        raise ValueError(f"along names an entry twice: {along!r}")
+    return found
+
+
+def check_metric(metric: Any) -> None:
+    """Raise where `metric` is neither None nor a finite square matrix of real numbers."""
+    if metric is None:
+        return
+    matrix = as_reals("metric", metric)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        raise ValueError(f"metric must be a square matrix, but has shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise ValueError("metric must be finite, but holds NaN or Inf")
+
+
+def _symmetric(metric: Any, size: int) -> np.ndarray:
+    matrix = as_reals("metric", metric)
+    if matrix.shape != (size, size):
+        raise ValueError(f"metric must be a {size} x {size} matrix, a row for each entry that it goes along, but has "
+                         f"shape {matrix.shape}")
+    return (matrix + matrix.T) / 2
+
+
+def sample_shapes(v: Variables, axes: Axes) -> list[tuple[int, ...]]:
+    """The shapes of the differentiated inputs, of one sample."""
+    out = []
+    for shape, leaf in zip(v.shapes, v.positions, strict=True):
+        axis = None if axes is None else axes[leaf]
+        out.append(shape if axis is None else shape[:axis] + shape[axis + 1:])
+    return out
+
+
+def seeds(v: Variables, axes: Axes, rows: np.ndarray | None) -> Callable:
+    """``make(xs)``: the directions as `push` takes them, (D, *x.shape) for each differentiated input."""
+    plan: list[tuple] = []
+    start = 0
+    shapes = sample_shapes(v, axes)
+    total = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
+    count = total if rows is None else len(rows)
+    for shape, dtype, leaf in zip(shapes, v.dtypes, v.positions, strict=True):
+        axis = None if axes is None else axes[leaf]
+        size = int(np.prod(shape, dtype=np.int64))
+        narrow = (count, *shape) if axis is None else (count, *shape[:axis], 1, *shape[axis:])
+        block = None if rows is None else Tensor(rows[:, start:start + size].reshape(narrow), dtype)
+        plan.append((block, start, size, narrow, None if axis is None else leaf, dtype))
+        start += size
+    plans = tuple(plan)
+
+    def make(xs):
+        out = ()
+        for block, first, size, narrow, leaf, dtype in plans:
+            if block is None:
+                block = _RESHAPE(blocks.unit_rows(0, count, first, size, dtype), narrow)
+            if leaf is not None:  # all samples go along the same directions
+                block = _BROADCAST((count,) + xs[leaf].shape)(block)
+            out = out + (mutable(block),)
+        return out
+    return make
+
+
+# --- by reverse derivatives, where a rule is missing --------------------------------------------------------------
+
+def directional(f, v: Variables, rows: np.ndarray | None):
+    """``l(*xs)``: for each output the sum of its second derivatives along the rows, by Hessian-vector products."""
+    checked = blocks.tensors(f)
+    many, make = blocks.many(blocks.PRODUCTS["revrev"](blocks.flat(f), v.positions, None)), seeds(v, None, rows)
+
+    def shaped(xs, parts, shape):
+        return _RESHAPE(parts[0], shape)
+    assemble = blocks.per_output(shaped)
+
+    def total(*xs):
+        out, vs = checked(*xs), make(xs)
+        entries = 0.0
+        for part, direction in zip(many(xs, out, vs), vs):  # noqa: B905 -- compiled by MindSpore
+            own = ops.where(direction != 0, _MUL(part, direction), ops.zeros_like(part))
+            entries = entries + _RESHAPE(own, part.shape[:2] + (-1,)).sum(-1).sum(-1)
+        return assemble(out, xs, (entries,))
+    return total
+
+
+def reverse(f: Callable, axes: Axes, directions: Directions, sample: Variables) -> Callable:
+    """``l(*xs)``: the whole operator by reverse derivatives; `sample` are the variables of one sample."""
+    parts = [over_samples(directional(f, sample, rows), axes) for rows in (directions.plus, directions.minus)
+             if rows is not None or rows is directions.plus]
+    if len(parts) == 1:
+        return parts[0]
+    first, second = parts
+
+    def difference(*xs):
+        return less(first(*xs), second(*xs))
+    return difference
+
+
+def less(one, two):
+    """The difference of Tensors, or of those in two tuples."""
+    if isinstance(one, tuple):
+        out = ()
+        for number in range(len(one)):
+            out = out + (one[number] - two[number],)
+        return out
+    return one - two
+
+
+# --- the Laplacian ------------------------------------------------------------------------------------------------
+
+def forward(f: Callable, v: Variables, axes: Axes, directions: Directions, otherwise: Callable | None) -> Callable:
+    """``l(*xs)``: the operator in one forward pass (two where it is indefinite).
+
+    Args:
+        otherwise: ``otherwise(f, rows)`` makes what `push` does where a rule is missing; None refuses.
+    """
+    def one_pass(rows: np.ndarray | None) -> Callable:
+        pushed, make = push(f, v.positions, axes, otherwise and otherwise(f, rows)), seeds(v, axes, rows)
+
+        def second(*xs):
+            out = pushed(xs, make(xs))
+            if isinstance(out[0], tuple):
+                seconds = ()
+                for item in out:
+                    seconds = seconds + (item[2],)
+                return seconds
+            return out[2]
+        return second
+
+    if directions.minus is None:
+        return one_pass(directions.plus)
+    first, other = one_pass(directions.plus), one_pass(directions.minus)
+
+    def difference(*xs):
+        return less(first(*xs), other(*xs))
+    return difference
+
+
+def along_given(f: Callable, v: Variables, n: int) -> Callable:
+    """``l(*xs, *js)``: the sum of second derivatives along directions that come as inputs."""
+    pushed = push(f, v.positions, None, None)
+
+    def second(*args):
+        out = pushed(args[:n], args[n:])
+        if isinstance(out[0], tuple):
+            seconds = ()
+            for item in out:
+                seconds = seconds + (item[2],)
+            return seconds
+        return out[2]
+    return second
+
+
+def instead(sample: Variables, axes: Axes, n: int) -> Callable:
+    """The `otherwise` of `forward`, for n leaves: the sum of second derivatives by reverse derivatives (and nothing in
+    the place of the value and the derivatives, which nobody asks for)."""
+    def of(f: Callable, rows: np.ndarray | None) -> Callable:
+        total = over_samples(directional(f, sample, rows), axes)
+
+        def triple(number, *given):
+            out = total(*given[:n])
+            if isinstance(out, tuple):
+                out = out[number]
+            return ops.zeros_like(out), ops.expand_dims(ops.zeros_like(out), 0), out
+        return triple
+    return of
+
+
+# --- value, gradient and Laplacian --------------------------------------------------------------------------------
+
+def everything(f: Callable, v: Variables, axes: Axes, sample: Variables, n: int | None) -> Callable:
+    """``e(*xs)``: (value, gradient of each variable, Laplacian) of a scalar function in one forward pass.
+
+    Args:
+        n: the number of leaves, for what is done where a rule is missing; None refuses.
+    """
+    checked = compose.scalar(f)
+    pushed = push(checked, v.positions, axes, None if n is None else _everything_instead(checked, axes, sample, n))
+    make, cut = seeds(v, axes, None), _gradients(sample, axes)
+
+    def run(*xs):
+        value, derivatives, second = pushed(xs, make(xs))
+        return value, cut(derivatives), second
+    return run
+
+
+def _gradients(sample: Variables, axes: Axes) -> Callable:
+    """``cut(derivatives)``: those of numbers along all unit directions, as a gradient for each variable."""
+    plan, start = [], 0
+    for shape, size in zip(sample.shapes, sample.sizes, strict=True):
+        plan.append((start, size, shape))
+        start += size
+    plans, total = tuple(plan), start
+
+    def cut(derivatives):
+        lines = _RESHAPE(derivatives, (total, -1))
+        out = ()
+        for first, size, shape in plans:
+            part = blocks.cut(lines, 0, first, size)
+            if axes is None:
+                out = out + (_RESHAPE(part, shape),)
+            else:
+                out = out + (_RESHAPE(ops.transpose(part, (1, 0)), (-1,) + shape),)
+        return out
+    return cut
+
+
+def everything_by_reverse(f: Callable, axes: Axes, sample: Variables) -> Callable:
+    """The same by reverse derivatives."""
+    value = compose.scalar(f)
+    gradient, total = compose.gradient(value, sample.positions, None), directional(value, sample, None)
+
+    def one(*xs):
+        return value(*xs), gradient(*xs), total(*xs)
+    return over_samples(one, axes)
+
+
+def _everything_instead(f: Callable, axes: Axes, sample: Variables, n: int) -> Callable:
+    run = everything_by_reverse(f, axes, sample)
+
+    def triple(number, *given):
+        value, gradients, second = run(*given[:n])
+        lines = ()
+        for part in gradients:
+            lines = lines + (_RESHAPE(part, (value.size, -1)),)
+        derivatives = ops.transpose(ops.concat(lines, 1), (1, 0))
+        return value, _RESHAPE(derivatives, (-1,) + value.shape), second
+    return triple
+
+
+# --- forward or reverse -------------------------------------------------------------------------------------------
+
+_unable: OrderedDict[tuple, tuple[str, Any]] = OrderedDict()  # calls without a rule: the primitive, what they captured
+_REMEMBERED = 256
+
+
+def _known_as(problem: Problem, options: tuple) -> tuple:
+    leaves = tuple((leaf.shape, leaf.dtype) for leaf in problem.call.leaves)
+    return problem.call.template, leaves, problem.call.captures().token, problem.vars.key, options
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """No other thread compiles meanwhile; MindSpore's registry is in its place at the end."""
+    with cache.exclusive():
+        try:
+            yield
+        finally:
+            interpreter.close()
+
+
+def check_free(problem: Problem) -> None:
+    """Raise where the function has a derivative of its own somewhere, past which a forward pass would go."""
+    name = problem.call.captures().stops_gradients()
+    if name:
+        raise MissingRuleError(
+            f"primitive {name} has no forward rule. Use mode='reverse'" + (
+                ", or write ops.stop_gradient(x)." if name == "StopGradient" else
+                ": a Cell of the function has a bprop, and its derivative is what that says."))
+
+
+def goes_forward(what: str, problem: Problem, mode: str) -> bool:
+    """Whether a forward pass may be tried inside the user's own graph."""
+    if mode == "reverse":
+        return False
+    try:
+        check_free(problem)
+    except MissingRuleError as err:
+        if mode == "forward":
+            raise
+        warn(interpreter.missing_text(what, interpreter.without_rule(err)), FallbackWarning)
+        return False
+    return True
+
+
+def known_unable(problem: Problem, options: tuple) -> bool:
+    """Whether this call was seen to need a forward rule that is missing."""
+    return _known_as(problem, options) in _unable
+
+
+def first_choice(name: str, problem: Problem, mode: str, options: tuple, forwards: Callable[[], Any],
+                 backwards: Callable[[], Any]) -> Any:
+    """`forwards`, or where `mode` is "auto" and a primitive has no forward rule, `backwards`, with a warning.
+
+    What a call is known not to be able to is not tried again.
+    """
+    if mode == "reverse":
+        return backwards()
+    key = _known_as(problem, options)
+    if mode == "auto" and key in _unable:
+        return backwards()
+    try:
+        check_free(problem)
+        with alone():
+            return forwards()
+    except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as err:
+        if mode == "forward" or isinstance(err, UnsafeRuntimeError):
+            raise
+        refused = err
+    result = backwards()  # where the function itself is at fault, this says so
+    cause = interpreter.without_rule(refused)
+    _unable[key] = cause, problem.call.captures()
+    while len(_unable) > _REMEMBERED:
+        _unable.popitem(last=False)
+    warn(interpreter.missing_text(name, cause) if cause else f"{name}: the forward pass failed ({refused}), so reverse "
+         "derivatives are used.", FallbackWarning)
+    return result

@@ -1,0 +1,174 @@
+"""The Jacobian times a vector in one forward pass."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mindspore import ops
+
+from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, InGraph, Recipe, described, known, readable_in_graph
+from mindspore_hessian.core.program import Problem
+from mindspore_hessian.core.space import Variables, several_weights
+from mindspore_hessian.transforms import blocks, compose
+from mindspore_hessian.transforms import forward as passes
+
+
+def _by_forward(otherwise: bool) -> Callable:
+    """``kernel(f, n, v)``: (value, J vs) of the leaves and the vectors; or reverse derivatives if a rule is missing."""
+    def kernel(f: Callable, n: int, v: Variables) -> Callable:
+        pushed = passes.push(f, v.positions, None, _instead(f, n, v) if otherwise else None)
+
+        def run(*tensors):
+            js = ()
+            for vector in tensors[n:]:
+                js = js + (ops.expand_dims(vector, 0),)
+            out = pushed(tensors[:n], js)
+            if isinstance(out[0], tuple):
+                values, tangents = (), ()
+                for item in out:
+                    values, tangents = values + (item[0],), tangents + (item[1][0],)
+                return values, tangents
+            return out[0], out[1][0]
+        return run
+    return kernel
+
+
+def _instead(f: Callable, n: int, v: Variables) -> Callable:
+    times = _by_reverse(f, n, v)
+
+    def triple(number, *given):
+        vectors = ()
+        for direction in given[n:]:
+            vectors = vectors + (direction[0],)
+        value, tangent = times(*(given[:n] + vectors))
+        if isinstance(value, tuple):
+            value, tangent = value[number], tangent[number]
+        return value, ops.expand_dims(tangent, 0), ops.zeros_like(value)
+    return triple
+
+
+def _by_reverse(f: Callable, n: int, v: Variables) -> Callable:
+    """The same by the derivative of a reverse pass by its cotangent; over weights too."""
+    checked, times = blocks.tensors(f), compose.jvp(f, v.positions, v.parameters)
+
+    def run(*tensors):
+        return checked(*tensors[:n]), times(tensors[:n], tensors[n:])
+    return run
+
+
+def _cotangent(out):
+    """A cotangent without structure."""
+    return ops.cos(ops.cast(blocks.numbers_like(out), out.dtype))
+
+
+def _inner(one, two):
+    """<one, two> of Tensors or tuples of them."""
+    if not isinstance(one, tuple):
+        return ops.mul(one, two).sum()
+    total = 0.0
+    for number in range(len(one)):
+        total = total + ops.mul(one[number], two[number]).sum()
+    return total
+
+
+def _cotangents(out):
+    if not isinstance(out, tuple):
+        return _cotangent(out)
+    us = ()
+    for item in out:
+        us = us + (_cotangent(item),)
+    return us
+
+
+def _forward_number(f: Callable, n: int, v: Variables) -> Callable:
+    """<u, J vs>."""
+    times = compose.jvp(f, v.positions, v.parameters)
+
+    def run(*tensors):
+        return _inner(times(tensors[:n], tensors[n:]), _cotangents(f(*tensors[:n])))
+    return run
+
+
+def _reverse_number(f: Callable, n: int, v: Variables) -> Callable:
+    """<J^T u, vs>."""
+    pull = compose.vjp(f, v.positions, v.parameters)
+
+    def run(*tensors):
+        return _inner(pull(tensors[:n], _cotangents(f(*tensors[:n]))), tensors[n:])
+    return run
+
+
+# MindSpore drops terms of a derivative by a cotangent without a word: two ways to one number must agree
+_GUARD = (_forward_number, _reverse_number)
+
+
+def _build(given, fn, grad_position):
+    known(fn)
+    inputs, vectors = given
+    problem = Problem.of_inputs(fn, inputs, grad_position, None, False)
+    problem.vars.flatten(vectors, "vectors")
+
+    def pack(value):
+        return value
+    forwards = passes.goes_forward("jvp", problem, "auto")
+    return problem.in_graph(_by_forward(True) if forwards else _by_reverse, pack, given)
+
+
+_JVP = Recipe(_build)
+
+
+def _jvp_in_graph(fn, inputs, vectors, grad_position=None, *, weights=None):
+    if weights is not None:
+        raise NotImplementedError(WEIGHTS_INSIDE)
+    given = (inputs, vectors)
+    return InGraph(_JVP, described(given), fn, grad_position)(given)
+
+
+@readable_in_graph(_jvp_in_graph)
+def jvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, *, weights: Any = None) -> tuple:
+    r"""Value and Jacobian-vector product, :math:`(f(x), J v)`, with :math:`(J v)_i = \sum_j v_j\, \partial f_i /
+    \partial x_j`.
+
+    One true forward pass, which costs about two evaluations of `fn`, where every primitive of it has a forward rule;
+    else, with a warning, and over weights, the derivative of a reverse pass (about three gradients).
+
+    Args:
+        fn: any callable that returns a Tensor of any shape, or a tuple of Tensors.
+        inputs: a Tensor, or the tuple of the arguments of `fn`.
+        vectors: like what is differentiated: a Tensor, or a tuple of Tensors.
+        grad_position: which inputs are differentiated: None (all), an int, or a tuple of ints.
+        weights: a Parameter or several of them that are differentiated instead of the inputs, or with `grad_position`
+            beside them; then `vectors` is a pair.
+
+    Returns:
+        ``(value, product)``, each like the output of `fn`.
+
+    Raises:
+        TypeError, ValueError, NotCompilableError: as `hvp`.
+        MissingRuleError: a primitive has no derivative, or reverse derivatives lose a term of this one.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed., SIAM 2008, chapter 3.
+
+    Examples:
+        >>> import mindspore as ms
+        >>> from mindspore_hessian import jvp
+        >>> value, product = jvp(lambda x: x ** 2, ms.Tensor([1.0, 2.0]), ms.Tensor([1.0, 10.0]))
+        >>> print(value, product)
+        [1. 4.] [ 2. 40.]
+    """
+    weights = several_weights(weights)
+    problem = Problem.of_inputs(fn, inputs, grad_position, weights, False)
+    flat = problem.vars.flatten(vectors, "vectors")
+
+    def forwards() -> Any:
+        return problem.run("jvp", _by_forward(False), ("forward",), flat)
+
+    def backwards() -> Any:
+        return problem.run("jvp", _by_reverse, ("reverse",), flat, guard=_GUARD)
+    mode = "auto" if weights is None else "reverse"
+    return problem.finish("jvp", passes.first_choice("jvp", problem, mode, ("jvp",), forwards, backwards),
+                          lambda value: value)

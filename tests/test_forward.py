@@ -1,0 +1,341 @@
+"""Forward derivatives: Laplacians, Jacobian-vector products, in both ways, as a user writes them."""
+from __future__ import annotations
+
+import warnings
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, jit, nn, ops, vmap
+
+import mindspore_hessian as mh
+from mindspore_hessian import _compat, jvp, laplacian, rules, value_grad_and_laplacian
+from mindspore_hessian.rules import interpreter
+
+POINTS = np.random.default_rng(1).uniform(-1, 1, (4, 3))
+X = Tensor(POINTS)
+METRIC = np.array([[1.0, 0.5, 0.0], [0.5, -2.0, 0.1], [0.0, 0.1, 0.3]])
+
+
+def wave(x):
+    """sin(x0) x1^3 exp(x2): its Laplacian is -wave + 6 sin(x0) x1 exp(x2) + wave."""
+    return ops.sin(x[0]) * x[1] ** 3 * ops.exp(x[2])
+
+
+def hessian_of_wave(p):
+    a, b, c = p
+    s, k, e = np.sin(a), np.cos(a), np.exp(c)
+    return np.array([[-s * b ** 3 * e, 3 * k * b ** 2 * e, k * b ** 3 * e],
+                     [3 * k * b ** 2 * e, 6 * s * b * e, 3 * s * b ** 2 * e],
+                     [k * b ** 3 * e, 3 * s * b ** 2 * e, s * b ** 3 * e]])
+
+
+HESSIANS = np.array([hessian_of_wave(p) for p in POINTS])
+GRADIENTS = np.array([[np.cos(a) * b ** 3 * np.exp(c), 3 * np.sin(a) * b ** 2 * np.exp(c),
+                       np.sin(a) * b ** 3 * np.exp(c)] for a, b, c in POINTS])
+VALUES = np.array([np.sin(a) * b ** 3 * np.exp(c) for a, b, c in POINTS])
+
+
+def close(found, expected, rtol=1e-12):
+    np.testing.assert_allclose(found.asnumpy(), expected, rtol=rtol, atol=1e-13)
+
+
+# --- what is computed -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize(("options", "operator"), [
+    ({}, np.eye(3)), ({"along": (0, -1)}, np.diag([1, 0, 1])), ({"metric": METRIC}, METRIC),
+    ({"along": (2, 1), "metric": [[2.0, 1.0], [1.0, 3.0]]}, [[0, 0, 0], [0, 3, 1], [0, 1, 2]])],
+    ids=["all", "along", "indefinite", "both"])
+def test_an_operator_at_points_is_its_closed_form(mode, options, operator):
+    expected = np.einsum("ij,nij->n", np.asarray(operator, float), HESSIANS)
+    close(laplacian(wave, in_axes=0, mode=mode, chunk_size=3, **options)(X), expected, 1e-11)
+    close(laplacian(wave, mode=mode, chunk_size=2, **options)(X[1]), expected[1], 1e-11)
+
+
+def several(x, y):
+    """A vector and a number, of two inputs."""
+    return x * y[1], (x * x).sum() * ops.sin(y[0])
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_outputs_inputs_and_axes(mode):
+    """Each entry of each output; the samples of y lie along its last axis."""
+    y = np.random.default_rng(2).uniform(-1, 1, (2, 4))
+    one, two = laplacian(several, (0, 1), in_axes=(0, 1), mode=mode)(X, Tensor(y))
+    close(one, np.zeros((4, 3)))
+    close(two, 6 * np.sin(y[0]) - (POINTS ** 2).sum(1) * np.sin(y[0]))
+    one, two = laplacian(several, 1, in_axes=(None, 1), mode=mode)(X[0], Tensor(y))
+    close(two, -(POINTS[0] ** 2).sum() * np.sin(y[0]))
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_value_gradient_and_laplacian(mode):
+    for axes, at in ((0, X), (1, Tensor(POINTS.T.copy()))):
+        value, gradient, second = value_grad_and_laplacian(wave, in_axes=axes, mode=mode, chunk_size=3)(at)
+        close(value, VALUES)
+        close(gradient, GRADIENTS)
+        close(second, HESSIANS.trace(axis1=1, axis2=2), 1e-11)
+    (value, gradients, second), aux = value_grad_and_laplacian(
+        lambda x, y: (wave(x) * y.sum(), y), (1, 0), True, mode=mode)(X[0], X[1])
+    close(gradients[0], np.full(3, VALUES[0]))
+    close(gradients[1], GRADIENTS[0] * POINTS[1].sum())
+    close(second, np.trace(HESSIANS[0]) * POINTS[1].sum())
+    close(aux, POINTS[1])
+
+
+def test_a_jacobian_vector_product():
+    v, y, w = np.random.default_rng(3).uniform(-1, 1, (3, 3))
+    (one, two), (first, second) = jvp(several, (X[0], Tensor(y)), (Tensor(v), Tensor(w)))
+    x = POINTS[0]
+    close(one, x * y[1])
+    close(two, (x @ x) * np.sin(y[0]))
+    close(first, v * y[1] + x * w[1])
+    close(second, 2 * x @ v * np.sin(y[0]) + x @ x * np.cos(y[0]) * w[0])
+    close(jvp(several, (X[0], Tensor(y)), Tensor(w), 1)[1][1], x @ x * np.cos(y[0]) * w[0])
+
+
+def test_a_jacobian_vector_product_over_weights():
+    net = nn.Dense(3, 2, dtype=ms.float64)
+    v = np.random.default_rng(4).uniform(-1, 1, (2, 3))
+    value, product = jvp(net, X, [Tensor(v)], weights=[net.weight])
+    close(product, POINTS @ v.T)
+    close(value, net(X).asnumpy())
+
+
+def test_what_does_not_depend_on_the_point_has_no_derivatives():
+    close(laplacian(lambda x: ops.ones(2, ms.float64) * 3, mode="forward")(X[0]), np.zeros(2))
+    close(laplacian(lambda x: ops.stop_gradient(x) ** 3, mode="forward")(X[0]), np.zeros(3))
+    close(jvp(lambda x: (x > 0).astype(ms.float64), X[0], X[1])[1], np.zeros(3))
+
+
+class Straight(nn.Cell):
+    """x^3, whose derivative is said to be 1."""
+
+    def construct(self, x):
+        return x ** 3
+
+    def bprop(self, x, out, dout):
+        return (dout,)
+
+
+class Stopped(nn.Cell):
+    """x stopped, times x^2: by a primitive of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stop = ops.StopGradient()
+
+    def construct(self, x):
+        return (self.stop(x) * x * x).sum()
+
+
+def stopped(x):
+    return (ops.stop_gradient(ops.tanh(x)) * x ** 2).sum()
+
+
+def stopped_inside(x):
+    return (ops.StopGradient()(x) * x * x).sum()
+
+
+def test_what_is_stopped_is_constant():
+    """A forward pass sees `ops.stop_gradient`; past other ways to say that it does not go."""
+    close(laplacian(stopped, in_axes=0, mode="forward")(X), 2 * np.tanh(POINTS).sum(1))
+    for fn in (Stopped(), stopped_inside):
+        with pytest.raises(mh.MissingRuleError, match="StopGradient"):
+            laplacian(fn, mode="forward")(X[0])
+        with pytest.warns(mh.FallbackWarning, match="StopGradient"):
+            close(laplacian(fn)(X[0]), 2 * POINTS[0].sum())
+    with pytest.raises(mh.MissingRuleError, match="bprop"):
+        laplacian(Straight(), mode="forward")(X[0])
+
+
+# --- where a rule is missing --------------------------------------------------------------------------------------
+
+def without(x):
+    return ops.bessel_y0(x[0] + 2) * x[1]
+
+
+def test_a_missing_rule_is_refused_by_name():
+    with pytest.raises(mh.MissingRuleError, match="BesselY0 has no forward rule"):
+        laplacian(without, mode="forward")(X[0])
+    assert not isinstance(_compat.vmap_base.vmap_rules_getters, interpreter.Table)
+
+
+def test_without_a_rule_reverse_derivatives_are_taken_and_it_is_said_once():
+    lap = laplacian(without, in_axes=0)
+    with pytest.warns(mh.FallbackWarning, match="BesselY0 has no forward rule"):
+        found = lap(X)
+    close(found, laplacian(without, in_axes=0, mode="reverse")(X).asnumpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lap(X)
+    with pytest.warns(mh.FallbackWarning, match="BesselY0"):
+        product = jvp(without, X[0], X[1])[1]
+    close(product, (mh.jacobian(without)(X[0]).asnumpy() * POINTS[1]).sum())
+
+
+def test_a_rule_of_the_users():
+    def slopes(x, y):  # y'' = -y - y' / x
+        first = -ops.bessel_y1(x)
+        return first, -y - first / x
+    rules.register_forward("BesselY0", rules.forward.elementwise(slopes))
+    try:
+        close(laplacian(lambda x: ops.bessel_y0(x + 2).sum(), mode="forward")(X[0]),
+              laplacian(lambda x: ops.bessel_y0(x + 2).sum(), mode="reverse")(X[0]).asnumpy())
+    finally:
+        del rules.registry.FORWARD_RULES["BesselY0"]
+
+
+# --- networks as people write them --------------------------------------------------------------------------------
+
+def dense(a, b):
+    return nn.Dense(a, b, dtype=ms.float64)
+
+
+class Residual(nn.Cell):
+    """Fourier features, then residual blocks with layer norm and a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.frequencies = Tensor(np.random.default_rng(5).normal(size=(3, 4)))
+        self.first, self.gate, self.second, self.last = dense(8, 6), dense(6, 6), dense(6, 6), dense(6, 1)
+
+    def construct(self, x):
+        z = ops.matmul(x, self.frequencies)
+        h = self.first(ops.concat((ops.sin(z), ops.cos(z)), -1))
+        for _ in range(2):
+            c = h - h.mean(-1, keep_dims=True)
+            n = c / ops.sqrt((c * c).mean(-1, keep_dims=True) + 1e-3)
+            h = h + ops.silu(self.gate(n)) * ops.sigmoid(self.second(n))
+        return self.last(ops.elu(h) * ops.erf(h)).squeeze(-1)
+
+
+class Orbitals(nn.Cell):
+    """log |psi| of three electrons: a determinant of orbitals times an envelope of their distances."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.orbitals = dense(4, 5), dense(5, 3)
+        self.off = Tensor(1 - np.eye(3))
+
+    def construct(self, x):
+        r = x.reshape(3, 3)
+        far = ops.sqrt((r * r).sum(-1, keepdims=True) + 0.1)
+        h = ops.tanh(self.hidden(ops.concat((r, far), -1)))
+        _, log = ops.slogdet(self.orbitals(h) * ops.exp(-far))
+        pairs = r.expand_dims(0) - r.expand_dims(1)
+        distance = ops.sqrt((pairs * pairs).sum(-1) + 0.2)
+        return log + 0.25 * (self.off * distance / (1 + distance)).sum()
+
+
+class Attention(nn.Cell):
+    """A softmax over what three inputs say of each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = dense(1, 4), dense(4, 1)
+
+    def construct(self, x):
+        h = self.inner(x.expand_dims(-1))
+        w = ops.softmax(ops.matmul(h, h.swapaxes(-1, -2)) / 2, -1)
+        return self.out(ops.relu(ops.matmul(w, h)) ** 3).sum()
+
+
+NETWORKS = {"residual": (Residual, 3), "orbitals": (Orbitals, 9), "attention": (Attention, 3),
+            "mlp": (lambda: nn.SequentialCell(dense(3, 5), nn.Tanh(), dense(5, 5), nn.Sigmoid(), dense(5, 2)), 3)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name):
+    """Forward is reverse, at points and at one; and central differences of the gradient agree."""
+    ms.set_seed(1)
+    make, inputs = NETWORKS[name]
+    net, points = make(), np.random.default_rng(6).uniform(-1, 1, (3, inputs))
+    forward = laplacian(net, in_axes=0, mode="forward")(Tensor(points)).asnumpy()
+    np.testing.assert_allclose(laplacian(net, mode="forward")(Tensor(points[0])).asnumpy(), forward[0], rtol=1e-10)
+    np.testing.assert_allclose(forward, laplacian(net, in_axes=0, mode="reverse")(Tensor(points)).asnumpy(),
+                               rtol=1e-9, atol=1e-11)
+    step = 1e-4 * np.eye(inputs)
+    near = np.stack([points[0] + sign * row for sign in (1, -1) for row in step])
+    values = vmap(net)(Tensor(near)).asnumpy() if name == "mlp" else np.array(
+        [net(Tensor(p)).asnumpy() for p in near])
+    at = net(Tensor(points[0])).asnumpy()
+    np.testing.assert_allclose((values.sum(0) - 2 * inputs * at) / 1e-8, forward[0], rtol=2e-5, atol=2e-5)
+
+
+# --- in the user's own graph ---------------------------------------------------------------------------------------
+
+class Field(nn.Cell):
+    """u(x) = w . x^3 at one point; its Laplacian is 6 w . x."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = Parameter(Tensor([1.0, 2.0, -1.0], ms.float64), name="w")
+
+    def construct(self, x):
+        return (self.w * x * x * x).sum()
+
+
+@pytest.fixture(params=[ms.PYNATIVE_MODE, ms.GRAPH_MODE], ids=["pynative", "graph"])
+def context(request):
+    ms.set_context(mode=request.param)
+    yield request.param
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.mark.parametrize("way", ["auto", "forward", "reverse"])
+def test_a_loss_of_laplacians_is_trained(context, way):
+    """d/dw mean (6 w . x)^2 = mean 72 (w . x) x."""
+    net = Field()
+    lap = laplacian(net, in_axes=0, mode=way)
+
+    def loss(points):
+        return (lap(points) ** 2).mean()
+    w = net.w.asnumpy()
+    for step in (ms.value_and_grad(loss, None, net.trainable_params()),
+                 jit(ms.value_and_grad(loss, None, net.trainable_params()))):
+        value, (gradient,) = step(X)
+        np.testing.assert_allclose(float(value), ((6 * POINTS @ w) ** 2).mean())
+        close(gradient, (72 * (POINTS @ w)[:, None] * POINTS).mean(0))
+
+
+def everything(points):
+    """Several forward passes, one without a rule, an ordinary vmap and a Hessian in one graph."""
+    x = points[0]
+    return (laplacian(wave, in_axes=0)(points), laplacian(without, in_axes=0)(points), vmap(wave)(points),
+            value_grad_and_laplacian(wave)(x)[1], jvp(wave, x, points[1]), mh.hessian(wave)(x),
+            laplacian(wave, metric=METRIC)(x), value_grad_and_laplacian(without, in_axes=0)(points)[1])
+
+
+def test_in_one_graph_with_others():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mh.FallbackWarning)
+        found = jit(everything)(X)
+    assert not isinstance(_compat.vmap_base.vmap_rules_getters, interpreter.Table)
+    close(found[0], HESSIANS.trace(axis1=1, axis2=2), 1e-11)
+    close(found[1], laplacian(without, in_axes=0, mode="reverse")(X).asnumpy())
+    close(found[2], VALUES)
+    close(found[3], GRADIENTS[0])
+    close(found[4][0], VALUES[0])
+    close(found[4][1], GRADIENTS[0] @ POINTS[1])
+    close(found[5], HESSIANS[0])
+    close(found[6], (METRIC * HESSIANS[0]).sum(), 1e-11)
+    close(found[7], value_grad_and_laplacian(without, in_axes=0, mode="reverse")(X)[1].asnumpy())
+
+
+def test_under_an_ordinary_vmap_and_a_gradient_by_the_point():
+    """The Laplacian of sum x^4 is 12 |x|^2; its gradient 24 x, its Laplacian 24 n."""
+    def quartic(x):
+        return (x * x * x * x).sum()
+    lap = laplacian(quartic)
+
+    def at(points):
+        return vmap(lap)(points)
+
+    def slope(x):
+        return ms.grad(lap)(x)
+    close(jit(at)(X), 12 * (POINTS ** 2).sum(1))
+    close(jit(slope)(X[0]), 24 * POINTS[0])
+    close(laplacian(lambda x: lap(x))(X[0]), 72)  # the biharmonic operator, by nesting
+    close(mh.hessian(lambda x: lap(x))(X[0]), 24 * np.eye(3))
