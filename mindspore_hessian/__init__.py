@@ -46,7 +46,9 @@ from mindspore_hessian.operators.distributed import DistributedError
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.hessian import HessianOperator
+from mindspore_hessian.operators.jacobian import JacobianOperator
 from mindspore_hessian.operators.kfac import EKFACOperator, KFACOperator
+from mindspore_hessian.operators.samples import per_sample_gradients
 from mindspore_hessian.tools.audit import AuditReport, audit
 from mindspore_hessian.tools.diagnose import Diagnosis, diagnose
 from mindspore_hessian.tools.monitor import CurvatureMonitor, Measurement
@@ -62,17 +64,17 @@ __all__ = [
     "AuditReport", "CacheInfo", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis", "DistributedError",
     "EKFACOperator", "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator", "GGNOperator", "HessianError",
     "HessianOperator",
-    "Identity", "KFACOperator", "KernelError", "LateRulesWarning", "Measurement", "MissingRuleError",
+    "Identity", "JacobianOperator", "KFACOperator", "KernelError", "LateRulesWarning", "Measurement",
+    "MissingRuleError",
     "NonFiniteWarning",
     "NotCompilableError",
     "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices",
     "batched_hessian", "cache_info", "clear_cache", "condition_number", "configure", "curvature", "device_info",
     "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
     "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "jvp", "laplacian", "layer_report",
-    "linops", "logdet",
-    "negative_curvature", "nystrom", "optim", "plot", "rules", "set_cache_size", "set_progress", "solve",
-    "spectral_density", "testing", "trace",
-    "value_grad_and_hessian", "value_grad_and_laplacian",
+    "linops", "logdet", "negative_curvature", "nystrom", "optim", "per_sample_gradients", "plot", "rules",
+    "set_cache_size", "set_progress", "solve", "spectral_density", "testing", "trace", "value_grad_and_hessian",
+    "value_grad_and_laplacian",
 ]
 
 rules.install()

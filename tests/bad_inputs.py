@@ -445,6 +445,13 @@ VECTOR = {"None": None, "text": "v", "a short one": np.ones(3), "complex": np.on
           "Tensors of wrong shapes": [X, X, X, X], "too many Tensors": [X] * 5, "None in a list": [None] * 4}
 
 
+TRAINED = nn.SequentialCell(nn.Dropout(p=0.5)).set_train()
+
+
+def jacobian():
+    return mh.JacobianOperator(NET, DATA)
+
+
 def run(kind):
     """An operator and a product with it, as one call."""
     def call(**arguments):
@@ -469,6 +476,18 @@ OPERATORS = {
         "fisher": {**NO_MODE, "None": None}, "mc_samples": NO_COUNT, "approx": {**NO_MODE, "None": None},
         "separate_bias": NO_BOOL, "seed": NO_SEED, "blocks": without(NO_MODE, "None"),
         "block_diagonal": {"layer": "layer"}}) for name in ("KFACOperator", "EKFACOperator")},
+    "JacobianOperator": (mh.JacobianOperator, {"network": NET, "data": DATA}, {
+        **{name: OPERATOR[name] for name in ("network", "data", "weights", "chunk_size", "progress", "output")},
+        "network": {**OPERATOR["network"], "in training mode": Bad(TRAINED, "training mode", also={"weights": [W]})}}),
+    "J @": (product, {"op": Made(jacobian)}, {
+        "v": {**named(VECTOR, "vector|Tensor|weights?"), "an operator": Bad(Made(curvature_operator), "brackets")}}),
+    "u @ J": (lambda op, v: v @ op, {"op": Made(jacobian)}, {
+        "v": named({"a short one": np.ones(3), "complex": np.ones(8) * 1j, "None": None, "text": "v"}, "vector")}),
+    "per_sample_gradients": (mh.per_sample_gradients, {"network": NET, "loss_fn": LOSS, "batch": DATA}, {
+        **{name: OPERATOR[name] for name in ("network", "loss_fn", "weights", "chunk_size", "progress", "output")},
+        "network": {**OPERATOR["network"], "in training mode": Bad(TRAINED, "training mode", also={"weights": [W]})},
+        "batch": {name: Bad(bad.value if isinstance(bad, Bad) else bad, bad.says if isinstance(bad, Bad) and bad.says
+                            else "data") for name, bad in BATCHES.items()}}),
     "a product with HessianOperator": (run(mh.HessianOperator), GOOD_OPERATOR, {
         "network": {"returns text": Bad(network_of_text, "network", True, {"weights": [W]}),
                     "takes no arguments": Bad(network_of_nothing, "argument", True, {"weights": [W]})},

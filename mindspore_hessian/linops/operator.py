@@ -104,6 +104,10 @@ class Operator:
         """A flat vector as a tuple of Tensors shaped like the weights."""
         raise TypeError(f"{type(self).__name__} knows of no weights, so it has flat vectors and matrices only")
 
+    def exact_diagonal(self) -> np.ndarray | None:
+        """The diagonal, where there is a cheaper exact way than n products; else None."""
+        return None
+
     def scaled(self, factor: float) -> Operator:
         """``factor * self``, with as much structure as `self` has."""
         return Scaled(self, factor)

@@ -61,7 +61,7 @@ def _rows(out: np.ndarray, batch: Batch) -> int:
     return out.shape[0] // batch.size if out.shape[0] % batch.size == 0 else 1
 
 
-def _apart(vectors: np.ndarray, rows: int, positions: bool) -> Iterator[np.ndarray]:
+def apart(vectors: np.ndarray, rows: int, positions: bool) -> Iterator[np.ndarray]:
     """Vectors (k, *out.shape), each cut into one for each row, and each of the `positions`, of a sample."""
     shape = vectors.shape[1:]
     inner = int(np.prod(shape[2:])) if positions else 1
@@ -86,7 +86,7 @@ def _exact(op: FisherOperator, batch: Batch) -> Iterator[np.ndarray]:
     if op._weighted:
         scale = op._scales(batch).reshape(out.shape[0], 1, *out.shape[2:])
     vectors = ROOTS[op.likelihood.name](out) * np.sqrt(scale)
-    for vector in _apart(vectors, _rows(out, batch), True):
+    for vector in apart(vectors, _rows(out, batch), True):
         yield vector.reshape(shape)
 
 
@@ -107,7 +107,7 @@ def _empirical(op: EmpiricalFisherOperator, batch: Batch) -> Iterator[np.ndarray
             -1, *(1,) * (len(shape) - 1))
         total = weight.sum() if op.reduction == "mean" else 1.0
         number = np.divide(total, weight, out=np.zeros_like(weight), where=weight > 0)
-    yield from _apart((slope * np.sqrt(number))[None], _rows(slope, batch), per_position and len(shape) > 2)
+    yield from apart((slope * np.sqrt(number))[None], _rows(slope, batch), per_position and len(shape) > 2)
 
 
 def cotangents(op: Any, batch: Batch, number: int) -> Iterator[np.ndarray]:

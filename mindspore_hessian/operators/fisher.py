@@ -34,6 +34,10 @@ class _OutputCurvature(CurvatureOperator):
         """It is a sum of squares, but for the weights that the terms of the loss may have, which may be negative."""
         return not self._weighted
 
+    def exact_diagonal(self) -> np.ndarray | None:
+        from mindspore_hessian.operators.diagonal import exact_diagonal, fisher_roots
+        return exact_diagonal(self, fisher_roots)
+
     @property
     def _weighted(self) -> bool:
         """Whether the terms of the loss have weights of their own."""

@@ -1,6 +1,8 @@
 """The generalised Gauss-Newton matrix of the empirical risk."""
 from __future__ import annotations
 
+import numpy as np
+
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.risk import Kernel
@@ -38,3 +40,7 @@ class GGNOperator(CurvatureOperator):
     """
 
     kernel = Kernel("GGNOperator", kernels.ggn)
+
+    def exact_diagonal(self) -> np.ndarray | None:
+        from mindspore_hessian.operators.diagonal import exact_diagonal, loss_roots
+        return exact_diagonal(self, loss_roots)

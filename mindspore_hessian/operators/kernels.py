@@ -45,7 +45,7 @@ def flat_dtype(params):
     return ms.float64 if any(p.dtype == ms.float64 for p in params) else ms.float32
 
 
-def _flat(parts, dtype):
+def flat(parts, dtype):
     out = ()
     for part in parts:
         out = out + (_CAST(_RESHAPE(part, (-1,)), dtype),)
@@ -61,7 +61,7 @@ def gradient(f, loss, n, params):
     dtype = flat_dtype(params)
 
     def both(*xs):
-        return h(*xs), _flat(slope(*xs), dtype)
+        return h(*xs), flat(slope(*xs), dtype)
     return both
 
 
@@ -70,7 +70,7 @@ def on_flat_vectors(product, params):
     split = blocks.split_line((), params)
 
     def one(xs, v):
-        return _flat(product(xs, split(xs, v)), v.dtype)
+        return flat(product(xs, split(xs, v)), v.dtype)
     many = vmap(one, in_axes=(None, 0))
 
     def run(*tensors):

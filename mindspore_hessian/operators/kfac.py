@@ -97,6 +97,15 @@ _OF_GRADIENTS: dict[str, Callable] = {"moments": lambda total: total, "squares":
                                       "samples": lambda total: (total ** 2).sum(1)}
 
 
+def _unlike(taps: Sequence[Tap]) -> dict[int, str]:
+    """By id of a Parameter of several layers that use it in different ways: why it has no Kronecker factors."""
+    shared = (*_shared(taps, lambda tap: tap.weight), *_shared(taps, lambda tap: tap.bias))
+    used = {id(one.parameter): [taps[place] for place in one.taps] for one in shared}
+    return {number: "it is shared by " + " and ".join(f"{tap.name}, {tap.how}," for tap in ways.values())
+            + " so that its block is no Kronecker product" for number, several in used.items()
+            if len(ways := {tap.how: tap for tap in several}) > 1}
+
+
 class Other(NamedTuple):
     """A Parameter that is in no layer of a kind that is known, or is used in another way."""
 
@@ -160,6 +169,7 @@ class Views:
     def _check(self, found: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Other]:
         """Leave out the layers that do not explain the gradient of their Parameters; the Parameters that remain."""
         others: dict[str, Other] = {}
+        unlike = _unlike([tap for tap in self.taps.taps if tap.calls])
         held = {id(p): tap for tap in self.taps.taps for p in (tap.weight, tap.bias) if p is not None}
         for parameter in self.op.weights.parameters:
             slope, explained = found[id(parameter)]
@@ -167,15 +177,19 @@ class Views:
             most = max(np.abs(slope).max(), np.abs(explained).max())
             if tap is None:
                 others[parameter.name] = self._uncovered(parameter)
+            elif id(parameter) in unlike:
+                others[parameter.name] = Other(parameter, unlike[id(parameter)])
             elif not tap.calls and not slope.any():
                 others[parameter.name] = Other(parameter, "the network does not use it")
             elif not np.abs(slope - explained).max() <= _TOLERANCE[self.op.dtype] * most:
                 others[parameter.name] = Other(parameter, "it is used outside of its layer too, or samples depend on "
-                                               "each other, as with batch norm in training mode")
-        self.taps = self.taps.only([tap for tap in self.taps.taps if tap.calls and tap.weight.name not in others
-                                    and (tap.bias is None or tap.bias.name not in others)])
+                                               "each other, as with batch norm in training mode" if tap.calls else
+                                               "it is used without its layer being called")
+        without = unlike.keys() | {id(one.parameter) for one in others.values()}
+        self.taps = self.taps.only([tap for tap in self.taps.taps
+                                    if tap.calls and not without & {id(tap.weight), id(tap.bias)}])
         covered = {id(p) for tap in self.taps.taps for p in (tap.weight, tap.bias)}
-        return others | {p.name: Other(p, "its layer's other Parameter is none") for p in self.op.weights.parameters
+        return others | {p.name: Other(p, "its layer's other Parameter has none") for p in self.op.weights.parameters
                          if id(p) not in covered and p.name not in others}
 
     def _uncovered(self, parameter: Parameter) -> Other:
@@ -442,8 +456,9 @@ class KFACOperator(WeightedBlocks):
     itself and the network is linear ("expand"), or of the mean of the positions ("reduce"). With `separate_bias` a bias
     has the block G; else A has a last row and column for it. Layers: Dense, Conv1d, 2d and 3d with groups (a block
     each), Embedding, and those of ``mint.nn``. Scale and shift of normalization layers have their exact diagonals. Any
-    other Parameter, and one that is used elsewhere too, is refused by its name, unless `blocks` says what it gets.
-    Cells that share a Parameter, or are called several times, are handled as positions are.
+    other Parameter, one that is used elsewhere too, and one that an Embedding and a Dense layer share, is refused by
+    its name, unless `blocks` says what it gets. Cells that share a Parameter in the same way, or are called several
+    times, are handled as positions are.
 
     The matrix is that at the weights as they were: it is computed once, now. All functions of it are exact: `trace`,
     `logdet`, `frobenius_norm`, `diagonal`, `inverse` (with ``heuristic=True`` the damping is split over the factors).

@@ -465,6 +465,12 @@ class Tap:
         return _groups(self.cell) if len(self.weight.shape) > 2 else 1
 
     @property
+    def how(self) -> str:
+        """The way in which it uses its weight, in words: alike for layers that may share one."""
+        return ("which looks up its rows" if self.kind.indexed else "which multiplies with it"
+                + (f" in {self.groups} groups" if self.groups > 1 else ""))
+
+    @property
     def widths(self) -> tuple[int, int]:
         """The numbers of features of a row of inputs, without the 1, and of a row of gradients."""
         rows, *rest = self.weight.shape
