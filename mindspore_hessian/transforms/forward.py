@@ -52,10 +52,10 @@ def push(f, pos, axes, otherwise):
     def one(xs, js):
         inputs = ()
         for place in range(len(xs)):
+            x = xs[place]
             if place in pos:
-                inputs = inputs + (enter(xs[place], js[own[place]]),)
-            else:
-                inputs = inputs + (xs[place],)
+                x = enter(x, js[own[place]])
+            inputs = inputs + (x,)
         given, out = xs + js, points(*inputs)
         if not isinstance(out, (Tensor, tuple)):  # noqa: UP038 -- compiled by MindSpore
             raise TypeError("fn must return a Tensor or a tuple of Tensors; it returned something else. "
@@ -389,8 +389,8 @@ def check_free(problem: Problem) -> None:
     if name:
         raise MissingRuleError(
             f"primitive {name} has no forward rule. Use mode='reverse'" + (
-                ", or write ops.stop_gradient(x)." if name == "StopGradient" else
-                ": a Cell of the function has a bprop, and its derivative is what that says."))
+                ": a Cell of the function has a bprop, and its derivative is what that says." if name == "bprop" else
+                ", or write ops.stop_gradient(x) for ops.StopGradient()(x), and x for ops.Identity()(x)."))
 
 
 def goes_forward(what: str, problem: Problem, mode: str) -> bool:
