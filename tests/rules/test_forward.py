@@ -34,14 +34,14 @@ def table(*shape):
 def of_rank(x):
     """What counts axes, from both ends, of any rank."""
     out = ops.sin(x).sum() * x.mean()
-    for axis in range(-x.ndim, x.ndim):
-        out = out + (ops.softmax(x * x, axis) * ops.cumsum(x, axis)).sum() + (ops.sum(x * x, axis) ** 2).sum()
-        out = out + ops.amax(x * x, axis).sum() + (ops.stack((x, x * x), axis) ** 3).sum()
-        out = out + (ops.concat((x, ops.cos(x)), axis) ** 2).sum() + (ops.expand_dims(x, axis) * x).sum()
+    if x.ndim > 0:
+        for axis in (-1, 0, x.ndim // 2 - x.ndim):
+            out = out + (ops.softmax(x * x, axis) * ops.cumsum(x, axis)).sum()
+            out = out + (ops.sum(ops.concat((x, x * x), axis), axis) ** 2).sum() + ops.amax(x * x, axis).sum()
     return out
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (1, 3), (3, 1, 2), (2, 1, 1, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1, 1, 3)] + [(1, 3), (3, 1, 2)] * FULL, ids=str)
 def test_ranks_and_negative_axes(shape):
     """At one point and at several: forward is reverse."""
     x = table(*shape)
