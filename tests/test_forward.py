@@ -107,6 +107,8 @@ def test_what_does_not_depend_on_the_point_has_no_derivatives():
     close(laplacian(lambda x: ops.ones(2, ms.float64) * 3, mode="forward")(X[0]), np.zeros(2))
     close(laplacian(lambda x: ops.stop_gradient(x) ** 3, mode="forward")(X[0]), np.zeros(3))
     close(jvp(lambda x: (x > 0).astype(ms.float64), X[0], X[1])[1], np.zeros(3))
+    close(jvp(lambda x: (3 * x).astype(ms.int32).astype(ms.float64) * x, X[0], X[1])[1],
+          np.trunc(3 * POINTS[0]) * POINTS[1])
 
 
 class Straight(nn.Cell):

@@ -252,13 +252,15 @@ class Captures:
         self.slow = time.perf_counter() - start > SLOW
 
     def stops_gradients(self) -> str:
-        """What in the functions says that a derivative is another one than that of what they compute; "" for nothing:
-        a primitive StopGradient (`ops.stop_gradient` has a stand-in that a forward pass sees), or a Cell's bprop."""
-        if any(isinstance(value, _compat.PRIMITIVE_TYPES) and getattr(value, "name", "") == "StopGradient"
-               for value in self._kept):
-            return "StopGradient"
-        if any("StopGradient" in _names_in(fn.__code__) for fn in self.functions):
-            return "StopGradient"
+        """What in the functions says that a derivative is another one than that of what they compute; "" for nothing.
+
+        A primitive StopGradient; Identity, by which a forward pass knows `ops.stop_gradient`; or a Cell's bprop.
+        """
+        found = {getattr(value, "name", "") for value in self._kept if isinstance(value, _compat.PRIMITIVE_TYPES)}
+        found.update(*(_names_in(fn.__code__) for fn in self.functions))
+        for name in ("StopGradient", "Identity"):
+            if name in found:
+                return name
         return "bprop" if any(issubclass(kind, nn.Cell) and hasattr(kind, "bprop") for kind in self.kinds) else ""
 
     @property

@@ -252,13 +252,28 @@ def numpy_logaddexp2(x1, x2, dtype=None):
 
 # --- forward ----------------------------------------------------------------------------------------------------
 
-forward("Neg", "Muls", "Divs", "Cast")(linear)
+forward("Neg", "Muls", "Divs")(linear)
 forward("Add", "Sub", "AddExt", "SubExt")(sum_or_difference)
 forward("AddScalar", "SubScalar")(shifting)
 forward("Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual", "GreaterEqualScalar", "LessScalar",
         "EqScalar", "LogicalAnd", "LogicalOr", "LogicalNot", "LogicalXor", "IsNan", "IsInf", "IsFinite", "Sign",
         "Floor", "Ceil", "Round", "Rint", "Trunc", "ZerosLike", "OnesLike", "ZerosLikeExt",
         "OnesLikeExt")(without_derivative)
+
+
+@forward("Cast")
+@allow(0)
+def pushed_cast(prim, usual):
+    """In another floating-point type; integers and bools carry nothing."""
+    def rule(x_pair, dtype_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        y = prim(v, dtype_pair[0])
+        if ops.is_floating_point(y):
+            return ((y, prim(j, dtype_pair[0]), prim(l, dtype_pair[0])), FORWARD)
+        return y, None
+    return rule
+
+
 
 
 @forward("Mul")
@@ -508,30 +523,19 @@ def xlogy_partials(a, b, y):
     return ops.log(b), ratio, ops.zeros_like(y), ops.reciprocal(b), -ratio / b
 
 
-_HALT = ops.Identity().add_prim_attr("hessian_halt", True)
-_STOP = ops.StopGradient()
+_HALT, _STOP = ops.Identity(), ops.StopGradient()
 
 
 @composition("mindspore.ops.stop_gradient",
-             why="MindSpore's vmap pass goes past StopGradient without asking for a rule")
+             why="MindSpore's vmap pass goes past StopGradient without asking for a rule, so a forward pass does")
 def stop_gradient(value):
-    """The same, and a mark that a forward pass sees."""
+    """The same, behind an Identity, which a forward pass stops at. (`Captures.stops_gradients` finds other ones.)"""
     if isinstance(value, Tensor):
         return _STOP(_HALT(value))
     return _STOP(value)
 
 
-@forward("Identity")
-@allow(0)
-def pushed_identity(prim, usual):
-    """Nothing is carried on behind the mark of `stop_gradient`."""
-    halts = prim.attrs.get("hessian_halt", False)
-
-    def rule(x_pair):
-        if halts:
-            return prim(x_pair[0][0]), None
-        return x_pair
-    return rule
+forward("Identity", why="it marks a stop_gradient")(without_derivative)
 
 
 @forward("Select")

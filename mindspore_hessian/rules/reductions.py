@@ -255,7 +255,14 @@ def moments(self, x):
 
 # --- forward ----------------------------------------------------------------------------------------------------
 
-forward("ReduceSum", "SumExt", "ReduceMean", "MeanExt", "CumSum", "CumsumExt")(linear)
+forward("SumExt", "MeanExt", "CumSum", "CumsumExt")(linear)
+
+
+@forward("ReduceSum", "ReduceMean")
+@allow(0)
+def pushed_reduction(prim, usual):
+    """Linear; MindSpore's batching rule fails for a number."""
+    return linear(prim, reduction(prim, 0))
 
 
 @constexpr

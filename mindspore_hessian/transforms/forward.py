@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, mutable, ops, vmap
 
+from mindspore_hessian import _compat
 from mindspore_hessian._errors import (
     FallbackWarning,
     HessianError,
@@ -24,7 +25,7 @@ from mindspore_hessian._errors import (
 from mindspore_hessian.arguments import as_reals, is_integer, shown
 from mindspore_hessian.core import cache
 from mindspore_hessian.core.program import Problem
-from mindspore_hessian.core.space import Variables
+from mindspore_hessian.core.space import Variables, tensors_of
 from mindspore_hessian.rules import interpreter
 from mindspore_hessian.transforms import blocks, compose
 
@@ -52,10 +53,10 @@ def push(f, pos, axes, otherwise):
     def one(xs, js):
         inputs = ()
         for place in range(len(xs)):
-            if place in pos:  # noqa: SIM108 -- compiled by MindSpore
-                inputs = inputs + (enter(xs[place], js[own[place]]),)
-            else:
-                inputs = inputs + (xs[place],)
+            x = xs[place]
+            if place in pos:
+                x = enter(x, js[own[place]])
+            inputs = inputs + (x,)
         given, out = xs + js, points(*inputs)
         if not isinstance(out, (Tensor, tuple)):  # noqa: UP038 -- compiled by MindSpore
             raise TypeError("fn must return a Tensor or a tuple of Tensors; it returned something else. "
@@ -389,8 +390,8 @@ def check_free(problem: Problem) -> None:
     if name:
         raise MissingRuleError(
             f"primitive {name} has no forward rule. Use mode='reverse'" + (
-                ", or write ops.stop_gradient(x)." if name == "StopGradient" else
-                ": a Cell of the function has a bprop, and its derivative is what that says."))
+                ": a Cell of the function has a bprop, and its derivative is what that says." if name == "bprop" else
+                ", or write ops.stop_gradient(x) for ops.StopGradient()(x), and x for ops.Identity()(x)."))
 
 
 def goes_forward(what: str, problem: Problem, mode: str) -> bool:
@@ -412,11 +413,16 @@ def known_unable(problem: Problem, options: tuple) -> bool:
     return _known_as(problem, options) in _unable
 
 
+def _finite(result: Any) -> bool:
+    return all(np.isfinite(_compat.to_numpy(tensor)).all() for tensor in tensors_of(result))
+
+
 def first_choice(name: str, problem: Problem, mode: str, options: tuple, forwards: Callable[[], Any],
                  backwards: Callable[[], Any]) -> Any:
     """`forwards`, or where `mode` is "auto" and a primitive has no forward rule, `backwards`, with a warning.
 
-    What a call is known not to be able to is not tried again.
+    What a call is known not to be able to is not tried again. Where a derivative is infinite, all directions that have
+    no part in it become NaN in a forward pass (0 times Inf), so that "auto" takes `backwards` then.
     """
     if mode == "reverse":
         return backwards()
@@ -426,16 +432,17 @@ def first_choice(name: str, problem: Problem, mode: str, options: tuple, forward
     try:
         check_free(problem)
         with alone():
-            return forwards()
+            result = forwards()
+        return result if mode == "forward" or _finite(result) else backwards()
     except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as err:
         if mode == "forward" or isinstance(err, UnsafeRuntimeError):
             raise
         refused = err
-    result = backwards()  # where the function itself is at fault, this says so
+    instead_of_it = backwards()  # where the function itself is at fault, this says so
     cause = interpreter.without_rule(refused)
     _unable[key] = cause, problem.call.captures()
     while len(_unable) > _REMEMBERED:
         _unable.popitem(last=False)
     warn(interpreter.missing_text(name, cause) if cause else f"{name}: the forward pass failed ({refused}), so reverse "
          "derivatives are used.", FallbackWarning)
-    return result
+    return instead_of_it

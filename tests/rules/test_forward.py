@@ -1,0 +1,60 @@
+"""Forward rules against torch: lines of the table in calls/, in float64, in one forward pass along three directions."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import calls
+import forward_check
+import numpy as np
+import pytest
+from full import FULL
+from mindspore import Tensor, ops
+
+import mindspore_hessian as mh
+from mindspore_hessian.rules import forward, registry
+
+pytestmark = pytest.mark.filterwarnings("ignore::mindspore_hessian.RecompileWarning")
+CALLS = {call.line: call for call in calls.calls()}
+LINES = [CALLS[line] for line in (Path(__file__).parent / "forward_lines.txt").read_text().splitlines()]
+SIZE = 6  # lines in one graph
+GROUPS = [LINES[start:start + SIZE] for start in range(0, len(LINES), SIZE)]
+
+
+@pytest.mark.parametrize("group", GROUPS[:: 1 if FULL else 7], ids=lambda group: group[0].line.split(" | ")[0])
+def test_forward_rules_are_torchs(group, tmp_path):
+    for call, errors in zip(group, forward_check.Lines(group, tmp_path).errors(), strict=True):
+        limit = 10 * call.limit(forward_check.dtype_of(call))
+        assert max(errors) < limit, f"{call.line}: relative errors {errors}"
+
+
+def table(*shape):
+    return Tensor(np.random.default_rng(sum(shape)).uniform(0.2, 1.2, shape))
+
+
+def of_rank(x):
+    """What counts axes, from both ends, of any rank."""
+    out = ops.sin(x).sum() * x.mean()
+    if x.ndim > 0:
+        for axis in (-1, 0, x.ndim // 2 - x.ndim):
+            out = out + (ops.softmax(x * x, axis) * ops.cumsum(x, axis)).sum()
+            out = out + (ops.sum(ops.concat((x, x * x), axis), axis) ** 2).sum() + ops.amax(x * x, axis).sum()
+    return out
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1, 1, 3)] + [(1, 3), (3, 1, 2)] * FULL, ids=str)
+def test_ranks_and_negative_axes(shape):
+    """At one point and at several: forward is reverse."""
+    x = table(*shape)
+    expected = mh.laplacian(of_rank, mode="reverse")(x).asnumpy()
+    np.testing.assert_allclose(mh.laplacian(of_rank, mode="forward")(x).asnumpy(), expected, rtol=1e-12)
+    found = mh.laplacian(of_rank, in_axes=0, mode="forward")(ops.stack((x, x))).asnumpy()
+    np.testing.assert_allclose(found, [expected, expected], rtol=1e-12)
+
+
+@pytest.mark.skipif(not FULL, reason="all lines of the table have to run")
+def test_every_forward_rule_was_used():
+    unseen = set(registry.FORWARD_RULES) - forward.applied
+    assert unseen <= WITHOUT_A_LINE, f"without a line: {sorted(unseen - WITHOUT_A_LINE)}"
+
+
+WITHOUT_A_LINE: set[str] = set()
