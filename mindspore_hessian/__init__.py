@@ -12,6 +12,7 @@ from mindspore_hessian._errors import (
     RecompileWarning,
     UnsafeRuntimeError,
 )
+from mindspore_hessian.bayes import Laplace
 from mindspore_hessian.core.cache import CacheInfo, cache_info, clear_cache, set_cache_size
 from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info
 from mindspore_hessian.estimators import (
@@ -52,7 +53,7 @@ __all__ = [
     "AuditReport", "CacheInfo", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis", "DistributedError",
     "EKFACOperator", "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator", "GGNOperator", "HessianError",
     "HessianOperator",
-    "Identity", "KFACOperator", "KernelError", "LateRulesWarning", "Measurement", "MissingRuleError",
+    "Identity", "KFACOperator", "KernelError", "Laplace", "LateRulesWarning", "Measurement", "MissingRuleError",
     "NonFiniteWarning",
     "NotCompilableError",
     "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices",

@@ -718,6 +718,40 @@ REST = {
     "SpectralDensity.mass_below": (DENSITY.mass_below, {}, {"x": {**NO_NUMBER, "None": None}}),
     "LayerReport.to_csv": (REPORT.to_csv, {}, {"path": {**NO_PATH, "a network": NET}}),
 }
+def of_laplace(name, **arguments):
+    """A method of a posterior that is good."""
+    return getattr(mh.Laplace(NET, (XS, LABELS), progress=False), name)(**arguments)
+
+
+NO_PRIOR = {"None": None, "text": "1", "zero": 0.0, "negative": -1.0, "NaN": np.nan, "infinite": np.inf,
+            "an empty list": [], "a matrix": np.eye(2), "one negative": [1.0, -1.0], "three": [1.0, 1.0, 1.0],
+            "complex": 1j, "a network": NET}
+LAPLACE = {
+    "Laplace": (mh.Laplace, {"network": NET, "data": (XS, LABELS)}, {
+        "network": {**NO_CALLABLE, "a function": cube, "a class": nn.Dense,
+                    "in training": Bad(nn.SequentialCell(nn.Dense(2, 2), nn.Dropout(p=0.5)).set_train(), "training")},
+        "data": {**{name: BATCHES[name] for name in ("None", "an int", "an empty list", "an iterator")},
+                 "without labels": Bad(XS, "target"), "float labels": Bad((XS, YS), "integer label"),
+                 "labels out of range": Bad((XS, LABELS + 1), "from 0 to 1"),
+                 "labels of another shape": Bad((XS, LABELS.reshape(4, 1)), "label for each sample")},
+        "likelihood": NO_MODE, "structure": NO_MODE, "prior_precision": NO_PRIOR, "sigma_noise": {
+            **NO_POSITIVE, "for classes": 0.5}, "rank": NO_COUNT, "progress": NO_PROGRESS,
+        "weights": {"text": "w", "an int": 3, "a Tensor": X, "an empty list": [], "twice the same": [W, W],
+                    "a dict": {"w": W}, "None in a list": [None]}}),
+    "Laplace, of targets": (mh.Laplace, {"network": NET, "data": DATA, "likelihood": "regression"}, {
+        "data": {"integers": Bad((XS, LABELS), "float targets"), "one column": Bad((XS, YS[:, :1]), "float targets")},
+        "prior_precision": {"within a block, for kron": Bad(np.arange(1.0, 9.0), also={"structure": "kron"})}}),
+    "Laplace.predict": (of_laplace, {"name": "predict", "x": XS}, {
+        "x": {"None": None, "text": "x", "a float": 1.0, "a list": [1.0]}, "link": NO_MODE, "num_samples": NO_COUNT,
+        "seed": NO_SEED}),
+    "Laplace.functional_variance": (of_laplace, {"name": "functional_variance", "x": XS}, {
+        "x": {"None": None, "text": "x"}, "diagonal": NO_BOOL}),
+    "Laplace.sample": (of_laplace, {"name": "sample"}, {"n": NO_COUNT, "seed": NO_SEED}),
+    "Laplace.log_marginal_likelihood": (of_laplace, {"name": "log_marginal_likelihood"}, {
+        "prior_precision": without(NO_PRIOR, "None"), "sigma_noise": {**NO_POSITIVE_OR_NONE, "for classes": 0.5}}),
+    "Laplace.optimize_prior_precision": (of_laplace, {"name": "optimize_prior_precision"}, {
+        "per": NO_MODE, "noise": {**NO_BOOL, "for classes": True}, "max_iterations": NO_COUNT}),
+}
 PLOTS = {
     "plot.density": (plot.density, {"found": DENSITY}, {"found": {**NO_OBJECT, "a dict": {}, "an array": MATRIX},
                                                         "floor": NO_POSITIVE_OR_NONE, "ax": NO_AXES_OBJECT}),
@@ -746,7 +780,7 @@ PLOTS = {
         "ax": NO_AXES_OBJECT}),
 }
 
-SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **REST}
+SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **LAPLACE, **REST}
 if importlib.util.find_spec("matplotlib"):
     SUBJECTS |= PLOTS
 
