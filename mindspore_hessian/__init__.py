@@ -22,6 +22,7 @@ from mindspore_hessian.estimators import (
     negative_curvature,
     spectral_density,
 )
+from mindspore_hessian.influence import Influential, influence, most_influential, self_influence
 from mindspore_hessian.linops import (
     Identity,
     Operator,
@@ -52,17 +53,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AuditReport", "CacheInfo", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis", "DistributedError",
     "EKFACOperator", "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator", "GGNOperator", "HessianError",
-    "HessianOperator",
-    "Identity", "KFACOperator", "KernelError", "Laplace", "LateRulesWarning", "Measurement", "MissingRuleError",
-    "NonFiniteWarning",
-    "NotCompilableError",
-    "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices",
-    "batched_hessian", "cache_info", "clear_cache", "condition_number", "configure", "curvature", "device_info",
-    "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
-    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "inverse", "jacobian", "laplacian", "layer_report", "linops",
-    "logdet",
-    "negative_curvature", "nystrom", "plot", "rules", "set_cache_size", "solve", "spectral_density", "testing", "trace",
-    "value_grad_and_hessian",
+    "HessianOperator", "Identity", "Influential", "KFACOperator", "KernelError", "Laplace", "LateRulesWarning",
+    "Measurement", "MissingRuleError", "NonFiniteWarning", "NotCompilableError", "NotDeterministicError",
+    "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices", "batched_hessian",
+    "cache_info", "clear_cache", "condition_number", "configure", "curvature", "device_info", "diagnose",
+    "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian", "hessian_diag", "hvp",
+    "hvp_revfwd", "hvp_revrev", "influence", "inverse", "jacobian", "laplacian", "layer_report", "linops", "logdet",
+    "most_influential", "negative_curvature", "nystrom", "plot", "rules", "self_influence", "set_cache_size",
+    "solve", "spectral_density", "testing", "trace", "value_grad_and_hessian",
 ]
 
 rules.install()

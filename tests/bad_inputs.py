@@ -752,6 +752,27 @@ LAPLACE = {
     "Laplace.optimize_prior_precision": (of_laplace, {"name": "optimize_prior_precision"}, {
         "per": NO_MODE, "noise": {**NO_BOOL, "for classes": True}, "max_iterations": NO_COUNT}),
 }
+OF_INFLUENCE = {
+    "network": {**NO_CALLABLE, "a function": cube, "a class": nn.Dense,
+                "in training": Bad(nn.SequentialCell(nn.Dense(2, 2), nn.Dropout(p=0.5)).set_train(), "training")},
+    "loss_fn": NO_CALLABLE,
+    "train": named({name: BATCHES[name] for name in ("None", "an int", "an empty list", "an iterator")}, "data"),
+    "curvature": {**NO_MODE, "another size": Bad(mh.linops.Kronecker(np.eye(3)), "curvature.*weights")},
+    "damping": {**NO_NUMBER, "None": None, "negative": -1.0, "infinite": np.inf},
+    "method": NO_MODE, "tol": NO_POSITIVE, "progress": NO_PROGRESS,
+    "weights": {"an int": 3, "a Tensor": X, "an empty list": [], "twice the same": [W, W],
+                "an unknown name": "dense.*"},
+}
+INFLUENCE = {
+    "influence": (mh.influence, {"network": NET, "loss_fn": LOSS, "train": DATA, "test": DATA}, {
+        **OF_INFLUENCE, "test": {**named({"None": None, "an int": 3, "an empty list": []}, "data"),
+                                 "without a target": Bad(XS, "target")}}),
+    "self_influence": (mh.self_influence, {"network": NET, "loss_fn": LOSS, "train": DATA}, OF_INFLUENCE),
+    "most_influential": (mh.most_influential, {"scores": [[1.0, 2.0]], "k": 1}, {
+        "scores": {"None": None, "text": "s", "NaN": [np.nan], "empty": [], "three axes": np.ones((1, 1, 1)),
+                   "complex": [1j]},
+        "k": {**NO_COUNT, "too many": 3}, "which": NO_MODE}),
+}
 PLOTS = {
     "plot.density": (plot.density, {"found": DENSITY}, {"found": {**NO_OBJECT, "a dict": {}, "an array": MATRIX},
                                                         "floor": NO_POSITIVE_OR_NONE, "ax": NO_AXES_OBJECT}),
@@ -780,7 +801,8 @@ PLOTS = {
         "ax": NO_AXES_OBJECT}),
 }
 
-SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **LAPLACE, **REST}
+SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **LAPLACE,
+                                                    **INFLUENCE, **REST}
 if importlib.util.find_spec("matplotlib"):
     SUBJECTS |= PLOTS
 
