@@ -754,6 +754,61 @@ REST = {
     "EigshResult.save": (EIGEN.save, {}, {"path": {**NO_PATH, "None": None, "a network": NET}}),
     "LayerReport.to_csv": (REPORT.to_csv, {}, {"path": {**NO_PATH, "a network": NET}}),
 }
+def of_laplace(name, **arguments):
+    """A method of a posterior that is good."""
+    return getattr(mh.Laplace(NET, (XS, LABELS), progress=False), name)(**arguments)
+
+
+NO_PRIOR = {"None": None, "text": "1", "zero": 0.0, "negative": -1.0, "NaN": np.nan, "infinite": np.inf,
+            "an empty list": [], "a matrix": np.eye(2), "one negative": [1.0, -1.0], "three": [1.0, 1.0, 1.0],
+            "complex": 1j, "a network": NET}
+LAPLACE = {
+    "Laplace": (mh.Laplace, {"network": NET, "data": (XS, LABELS)}, {
+        "network": {**NO_CALLABLE, "a function": cube, "a class": nn.Dense,
+                    "in training": Bad(nn.SequentialCell(nn.Dense(2, 2), nn.Dropout(p=0.5)).set_train(), "training")},
+        "data": {**{name: BATCHES[name] for name in ("None", "an int", "an empty list", "an iterator")},
+                 "without labels": Bad(XS, "target"), "float labels": Bad((XS, YS), "integer label"),
+                 "labels out of range": Bad((XS, LABELS + 1), "from 0 to 1"),
+                 "labels of another shape": Bad((XS, LABELS.reshape(4, 1)), "label for each sample")},
+        "likelihood": NO_MODE, "structure": NO_MODE, "prior_precision": NO_PRIOR, "sigma_noise": {
+            **NO_POSITIVE, "for classes": 0.5}, "rank": NO_COUNT, "progress": NO_PROGRESS,
+        "weights": {"text": "w", "an int": 3, "a Tensor": X, "an empty list": [], "twice the same": [W, W],
+                    "a dict": {"w": W}, "None in a list": [None]}}),
+    "Laplace, of targets": (mh.Laplace, {"network": NET, "data": DATA, "likelihood": "regression"}, {
+        "data": {"integers": Bad((XS, LABELS), "float targets"), "one column": Bad((XS, YS[:, :1]), "float targets")},
+        "prior_precision": {"within a block, for kron": Bad(np.arange(1.0, 9.0), also={"structure": "kron"})}}),
+    "Laplace.predict": (of_laplace, {"name": "predict", "x": XS}, {
+        "x": {"None": None, "text": "x", "a float": 1.0, "a list": [1.0]}, "link": NO_MODE, "num_samples": NO_COUNT,
+        "seed": NO_SEED}),
+    "Laplace.functional_variance": (of_laplace, {"name": "functional_variance", "x": XS}, {
+        "x": {"None": None, "text": "x"}, "diagonal": NO_BOOL}),
+    "Laplace.sample": (of_laplace, {"name": "sample"}, {"n": NO_COUNT, "seed": NO_SEED}),
+    "Laplace.log_marginal_likelihood": (of_laplace, {"name": "log_marginal_likelihood"}, {
+        "prior_precision": without(NO_PRIOR, "None"), "sigma_noise": {**NO_POSITIVE_OR_NONE, "for classes": 0.5}}),
+    "Laplace.optimize_prior_precision": (of_laplace, {"name": "optimize_prior_precision"}, {
+        "per": NO_MODE, "noise": {**NO_BOOL, "for classes": True}, "max_iterations": NO_COUNT}),
+}
+OF_INFLUENCE = {
+    "network": {**NO_CALLABLE, "a function": cube, "a class": nn.Dense,
+                "in training": Bad(nn.SequentialCell(nn.Dense(2, 2), nn.Dropout(p=0.5)).set_train(), "training")},
+    "loss_fn": NO_CALLABLE,
+    "train": named({name: BATCHES[name] for name in ("None", "an int", "an empty list", "an iterator")}, "data"),
+    "curvature": {**NO_MODE, "another size": Bad(mh.linops.Kronecker(np.eye(3)), "curvature.*weights")},
+    "damping": {**NO_NUMBER, "None": None, "negative": -1.0, "infinite": np.inf},
+    "method": NO_MODE, "tol": NO_POSITIVE, "progress": NO_PROGRESS,
+    "weights": {"an int": 3, "a Tensor": X, "an empty list": [], "twice the same": [W, W],
+                "an unknown name": "dense.*"},
+}
+INFLUENCE = {
+    "influence": (mh.influence, {"network": NET, "loss_fn": LOSS, "train": DATA, "test": DATA}, {
+        **OF_INFLUENCE, "test": {**named({"None": None, "an int": 3, "an empty list": []}, "data"),
+                                 "without a target": Bad(XS, "target")}}),
+    "self_influence": (mh.self_influence, {"network": NET, "loss_fn": LOSS, "train": DATA}, OF_INFLUENCE),
+    "most_influential": (mh.most_influential, {"scores": [[1.0, 2.0]], "k": 1}, {
+        "scores": {"None": None, "text": "s", "NaN": [np.nan], "empty": [], "three axes": np.ones((1, 1, 1)),
+                   "complex": [1j]},
+        "k": {**NO_COUNT, "too many": 3}, "which": NO_MODE}),
+}
 PLOTS = {
     "plot.density": (plot.density, {"found": DENSITY}, {"found": {**NO_OBJECT, "a dict": {}, "an array": MATRIX},
                                                         "floor": NO_POSITIVE_OR_NONE, "ax": NO_AXES_OBJECT}),
@@ -886,7 +941,8 @@ OPTIM = {
         "progress": NO_PROGRESS, "options": {"text": "gtol", "a list": ["gtol"],
                                              "unknown": Bad({"speed": 3}, "speed", True)}}),
 }
-SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **REST, **OPTIM}
+SUBJECTS: dict[str, tuple[Callable, dict, dict]] = {**TRANSFORMS, **OPERATORS, **ESTIMATORS, **LAPLACE,
+                                                    **INFLUENCE, **REST, **OPTIM}
 if importlib.util.find_spec("matplotlib"):
     SUBJECTS |= PLOTS
 

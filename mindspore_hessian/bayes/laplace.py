@@ -1,0 +1,471 @@
+"""The Laplace approximation: a Gaussian around the trained weights, by the curvature there."""
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, nn
+from scipy.optimize import minimize
+
+from mindspore_hessian import _compat
+from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_progress, check_real, shown
+from mindspore_hessian.bayes import likelihoods, posteriors
+from mindspore_hessian.bayes.features import Network, NotLastError, last_layer
+from mindspore_hessian.bayes.likelihoods import LIKELIHOODS
+from mindspore_hessian.bayes.rows import DenseRows, LastRows
+from mindspore_hessian.estimators import eigsh
+from mindspore_hessian.operators import weights as weight_choice
+from mindspore_hessian.operators.data import Batch, Data
+from mindspore_hessian.operators.ggn import GGNOperator
+from mindspore_hessian.operators.kfac import KFACOperator
+from mindspore_hessian.operators.progress import bar
+from mindspore_hessian.per_sample import jacobian_rows
+
+LINKS = ("probit", "mc", "bridge")
+PRIORS = ("number", "layers", "weights")
+_CHUNK = 2 ** 23  # numbers of a covariance or a Jacobian that are held at once
+_WITHIN = 18.0  # the logarithm of a precision is searched for from minus this to this
+
+
+# --- the curvature over the data, by structure: a pass adds to it, and then it is made of that ---------------------
+
+class _Full:
+    def __init__(self, model: Laplace):
+        self.total = np.zeros((model.size, model.size))
+
+    def add(self, rows: Any, metric: Any) -> None:
+        self.total += rows.gram(metric)
+
+    def made(self) -> posteriors.Full:
+        return posteriors.Full((self.total + self.total.T) / 2)
+
+
+class _Diagonal:
+    def __init__(self, model: Laplace):
+        self.total = np.zeros(model.size)
+
+    def add(self, rows: Any, metric: Any) -> None:
+        self.total += rows.squares(metric)
+
+    def made(self) -> posteriors.Diagonal:
+        return posteriors.Diagonal(self.total)
+
+
+class _LastKron:
+    def __init__(self, model: Laplace):
+        assert model.last is not None
+        outputs, features = model.last.weight.shape
+        self.places, self.count = model._places, 0
+        self.a, self.g = (np.zeros((n, n), order="F") for n in (features, outputs))
+
+    def add(self, rows: LastRows, metric: Any) -> None:
+        features = rows.features[:, :len(self.a)]
+        self.a += features.T @ features
+        metric.add_to(self.g)
+        self.count += len(features)
+
+    def made(self) -> posteriors.Kron:
+        width = len(self.a)
+        a, g = self.a / self.count, self.g
+        del self.a, self.g  # they are large, and written over
+        return posteriors.Kron.of(a, g, self.places[:, :width], self.places[:, width:].ravel())
+
+
+class _ByOperator:
+    """Of an operator of the whole data; the pass adds nothing."""
+
+    def __init__(self, model: Laplace):
+        self.model = model
+
+    def add(self, rows: Any, metric: Any) -> None:
+        return
+
+    def operator(self, kind: Callable) -> Any:
+        model = self.model
+        loss = getattr(nn, model.likelihood.loss)(reduction="sum")
+        return kind(model.network, loss, model._data, model._weights, progress=model._progress)
+
+
+class _Kron(_ByOperator):
+    def made(self) -> posteriors.Blocks:
+        op = self.operator(KFACOperator).scaled(self.model.likelihood.scale)
+        return posteriors.Blocks(op.blocks, op.indices)
+
+
+class _LowRank(_ByOperator):
+    def made(self) -> posteriors.LowRank:
+        op = self.operator(GGNOperator)
+        found = eigsh(op, min(self.model.rank, self.model.size), progress=self.model._progress)
+        return posteriors.LowRank(found.eigenvectors, self.model.likelihood.scale * np.maximum(found.eigenvalues, 0))
+
+
+STRUCTURES: dict[str, Callable] = {"full": _Full, "kron": _Kron, "diag": _Diagonal, "lowrank": _LowRank}
+_OF_LAST: dict[str, Callable] = STRUCTURES | {"kron": _LastKron}
+
+
+class Laplace:
+    r"""Laplace approximation of a trained network: weights are Gaussian around those it has.
+
+    The posterior is :math:`N(w, P^{-1})` with :math:`P = \sum_n J_n^T \Lambda_n J_n / \sigma^2 + D`: the generalised
+    Gauss-Newton matrix summed over the data, and the prior's precision D. Outputs are taken for linear in the weights,
+    so that they are Gaussian too, with the covariance :math:`J P^{-1} J^T`. The network is not changed.
+
+    For the last layer no Jacobian is formed, as it is known by the features before the layer: a pass over the data
+    costs two forward passes, a prediction one. Other weights cost a gradient for each output of each sample, then and
+    in predictions. Algebra is in float64.
+
+    Args:
+        network: a Cell in evaluation mode that returns one Tensor, (samples, outputs): logits or means.
+        data: the training data, as `HessianOperator` has them: integer labels, or targets like the outputs.
+        likelihood: "classification" (softmax) or "regression" (Gaussian noise, the same for all outputs).
+        weights: "last_layer": the last Dense, found by itself; else as `HessianOperator` has them: a pattern of names,
+            Parameters, None for all trainable. Weights that are those of the last layer are handled as such.
+        structure: of the curvature: "full" (n x n), "kron" (a Kronecker product for each weight, with separate
+            biases), "diag" or "lowrank" (the largest `rank` eigenpairs).
+        prior_precision: D: a number, one for each Parameter (in the order of `parameters`), or one for each weight (not
+            for "kron").
+        sigma_noise: the standard deviation of the noise, for regression.
+        rank: for "lowrank".
+        progress: of passes over the data, as `HessianOperator` has it.
+
+    Attributes:
+        mean: the weights of the posterior, (n,), float64.
+        parameters: the names of their Parameters.
+        prior_precision, sigma_noise: as they are; may be set.
+        last: what was found as the last layer, or None.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, the network is in training mode with dropout or batch norm, no
+            last layer is found; in predictions: the network's weights are others now.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Source:
+        D. MacKay, A practical Bayesian framework for backpropagation networks, Neural Computation 4(3), 1992; E.
+        Daxberger et al., Laplace redux, NeurIPS 2021 (the interface); H. Ritter et al., A scalable Laplace
+        approximation for neural networks, ICLR 2018 ("kron").
+
+    Examples:
+        >>> import mindspore as ms, numpy as np
+        >>> from mindspore import nn
+        >>> from mindspore_hessian import Laplace
+        >>> net = nn.SequentialCell(nn.Dense(1, 1, weight_init="ones", has_bias=False))
+        >>> x = ms.Tensor([[1.0], [2.0]])
+        >>> posterior = Laplace(net, (x, x), "regression", prior_precision=1.0)
+        >>> print(posterior.functional_variance(ms.Tensor([[6.0]])))  # x^2 / (1 + 4 + 1)
+        [[[6.]]]
+    """
+
+    @interruptible
+    def __init__(self, network: Any, data: Any, likelihood: str = "classification", *, weights: Any = "last_layer",
+                 structure: str = "full", prior_precision: Any = 1.0, sigma_noise: float = 1.0, rank: int = 50,
+                 progress: bool | None = None):
+        if not isinstance(network, nn.Cell):
+            raise TypeError(f"network must be a Cell (an object, not its class), but got {shown(network)}")
+        check_choice("likelihood", likelihood, LIKELIHOODS)
+        check_choice("structure", structure, STRUCTURES)
+        check_integer("rank", rank, 1)
+        check_progress(progress)
+        active = [name for name, cell in network.cells_and_names() if cell.training
+                  and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)]
+        if active:
+            raise ValueError(f"network is in training mode, and {', '.join(active)} behaves differently there: call "
+                             "network.set_train(False)")
+        self.network, self.likelihood, self.structure, self.rank = network, LIKELIHOODS[likelihood], structure, rank
+        named = isinstance(weights, str) and weights == "last_layer"
+        self._progress, self._data = progress, data
+        chosen = None if named else weight_choice.choose(network, weights)
+        self._check_noise(sigma_noise)
+        check = _prior_values(prior_precision)
+        self._source = Data(data, network, True)
+        self._network = Network(network)
+        first = self._source.first()
+        self.last = last_layer(self._network, first, None if chosen is None else chosen.parameters)
+        if chosen is None and self.last is None:
+            raise ValueError("weights='last_layer': the network does not end with a Dense layer (without an "
+                             "activation) that is used once. Say which weights: weights='name.*', or None for all")
+        self._weights = chosen or weight_choice.Weights(tuple(
+            p for p in network.trainable_params() if any(p is own for own in self._last_parameters())))
+        self.parameters = tuple(p.name for p in self._weights.parameters)
+        self.size = sum(self._weights.sizes)
+        self.mean = np.concatenate([_compat.to_numpy(p).reshape(-1) for p in self._weights.parameters],
+                                   dtype=np.float64)
+        self._places = self._last_places() if self.last is not None else np.empty((0, 0), int)
+        self._sigma, self._prior = float(sigma_noise), self._checked_prior(check)
+        self._seen = _fingerprint(network)
+        self._fit()
+
+    # --- the data ---------------------------------------------------------------------------------------------------
+
+    def _last_parameters(self) -> list[Any]:
+        assert self.last is not None
+        return [p for p in (self.last.weight, self.last.bias) if p is not None]
+
+    def _last_places(self) -> np.ndarray:
+        """(outputs, features), and a column for the biases where they are in the posterior."""
+        columns = []
+        for parameter in self._last_parameters():
+            where = self._weights.slices.get(parameter.name)
+            if where is not None:
+                columns.append(np.arange(where.start, where.stop).reshape(parameter.shape[0], -1))
+        return np.concatenate(columns, axis=1)
+
+    def _fit(self) -> None:
+        parts = (STRUCTURES if self.last is None else _OF_LAST)[self.structure](self)
+        self.misfit, self.num_data, self.num_outputs = 0.0, 0, 0
+        with bar("Laplace", self._source.count() or 0, self._progress) as shown_bar:
+            for batch in self._source:
+                if len(batch.targets) != 1:
+                    raise ValueError(f"data: batch {batch.number} must have a target after the inputs, (x, y)")
+                rows, f = self._linearised(batch, check=True, needs_rows=not isinstance(parts, _ByOperator))
+                y = self.likelihood.check(np.asarray(_compat.to_numpy(batch.targets[0])), f, batch.number)
+                if not np.isfinite(f).all():
+                    raise ValueError(f"the network's outputs for batch {batch.number} hold NaN or Inf")
+                self.misfit += self.likelihood.misfit(f, y)
+                self.num_data, self.num_outputs = self.num_data + len(f), f.shape[1]
+                parts.add(rows, self.likelihood.curvature(f))
+                shown_bar.update()
+        self._curvature = parts.made()
+        self._posterior: Any = None
+
+    def _linearised(self, batch: Batch, check: bool = False, needs_rows: bool = True) -> tuple[Any, np.ndarray]:
+        """The Jacobian, in one form or the other, and the outputs."""
+        if self.last is None:
+            f = self._network(batch)
+            return (DenseRows(jacobian_rows(self.network, batch, self._weights, f.shape[1])) if needs_rows else None), f
+        features = self.last.features(batch)
+        if check:
+            f = self._network(batch)
+            try:
+                self.last.check(features, f)
+            except NotLastError as err:
+                raise ValueError(f"weights: the layer {self.last.name!r} is the last for the first batch, but not for "
+                                 f"batch {batch.number}: {err}") from err
+        f = self.last.outputs(features)
+        extra = self._places.shape[1] - features.shape[1]
+        return LastRows(np.concatenate([features, np.ones((len(features), extra))], axis=1), self._places), f
+
+    # --- prior and noise --------------------------------------------------------------------------------------------
+
+    @property
+    def prior_precision(self) -> Any:
+        """As it was given or found: a number, or an array."""
+        return float(self._prior[0]) if len(self._prior) == 1 else self._prior.copy()
+
+    @prior_precision.setter
+    def prior_precision(self, value: Any) -> None:
+        self._prior, self._posterior = self._checked_prior(_prior_values(value)), None
+
+    @property
+    def sigma_noise(self) -> float:
+        """The standard deviation of the noise."""
+        return self._sigma
+
+    @sigma_noise.setter
+    def sigma_noise(self, value: float) -> None:
+        self._check_noise(value)
+        self._sigma, self._posterior = float(value), None
+
+    def _check_noise(self, value: Any) -> None:
+        check_real("sigma_noise", value)
+        if value != 1 and not self.likelihood.noisy:
+            raise ValueError("sigma_noise is for likelihood='regression' only: leave it out")
+
+    def _checked_prior(self, values: np.ndarray) -> np.ndarray:
+        number = len(self.parameters)
+        if len(values) not in (1, number, self.size):
+            raise ValueError(f"prior_precision must be a number, one for each of the {number} Parameters, or one for "
+                             f"each of the {self.size} weights, but has {len(values)} numbers")
+        if len(values) == self.size not in (1, number) and self.structure == "kron":
+            raise ValueError("prior_precision must be one number for each Parameter at most where structure='kron'")
+        return values
+
+    def _spread_prior(self, values: np.ndarray) -> np.ndarray:
+        """One for each weight."""
+        if len(values) == len(self.parameters):
+            return np.repeat(values, self._weights.sizes)
+        return np.broadcast_to(values, self.size) if len(values) == 1 else values
+
+    def _at(self, prior: np.ndarray, sigma: float) -> Any:
+        return self._curvature.at(1 / sigma ** 2, self._spread_prior(prior))
+
+    @property
+    def posterior(self) -> Any:
+        """The Gaussian around the mean: `logdet`, `variances`, `spread`."""
+        if self._posterior is None:
+            self._posterior = self._at(self._prior, self._sigma)
+        return self._posterior
+
+    # --- the evidence -----------------------------------------------------------------------------------------------
+
+    def log_likelihood(self, sigma_noise: float | None = None) -> float:
+        """log p(data | weights), summed over the data, with the constants of the distribution."""
+        sigma = self._sigma if sigma_noise is None else sigma_noise
+        self._check_noise(sigma)
+        if not self.likelihood.noisy:
+            return -self.misfit
+        return -self.misfit / sigma ** 2 - self.num_data * self.num_outputs * np.log(sigma * np.sqrt(2 * np.pi))
+
+    def log_marginal_likelihood(self, prior_precision: Any = None, sigma_noise: float | None = None) -> float:
+        r"""log p(data), the evidence: :math:`\log p(D | w) - \frac12 (\log\det P - \log\det D + w^T D w)`.
+
+        Args:
+            prior_precision, sigma_noise: others than those set, which remain.
+        """
+        prior = self._prior if prior_precision is None else self._checked_prior(_prior_values(prior_precision))
+        sigma = self._sigma if sigma_noise is None else sigma_noise
+        likely, each = self.log_likelihood(sigma), self._spread_prior(prior)
+        own = self.posterior if prior_precision is None and sigma_noise is None else self._at(prior, sigma)
+        return likely - 0.5 * float(own.logdet() - np.log(each).sum() + (each * self.mean ** 2).sum())
+
+    @interruptible
+    def optimize_prior_precision(self, per: str = "number", noise: bool = False, max_iterations: int = 200) -> float:
+        """Set the prior's precision to that of the largest `log_marginal_likelihood`, by L-BFGS on its logarithm.
+
+        Args:
+            per: "number": one for all; "layers": one for each Parameter; "weights": one for each weight, not for
+                "kron".
+            noise: also set `sigma_noise`, of a regression.
+            max_iterations: of L-BFGS.
+
+        Returns:
+            The marginal likelihood there.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong.
+        """
+        check_choice("per", per, PRIORS)
+        check_integer("max_iterations", max_iterations, 1)
+        if not isinstance(noise, bool) or (noise and not self.likelihood.noisy):
+            raise (ValueError if noise is True else TypeError)(
+                f"noise must be a bool, and False for a classification, but got {shown(noise)}")
+        if per == "weights" and self.structure == "kron":
+            raise ValueError("per='weights' is not for structure='kron', which takes one prior precision for each "
+                             "Parameter at most: per='layers'")
+        sizes = {"number": [self.size], "layers": self._weights.sizes, "weights": [1] * self.size}[per]
+        number = len(sizes)
+        owner = np.repeat(np.arange(number), sizes)
+        start = np.bincount(owner, np.log(self._spread_prior(self._prior))) / np.bincount(owner)
+        found = minimize(lambda line: self._slope(line, owner, number, noise),
+                         np.append(start, [np.log(self._sigma)] * noise), jac=True, method="L-BFGS-B",
+                         bounds=[(-_WITHIN, _WITHIN)] * (number + noise), options={"maxiter": max_iterations})
+        self.prior_precision = np.exp(found.x[:number])
+        if noise:
+            self.sigma_noise = float(np.exp(found.x[number]))
+        return self.log_marginal_likelihood()
+
+    def _slope(self, line: np.ndarray, owner: np.ndarray, number: int, noise: bool) -> tuple[float, np.ndarray]:
+        """Minus the evidence, and its gradient by the logarithms of the precisions and of the noise."""
+        prior, sigma = np.exp(line[:number]), float(np.exp(line[number])) if noise else self._sigma
+        each = prior[owner]
+        own = self._curvature.at(1 / sigma ** 2, each)
+        kept = each * own.variances()
+        value = self.log_likelihood(sigma) - 0.5 * float(
+            own.logdet() - np.log(each).sum() + (each * self.mean ** 2).sum())
+        slope = np.bincount(owner, 0.5 * (1 - kept - each * self.mean ** 2), number)
+        if noise:
+            slope = np.append(slope, 2 * self.misfit / sigma ** 2 - self.num_data * self.num_outputs
+                              + self.size - kept.sum())
+        return -value, -slope
+
+    # --- predictions ------------------------------------------------------------------------------------------------
+
+    def _pieces(self, x: Any, whole: bool) -> Iterator[tuple[Any, np.ndarray]]:
+        """The inputs linearised, so many at a time that their covariances (where `whole`), or variances, fit."""
+        if _fingerprint(self.network) != self._seen:
+            raise ValueError("the network's weights are others than those that this Laplace was made of, around which "
+                             "it is a posterior: make it anew")
+        if not isinstance(x, Tensor | np.ndarray | tuple | dict):
+            raise TypeError("x must be a batch of inputs, a Tensor or array (or a tuple or dict of those), but got "
+                            f"{shown(x)}")
+        columns = {"full": self.size, "lowrank": self.rank}.get(self.structure, 1)
+        columns = max(columns, self.num_outputs if whole else 1, self.size if self.last is None else 1)
+        given = x if isinstance(x, tuple | dict) else (x,)
+        for batch in Data(given, self.network, False, micro_batch=max(1, _CHUNK // (self.num_outputs * columns))):
+            yield self._linearised(batch)
+
+    def functional_variance(self, x: Any, diagonal: bool = False) -> np.ndarray:
+        r"""The covariance of the outputs (logits, or means without the noise), :math:`J P^{-1} J^T`.
+
+        Args:
+            x: a batch of inputs.
+            diagonal: only the variances; for the last layer with "kron" or "diag" much less work.
+
+        Returns:
+            (samples, outputs, outputs), or (samples, outputs); float64.
+
+        Raises:
+            TypeError, ValueError: `x` is no batch; the network's weights have changed.
+        """
+        if not isinstance(diagonal, bool):
+            raise TypeError(f"diagonal must be a bool, but got {shown(diagonal)}")
+        return np.concatenate([self.posterior.outputs(rows, not diagonal) for rows, _ in self._pieces(x, not diagonal)])
+
+    @interruptible
+    def predict(self, x: Any, link: str = "probit", *, num_samples: int = 100, seed: int = 0) -> Any:
+        """The predictive distribution.
+
+        Args:
+            x: a batch of inputs.
+            link: of a classification: "probit" (logits / sqrt(1 + pi/8 variance)), "bridge" (the Laplace bridge to a
+                Dirichlet distribution) or "mc" (the mean softmax of draws of the logits).
+            num_samples, seed: of the draws, for "mc".
+
+        Returns:
+            Of a classification: probabilities, (samples, classes). Of a regression: the mean, (samples, outputs), and
+            the covariance with that of the noise, (samples, outputs, outputs). float64.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; the network's weights have changed.
+        """
+        check_choice("link", link, LINKS)
+        check_integer("num_samples", num_samples, 1)
+        check_integer("seed", seed, 0)
+        if self.likelihood.noisy:
+            found = [(f, self.posterior.outputs(rows, True)) for rows, f in self._pieces(x, True)]
+            f, covariance = (np.concatenate(part) for part in zip(*found, strict=True))
+            return f, covariance + self._sigma ** 2 * np.eye(f.shape[1])
+        rng = np.random.default_rng(seed)
+        return np.concatenate([self._linked(rows, f, link, num_samples, rng)
+                               for rows, f in self._pieces(x, link != "probit")])
+
+    def _linked(self, rows: Any, f: np.ndarray, link: str, count: int, rng: np.random.Generator) -> np.ndarray:
+        spread = self.posterior.outputs(rows, link != "probit")
+        if link == "mc":
+            return likelihoods.monte_carlo(f, spread, rng.standard_normal((count, *f.shape)))
+        return {"probit": likelihoods.probit, "bridge": likelihoods.bridge}[link](f, spread)
+
+    def sample(self, n: int = 1, seed: int = 0) -> np.ndarray:
+        """Draws of the weights, (n, size), float64: flat vectors in the order of `parameters`.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong.
+        """
+        check_integer("n", n, 1)
+        check_integer("seed", seed, 0)
+        return self.mean + self.posterior.spread(np.random.default_rng(seed).standard_normal((n, self.size)))
+
+    def __repr__(self) -> str:
+        return (f"<Laplace of {self.size} weights ({', '.join(self.parameters[:4])}"
+                f"{', ...' if len(self.parameters) > 4 else ''}), {self.structure}, of {self.num_data} samples>")
+
+
+def _prior_values(value: Any) -> np.ndarray:
+    values = np.atleast_1d(as_reals("prior_precision", value))
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all() or values.min() <= 0:
+        raise ValueError("prior_precision must be a positive number, or a flat array of them, but got "
+                         f"{shown(value)}")
+    return values
+
+
+def _fingerprint(network: nn.Cell) -> int:
+    """Of all Parameters, those of batch norm's statistics too."""
+    token = 0
+    for parameter in network.get_parameters():
+        token = zlib.crc32(_compat.to_numpy(parameter).tobytes(), token)
+    return token
+

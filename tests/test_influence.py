@@ -1,0 +1,197 @@
+"""Influence: against formulas in float64, and against leaving samples out."""
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+import mindspore_hessian as mh
+from mindspore_hessian import influence, most_influential, per_sample, self_influence
+from mindspore_hessian.operators.data import Data
+from mindspore_hessian.operators.weights import choose
+from mindspore_hessian.per_sample import gradient_rows, jacobian_rows
+
+DAMPING, CLASSES, WIDTH = 0.05, 3, 4
+NET, LOSS = nn.SequentialCell(nn.Dense(WIDTH, CLASSES)), nn.CrossEntropyLoss()  # one: graphs are found again
+
+
+class Logistic:
+    """Softmax regression in float64, with its derivatives by hand: w is (classes, width), then (classes,)."""
+
+    def __init__(self, rows=60, tests=30, seed=0, noise=1.0):
+        rng = np.random.default_rng(seed)
+        self.x = rng.normal(size=(rows + tests, WIDTH)).astype(np.float32).astype(np.float64)
+        logits = self.x @ rng.normal(size=(WIDTH, CLASSES)) + noise * rng.normal(size=(rows + tests, CLASSES))
+        self.y, self.rows = logits.argmax(1), rows
+
+    def losses(self, w):
+        f = self.x @ w[:-CLASSES].reshape(CLASSES, WIDTH).T + w[-CLASSES:]
+        return -log_softmax(f, 1)[np.arange(len(f)), self.y], softmax(f, 1)
+
+    def gradients(self, w):
+        p = self.losses(w)[1] - np.eye(CLASSES)[self.y]
+        return np.concatenate([(p[:, :, None] * self.x[:, None]).reshape(len(p), -1), p], axis=1)
+
+    def curvature(self, w):
+        p = self.losses(w)[1][:self.rows]
+        j = np.concatenate([np.kron(np.eye(CLASSES), self.x[n])[None] for n in range(self.rows)])
+        j = np.concatenate([j, np.broadcast_to(np.eye(CLASSES), (self.rows, CLASSES, CLASSES))], axis=2)
+        metric = p[:, :, None] * (np.eye(CLASSES) - p[:, None])
+        return np.einsum("ncp,nck,nkq->pq", j, metric, j) / self.rows
+
+    def fitted(self, without=None):
+        """The minimum of the mean loss, which counts `without` with 0, plus the regulariser."""
+        counts = np.ones(self.rows)
+        if without is not None:
+            counts[without] = 0
+
+        def risk(w):
+            losses, slopes = self.losses(w)[0][:self.rows], self.gradients(w)[:self.rows]
+            return (counts @ losses / self.rows + DAMPING / 2 * w @ w, counts @ slopes / self.rows + DAMPING * w)
+        return minimize(risk, np.zeros(CLASSES * (WIDTH + 1)), jac=True, options={"gtol": 1e-10}).x
+
+    def scores(self, w):
+        g = self.gradients(w)
+        return -g[self.rows:] @ np.linalg.solve(self.curvature(w) + DAMPING * np.eye(len(w)), g[:self.rows].T)
+
+    def network(self, w):
+        NET[0].weight.set_data(ms.Tensor(w[:-CLASSES].reshape(CLASSES, WIDTH), ms.float32))
+        NET[0].bias.set_data(ms.Tensor(w[-CLASSES:], ms.float32))
+        return NET
+
+    def data(self, start, stop):
+        """In batches of 30."""
+        cuts = range(start, stop + 1, 30)
+        return [(ms.Tensor(self.x[a:b], ms.float32), ms.Tensor(self.y[a:b], ms.int32))
+                for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def close(found, expected, rtol=1e-5):
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Logistic()
+
+
+@pytest.fixture
+def asked(model):
+    """A network that is not at its minimum, and the data: batches of 30."""
+    w = np.random.default_rng(1).normal(size=CLASSES * (WIDTH + 1)).astype(np.float32).astype(np.float64)
+    return w, model.network(w), model.data(0, 60), model.data(60, 90)
+
+
+@pytest.mark.parametrize(("options", "rtol"), [
+    ({}, 1e-5), ({"curvature": "hessian"}, 1e-5),
+    ({"method": "iterative", "tol": 1e-6}, 1e-4)],  # a residual of tol, times the condition number, is below 3e-5
+    ids=["ggn", "hessian", "iterative"])
+def test_it_is_the_formula(model, asked, options, rtol):
+    """The Hessian of a network that is linear in its weights is the Gauss-Newton matrix."""
+    w, net, train, test = asked
+    found = influence(net, LOSS, train, test, damping=DAMPING, progress=False, **options)
+    close(found, model.scores(w), rtol)
+
+
+def test_a_summed_loss_and_an_operator_give_the_same(model, asked):
+    w, net, train, test = asked
+    close(influence(net, nn.CrossEntropyLoss(reduction="sum"), train, test, damping=DAMPING, progress=False),
+          model.scores(w))
+    op = mh.linops.Kronecker(model.curvature(w))
+    close(influence(net, LOSS, train, test, curvature=op, damping=DAMPING, progress=False),
+          model.scores(w))
+
+
+@pytest.mark.parametrize("curvature", ["kfac", "ekfac"])
+def test_kronecker_structure_is_inverted_exactly(model, asked, curvature):
+    w, net, train, test = asked
+    found = influence(net, LOSS, train, test, curvature=curvature, damping=DAMPING, progress=False)
+    g = model.gradients(w)
+    x, p = model.x[:60], model.losses(w)[1][:60]
+    metric = p[:, :, None] * (np.eye(CLASSES) - p[:, None])
+    matrix, a, outputs = np.zeros((len(w), len(w))), x.T @ x / 60, metric.mean(0)
+    matrix[:-CLASSES, :-CLASSES], matrix[-CLASSES:, -CLASSES:] = np.kron(outputs, a), outputs
+    if curvature == "ekfac":
+        q = np.zeros_like(matrix)
+        vectors = [np.linalg.eigh(one)[1] for one in (outputs, a)]
+        q[:-CLASSES, :-CLASSES], q[-CLASSES:, -CLASSES:] = np.kron(*vectors), vectors[0]
+        true = np.diag(q.T @ model.curvature(w) @ q)
+        matrix = q @ np.diag(true) @ q.T
+    expected = -g[60:] @ np.linalg.solve(matrix + DAMPING * np.eye(len(w)), g[:60].T)
+    close(found, expected, 1e-4 if curvature == "ekfac" else 1e-5)
+
+
+def test_self_influence_is_the_diagonal(model, asked):
+    w, net, train, _ = asked
+    found = self_influence(net, LOSS, train, damping=DAMPING, progress=False)
+    close(found, np.diag(influence(net, LOSS, train, train, damping=DAMPING, progress=False)), 1e-10)
+    assert (found < 0).all()
+
+
+def test_some_weights_alone(model, asked):
+    w, net, train, test = asked
+    found = influence(net, LOSS, train, test, damping=DAMPING, weights="*.weight", progress=False)
+    g, inner = model.gradients(w)[:, :-CLASSES], slice(-CLASSES)
+    matrix = model.curvature(w)[inner, inner] + DAMPING * np.eye(CLASSES * WIDTH)
+    close(found, -g[60:] @ np.linalg.solve(matrix, g[:60].T))
+
+
+def test_it_is_what_leaving_samples_out_does(model):
+    """20 of them, one after another, at the minimum of the regularised loss."""
+    w = model.fitted()
+    found = influence(model.network(w), LOSS, model.data(0, 60), model.data(60, 90), damping=DAMPING,
+                      progress=False)
+    before = model.losses(w)[0][60:]
+    changes = np.stack([model.losses(model.fitted(n))[0][60:] - before for n in range(20)], axis=1)
+    predicted = -found[:, :20] / 60
+    assert np.corrcoef(changes.ravel(), predicted.ravel())[0, 1] > 0.99
+    assert 0.8 < np.polyfit(predicted.ravel(), changes.ravel(), 1)[0] < 1.25
+
+
+def test_wrong_labels_have_the_largest_self_influence():
+    model = Logistic(rows=210, tests=0, seed=3, noise=0.1)  # with no other labels that surprise
+    flipped = np.random.default_rng(4).choice(210, 20, replace=False)
+    model.y[flipped] = (model.y[flipped] + 1) % CLASSES
+    scores = self_influence(model.network(model.fitted()), LOSS, model.data(0, 210), damping=DAMPING,
+                            progress=False)
+    first = most_influential(scores, 40).indices[0]
+    assert len(set(first) & set(flipped)) >= 14  # 4 by chance
+
+
+# --- derivatives of single samples ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("few", [0, 16])
+def test_rows_are_those_of_batches_of_one(few, monkeypatch):
+    monkeypatch.setattr(per_sample, "_FEW", few)
+    net = nn.SequentialCell(nn.Conv2d(1, 2, 3, has_bias=True), nn.ReLU(), nn.Flatten(), nn.Dense(32, 3))
+    rng = np.random.default_rng(0)
+    x, y = ms.Tensor(rng.normal(size=(5, 1, 4, 4)), ms.float32), ms.Tensor(rng.integers(0, 3, 5), ms.int32)
+    weights, loss = choose(net, None), nn.CrossEntropyLoss()
+    batch = next(iter(Data((x, y), net, True)))
+    gradients, jacobians = gradient_rows(net, loss, batch, weights), jacobian_rows(net, batch, weights, 3)
+    assert gradients.shape == (5, sum(weights.sizes)) and jacobians.shape == (5, 3, sum(weights.sizes))
+    slope = ms.grad(lambda a, b: loss(net(a), b), None, weights.parameter_tuple)
+    for n in range(5):
+        expected = np.concatenate([one.asnumpy().ravel() for one in slope(x[n:n + 1], y[n:n + 1])])
+        close(gradients[n], expected)
+    p = softmax(net(x).asnumpy().astype(np.float64), 1) - np.eye(3)[y.asnumpy()]
+    close(np.einsum("nc,ncp->np", p, jacobians), gradients)
+
+
+def test_rows_come_in_pieces_where_they_are_many(asked, monkeypatch):
+    _, net, train, _ = asked
+    batch, weights = next(iter(Data(train, net, True))), choose(net, None)
+    whole = gradient_rows(net, LOSS, batch, weights)
+    monkeypatch.setattr(per_sample, "_NUMBERS", 15 * 8)  # pieces of 8 of 30
+    close(gradient_rows(net, LOSS, batch, weights), whole, 1e-6)
+
+
+def test_the_first_in_rank():
+    scores = np.array([[0.5, -2.0, 1.0], [-0.1, 0.2, -0.3]])
+    assert most_influential(scores, 2).indices.tolist() == [[1, 0], [2, 0]]
+    assert most_influential(scores, 1, "harmful").scores.tolist() == [[1.0], [0.2]]
+    assert most_influential(scores, 2, "largest").indices.tolist() == [[1, 2], [2, 1]]
+    assert "1 (-2)" in str(most_influential(scores, 1))
