@@ -74,6 +74,19 @@ def test_several_outputs_and_aux(chunk_size):
     np.testing.assert_allclose(h.asnumpy(), np.diag(6 * x))
 
 
+def with_sum(x):
+    return (x ** 3).sum(), (x.sum(), Tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("transform", [hessian_diag, laplacian, batched_hessian])
+def test_aux_is_that_of_each_sample(transform, chunk_size):
+    points = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    _, (total, constant) = transform(with_sum, has_aux=True, in_axes=0, chunk_size=chunk_size)(Tensor(points))
+    np.testing.assert_allclose(total.asnumpy(), points.sum(1))
+    np.testing.assert_allclose(constant.asnumpy(), np.tile([1.0, 2.0], (3, 1)))
+
+
 @pytest.mark.parametrize("mode", ["auto", "rev", "fwd"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_jacobians_in_every_dtype(mode, dtype):

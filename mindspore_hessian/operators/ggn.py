@@ -1,9 +1,9 @@
 """The generalised Gauss-Newton matrix of the empirical risk."""
 from __future__ import annotations
 
+from mindspore_hessian.core.program import Program
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
-from mindspore_hessian.operators.risk import Kernel
 
 
 class GGNOperator(CurvatureOperator):
@@ -37,4 +37,4 @@ class GGNOperator(CurvatureOperator):
         [1. 4.]
     """
 
-    kernel = Kernel("GGNOperator", kernels.ggn)
+    program = Program("GGNOperator", kernels.ggn)
