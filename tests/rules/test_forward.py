@@ -33,7 +33,7 @@ def table(*shape):
 
 def of_rank(x):
     """What counts axes, from both ends, of any rank."""
-    out = ops.sin(x).sum() * x.mean()
+    out = ops.sin(x).sum() * (x * x).sum()
     if x.ndim > 0:
         for axis in (-1, 0, x.ndim // 2 - x.ndim):
             out = out + (ops.softmax(x * x, axis) * ops.cumsum(x, axis)).sum()
