@@ -245,3 +245,16 @@ def test_statistics_that_change_do_not_keep_a_matrix_from_being_batched(several)
         diagonal = hessian_diag(cubes)(Tensor(x)).asnumpy().reshape(-1)
         np.testing.assert_allclose(diagonal, np.diagonal(second), atol=2e-3 * np.abs(second).max())
     np.testing.assert_array_equal(net.moving_mean.asnumpy(), before)
+
+
+def with_sum(x):
+    return (x ** 3).sum(), x.sum(), Tensor([1.0, 2.0])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("transform", [hessian_diag, laplacian, batched_hessian])
+def test_aux_is_that_of_each_sample(transform, chunk_size):
+    points = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    _, (total, constant) = transform(with_sum, has_aux=True, in_axes=0, chunk_size=chunk_size)(Tensor(points))
+    np.testing.assert_allclose(total.asnumpy(), points.sum(1))
+    np.testing.assert_allclose(constant.asnumpy(), np.tile([1.0, 2.0], (3, 1)))

@@ -1,6 +1,8 @@
 """Products: the tutorial as written, structures, weights against golden values, Gauss-Newton."""
 from __future__ import annotations
 
+import functools
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -220,3 +222,14 @@ def test_curvature_of_a_quadratic_form_is_the_rayleigh_quotient():
     for v in ([1.0, 0.0], [1e-20, 2e-20], [3.0, -4.0]):
         v = np.array(v)
         np.testing.assert_allclose(float(curvature(f, tensor(5, 6), Tensor(v))), v @ a @ v / (v @ v), rtol=1e-12)
+
+
+def quartic_loss(scale, output, target=None):
+    return scale * ((output - target) ** 4).sum()
+
+
+@pytest.mark.parametrize("target", [1.0, 0.0])
+def test_a_partial_loss_keeps_what_it_holds(target):
+    held = functools.partial(quartic_loss, 2.0, target=Tensor([target, target]))
+    found = ggnvp(lambda x: x ** 2, held, Tensor([1.0, 2.0]), Tensor([1.0, 1.0])).asnumpy()
+    np.testing.assert_allclose(found, 24 * (np.array([1.0, 4.0]) - target) ** 2 * [4.0, 16.0], rtol=1e-5)

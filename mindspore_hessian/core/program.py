@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mindspore as ms
@@ -27,6 +27,7 @@ class Problem:
     call: Call
     vars: Variables
     has_aux: bool
+    aux_axes: tuple[int | None, ...] | None = None  # of samples, for a function of one of them
 
     @classmethod
     def of(cls, fn: Any, args: tuple, kwargs: dict, grad_position: Any, weights: Any, has_aux: Any,
@@ -59,7 +60,7 @@ class Problem:
         def build(f: Callable) -> Callable:
             if not has_aux:
                 return kernel(f, n, vars_)
-            return _with_aux(kernel(first_output(f), n, vars_), other_outputs(f), n)
+            return _with_aux(kernel(first_output(f), n, vars_), self._auxiliary(f), n)
 
         def output(f: Callable) -> Callable:
             return first_output(f) if has_aux else f
@@ -74,9 +75,9 @@ class Problem:
                 return slope(*tensors[:n])
             return run
 
-        return cache.execute(name, self.call, build, (*options, *vars_.key, has_aux), extras, vars_.weights, also,
-                                guard and (checked(guard[0] or (kernel if has_aux else None)), checked(guard[1])),
-                                first)
+        guards = guard and (checked(guard[0] or (kernel if has_aux else None)), checked(guard[1]))
+        return cache.execute(name, self.call, build, (*options, *vars_.key, has_aux, self.aux_axes), extras,
+                             vars_.weights, also, guards, first)
 
     def in_graph(self, kernel: Callable, pack: Callable, given: Any, also: tuple = ()) -> Callable:
         """A kernel as a function of `given` (stand-ins), for the user's own graph; ``pack(value)`` is compiled too."""
@@ -84,7 +85,7 @@ class Problem:
         cache.check_captured(self.vars.weights, self.call.captures())
         f, n, has_aux, select = self.call.function(), len(self.call.leaves), self.has_aux, tensors_in(given)
         run = kernel(first_output(f) if has_aux else f, n, self.vars)
-        auxiliary = other_outputs(f)
+        auxiliary = self._auxiliary(f)
 
         def call(values):
             tensors = select(values)
@@ -93,6 +94,14 @@ class Problem:
                 return value, auxiliary(*tensors[:n])
             return value
         return call
+
+    def of_samples(self, axes: tuple[int | None, ...]) -> Problem:
+        """The same where the function is of one sample: its auxiliary outputs are then those of each."""
+        return replace(self, aux_axes=axes)
+
+    def _auxiliary(self, f: Callable) -> Callable:
+        auxiliary, axes = other_outputs(f), self.aux_axes
+        return auxiliary if axes is None else ms.vmap(auxiliary, axes if len(axes) > 1 else axes[0])
 
     def finish(self, name: str, result: Any, pack: Callable) -> Any:
         """Check a kernel's result, put it in the user's structure, and add the auxiliary outputs."""

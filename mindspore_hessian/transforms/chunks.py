@@ -240,7 +240,7 @@ def per_sample(problem: Problem, axes: tuple[int | None, ...]) -> Problem:
         axis = axes[leaf]
         if axis is not None:
             shapes[number] = shapes[number][:axis] + shapes[number][axis + 1:]
-    return replace(problem, vars=replace(v, shapes=tuple(shapes)))
+    return replace(problem, vars=replace(v, shapes=tuple(shapes)), aux_axes=None)
 
 
 def _join(pieces: list[Any]) -> Any:

@@ -80,7 +80,8 @@ def _per_sample_in_graph(problem, given, in_axes, kind):
 
     def alone(value):
         return value
-    return problem.in_graph(kernel, {"diagonal": pack, "laplacian": alone, "hessian": of_blocks}[kind], given)
+    pack_of = {"diagonal": pack, "laplacian": alone, "hessian": of_blocks}
+    return (problem if axes is None else problem.of_samples(axes)).in_graph(kernel, pack_of[kind], given)
 
 
 def _hessian_diag_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, in_axes=None, chunk_size=None):
@@ -156,7 +157,8 @@ def diagonal_fn(public: Callable, fn: Any, grad_position: Any, has_aux: bool, we
             result = at_one_point(problem)
         else:
             axes = sample_axes(problem, in_axes, args)
-            result = batched_or_loop(name, lambda: in_sample_chunks(problem, axes, chunk_size, at_points),
+            samples = problem.of_samples(axes)
+            result = batched_or_loop(name, lambda: in_sample_chunks(samples, axes, chunk_size, at_points),
                                      lambda: sample_by_sample(problem, axes, at_one_point))
         return problem.finish(name, result, problem.vars.pack if kind == "diagonal" else lambda value: value)
     return diag_fn
@@ -259,7 +261,8 @@ def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, i
         def run(part: Problem) -> Any:
             return part.run("batched_hessian", batched_kernel(matrix, axes), (axes,))
 
-        result = batched_or_loop("batched_hessian", lambda: in_sample_chunks(problem, axes, chunk_size, run),
+        result = batched_or_loop("batched_hessian",
+                                 lambda: in_sample_chunks(problem.of_samples(axes), axes, chunk_size, run),
                                  lambda: sample_by_sample(problem, axes, blocks_at_one_point))
         return problem.finish("batched_hessian", result, lambda value: _pack(problem, value))
     return hess_fn

@@ -33,6 +33,7 @@ class _Task:
     def of(cls, problem: Problem, in_axes: Any, args: tuple, along: Any, metric: Any) -> _Task:
         axes = None if in_axes is None else sample_axes(problem, in_axes, args)
         sample = problem.vars if axes is None else per_sample(problem, axes).vars
+        problem = problem if axes is None else problem.of_samples(axes)
         return cls(problem, axes, passes.Directions.of(along, metric, sum(sample.sizes)), sample)
 
     @property

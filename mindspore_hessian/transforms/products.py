@@ -1,6 +1,7 @@
 """Products with the Hessian and the Gauss-Newton matrix: a few gradients each, never a matrix."""
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import mindspore as ms
@@ -435,7 +436,7 @@ def _checked_ggnvp(forward, loss, inputs, vectors, weights, grad_position):
             raise TypeError(f"{name} must be callable, but got {type(function).__name__}")
     problem = Problem.of_inputs(forward, inputs, grad_position, weights, False)
     flat = problem.vars.flatten(vectors, "vectors")
-    inner = Call.bind(loss, ())
+    inner = Call.bind(_of_output(loss), ())
 
     def kernel(f, n, vars_):
         product = _gauss_newton(f, inner.one_argument(), vars_.positions, vars_.parameters)
@@ -444,6 +445,17 @@ def _checked_ggnvp(forward, loss, inputs, vectors, weights, grad_position):
             return product(tensors[:n], tensors[n:])
         return run
     return problem, flat, kernel
+
+
+def _of_output(loss):
+    """A partial loss as a function of the output alone: what it holds stays with it."""
+    if not isinstance(loss, functools.partial):
+        return loss
+    whole, args, kwargs = loss.func, loss.args, loss.keywords
+
+    def held(output):
+        return whole(*args, output, **kwargs)
+    return held
 
 
 def _guard(mode):
