@@ -275,7 +275,7 @@ def test_the_probe_does_not_join_the_cluster_of_its_parent(monkeypatch):
 
 
 def in_new_process(code, folder):
-    # pytest-xdist's workers inherit the wish that importing the package left for oneDNN in the process that started them
+    # pytest-xdist's workers inherit the wish that importing the package leaves for oneDNN
     inherited = {name: value for name, value in os.environ.items() if (name, value) != ("ONEDNN_MAX_CPU_ISA", "AVX2")}
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=folder,
                            env={**inherited, "PYTHONPATH": str(ROOT)})
