@@ -24,6 +24,7 @@ from mindspore._c_expression import DeviceContextManager, DeviceManagerConf, MSC
 from mindspore.ops._grad_experimental.grad_base import bprop_getters
 from mindspore.ops._vmap import vmap_base
 from mindspore.ops.auto_generate import gen_ops_prim
+from mindspore.ops.composite.base import _Grad
 from mindspore.ops.operations import _grad_ops
 from mindspore.ops.primitive import Primitive
 from mindspore.train import anf_ir_pb2
@@ -140,6 +141,10 @@ def states(graph: Graph) -> dict[str, tuple[int, int]]:
 # --- values ------------------------------------------------------------------------------------------------------
 
 PRIMITIVE_TYPES: tuple[type, ...] = (Primitive, PrimitiveFunction_)
+
+
+# (weight names and) gradients by weights: inside a graph, only this tells the name of a Parameter
+GRADIENT_WITH_NAMES = _Grad(get_by_list=True, return_ids=True)
 
 
 def is_tensor_method(fn: object) -> bool:

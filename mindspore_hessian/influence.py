@@ -18,7 +18,8 @@ from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.hessian import HessianOperator
 from mindspore_hessian.operators.kfac import EKFACOperator, KFACOperator
 from mindspore_hessian.operators.progress import bar
-from mindspore_hessian.per_sample import gradient_rows
+from mindspore_hessian.operators.risk import Risk
+from mindspore_hessian.operators.samples import GRADIENTS, Samples
 
 CURVATURES: dict[str, Callable] = {"ggn": GGNOperator, "hessian": HessianOperator, "kfac": KFACOperator,
                                    "ekfac": EKFACOperator}
@@ -49,8 +50,8 @@ class _Question:
             raise ValueError(f"network is in training mode, and {', '.join(active)} behaves differently there, so that "
                              "samples have no losses of their own: call network.set_train(False)")
         self.network, self.loss_fn, self.progress, self.tol = network, loss_fn, progress, tol
-        self.weights = weight_choice.choose(network, weights)
-        self.damping, self.method, self.size = float(damping), method, sum(self.weights.sizes)
+        self.space = weight_choice.choose(network, weights)
+        self.damping, self.method, self.size = float(damping), method, self.space.size
         if isinstance(curvature, Operator) and curvature.shape != (self.size, self.size):
             raise ValueError(f"curvature is an operator of shape {curvature.shape}, but there are {self.size} weights")
         if isinstance(curvature, Operator) and options:
@@ -64,7 +65,7 @@ class _Question:
         """That of the mean loss."""
         if isinstance(self._curvature, Operator):
             return self._curvature
-        op = CURVATURES[self._curvature](self.network, self.loss_fn, self._raw, self.weights, progress=self.progress,
+        op = CURVATURES[self._curvature](self.network, self.loss_fn, self._raw, self.space, progress=self.progress,
                                          **self._options)
         return op if op.reduction == "mean" else op.scaled(1 / op.num_data)
 
@@ -80,11 +81,12 @@ class _Question:
 
     def gradients(self, what: str, data: Data) -> Iterator[np.ndarray]:
         """Of the losses of single samples, a batch at a time, (samples, weights)."""
+        samples = Samples(Risk(self.network, self.loss_fn, data, self.space, "sum", None))
         with bar(what, data.count() or 0, self.progress) as shown_bar:
             for batch in data:
                 if not batch.targets:
                     raise ValueError(f"{what}: batch {batch.number} must have a target after the inputs, (x, y)")
-                rows = gradient_rows(self.network, self.loss_fn, batch, self.weights)
+                rows = samples.rows(batch, GRADIENTS).astype(np.float64)
                 if not np.isfinite(rows).all():
                     raise ValueError(f"{what}: a gradient of batch {batch.number} holds NaN or Inf")
                 yield rows

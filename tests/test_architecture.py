@@ -23,14 +23,14 @@ LEVELS = [
     {"core"},
     {"transforms"},
     {"operators"},
-    {"optim", "per_sample"},
+    {"optim"},
     {"bayes", "influence", "plot", "testing", "tools"},
     {"mindspore_hessian"},  # the package itself: what __init__ re-exports
     {"__main__"},
 ]
 FREE_OF_MINDSPORE = ("estimators", "linops")
 WITHIN_OPERATORS = {"risk", "kernel", "comm", "_make", "_chunked", "_partial", "_set_up"}  # attributes of an operator
-OUTSIDE_OF_OPERATORS = ("bayes", "influence", "per_sample", "plot", "testing", "tools", *FREE_OF_MINDSPORE)
+OUTSIDE_OF_OPERATORS = ("bayes", "influence", "plot", "testing", "tools", *FREE_OF_MINDSPORE)
 PRIVATE_MODULES = ("mindspore.common.api", "mindspore.graph")
 
 

@@ -22,6 +22,9 @@ from mindspore_hessian import (
     value_grad_and_hessian,
 )
 from mindspore_hessian._errors import debris_removed
+from mindspore_hessian.core.program import Point, Program
+from mindspore_hessian.core.transform import Evaluation, evaluates
+from mindspore_hessian.transforms import compose
 
 X, V = Tensor([1.0, 2.0], ms.float64), Tensor([1.0, 3.0], ms.float64)
 POINTS = Tensor([[1.0, 2.0], [3.0, 4.0], [0.5, 1.0]], ms.float64)
@@ -214,6 +217,34 @@ def test_user_functions_of_pynatives_wrong_shapes_are_right():
         return (x.sum(0) ** 3).sum() + ops.norm(x) ** 2
     got = hvp(f, Tensor(x), Tensor(v)).asnumpy()
     np.testing.assert_allclose(got, np.broadcast_to(6 * x.sum(0) * v.sum(0), (3, 4)) + 2 * v, rtol=1e-9)
+
+
+def _slope(function, space):
+    return compose.gradient(compose.scalar(function.value), space.positions, space.parameters)
+
+
+@evaluates("inputs")
+def slope(fn, inputs, grad_position=None, has_aux=False, *, weights=None):
+    """The gradient, as docs/contributing.md has it."""
+    point = Point.of_inputs(fn, inputs, grad_position, weights, has_aux)
+    return Evaluation(point, Program("slope", _slope), pack=point.space.pack)
+
+
+def weighted_aux(x):
+    return (x * W ** 3).sum(), x + W
+
+
+def of_ones_own(x):
+    return slope(cube, x), slope(weighted_aux, (x,), 0, True, weights=[W])
+
+
+def test_a_transform_of_ones_own_is_written_once():
+    x, w = X.asnumpy(), W.asnumpy()
+    for found, ((by_x, (by_w,)), more) in (of_ones_own(X), jit(of_ones_own)(X)):
+        np.testing.assert_allclose(found.asnumpy(), 3 * x ** 2)
+        np.testing.assert_allclose(by_x.asnumpy(), w ** 3)
+        np.testing.assert_allclose(by_w.asnumpy(), 3 * x * w ** 2)
+        np.testing.assert_allclose(more.asnumpy(), x + w)
 
 
 def test_a_function_that_returns_a_transform_has_its_name_in_messages():

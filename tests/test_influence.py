@@ -9,10 +9,11 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 import mindspore_hessian as mh
-from mindspore_hessian import influence, most_influential, per_sample, self_influence
+from mindspore_hessian import influence, most_influential, self_influence
 from mindspore_hessian.operators.data import Data
+from mindspore_hessian.operators.risk import Risk
+from mindspore_hessian.operators.samples import GRADIENTS, Samples
 from mindspore_hessian.operators.weights import choose
-from mindspore_hessian.per_sample import gradient_rows, jacobian_rows
 
 DAMPING, CLASSES, WIDTH = 0.05, 3, 4
 NET, LOSS = nn.SequentialCell(nn.Dense(WIDTH, CLASSES)), nn.CrossEntropyLoss()  # one: graphs are found again
@@ -163,17 +164,21 @@ def test_wrong_labels_have_the_largest_self_influence():
 
 # --- derivatives of single samples ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("few", [0, 16])
-def test_rows_are_those_of_batches_of_one(few, monkeypatch):
-    monkeypatch.setattr(per_sample, "_FEW", few)
+def gradient_rows(net, loss, data, **options):
+    source = Data(data, net, True)
+    return Samples(Risk(net, loss, source, choose(net, None), "sum", None), **options).rows(source.first(), GRADIENTS)
+
+
+def test_rows_are_those_of_batches_of_one():
     net = nn.SequentialCell(nn.Conv2d(1, 2, 3, has_bias=True), nn.ReLU(), nn.Flatten(), nn.Dense(32, 3))
     rng = np.random.default_rng(0)
     x, y = ms.Tensor(rng.normal(size=(5, 1, 4, 4)), ms.float32), ms.Tensor(rng.integers(0, 3, 5), ms.int32)
     weights, loss = choose(net, None), nn.CrossEntropyLoss()
-    batch = next(iter(Data((x, y), net, True)))
-    gradients, jacobians = gradient_rows(net, loss, batch, weights), jacobian_rows(net, batch, weights, 3)
-    assert gradients.shape == (5, sum(weights.sizes)) and jacobians.shape == (5, 3, sum(weights.sizes))
-    slope = ms.grad(lambda a, b: loss(net(a), b), None, weights.parameter_tuple)
+    source = Data((x, y), net, True)
+    gradients = gradient_rows(net, loss, (x, y))
+    jacobians = Samples(Risk(net, None, source, weights, "sum", None)).jacobian(source.first(), (5, 3), np.float32)
+    assert gradients.shape == (5, weights.size) and jacobians.shape == (5, 3, weights.size)
+    slope = ms.grad(lambda a, b: loss(net(a), b), None, weights.parameters)
     for n in range(5):
         expected = np.concatenate([one.asnumpy().ravel() for one in slope(x[n:n + 1], y[n:n + 1])])
         close(gradients[n], expected)
@@ -181,12 +186,9 @@ def test_rows_are_those_of_batches_of_one(few, monkeypatch):
     close(np.einsum("nc,ncp->np", p, jacobians), gradients)
 
 
-def test_rows_come_in_pieces_where_they_are_many(asked, monkeypatch):
+def test_rows_come_in_pieces_where_they_are_many(asked):
     _, net, train, _ = asked
-    batch, weights = next(iter(Data(train, net, True))), choose(net, None)
-    whole = gradient_rows(net, LOSS, batch, weights)
-    monkeypatch.setattr(per_sample, "_NUMBERS", 15 * 8)  # pieces of 8 of 30
-    close(gradient_rows(net, LOSS, batch, weights), whole, 1e-6)
+    close(gradient_rows(net, LOSS, train, chunk_size=8), gradient_rows(net, LOSS, train), 1e-6)  # the first of 30
 
 
 def test_the_first_in_rank():

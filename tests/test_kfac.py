@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from scenarios import relative_error
 
 import mindspore_hessian as mh
+from mindspore_hessian.operators.weights import slices
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "kfac.npz")
 RNG = np.random.default_rng(0)
@@ -37,7 +38,7 @@ def dense(inputs, outputs, **options):
 def blocks_of(op, joint):
     if joint:
         return list(op.layers.values())
-    return [np.arange(part.start, part.stop) for part in op.weights.slices.values()]
+    return [np.arange(part.start, part.stop) for part in op.space.slices]
 
 
 def block_errors(found, exact, joint=False):
@@ -112,7 +113,7 @@ def test_functions_of_it_are_exact():
     pi = np.sqrt(np.trace(a) / len(a) / (np.trace(g) / len(g)))
     split = np.kron(np.linalg.inv(g + np.sqrt(0.1) / pi * np.eye(len(g))),
                     np.linalg.inv(a + pi * np.sqrt(0.1) * np.eye(len(a))))
-    where = mh.GGNOperator(DEEP, MEAN, UNEVEN, **OFF).weights.slices["1.weight"]
+    where = slices(mh.GGNOperator(DEEP, MEAN, UNEVEN, **OFF).space)["1.weight"]
     assert relative_error(mh.inverse(op, 0.1, heuristic=True).to_dense()[where, where], split) < 1e-10
     shaped = op @ op.unflatten(np.ones(op.shape[0]))
     assert relative_error(op.flatten(shaped), whole.sum(1)) < 1e-12
@@ -254,7 +255,7 @@ def test_what_is_not_covered_is_named_or_has_exact_blocks():
     op, exact = mh.KFACOperator(net, loss, data, blocks="dense", **OFF), mh.GGNOperator(net, loss, data, **OFF)
     whole, golden = op.to_dense(), exact.to_dense()
     for name in ("first.weight", "scale", "norm.gamma"):
-        part = exact.weights.slices[name]
+        part = slices(exact.space)[name]
         assert relative_error(whole[part, part], golden[part, part]) < 1e-5
     assert "construct" not in vars(net.first) and set(op.factors) == {"out"}
 

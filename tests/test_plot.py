@@ -141,14 +141,14 @@ def test_training_refuses(history, rate, message):
 # --- the loss beside the weights ----------------------------------------------------------------------------------
 
 def test_loss_line_is_the_loss_and_its_parabola(op):
-    before = op.weights.parameters[0].asnumpy().copy()
+    before = op.weights[0].asnumpy().copy()
     ax = plot.loss_line(op, [3.0, 4.0], radius=2, points=5)
     loss, parabola = ax.lines
     np.testing.assert_allclose(loss.get_xdata(), [-2, -1, 0, 1, 2])
     np.testing.assert_allclose(loss.get_ydata(), [risk(before + t * np.array([0.6, 0.8])) for t in range(-2, 3)],
                                rtol=1e-5)
     np.testing.assert_allclose(parabola.get_ydata(), loss.get_ydata(), rtol=1e-4)  # this loss is one
-    assert op.weights.parameters[0].asnumpy().tobytes() == before.tobytes()
+    assert op.weights[0].asnumpy().tobytes() == before.tobytes()
     assert labelled(ax)
 
 
@@ -161,7 +161,7 @@ def test_loss_line_takes_every_form_of_a_vector(op, kind):
 
 
 def test_loss_plane(op):
-    before = op.weights.parameters[0].asnumpy().copy()
+    before = op.weights[0].asnumpy().copy()
     ax = plot.loss_plane(op, [1.0, 0.0], [1.0, 1.0], radius=1, points=3)
     filled = ax.collections[0]
     truth = [risk(before + np.array([a, b])) for a in (-1, 0, 1) for b in (-1, 0, 1)]
@@ -169,13 +169,13 @@ def test_loss_plane(op):
     assert low <= min(truth) * (1 + 1e-5)
     assert high >= max(truth) * (1 - 1e-5)
     assert (filled.levels[0], filled.levels[-1]) == (low, high)
-    assert op.weights.parameters[0].asnumpy().tobytes() == before.tobytes()
+    assert op.weights[0].asnumpy().tobytes() == before.tobytes()
     assert labelled(ax)
     assert ax.figure.axes[1].get_ylabel() == "loss"
 
 
 def test_the_plane_has_v1_to_the_right_and_v2_upwards(op):
-    at, w = plot._distances(1.0, 3), op.weights.parameters[0].asnumpy()
+    at, w = plot._distances(1.0, 3), op.weights[0].asnumpy()
     ax = Figure().subplots()
     seen = {}
     ax.contourf = lambda x, y, z, **_: seen.update(z=z) or Figure().subplots().contourf(x, y, z)
@@ -202,10 +202,10 @@ def test_weights_are_restored_bit_for_bit_in_every_dtype(dtype):
 
 
 def test_weights_are_restored_after_an_error(op, monkeypatch):
-    before, calls = op.weights.parameters[0].asnumpy().copy(), []
+    before, calls = op.weights[0].asnumpy().copy(), []
 
     def fails(self, batch):
-        calls.append(op.weights.parameters[0].asnumpy().copy())
+        calls.append(op.weights[0].asnumpy().copy())
         if len(calls) == 3:
             raise KeyboardInterrupt
         return 0.0
@@ -213,19 +213,19 @@ def test_weights_are_restored_after_an_error(op, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         plot.loss_line(op, [1.0, 0.0], points=3)
     assert not np.array_equal(calls[0], before)
-    assert op.weights.parameters[0].asnumpy().tobytes() == before.tobytes()
+    assert op.weights[0].asnumpy().tobytes() == before.tobytes()
 
 
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 def test_the_loss_is_drawn_in_both_modes(op, mode):
-    before, w = ms.get_context("mode"), op.weights.parameters[0].asnumpy().copy()
+    before, w = ms.get_context("mode"), op.weights[0].asnumpy().copy()
     ms.set_context(mode=mode)
     try:
         loss = plot.loss_line(op, [0.0, 1.0], points=3).lines[0].get_ydata()
     finally:
         ms.set_context(mode=before)
     np.testing.assert_allclose(loss, [risk(w + [0.0, t]) for t in (-1, 0, 1)], rtol=1e-5)
-    assert op.weights.parameters[0].asnumpy().tobytes() == w.tobytes()
+    assert op.weights[0].asnumpy().tobytes() == w.tobytes()
 
 
 def test_a_users_compiled_function_reads_the_restored_weights(op):

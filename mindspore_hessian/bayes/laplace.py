@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from mindspore_hessian.bayes import likelihoods, posteriors
 from mindspore_hessian.bayes.features import Network, NotLastError, last_layer
 from mindspore_hessian.bayes.likelihoods import LIKELIHOODS
 from mindspore_hessian.bayes.rows import DenseRows, LastRows
+from mindspore_hessian.core.space import Space, ravel
 from mindspore_hessian.estimators import eigsh
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.kfac import KFACOperator
 from mindspore_hessian.operators.progress import bar
-from mindspore_hessian.per_sample import jacobian_rows
+from mindspore_hessian.operators.risk import Risk
+from mindspore_hessian.operators.samples import Samples
 
 LINKS = ("probit", "mc", "bridge")
 PRIORS = ("number", "layers", "weights")
@@ -86,7 +89,7 @@ class _ByOperator:
     def operator(self, kind: Callable) -> Any:
         model = self.model
         loss = getattr(nn, model.likelihood.loss)(reduction="sum")
-        return kind(model.network, loss, model._data, model._weights, progress=model._progress)
+        return kind(model.network, loss, model._data, model._space, progress=model._progress)
 
 
 class _Kron(_ByOperator):
@@ -184,16 +187,15 @@ class Laplace:
         self._source = Data(data, network, True)
         self._network = Network(network)
         first = self._source.first()
-        self.last = last_layer(self._network, first, None if chosen is None else chosen.parameters)
+        self.last = last_layer(self._network, first, None if chosen is None else chosen.weights)
         if chosen is None and self.last is None:
             raise ValueError("weights='last_layer': the network does not end with a Dense layer (without an "
                              "activation) that is used once. Say which weights: weights='name.*', or None for all")
-        self._weights = chosen or weight_choice.Weights(tuple(
-            p for p in network.trainable_params() if any(p is own for own in self._last_parameters())))
-        self.parameters = tuple(p.name for p in self._weights.parameters)
-        self.size = sum(self._weights.sizes)
-        self.mean = np.concatenate([_compat.to_numpy(p).reshape(-1) for p in self._weights.parameters],
-                                   dtype=np.float64)
+        self._space = chosen or Space.of_weights([
+            p for p in network.trainable_params() if any(p is own for own in self._last_parameters())])
+        self.parameters = tuple(p.name for p in self._space.weights)
+        self.size = self._space.size
+        self.mean = ravel(self._space.weights, np.float64)
         self._places = self._last_places() if self.last is not None else np.empty((0, 0), int)
         self._sigma, self._prior = float(sigma_noise), self._checked_prior(check)
         self._seen = _fingerprint(network)
@@ -209,7 +211,7 @@ class Laplace:
         """(outputs, features), and a column for the biases where they are in the posterior."""
         columns = []
         for parameter in self._last_parameters():
-            where = self._weights.slices.get(parameter.name)
+            where = weight_choice.slices(self._space).get(parameter.name)
             if where is not None:
                 columns.append(np.arange(where.start, where.stop).reshape(parameter.shape[0], -1))
         return np.concatenate(columns, axis=1)
@@ -236,7 +238,7 @@ class Laplace:
         """The Jacobian, in one form or the other, and the outputs."""
         if self.last is None:
             f = self._network(batch)
-            return (DenseRows(jacobian_rows(self.network, batch, self._weights, f.shape[1])) if needs_rows else None), f
+            return (DenseRows(self._jacobian(batch)) if needs_rows else None), f
         features = self.last.features(batch)
         if check:
             f = self._network(batch)
@@ -248,6 +250,15 @@ class Laplace:
         f = self.last.outputs(features)
         extra = self._places.shape[1] - features.shape[1]
         return LastRows(np.concatenate([features, np.ones((len(features), extra))], axis=1), self._places), f
+
+    @cached_property
+    def _samples(self) -> Samples:
+        return Samples(Risk(self.network, None, self._source, self._space, "sum", None))
+
+    def _jacobian(self, batch: Batch) -> np.ndarray:
+        """Of the outputs of each sample, (samples, outputs, n), float64."""
+        out = self._samples.risk.output(batch)
+        return self._samples.jacobian(batch, out.shape, out.dtype).astype(np.float64)
 
     # --- prior and noise --------------------------------------------------------------------------------------------
 
@@ -287,7 +298,7 @@ class Laplace:
     def _spread_prior(self, values: np.ndarray) -> np.ndarray:
         """One for each weight."""
         if len(values) == len(self.parameters):
-            return np.repeat(values, self._weights.sizes)
+            return np.repeat(values, self._space.sizes)
         return np.broadcast_to(values, self.size) if len(values) == 1 else values
 
     def _at(self, prior: np.ndarray, sigma: float) -> Any:
@@ -346,7 +357,7 @@ class Laplace:
         if per == "weights" and self.structure == "kron":
             raise ValueError("per='weights' is not for structure='kron', which takes one prior precision for each "
                              "Parameter at most: per='layers'")
-        sizes = {"number": [self.size], "layers": self._weights.sizes, "weights": [1] * self.size}[per]
+        sizes = {"number": [self.size], "layers": self._space.sizes, "weights": [1] * self.size}[per]
         number = len(sizes)
         owner = np.repeat(np.arange(number), sizes)
         start = np.bincount(owner, np.log(self._spread_prior(self._prior))) / np.bincount(owner)

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -33,8 +33,11 @@ from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import is_integer, shown
 from mindspore_hessian.core import graph_dump, inplace
 from mindspore_hessian.core.captures import Captures
-from mindspore_hessian.core.function import Call, readable
+from mindspore_hessian.core.function import readable
 from mindspore_hessian.core.space import tensors_of
+
+if TYPE_CHECKING:
+    from mindspore_hessian.core.program import Point, Program
 
 _PATIENCE = 5.0  # seconds of compilation after which only the function itself, no gradient of it, is compiled again
 _ROUNDING = {2: 2.0 ** -8, 4: 2.0 ** -23, 8: 2.0 ** -52}  # by the bytes of a number; bfloat16's
@@ -135,23 +138,8 @@ def left_alone() -> Iterator[None]:
 
 
 @interruptible
-def execute(name: str, call: Call, build: Callable[[Callable], Callable], options: tuple = (),
-            extras: tuple[Tensor, ...] = (), weights: tuple[Parameter, ...] = (), also: tuple = (),
-            guard: tuple[Callable | None, Callable | None] | None = None,
-            first: Callable[[Callable], Callable] | None = None) -> Any:
-    """Run the graph function ``build(call.function())`` on ``(*call.leaves, *extras)``, compiled at most once.
-
-    Args:
-        name: the transform, part of the key.
-        call: the user's function and its arguments.
-        build: makes the graph function of a function of the leaves.
-        options: everything else that `build` depends on, hashable.
-        extras: further Tensors (vectors), after the leaves.
-        weights: the Parameters that are differentiated.
-        also: further captured callables (the loss of `ggnvp`), part of the key by what they captured.
-        guard: two like `build`, for graphs that must give the same numbers at the first call: a product, and the same
-            by reverse derivatives alone. None for the first: it is the graph of `build`.
-        first: as `build`, for the first gradient: where a rule is missing, it tells the lines and the kernels.
+def execute(program: Program, point: Point, extras: tuple[Tensor, ...] = ()) -> Any:
+    """Run a program on the Tensors of a point and then `extras`, compiled at most once.
 
     Raises:
         KernelError: a kernel failed as the function ran; the next call compiles anew.
@@ -160,18 +148,17 @@ def execute(name: str, call: Call, build: Callable[[Callable], Callable], option
         raise UnsafeRuntimeError(
             "this process was forked after MindSpore had run a kernel, so any computation would hang. Start workers "
             "with multiprocessing.get_context('spawn') (or 'forkserver').")
-    tensors = tuple(t if t.is_contiguous() else t.contiguous() for t in (*call.leaves, *extras))
+    tensors = tuple([t if t.is_contiguous() else t.contiguous() for t in (*point.tensors, *extras)])
     with _lock:
-        captures = call.captures(*also)
+        captures = point.call.captures(*point.also)
         recording = _compat.is_recording()
         buffers = _buffers(captures) if recording else ()
-        signature = tuple((t.shape, t.dtype) for t in tensors)
-        key = (name, options, call.template, signature, captures.token, tuple(map(id, weights)), recording, buffers,
-               device.jit_level())
+        signature = tuple([(t.shape, t.dtype) for t in tensors])
+        key = (program.name, program.options, point.space.key, point.template, signature, captures.token,
+               tuple(map(id, point.space.weights)), recording, buffers, device.jit_level())
         entry = _entries.get(key)
         if entry is None or entry.graph.stale() or (entry.buffers and entry.buffers != _buffers(captures)):
-            entry = _compile(key, (name, options), call, build, tensors, captures, also, recording, weights, guard,
-                             first)
+            entry = _compile(key, program, point, tensors, captures, recording)
         else:
             _counts["hits"] += 1
             entry.site.streak = 0
@@ -192,36 +179,40 @@ def _run(entry: _Entry, tensors: tuple) -> Any:
         return entry.graph(tensors)
 
 
-def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors: tuple, captures: Captures,
-             also: tuple, recording: bool, weights: tuple[Parameter, ...],
-             guard: tuple[Callable | None, Callable | None] | None,
-             first: Callable | None) -> _Entry:
+def _compile(key: tuple, program: Program, point: Point, tensors: tuple, captures: Captures,
+             recording: bool) -> _Entry:
+    call, weights = point.call, point.space.weights
     check_captured(weights, captures)
     if _compat.disk_cache_enabled():
         raise UnsafeRuntimeError(
             "MindSpore's on-disk compile cache is on, and it returns the numbers of another function. Turn it off: "
             "mindspore.set_context(enable_compile_cache=False), and unset MS_COMPILER_CACHE_ENABLE.")
     late = not rules.in_force()  # warns, once, where a gradient ran before our rules were there
-    site = _watch(transform, call, also, tensors)
+    site = _watch((program.name, program.options, point.space.key), point, tensors)
     start = time.perf_counter()
     leaves = tensors[:len(call.leaves)]
     statistics = [p for p in captures.parameters.values() if not p.requires_grad] if captures.training else []
+
+    def compiled(make: Callable) -> Any:
+        return _graph(make(functions, point.space), tensors, recording, captures)
+
     with debris_removed(), readable(captures), _compat.kept(statistics):
-        function = call.function()
+        whole = call.function()
+        functions = point.function(whole)
         try:
             with inplace.followed():
                 if late:
-                    _refuse_broken(lambda: _compat.Graph(function, leaves, "O0"))
-                graph = _graph(build(function), tensors, recording, captures)
-                if guard is not None:
-                    checked, reference = (_graph(make(function), tensors, recording, captures) if make else graph
-                                          for make in guard)
-                written = graph if isinstance(graph, _compat.Graph) else _compat.Graph(function, leaves, "O0")
-                states = inplace.states(written, (lambda: _compat.Graph(function, leaves, "O0"))
+                    _refuse_broken(lambda: _compat.Graph(whole, leaves, "O0"))
+                graph = compiled(program.graph)
+                if program.reference is not None:
+                    part = program.compared or (program.build if point.has_aux else None)
+                    checked, reference = compiled(part) if part else graph, compiled(program.reference)
+                written = graph if isinstance(graph, _compat.Graph) else _compat.Graph(whole, leaves, "O0")
+                states = inplace.states(written, (lambda: _compat.Graph(whole, leaves, "O0"))
                                         if written is graph else None)
                 statistics = [p for p in captures.parameters.values() if p.name in states or any(
                     p is other for other in statistics)]
-                if guard is not None:
+                if program.reference is not None:
                     with _compat.kept(statistics):
                         _check_against(reference, checked, tensors)
             inplace.refuse_left(written)
@@ -229,10 +220,10 @@ def _compile(key: tuple, transform: tuple, call: Call, build: Callable, tensors:
         except Exception as err:
             error = translate(err)
             if _compat.fails_as_cell(err):  # or it ended so at what is no loop
-                error = _without_kernel(function, leaves) or error
+                error = _without_kernel(whole, leaves) or error
             if isinstance(error, MissingRuleError) and (name := primitive_of(error)):
-                quick = first is not None and time.perf_counter() - start < _PATIENCE
-                lower = first(function) if first is not None and quick else function
+                quick = time.perf_counter() - start < _PATIENCE
+                lower = program.lower(functions, point) if quick else whole
                 with inplace.followed():
                     error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
             if error is err:  # ours: an error that is its own cause is a ring
@@ -334,15 +325,16 @@ def _evict() -> None:
         _entries.popitem(last=False)
 
 
-def _watch(transform: tuple, call: Call, also: tuple, tensors: tuple) -> _Site:
+def _watch(transform: tuple, point: Point, tensors: tuple) -> _Site:
     """Count compilations in a row of one caller, and say once what differs between them."""
+    call = point.call
     fn = getattr(call.fn, "__func__", call.fn)
     code = getattr(fn, "__code__", None) or type(fn)
     site = _sites.setdefault((transform, code), _Site())
     _sites.move_to_end((transform, code))
     while len(_sites) > 1024:
         _sites.popitem(last=False)
-    labelled = call.captures(*also, labels=True)
+    labelled = call.captures(*point.also, labels=True)
     parts: dict[str, Any] = {}
     for label, token in zip(labelled.labels or (), labelled.token, strict=False):
         parts[f"captured value '{label}'"] = token

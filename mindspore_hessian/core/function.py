@@ -113,6 +113,7 @@ class Call:
         template: the call as source text, such as ``fn(x0, (x1, c0), key=x2)``; part of the cache key.
         constants: the arguments that are not Tensors, in order.
         given: the number of positional arguments, and the names of the others.
+        applied: the last constant is a function of what `fn` returns.
 
     It is made for one public call, which may run many kernels; what was captured is read once for all of them.
     """
@@ -123,11 +124,17 @@ class Call:
     template: str = ""
     constants: tuple = ()
     given: tuple[int, tuple[str, ...]] = (0, ())
+    applied: bool = False
     _captures: dict[tuple[int, ...], Captures] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def bind(cls, fn: Any, args: tuple, kwargs: dict | None = None) -> Call:
-        """Split the arguments of a call into Tensors and the rest."""
+    def bind(cls, fn: Any, args: tuple, kwargs: dict | None = None, output: Any = None) -> Call:
+        """Split the arguments of a call into Tensors and the rest.
+
+        Args:
+            output: which of the things that `fn` returns is meant: the index of a tuple, the key of a dict, a function
+                of what it returns, or None.
+        """
         target, before, named = unwrap_partial(fn)
         leaves: list[Tensor] = []
         constants: list = []
@@ -152,7 +159,10 @@ class Call:
         given = len(parts), tuple(named := {**named, **(kwargs or {})})
         named.update(_default_cells(target, *given))
         parts += [f"{name}={text(value)}" for name, value in named.items()]
-        return cls(target, tuple(leaves), index, f"fn({', '.join(parts)})", tuple(constants), given)
+        template = f"fn({', '.join(parts)})"
+        if output is not None:
+            template = f"{text(output)}({template})" if callable(output) else f"{template}[{text(output)}]"
+        return cls(target, tuple(leaves), index, template, tuple(constants), given, callable(output))
 
     def captures(self, *more: Any, labels: bool = False) -> Captures:
         """What the function, its constant arguments and `more` captured."""
@@ -173,12 +183,10 @@ class Call:
         """
         _check_arguments(self.fn, *self.given)
         make = _maker(self.template, len(self.leaves), len(self.constants))
-        return make(parsable(self.fn), *self.constants)
-
-    def one_argument(self) -> Callable:
-        """A callable bound without arguments, as a function of one Tensor."""
-        _check_arguments(self.fn, 1, ())
-        return _maker("fn(x0)", 1, 0)(parsable(self.fn))
+        constants = self.constants
+        if self.applied:
+            constants = (*constants[:-1], parsable(constants[-1]))
+        return make(parsable(self.fn), *constants)
 
 
 def _check_arguments(fn: Any, count: int, names: tuple[str, ...]) -> None:

@@ -1,113 +1,177 @@
-"""From a public call to a compiled graph: what every transform shares."""
+"""From a user's call to a compiled graph: what transforms and operators share."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import mindspore as ms
-from mindspore import ops
+from mindspore import Tensor, ops, vmap
 
 from mindspore_hessian.arguments import check_bool, is_integer, shown
 from mindspore_hessian.core import cache
 from mindspore_hessian.core.function import Call
-from mindspore_hessian.core.in_graph import tensors_in
-from mindspore_hessian.core.inplace import refuse_in_graph
-from mindspore_hessian.core.space import Variables, as_args, check_finite, check_position, variables
+from mindspore_hessian.core.space import Space, as_args, check_position
 
 _EVERY = ops.GradOperation(get_all=True)
 _EVERY_AND_WEIGHTS = ops.GradOperation(get_all=True, get_by_list=True)
-HVP_MODES = {"auto": "revrev", "revrev": "revrev", "fwdrev": "fwdrev"}
+_BY_WEIGHTS = ops.GradOperation(get_by_list=True)
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A user's call, checked: the function with its arguments, and what is differentiated."""
+class Function:
+    """A user's call as MindSpore compiles it; always a value and what else was returned.
+
+    Attributes:
+        value: the differentiated output, as a function of the `n` leaves.
+        aux: the other outputs, as a function of them; None where there are none.
+        loss: a function of `value` and the Tensors after the leaves; None where there is none.
+    """
+
+    value: Callable
+    n: int
+    aux: Callable | None = None
+    loss: Callable | None = None
+
+    @property
+    def whole(self) -> Callable:
+        """The loss of the value, or the value, as a function of all Tensors."""
+        if self.loss is None:
+            return self.value
+        f, loss, n = self.value, self.loss, self.n
+
+        def both(*xs):
+            return loss(f(*xs[:n]), *xs[n:])
+        return both
+
+
+@dataclass(frozen=True)
+class Point:
+    """A user's call, checked: the function at its arguments, and what is differentiated there.
+
+    Attributes:
+        call: of the function.
+        space: what is differentiated.
+        has_aux: the function returns ``(value, aux, ...)``.
+        loss: a call whose first argument (after what a partial holds) stands for the value; None where there is none.
+    """
 
     call: Call
-    vars: Variables
-    has_aux: bool
-    aux_axes: tuple[int | None, ...] | None = None  # of samples, for a function of one of them
+    space: Space
+    has_aux: bool = False
+    loss: Call | None = None
 
     @classmethod
     def of(cls, fn: Any, args: tuple, kwargs: dict, grad_position: Any, weights: Any, has_aux: Any,
-           one: bool = False) -> Problem:
+           one: bool = False) -> Point:
         """Check the arguments that all transforms have in common."""
         check_transform(fn, grad_position, has_aux)
         call = Call.bind(fn, args, kwargs)
-        return cls(call, variables(call, args, grad_position, weights, one), has_aux)
+        return cls(call, Space.of(call, args, grad_position, weights, one), has_aux)
 
     @classmethod
-    def of_inputs(cls, fn: Any, inputs: Any, grad_position: Any, weights: Any, has_aux: Any) -> Problem:
+    def of_inputs(cls, fn: Any, inputs: Any, grad_position: Any, weights: Any, has_aux: Any) -> Point:
         """The same for products, which take ``inputs``: a Tensor or a tuple."""
         return cls.of(fn, as_args(inputs), {}, grad_position, weights, has_aux, isinstance(inputs, ms.Tensor))
 
-    def run(self, name: str, kernel: Callable, options: tuple = (), extras: tuple = (), also: tuple = (),
-            guard: tuple[Callable | None, Callable] | None = None) -> Any:
-        """Compile (once) and run a kernel.
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The leaves of the function, then those of the loss."""
+        if self.loss is None:
+            return self.call.leaves
+        place = self.loss.index[0]
+        return (*self.call.leaves, *self.loss.leaves[:place], *self.loss.leaves[place + 1:])
 
-        Args:
-            name: of the public function, for the cache and for messages.
-            kernel: ``kernel(f, n, variables)`` gives the graph function of the n leaves and then `extras`. It
-                returns the result; with ``has_aux``, the auxiliary outputs are added to it.
-            options: what `kernel` depends on beside its arguments, hashable.
-            extras: Tensors after the leaves.
-            also: captured callables beside the function.
-            guard: two kernels that must give the same numbers at the first call, as `cache.execute` has it.
+    @property
+    def also(self) -> tuple:
+        """What is captured beside the function."""
+        return () if self.loss is None else (self.loss.fn, *self.loss.constants)
+
+    @property
+    def template(self) -> tuple:
+        """The part of a cache key that says how the calls are made of the Tensors."""
+        call, loss = self.call, self.loss
+        if loss is None:
+            return call.template, self.has_aux
+        return call.template, self.has_aux, loss.template, len(call.leaves)
+
+    def function(self, call: Callable | None = None) -> Function:
+        """What a builder gets. `call` is ``self.call.function()``, where it is there already.
+
+        Raises:
+            TypeError: a function does not take these arguments.
         """
-        n, vars_, has_aux = len(self.call.leaves), self.vars, self.has_aux
+        f = call or self.call.function()
+        value, aux = (first_output(f), other_outputs(f)) if self.has_aux else (f, None)
+        loss = None if self.loss is None else _output_first(self.loss.function(), self.loss.index[0])
+        return Function(value, len(self.call.leaves), aux, loss)
 
-        def build(f: Callable) -> Callable:
-            if not has_aux:
-                return kernel(f, n, vars_)
-            return _with_aux(kernel(first_output(f), n, vars_), self._auxiliary(f), n)
 
-        def output(f: Callable) -> Callable:
-            return first_output(f) if has_aux else f
+Builder = Callable[[Function, Space], Callable]
 
-        def checked(kernel: Callable | None) -> Callable | None:
-            return None if kernel is None else lambda f: kernel(output(f), n, vars_)
 
-        def first(f: Callable) -> Callable:
-            slope = _first_gradient(output(f), vars_.parameters)
+@dataclass(frozen=True)
+class Program:
+    """A graph to run at a point, compiled once.
 
-            def run(*tensors):
-                return slope(*tensors[:n])
-            return run
+    Attributes:
+        name: for the cache of compiled functions, and for messages.
+        build: ``build(function, space)`` makes the graph function of the point's Tensors, then the extras.
+        options: what `build` depends on beside its arguments, hashable.
+        reference: another builder, whose graph must give the same numbers at the first call: the same by reverse
+            derivatives alone. None: nothing is compared.
+        compared: the builder of the part that is compared, where that is not all.
+        axes: None, or of each Tensor the axis of the samples (None where it has none), for a graph of one sample that
+            is run for each of them.
+        sees_all: with `axes`: what `build` makes takes all samples by itself; only the auxiliary outputs are of one.
+    """
 
-        guards = guard and (checked(guard[0] or (kernel if has_aux else None)), checked(guard[1]))
-        return cache.execute(name, self.call, build, (*options, *vars_.key, has_aux, self.aux_axes), extras,
-                             vars_.weights, also, guards, first)
+    name: str
+    build: Builder
+    options: tuple = ()
+    reference: Builder | None = None
+    compared: Builder | None = None
+    axes: tuple[int | None, ...] | None = None
+    sees_all: bool = False
 
-    def in_graph(self, kernel: Callable, pack: Callable, given: Any, also: tuple = ()) -> Callable:
-        """A kernel as a function of `given` (stand-ins), for the user's own graph; ``pack(value)`` is compiled too."""
-        refuse_in_graph(self.call.fn, *also)
-        cache.check_captured(self.vars.weights, self.call.captures())
-        f, n, has_aux, select = self.call.function(), len(self.call.leaves), self.has_aux, tensors_in(given)
-        run = kernel(first_output(f) if has_aux else f, n, self.vars)
-        auxiliary = self._auxiliary(f)
+    def over(self, axes: tuple[int | None, ...]) -> Program:
+        """The same for each of the samples along `axes`; inputs without one, and weights, are shared."""
+        return replace(self, axes=axes, options=(*self.options, axes))
 
-        def call(values):
-            tensors = select(values)
-            value = pack(run(*tensors))
-            if has_aux:
-                return value, auxiliary(*tensors[:n])
-            return value
-        return call
+    def run(self, point: Point, extras: tuple[Tensor, ...] = ()) -> tuple[Any, Any]:
+        """``(value, aux)``; aux is None where the function has none."""
+        result = cache.execute(self, point, extras)
+        return result if point.has_aux else (result, None)
 
-    def of_samples(self, axes: tuple[int | None, ...]) -> Problem:
-        """The same where the function is of one sample: its auxiliary outputs are then those of each."""
-        return replace(self, aux_axes=axes)
+    def graph(self, function: Function, space: Space) -> Callable:
+        """The graph function, with the auxiliary outputs after the value where there are any."""
+        kernel, aux = self.build(function, space), function.aux
+        if not self.sees_all:
+            kernel = self._of_samples(kernel)
+        return kernel if aux is None else _with_aux(kernel, self._of_samples(aux), function.n)
 
-    def _auxiliary(self, f: Callable) -> Callable:
-        auxiliary, axes = other_outputs(f), self.aux_axes
-        return auxiliary if axes is None else ms.vmap(auxiliary, axes if len(axes) > 1 else axes[0])
+    def _of_samples(self, graph: Callable) -> Callable:
+        axes = self.axes
+        return graph if axes is None else vmap(graph, in_axes=axes if len(axes) > 1 else axes[0])
 
-    def finish(self, name: str, result: Any, pack: Callable) -> Any:
-        """Check a kernel's result, put it in the user's structure, and add the auxiliary outputs."""
-        value, aux = result if self.has_aux else (result, None)
-        check_finite(name, value)
-        return (pack(value), aux) if self.has_aux else pack(value)
+    def lower(self, function: Function, point: Point) -> Callable:
+        """The first gradient, of the same Tensors: where a rule is missing, it tells the lines and the kernels."""
+        slope, count = first_gradient(function, point.space), len(point.tensors)
+
+        def run(*tensors):
+            return slope(*tensors[:count])
+        return run
+
+
+def _output_first(loss: Callable, place: int) -> Callable:
+    """A function of Tensors with the one at `place` before the others."""
+    if place == 0:
+        return loss
+
+    def moved(out, *rest):
+        return loss(*rest[:place], out, *rest[place:])
+    return moved
 
 
 def _with_aux(kernel: Callable, auxiliary: Callable, n: int) -> Callable:
@@ -118,10 +182,15 @@ def _with_aux(kernel: Callable, auxiliary: Callable, n: int) -> Callable:
 
 def check_transform(fn: Any, grad_position: Any, has_aux: Any) -> None:
     """What a transform that only knows its function can check."""
-    if not callable(fn):
-        raise TypeError(f"fn must be callable, but got {type(fn).__name__}")
+    check_callable("fn", fn)
     check_position(grad_position)
     check_bool("has_aux", has_aux)
+
+
+def check_callable(name: str, fn: Any) -> None:
+    """Raise TypeError where it cannot be called."""
+    if not callable(fn):
+        raise TypeError(f"{name} must be callable, but got {type(fn).__name__}")
 
 
 def check_auto_only(mode: str, **options: bool) -> None:
@@ -161,9 +230,13 @@ def other_outputs(f):
     return auxiliary
 
 
-def _first_gradient(f, ws):
-    """``g(*xs)``: the gradient of the sum of all outputs by everything; only compiled, to learn from it."""
-    if ws is None:
+def first_gradient(function: Function, space: Space) -> Callable:
+    """``g(*tensors)``: the gradient of the sum of all outputs; only compiled, to learn from it."""
+    f, ws = function.whole, space.parameters
+    if function.loss is not None:
+        def g(*xs):
+            return _BY_WEIGHTS(f, ws)(*xs)
+    elif ws is None:
         def g(*xs):
             return _EVERY(f)(*xs)
     else:

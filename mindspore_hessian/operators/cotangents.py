@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from mindspore_hessian import _compat
+from mindspore_hessian.core.program import Function, Program
+from mindspore_hessian.core.space import Space
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
-from mindspore_hessian.operators.risk import Kernel
 
 
 def _categorical(logits: np.ndarray) -> np.ndarray:
@@ -44,16 +45,16 @@ ROOTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "categorical": _categorical, "bernoulli": _bernoulli, "gaussian": _gaussian}
 
 
-def slopes(f, loss, n, params):
+def slopes(function: Function, space: Space):
     """The gradient of a batch's loss by the network's output, as MindSpore compiles it."""
-    out, by_output = kernels.one_output(f), kernels.slope(loss)
+    out, by_output, n = kernels.one_output(function.value), kernels.slope(function.loss), function.n
 
     def run(*xs):
         return by_output(out(*xs[:n]), *xs[n:])
     return run
 
 
-SLOPES = Kernel("cotangents.slopes", slopes)
+SLOPES = Program("cotangents.slopes", slopes)
 
 
 def _rows(out: np.ndarray, batch: Batch) -> int:

@@ -13,16 +13,17 @@ from mindspore import Tensor
 from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import check_bool, check_choice, check_progress, check_vector, is_integer, shown
+from mindspore_hessian.core.program import Program
+from mindspore_hessian.core.space import Space, numpy_dtype, ravel
 from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.base import Operator, check_vectors
 from mindspore_hessian.operators.checks import check_deterministic as deterministic
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.distributed import communicator
-from mindspore_hessian.operators.output import Choice
 from mindspore_hessian.operators.plan import FEW, Plan, chunks, plan
 from mindspore_hessian.operators.progress import Partial, fingerprint
-from mindspore_hessian.operators.risk import Kernel, Risk
+from mindspore_hessian.operators.risk import Risk
 
 BLOCKS = ("layer", "parameter")
 
@@ -32,13 +33,15 @@ class CurvatureOperator(Operator):
 
     Attributes:
         network, loss_fn: as given.
+        space: the weights as leaves of flat vectors: shapes, slices, ravel and unravel.
+        weights: the Parameters, in this order.
         reduction: "mean" or "sum": how the loss treats its batch, as given or found out.
         num_data: N, the number of samples.
         num_batches: of one pass.
         weighed_by: what the batches of a mean loss are weighed by, in words.
     """
 
-    kernel: Kernel
+    program: Program
     needs_loss = True
     by_terms = False  # whether the weights of the terms within a batch matter
 
@@ -65,13 +68,16 @@ class CurvatureOperator(Operator):
                 raise ValueError(f"{name} must be a positive int or None, but got {shown(number)}")
         check_bool("check_deterministic", check_deterministic)
         check_progress(progress)
-        self.weights = weight_choice.choose(network, weights)
+        if not (output is None or is_integer(output) or isinstance(output, str) or callable(output)):
+            raise TypeError("output must be an index (of a tuple), a key (of a dict) or a function of what the network "
+                            f"returns, but got {shown(output)}")
+        self.space = weight_choice.choose(network, weights)
         self.block_diagonal, self.chunk_size, self.progress = block_diagonal, chunk_size, progress
-        self.dtype = self.weights.numpy_dtype
-        self.shape = (sum(self.weights.sizes),) * 2
+        self.dtype = numpy_dtype(self.space.flat_dtype)
+        self.shape = (self.space.size,) * 2
         source = Data(data, network, loss_fn is not None, batch_size_fn, micro_batch, num_data or 0)
-        self.risk = Risk(network, loss_fn, source, self.weights, reduction, num_data,
-                         communicator(distributed, self.dtype), batch_weight, Choice(output), self.by_terms)
+        self.risk = Risk(network, loss_fn, source, self.space, reduction, num_data,
+                         communicator(distributed, self.dtype), batch_weight, output, self.by_terms)
         self.shows_progress = self.risk.comm.rank == 0
         self._set_up()
         if check_deterministic:
@@ -80,6 +86,7 @@ class CurvatureOperator(Operator):
     def _set_up(self) -> None:
         """What a subclass finds out once."""
 
+    weights = property(lambda self: self.space.weights)
     network = property(lambda self: self.risk.network)
     loss_fn = property(lambda self: self.risk.loss_fn)
     reduction = property(lambda self: self.risk.reduction)
@@ -89,17 +96,17 @@ class CurvatureOperator(Operator):
 
     @property
     def layers(self) -> Mapping[str, np.ndarray]:
-        return self.weights.layers
+        return weight_choice.layers(self.space)
 
     @property
     def layer_classes(self) -> Mapping[str, str]:
         return weight_choice.layer_classes(self.risk.network, self.weights)
 
     def flatten(self, structure: Any) -> np.ndarray:
-        return self.weights.flatten(structure)
+        return self.space.ravel(structure)
 
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
-        return self.weights.unflatten(flat)
+        return self.space.unravel(flat)
 
     def gradient_and_loss(self) -> tuple[tuple[Tensor, ...], float]:
         """The gradient of the risk, shaped like the weights, and the risk: one pass over the data."""
@@ -116,7 +123,7 @@ class CurvatureOperator(Operator):
     @property
     def point(self) -> np.ndarray:
         """The weights as they are, flat, in float64. Reading it waits for a training step that still runs."""
-        return np.concatenate([_compat.to_numpy(one).reshape(-1) for one in self.weights.parameters], dtype=np.float64)
+        return ravel(self.weights, np.float64)
 
     @contextlib.contextmanager
     def at(self, point: Any) -> Iterator[CurvatureOperator]:
@@ -131,10 +138,9 @@ class CurvatureOperator(Operator):
         """
         structured = isinstance(point, tuple | list) and any(np.ndim(part) for part in point)
         flat = check_vector("point", self.flatten(point) if structured else point, self.shape[0])
-        with _compat.kept(self.weights.parameters) as before:
-            parts = np.split(flat, np.cumsum(self.weights.sizes)[:-1])
-            for parameter, part, old in zip(self.weights.parameters, parts, before, strict=True):
-                _compat.assign(parameter, part.reshape(old.shape).astype(old.dtype))
+        with _compat.kept(self.weights) as before:
+            for parameter, part, old in zip(self.weights, self.space.split(flat), before, strict=True):
+                _compat.assign(parameter, part.astype(old.dtype))
             yield self
 
     def in_training(self) -> tuple[str, ...]:
@@ -162,7 +168,7 @@ class CurvatureOperator(Operator):
 
     def _blockwise(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
         """Each block times its part of the columns: as many products as there are blocks, in one pass."""
-        blocks = list(self.weights.blocks(self.block_diagonal or "").values())
+        blocks = list(weight_choice.blocks(self.space, self.block_diagonal or "").values())
         masked = np.zeros((matrix.shape[0], matrix.shape[1] * len(blocks)), matrix.dtype)
         for number, block in enumerate(blocks):
             masked[block, number::len(blocks)] = matrix[block]
@@ -197,7 +203,7 @@ class CurvatureOperator(Operator):
 
     def _partial(self, checkpoint: str, matrix: np.ndarray, start: int, last: bool) -> Partial:
         """For a chunk that begins at column `start`; the chunks have a file each."""
-        values = [_compat.to_numpy(p.value()) for p in self.weights.parameters]
+        values = [_compat.to_numpy(p.value()) for p in self.weights]
         token = fingerprint(matrix, np.array([start, self.num_batches, self.num_data]), *values)
         comm = self.risk.comm
         path = checkpoint + (f".{comm.rank}" if comm.size > 1 else "") + (f".{start}" if start else "")
@@ -211,21 +217,21 @@ class CurvatureOperator(Operator):
         """
         return plan(self, columns, max_memory)
 
-    def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
-        """The kernel for a batch, and what it takes between the targets and the vectors."""
-        return self.kernel, ()
+    def _make(self, batch: Batch, number: int) -> tuple[Program, tuple[Tensor, ...]]:
+        """The program for a batch, and what it takes between the targets and the vectors."""
+        return self.program, ()
 
     def block(self, name: str) -> CurvatureOperator:
         """The diagonal block of a layer or of one Parameter: the same operator of these weights alone."""
-        chosen = [p for p in self.weights.parameters if name in (p.name, weight_choice.layer_of(p.name))]
+        chosen = [p for p in self.weights if name in (p.name, weight_choice.layer_of(p.name))]
         if not chosen:
-            raise ValueError(f"there is no layer or weight {name!r}; there are {', '.join(self.weights.layers)} and "
-                             f"{', '.join(self.weights.slices)}")
+            raise ValueError(f"there is no layer or weight {name!r}; there are {', '.join(self.layers)} and "
+                             f"{', '.join(p.name for p in self.weights)}")
         out = copy.copy(self)
-        out.weights = weight_choice.Weights(tuple(chosen))
-        out.shape = (sum(out.weights.sizes),) * 2
+        out.space = Space.of_weights(chosen)
+        out.shape = (out.space.size,) * 2
         out.risk = copy.copy(self.risk)
-        out.risk.weights = out.weights
+        out.risk.space = out.space
         return out
 
     def __repr__(self) -> str:

@@ -14,16 +14,17 @@ from mindspore import Tensor, ops
 
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian.core.program import Function, Program
+from mindspore_hessian.core.space import Space
 from mindspore_hessian.operators import cotangents, kernels
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator
-from mindspore_hessian.operators.risk import Kernel
 from mindspore_hessian.operators.samples import Samples, pulled
 from mindspore_hessian.transforms import compose
 
 TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-8}
 _BYTES = 2 ** 30  # that the matrices M of a batch may take
-PULL, ROWS = Kernel("diagonal.batch", pulled), Kernel("diagonal", pulled)
+PULL, ROWS = Program("diagonal.batch", pulled), Program("diagonal", pulled)
 Roots = Iterator[tuple[np.ndarray, np.ndarray]]  # vectors like the output, and a sign for each sample
 
 
@@ -31,16 +32,17 @@ class NotBySamples(Exception):
     """The metric is not one of each sample by itself. Caught in this module."""
 
 
-def curved(f, loss, n, params):
+def curved(function: Function, space: Space):
     """H u at the output, of the loss of a batch."""
-    out, curve = kernels.one_output(f), compose.hessian_product(compose.scalar(loss, "loss_fn"), (0,), None, "revrev")
+    out, n = kernels.one_output(function.value), function.n
+    curve = compose.hessian_product(compose.scalar(function.loss, "loss_fn"), (0,), None, "revrev")
 
     def run(*tensors):
         return ops.reshape(curve((out(*tensors[:n]),) + tensors[n:-1], (tensors[-1],))[0], tensors[-1].shape)
     return run
 
 
-CURVED = Kernel("diagonal.loss", curved)
+CURVED = Program("diagonal.loss", curved)
 
 
 def fisher_roots(op: Any, batch: Batch, number: int, out: np.ndarray) -> Roots:

@@ -9,11 +9,11 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian.arguments import check_choice, is_integer, shown
+from mindspore_hessian.core.program import Program
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.likelihoods import LIKELIHOODS, Likelihood, is_cross_entropy, likelihood_of
-from mindspore_hessian.operators.risk import Kernel
 
 
 class _OutputCurvature(CurvatureOperator):
@@ -121,14 +121,14 @@ class FisherOperator(_OutputCurvature):
                              "GGNOperator or EmpiricalFisherOperator")
         self._refuse_unknown_terms("GGNOperator is the same matrix, and takes it")
         if self.mc_samples:
-            self.kernel = Kernel("FisherOperator.mc", kernels.sampled(self._per_position), (self._per_position,))
+            self.program = Program("FisherOperator.mc", kernels.sampled(self._per_position), (self._per_position,))
         else:
             build = kernels.fisher(self.likelihood.curvature, self._terms, self._weighted)
-            self.kernel = Kernel("FisherOperator", build, (self.likelihood.name, self.reduction, self._weighted))
+            self.program = Program("FisherOperator", build, (self.likelihood.name, self.reduction, self._weighted))
 
-    def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
+    def _make(self, batch: Batch, number: int) -> tuple[Program, tuple[Tensor, ...]]:
         if not self.mc_samples:
-            return self.kernel, (Tensor(self._scales(batch).astype(self.dtype)),) if self._weighted else ()
+            return self.program, (Tensor(self._scales(batch).astype(self.dtype)),) if self._weighted else ()
         assert self.likelihood is not None
         out = self.risk.output(batch)
         rng = np.random.default_rng([self.seed, self.risk.comm.rank, number])
@@ -136,7 +136,7 @@ class FisherOperator(_OutputCurvature):
         scale: Any = 1.0 if self._terms is None else 1.0 / self._terms(out.shape)
         if self._weighted:
             scale = self._scales(batch).reshape(out.shape[0], 1, *out.shape[2:])
-        return self.kernel, (Tensor((draws * np.sqrt(scale / self.mc_samples)).astype(self.dtype)),)
+        return self.program, (Tensor((draws * np.sqrt(scale / self.mc_samples)).astype(self.dtype)),)
 
     def _scales(self, batch: Batch) -> np.ndarray:
         """What the Fisher information of each term is multiplied by."""
@@ -188,11 +188,11 @@ class EmpiricalFisherOperator(_OutputCurvature):
         self._refuse_unknown_terms("Pass a loss that says it, such as nn.CrossEntropyLoss(weight=, ignore_index=)")
         terms = self._terms or (_rows if self.reduction == "mean" else None)
         name = self.likelihood.name if self.likelihood is not None else None
-        self.kernel = Kernel("EmpiricalFisherOperator", kernels.empirical(
+        self.program = Program("EmpiricalFisherOperator", kernels.empirical(
             self._per_position, terms, self._weighted), (name, self.reduction, self._weighted))
 
-    def _make(self, batch: Batch, number: int) -> tuple[Kernel, tuple[Tensor, ...]]:
-        return self.kernel, (Tensor(self._weights(batch).astype(self.dtype)),) if self._weighted else ()
+    def _make(self, batch: Batch, number: int) -> tuple[Program, tuple[Tensor, ...]]:
+        return self.program, (Tensor(self._weights(batch).astype(self.dtype)),) if self._weighted else ()
 
 
 def _rows(shape: tuple[int, ...]) -> int:

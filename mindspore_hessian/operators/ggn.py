@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from mindspore_hessian.core.program import Program
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
-from mindspore_hessian.operators.risk import Kernel
 
 
 class GGNOperator(CurvatureOperator):
@@ -39,7 +39,7 @@ class GGNOperator(CurvatureOperator):
         [1. 4.]
     """
 
-    kernel = Kernel("GGNOperator", kernels.ggn)
+    program = Program("GGNOperator", kernels.ggn)
 
     def exact_diagonal(self) -> np.ndarray | None:
         from mindspore_hessian.operators.diagonal import exact_diagonal, loss_roots

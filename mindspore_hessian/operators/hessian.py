@@ -1,9 +1,9 @@
 """The Hessian of the empirical risk."""
 from __future__ import annotations
 
+from mindspore_hessian.core.program import Program
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
-from mindspore_hessian.operators.risk import Kernel
 
 
 class HessianOperator(CurvatureOperator):
@@ -61,5 +61,5 @@ class HessianOperator(CurvatureOperator):
         [1. 4.]
     """
 
-    kernel = Kernel("HessianOperator", kernels.hessian)
+    program = Program("HessianOperator", kernels.hessian)
     needs_loss = False

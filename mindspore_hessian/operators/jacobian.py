@@ -11,23 +11,24 @@ from mindspore import Tensor, ops
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import as_array
+from mindspore_hessian.core.program import Function, Program
+from mindspore_hessian.core.space import Space, numpy_dtype, unraveled
 from mindspore_hessian.linops.operator import Operator, check_vectors, in_kind_of
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.data import Batch, Data, leaves
-from mindspore_hessian.operators.output import Choice
 from mindspore_hessian.operators.progress import bar
-from mindspore_hessian.operators.risk import OUTPUT, Kernel, Risk
+from mindspore_hessian.operators.risk import OUTPUT, Risk
 from mindspore_hessian.operators.samples import Samples, check_network, pulled, refuse_training
-from mindspore_hessian.transforms import blocks, compose
-from mindspore_hessian.transforms.chunks import numpy_dtype
+from mindspore_hessian.transforms import compose
 
 TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-8}  # of rows of single samples
 
 
-def pushed(f, loss, n, params):
+def pushed(function: Function, space: Space):
     """J v of a batch, flat."""
-    push, split = compose.jvp(kernels.one_output(f), (), params), blocks.split_line((), params)
+    push, n = compose.jvp(kernels.one_output(function.value), (), space.parameters), function.n
+    split = unraveled((), space.parameters)
 
     def run(*tensors):
         xs = tensors[:n]
@@ -35,8 +36,7 @@ def pushed(f, loss, n, params):
     return run
 
 
-PUSH, PULL = Kernel("JacobianOperator", pushed), Kernel("JacobianOperator.T", pulled)
-ROWS = Kernel("JacobianOperator.rows", pulled)
+PUSH, PULL = Program("JacobianOperator", pushed), Program("JacobianOperator.T", pulled)
 
 
 class _Rectangular:
@@ -140,9 +140,9 @@ class JacobianOperator(_Rectangular):
     def __init__(self, network: Any, data: Any, weights: Any = None, *, chunk_size: int | None = None,
                  output: Any = None, progress: bool | None = None):
         check_network(network, None, chunk_size, progress)
-        self.weights, self.progress = weight_choice.choose(network, weights), progress
-        self.dtype = self.weights.numpy_dtype
-        self.risk = Risk(network, None, Data(data, network, True), self.weights, "sum", None, output=Choice(output))
+        self.space, self.progress = weight_choice.choose(network, weights), progress
+        self.dtype = numpy_dtype(self.space.flat_dtype)
+        self.risk = Risk(network, None, Data(data, network, True), self.space, "sum", None, pick=output)
         refuse_training(self.risk, ("Dropout", "BatchNorm"), "the outputs of a sample are not its own")
         self._samples, self._shapes, known = Samples(self.risk, chunk_size), [], {}
         for batch in self.risk.data:
@@ -152,23 +152,24 @@ class JacobianOperator(_Rectangular):
                 known[key] = tuple(out.shape), out.dtype
             self._shapes.append(known[key])
         self._starts = np.cumsum([0, *(int(np.prod(shape, dtype=np.int64)) for shape, _ in self._shapes)])
-        self.shape = int(self._starts[-1]), sum(self.weights.sizes)
+        self.shape = int(self._starts[-1]), self.space.size
 
     T = property(lambda self: _Transposed(self))
+    weights = property(lambda self: self.space.weights)
     network = property(lambda self: self.risk.network)
     num_batches = property(lambda self: self.risk.num_batches)
 
     @property
     def layers(self) -> Mapping[str, np.ndarray]:
-        return self.weights.layers
+        return weight_choice.layers(self.space)
 
     def flatten(self, structure: Any) -> np.ndarray:
         """Tensors shaped like the weights as a flat vector."""
-        return self.weights.flatten(structure)
+        return self.space.ravel(structure)
 
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
         """A flat vector over the weights as Tensors shaped like them."""
-        return self.weights.unflatten(flat)
+        return self.space.unravel(flat)
 
     def __matmul__(self, other: Any) -> Any:
         structured = isinstance(other, tuple | list) and any(np.ndim(part) for part in other)
@@ -208,11 +209,7 @@ class JacobianOperator(_Rectangular):
         """Write the rows of a batch, sample by sample; whether they are those of the batch."""
         if shape[0] % batch.size or dtype == ms.bfloat16:  # which numpy does not have
             return False
-        by_sample = rows.reshape(batch.size, -1, self.shape[1])
-        count = by_sample.shape[1]
-        units = np.eye(count, dtype=numpy_dtype(dtype)).reshape(count, 1, shape[0] // batch.size, *shape[1:])
-        for entry, unit in enumerate(units):
-            by_sample[:, entry] = self._samples.rows(batch, ROWS, np.repeat(unit, batch.size, 0))
+        rows[...] = self._samples.jacobian(batch, shape, numpy_dtype(dtype)).reshape(rows.shape)
         u = np.random.default_rng(0).standard_normal(len(rows)).astype(self.dtype)
         whole = self._pulled(batch, u, shape, dtype)
         gap = np.linalg.norm(u.astype(np.float64) @ rows - whole)

@@ -1,18 +1,18 @@
 """What MindSpore compiles for the operators: functions of a batch's inputs, its targets, and flat vectors.
 
-Each factory takes the network `f`, the loss (None: `f` is the loss itself), the number n of the network's inputs, and
+Each builder takes the network and the loss as a `Function` (without a loss the network returns it), and the Space of
 the weights. Vectors are flat, one (N,) or several (k, N), which are batched; so are the products.
 """
 from __future__ import annotations
 
-import mindspore as ms
 from mindspore import Tensor, ops, vmap
 
-from mindspore_hessian.transforms import blocks, compose
+from mindspore_hessian.core.space import raveled, unraveled
+from mindspore_hessian.transforms import compose
 
 NOT_ONE = ("the network returns something else than one Tensor, and the operator is about one. Say which with output=: "
            "an index for a tuple (output=0), a key for a dict (output='logits'), or a function of what it returns")
-_CAST, _RESHAPE, _CONCAT = ops.Cast(), ops.Reshape(), ops.Concat()
+_RESHAPE = ops.Reshape()
 
 
 def one_output(f):
@@ -25,52 +25,34 @@ def one_output(f):
     return compose.one_tensor(checked)
 
 
-def risk(f, loss, n):
+def risk(function):
     """The loss as a function of inputs and targets."""
-    if loss is None:
-        return compose.scalar(one_output(f))
-
-    def both(*xs):
-        return loss(f(*xs[:n]), *xs[n:])
-    return compose.scalar(both, "loss_fn")
+    if function.loss is None:
+        return compose.scalar(one_output(function.value))
+    return compose.scalar(function.whole, "loss_fn")
 
 
-def value(f, loss, n, params):
+def value(function, space):
     """The loss of a batch."""
-    return risk(f, loss, n)
+    return risk(function)
 
 
-def flat_dtype(params):
-    """The dtype of flat vectors: float64 where a weight is, else float32 (also for half precision)."""
-    return ms.float64 if any(p.dtype == ms.float64 for p in params) else ms.float32
-
-
-def flat(parts, dtype):
-    out = ()
-    for part in parts:
-        out = out + (_CAST(_RESHAPE(part, (-1,)), dtype),)
-    if len(out) == 1:
-        return out[0]
-    return _CONCAT(out)
-
-
-def gradient(f, loss, n, params):
+def gradient(function, space):
     """The loss of a batch, and its flat gradient."""
-    h = risk(f, loss, n)
-    slope = compose.gradient(h, (), params)
-    dtype = flat_dtype(params)
+    h, dtype = risk(function), space.flat_dtype
+    slope = compose.gradient(h, (), space.parameters)
 
     def both(*xs):
-        return h(*xs), flat(slope(*xs), dtype)
+        return h(*xs), raveled(slope(*xs), dtype)
     return both
 
 
-def on_flat_vectors(product, params):
+def on_flat_vectors(product, space):
     """``product(xs, vs)``, vs a Tensor a weight, as a function of xs and flat vectors."""
-    split = blocks.split_line((), params)
+    split = unraveled((), space.parameters)
 
     def one(xs, v):
-        return flat(product(xs, split(xs, v)), v.dtype)
+        return raveled(product(xs, split(xs, v)), v.dtype)
     many = vmap(one, in_axes=(None, 0))
 
     def run(*tensors):
@@ -81,29 +63,30 @@ def on_flat_vectors(product, params):
     return run
 
 
-def hessian(f, loss, n, params):
+def hessian(function, space):
     """H v of the loss of a batch."""
-    return on_flat_vectors(compose.hessian_product(risk(f, loss, n), (), params, "revrev"), params)
+    return on_flat_vectors(compose.hessian_product(risk(function), (), space.parameters, "revrev"), space)
 
 
-def _around(f, n, params, metric):
+def _around(function, space, metric):
     """J^T M J v: ``metric(out, rest, u)`` is M u at the network's output, given what follows the inputs."""
+    f, n, params = function.value, function.n, space.parameters
     out = one_output(f)
     push, pull = compose.jvp(out, (), params), compose.vjp(one_output(f), (), params)  # see _gauss_newton
 
     def product(xs, vs):
         inputs = xs[:n]
         return pull(inputs, metric(out(*inputs), xs[n:], push(inputs, vs)))
-    return on_flat_vectors(product, params)
+    return on_flat_vectors(product, space)
 
 
-def ggn(f, loss, n, params):
+def ggn(function, space):
     """J^T H_loss J v."""
-    curve = compose.hessian_product(compose.scalar(loss, "loss_fn"), (0,), None, "revrev")
+    curve = compose.hessian_product(compose.scalar(function.loss, "loss_fn"), (0,), None, "revrev")
 
     def metric(out, targets, u):
         return curve((out,) + targets, (u,))[0]
-    return _around(f, n, params, metric)
+    return _around(function, space, metric)
 
 
 def slope(loss):
@@ -115,9 +98,9 @@ def slope(loss):
     return by_output
 
 
-def value_and_slope(loss):
-    """The loss at an output of the network, and its gradient there."""
-    h, by_output = compose.scalar(loss), slope(loss)
+def value_and_slope(function, space):
+    """The loss, as the function itself, at an output of the network, and its gradient there."""
+    h, by_output = compose.scalar(function.value), slope(function.value)
 
     def both(out, *targets):
         return h(out, *targets), by_output(out, *targets)
@@ -132,7 +115,7 @@ def fisher(curvature, terms, weighted=False):
     """
     count = None if terms is None else ops.constexpr(terms)
 
-    def make(f, loss, n, params):
+    def make(function, space):
         def metric(out, rest, u):
             product = curvature(out, u)
             if weighted:
@@ -140,7 +123,7 @@ def fisher(curvature, terms, weighted=False):
             if count is None:
                 return product
             return product / count(out.shape)
-        return _around(f, n, params, metric)
+        return _around(function, space, metric)
     return make
 
 
@@ -162,10 +145,10 @@ def sampled(per_position):
     """J^T (sum of g g^T) J v, for gradients g that come after the targets."""
     contract = _rank_one(per_position)
 
-    def make(f, loss, n, params):
+    def make(function, space):
         def metric(out, rest, u):
             return contract(rest[-1], u)
-        return _around(f, n, params, metric)
+        return _around(function, space, metric)
     return make
 
 
@@ -176,8 +159,8 @@ def empirical(per_position, terms, weighted=False):
     """
     contract, count = _rank_one(per_position), None if terms is None else ops.constexpr(terms)
 
-    def make(f, loss, n, params):
-        gradient = slope(loss)
+    def make(function, space):
+        gradient = slope(function.loss)
 
         def number(out, given):
             if weighted:
@@ -194,13 +177,13 @@ def empirical(per_position, terms, weighted=False):
             if weighted:
                 targets, given = rest[:-1], rest[-1]
             return contract(ops.expand_dims(gradient(out, *targets), 0), u) * number(out, given)
-        return _around(f, n, params, metric)
+        return _around(function, space, metric)
     return make
 
 
-def output(f, loss, n, params):
+def output(function, space):
     """The network's output."""
-    out = one_output(f)
+    out, n = one_output(function.value), function.n
 
     def forward(*xs):
         return out(*xs[:n])

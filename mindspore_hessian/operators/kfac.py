@@ -15,6 +15,7 @@ from mindspore_hessian import _compat
 from mindspore_hessian._errors import NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import check_bool, check_choice, check_integer
+from mindspore_hessian.core.program import Program
 from mindspore_hessian.device import device_info
 from mindspore_hessian.linops.operator import Operator
 from mindspore_hessian.linops.structured import BlockDiagonal, Diagonal, Kronecker, Spectral, Structured
@@ -23,8 +24,7 @@ from mindspore_hessian.operators.cotangents import cotangents, term_weights
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.layers import Tap
-from mindspore_hessian.operators.risk import Kernel
-from mindspore_hessian.operators.weights import layer_of
+from mindspore_hessian.operators.weights import layer_of, slices
 
 FISHERS = ("exact", "mc", "empirical")
 APPROXIMATIONS = {"expand": "moments", "reduce": "sums"}  # and the statistics of layers that they are made of
@@ -129,7 +129,7 @@ class Views:
 
     def __init__(self, op: Any, progress: bool | None):
         self.op, self.progress = op, progress
-        self.taps = layers.taps_of(op.network, op.weights.parameters)
+        self.taps = layers.taps_of(op.network, op.weights)
         self.others = self._check(self._explained())
         self.weights = _shared(self.taps.taps, lambda tap: tap.weight)
         self.biases = _shared(self.taps.taps, lambda tap: tap.bias)
@@ -146,14 +146,14 @@ class Views:
         rows = out.shape[0] // batch.size if out.shape[0] % batch.size == 0 else 1
         cotangent = np.zeros(out.shape, self.op.dtype)
         cotangent[:rows] = np.random.default_rng(0).standard_normal(cotangent[:rows].shape)
-        parts = self._run(batch, "calls", ["first"] * len(self.taps.taps), Kernel(
-            "layers.check", layers.with_gradient(self.taps, self.op.weights.parameters)), cotangent)
+        parts = self._run(batch, "calls", ["first"] * len(self.taps.taps), Program(
+            "layers.check", layers.with_gradient(self.taps, self.op.weights)), cotangent)
         number = len(self.taps.taps)
         calls, first, slopes = (parts[start:stop] for start, stop in ((0, number), (number, 2 * number),
                                                                      (2 * number, None)))
         for tap, count in zip(self.taps.taps, calls, strict=True):
             tap.calls = round(float(count.sum()))
-        found = {id(p): (slope, np.zeros(p.shape)) for p, slope in zip(self.op.weights.parameters, slopes, strict=True)}
+        found = {id(p): (slope, np.zeros(p.shape)) for p, slope in zip(self.op.weights, slopes, strict=True)}
         for tap, part in zip(self.taps.taps, first, strict=True):
             if tap.calls:
                 self._explain(tap, part, found)
@@ -171,7 +171,7 @@ class Views:
         others: dict[str, Other] = {}
         unlike = _unlike([tap for tap in self.taps.taps if tap.calls])
         held = {id(p): tap for tap in self.taps.taps for p in (tap.weight, tap.bias) if p is not None}
-        for parameter in self.op.weights.parameters:
+        for parameter in self.op.weights:
             slope, explained = found[id(parameter)]
             tap = held.get(id(parameter))
             most = max(np.abs(slope).max(), np.abs(explained).max())
@@ -189,7 +189,7 @@ class Views:
         self.taps = self.taps.only([tap for tap in self.taps.taps
                                     if tap.calls and not without & {id(tap.weight), id(tap.bias)}])
         covered = {id(p) for tap in self.taps.taps for p in (tap.weight, tap.bias)}
-        return others | {p.name: Other(p, "its layer's other Parameter has none") for p in self.op.weights.parameters
+        return others | {p.name: Other(p, "its layer's other Parameter has none") for p in self.op.weights
                          if id(p) not in covered and p.name not in others}
 
     def _uncovered(self, parameter: Parameter) -> Other:
@@ -202,13 +202,13 @@ class Views:
 
     # --- passes -----------------------------------------------------------------------------------------------------
 
-    def _run(self, batch: Batch, inputs: str, gradients: Sequence[str], kernel: Kernel, vectors: np.ndarray,
+    def _run(self, batch: Batch, inputs: str, gradients: Sequence[str], program: Program, vectors: np.ndarray,
              terms: Parameter | None = None) -> list[np.ndarray]:
         terms = self.taps.weights((batch.size, 1)) if terms is None else terms
-        options = (*kernel.options, self.taps.token, batch.size, tuple(terms.shape), inputs, tuple(gradients),
+        options = (*program.options, self.taps.token, batch.size, tuple(terms.shape), inputs, tuple(gradients),
                    tuple(tuple(one.shape) for tap in self.taps.taps for one in tap.bases))
         with self.taps.installed(inputs, gradients, batch.size, terms):
-            parts = self.op.risk.run(batch, Kernel(kernel.name, kernel.build, options),
+            parts = self.op.risk.run(batch, Program(program.name, program.build, options),
                                      (Tensor(vectors.astype(self.op.dtype)),))
         return [_compat.to_numpy(part).astype(np.float64) for part in parts]
 
@@ -231,7 +231,7 @@ class Views:
                 _compat.assign(terms, weights.astype(self.op.dtype))
                 for start, vectors in enumerate(self._vectors(batch, number, factor, gradients)):
                     seen = inputs if start == 0 else None
-                    parts = self._run(batch, seen or "nothing", gradients, Kernel(
+                    parts = self._run(batch, seen or "nothing", gradients, Program(
                         "layers", layers.statistics(self.taps, seen is not None), (seen is not None,)), vectors, terms)
                     moments = self._moments(parts, seen, gradients, len(vectors), weights)
                     places = range(0 if inputs is None or seen is not None else len(self.combinations), len(total))
@@ -365,9 +365,9 @@ def _eigenvectors(matrices: np.ndarray) -> np.ndarray:
 
 def _places(op: Any, parameter: Parameter, shape: tuple[int, ...]) -> np.ndarray | None:
     """The indices of a Parameter in a flat vector; None where the operator is not about it."""
-    if not any(parameter is one for one in op.weights.parameters):
+    if not any(parameter is one for one in op.weights):
         return None
-    where = op.weights.slices[parameter.name]
+    where = slices(op.space)[parameter.name]
     return np.arange(where.start, where.stop).reshape(shape)
 
 
@@ -539,7 +539,7 @@ class KFACOperator(WeightedBlocks):
         placed = list(self._blocks(views, found))
         for name in views.others:
             block = _OTHERS[blocks or "diagonal"](self.fisher_operator.block(name))
-            where = self.fisher_operator.weights.slices[name]
+            where = slices(self.fisher_operator.space)[name]
             placed.append((block, np.arange(where.start, where.stop)))
         super().__init__([block for block, _ in placed], [where.ravel() for _, where in placed],
                          self.fisher_operator)

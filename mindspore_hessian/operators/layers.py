@@ -25,6 +25,8 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops, vmap
 
 from mindspore_hessian import _compat
+from mindspore_hessian.core.program import Function
+from mindspore_hessian.core.space import Space, flat_dtype
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.transforms import compose
 
@@ -449,7 +451,7 @@ class Tap:
     _made: dict[tuple, tuple] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        dtype = kernels.flat_dtype((self.weight,))
+        dtype = flat_dtype((self.weight.dtype,))
         self.slots = _number(f"{self.name}.seen", dtype), _number(f"{self.name}.passed", dtype)
 
     @property
@@ -535,7 +537,7 @@ class Taps:
             else:
                 self.taps = (*self.taps, Tap(name, cell, kind))
         self.token = next(_TOKENS)
-        self.dtype = kernels.flat_dtype(parameters)
+        self.dtype = flat_dtype(p.dtype for p in parameters)
         self._weights: dict[tuple, Parameter] = {}
         self._parts: dict[tuple[Tap, ...], Taps] = {}
         self._none = _number("nothing", self.dtype)
@@ -606,13 +608,14 @@ def taps_of(network: Any, parameters: tuple[Parameter, ...]) -> Taps:
 # large as the slots, which are numbers.
 
 def statistics(taps: Taps, inputs: bool):
-    """``build`` of a kernel: the statistics of the inputs (with `inputs`), then those of the gradients, (k, ...) each,
+    """``build`` of a Program: the statistics of the inputs (with `inputs`), then those of the gradients, (k, ...) each,
     for the cotangents (k, *output), which come after the targets.
     """
     seen, passed = taps.slots(0), taps.slots(1)
     slots = ParameterTuple((*seen, *passed)) if inputs else passed
 
-    def make(f, loss, n, params):
+    def make(function: Function, space: Space):
+        f, n = function.value, function.n
         first = compose.vjp(kernels.one_output(f), (), seen)
         second = compose.vjp(kernels.one_output(f), (), passed)
         alone = compose.vjp(kernels.one_output(f), (), slots)
@@ -630,11 +633,11 @@ def statistics(taps: Taps, inputs: bool):
 
 
 def with_gradient(taps: Taps, parameters: tuple[Parameter, ...]):
-    """``build`` of a kernel: what the layers see for one cotangent, and the gradient by the Parameters."""
+    """``build`` of a Program: what the layers see for one cotangent, and the gradient by the Parameters."""
     wanted = ParameterTuple((*taps.slots(0), *taps.slots(1), *parameters))
 
-    def make(f, loss, n, params):
-        pull = compose.vjp(kernels.one_output(f), (), wanted)
+    def make(function: Function, space: Space):
+        pull, n = compose.vjp(kernels.one_output(function.value), (), wanted), function.n
 
         def run(*tensors):
             return pull(tensors[:n], tensors[-1])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,36 +15,20 @@ from mindspore import Tensor, nn
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import KernelError, NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.core import cache
 from mindspore_hessian.core.function import Call
+from mindspore_hessian.core.program import Point, Program
+from mindspore_hessian.core.space import Space, numpy_dtype
 from mindspore_hessian.operators import kernels, weighing
 from mindspore_hessian.operators.data import NO_BATCHES, Batch, Data, leaves, together, twice
 from mindspore_hessian.operators.distributed import ALONE, Communicator
-from mindspore_hessian.operators.output import Choice
 from mindspore_hessian.operators.progress import Partial, bar
 from mindspore_hessian.operators.weighing import SAMPLES, Weighing
-from mindspore_hessian.operators.weights import Weights
+from mindspore_hessian.operators.weights import slices
 from mindspore_hessian.transforms.chunks import batched_or_loop
+from mindspore_hessian.transforms.products import OUTPUT as ANY
 
-_ANY = Tensor(np.zeros(1, np.float32))  # stands for the network's output where the loss is bound to its targets
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A graph to run on each batch.
-
-    Attributes:
-        name: for the cache of compiled functions, and for messages.
-        build: ``build(f, loss, n, params)`` makes the graph function of n inputs, the targets, then the extras.
-        options: what `build` depends on beside its arguments, hashable.
-    """
-
-    name: str
-    build: Callable
-    options: tuple = ()
-
-
-OUTPUT = Kernel("output", kernels.output)
+OUTPUT, LOSS, GRADIENT = (Program(name, build) for name, build in (
+    ("output", kernels.output), ("risk", kernels.value), ("gradient", kernels.gradient)))
 _NO_PART = re.compile(r"TupleGetItem evaluator index|does not exist in the dict|object is not subscriptable|"
                       "_getitem__|For 'StridedSlice', the 'strides|index .* out of")
 _LABEL = re.compile(r"(?i)label must in scope|GatherD.*value of 'index' must be in")  # as the kernels say it
@@ -67,11 +50,11 @@ class Risk:
     `by_terms`: the weights of the terms within each batch matter as well (a Fisher information).
     """
 
-    def __init__(self, network: Any, loss_fn: Any, data: Data, weights: Weights, reduction: str | None,
+    def __init__(self, network: Any, loss_fn: Any, data: Data, space: Space, reduction: str | None,
                  num_data: int | None, comm: Communicator = ALONE, batch_weight: Any = None,
-                 output: Choice | None = None, by_terms: bool = False):
-        self.network, self.loss_fn, self.data, self.weights, self.comm = network, loss_fn, data, weights, comm
-        self.choice = output or Choice()
+                 pick: Any = None, by_terms: bool = False):
+        self.network, self.loss_fn, self.data, self.space, self.comm = network, loss_fn, data, space, comm
+        self.pick = pick
         stated = None if batch_weight is None else weighing.stated(batch_weight)
         self.reduction = reduction or self._said() or self._detected()
         known = stated or (None if loss_fn is None else weighing.known(loss_fn, self.classes))
@@ -150,35 +133,14 @@ class Risk:
 
     # --- one batch --------------------------------------------------------------------------------------------------
 
-    def run(self, batch: Batch, kernel: Kernel, extras: tuple[Tensor, ...] = ()) -> Any:
-        """Run a kernel on a batch; compiled once for each shape of batch."""
-        forward = Call.bind(self.network, batch.args, batch.kwargs)
-        also: tuple = ()
-        loss, targets, template = None, (), ""
-        if self.loss_fn is not None:
-            bound = Call.bind(self.loss_fn, (_ANY, *batch.targets))
-            loss, targets, template = bound, bound.leaves[1:], bound.template
-            also = (self.loss_fn, *bound.constants)
-        count = len(forward.leaves)
-
-        def build(f: Callable) -> Callable:
-            return kernel.build(self.choice.of(f), loss.function() if loss is not None else None, count,
-                                self.weights.parameter_tuple)
-
-        def first(f: Callable) -> Callable:
-            slope = kernels.gradient(self.choice.of(f), loss.function() if loss is not None else None, count,
-                                     self.weights.parameter_tuple)
-
-            def run(*tensors):
-                return slope(*tensors[:count + len(targets)])
-            return run
-
-        options = (*kernel.options, template, count, len(targets), self.choice.key)
+    def run(self, batch: Batch, program: Program, extras: tuple[Tensor, ...] = ()) -> Any:
+        """Run a program on a batch; compiled once for each shape of batch."""
+        forward = Call.bind(self.network, batch.args, batch.kwargs, self.pick)
+        loss = None if self.loss_fn is None else Call.bind(self.loss_fn, (ANY, *batch.targets))
         try:
-            return cache.execute(kernel.name, forward, build, options, (*targets, *extras), self.weights.parameters,
-                                    (*also, *self.choice.captured), first=first)
+            return program.run(Point(forward, self.space, loss=loss), extras)[0]
         except (TypeError, ValueError, LookupError, RuntimeError) as err:
-            if kernel is not OUTPUT:
+            if program is not OUTPUT:
                 self._explain(batch, err)
             if isinstance(err, KernelError) or (type(err) in (TypeError, ValueError) and err.__cause__ is not None):
                 raise type(err)(f"batch {batch.number}: {err}") from err.__cause__
@@ -192,9 +154,9 @@ class Risk:
                     classes = self.classes()
                     above = labels[labels >= classes]  # first: what is below may be what the loss ignores
                     weighing.check_labels(above if above.size else labels[labels < -classes], batch.number, classes)
-        elif self.choice.pick is not None and not self.choice.captured and _NO_PART.search(str(err)):
-            raise ValueError(f"output={self.choice.pick!r} is no part of what the network returns: {err}") from err
-        elif isinstance(err, TypeError | ValueError) and self.choice.pick is None and self.loss_fn is not None:
+        elif self.pick is not None and not callable(self.pick) and _NO_PART.search(str(err)):
+            raise ValueError(f"output={self.pick!r} is no part of what the network returns: {err}") from err
+        elif isinstance(err, TypeError | ValueError) and self.pick is None and self.loss_fn is not None:
             try:
                 self.output(batch)
             except TypeError as other:
@@ -214,7 +176,7 @@ class Risk:
 
     def loss(self, batch: Batch) -> float:
         """The loss of one batch."""
-        return float(_compat.to_numpy(self.run(batch, Kernel("risk", kernels.value))))
+        return float(_compat.to_numpy(self.run(batch, LOSS)))
 
     # --- passes -----------------------------------------------------------------------------------------------------
 
@@ -235,22 +197,22 @@ class Risk:
     @interruptible
     def gradient_and_loss(self, progress: bool | None = None) -> tuple[np.ndarray, float]:
         """The gradient of the risk, flat, and the risk."""
-        total, value = np.zeros(sum(self.weights.sizes)), 0.0
+        total, value = np.zeros(self.space.size), 0.0
         with self.comm.together(total.size + 1):
             for _, batch, factor in self.batches("gradient", progress):
-                loss, slope = self.run(batch, Kernel("gradient", kernels.gradient))
+                loss, slope = self.run(batch, GRADIENT)
                 total += factor * _compat.to_numpy(slope)
                 value += factor * float(_compat.to_numpy(loss))
         joined = self.comm.total(np.append(total, value))
-        return joined[:-1].astype(self.weights.numpy_dtype), float(joined[-1])
+        return joined[:-1].astype(numpy_dtype(self.space.flat_dtype)), float(joined[-1])
 
     @interruptible
-    def products(self, make: Callable[[Batch, int], tuple[Kernel, tuple[Tensor, ...]]], matrix: np.ndarray,
+    def products(self, make: Callable[[Batch, int], tuple[Program, tuple[Tensor, ...]]], matrix: np.ndarray,
                  batched: bool, progress: bool | None = None, partial: Partial | None = None) -> np.ndarray:
-        """The sum over the batches of a kernel's products with the columns of a matrix, in one pass.
+        """The sum over the batches of a program's products with the columns of a matrix, in one pass.
 
         Args:
-            make: the kernel of a batch, given its number as well, and what it needs before the vectors.
+            make: the program of a batch, given its number as well, and what it needs before the vectors.
             matrix: (n, k), of the dtype of the operator.
             batched: all columns at once; else one after another.
             partial: where the partial sum is kept, so that a pass that was cut off goes on.
@@ -260,9 +222,9 @@ class Risk:
         rows = transposed(matrix)
         with self.comm.together(matrix.size):
             for number, batch, factor in self.batches("product", progress, start):
-                kernel, extras = make(batch, number)
-                part = self._product(batch, kernel, extras, rows, batched)
-                self._check(part, kernel, number)
+                program, extras = make(batch, number)
+                part = self._product(batch, program, extras, rows, batched)
+                self._check(part, program, number)
                 share = factor * part  # a copy: the next call may write where this result is
                 if total is None:
                     total = share
@@ -277,23 +239,23 @@ class Risk:
             partial.over(self.num_batches, total.T)
         return self.comm.total(total).astype(matrix.dtype, copy=False).T
 
-    def _product(self, batch: Batch, kernel: Kernel, extras: tuple[Tensor, ...], rows: np.ndarray,
+    def _product(self, batch: Batch, program: Program, extras: tuple[Tensor, ...], rows: np.ndarray,
                  batched: bool) -> np.ndarray:
         def loop() -> np.ndarray:
             out = np.empty_like(rows)
             for number, row in enumerate(rows):  # copied: the next call may write where this result is
-                out[number] = _compat.to_numpy(self.run(batch, kernel, (*extras, Tensor(row))))
+                out[number] = _compat.to_numpy(self.run(batch, program, (*extras, Tensor(row))))
             return out
 
         def at_once() -> np.ndarray:
-            return _compat.to_numpy(self.run(batch, kernel, (*extras, Tensor(rows))))
-        return batched_or_loop(kernel.name, at_once, loop) if batched else loop()
+            return _compat.to_numpy(self.run(batch, program, (*extras, Tensor(rows))))
+        return batched_or_loop(program.name, at_once, loop) if batched else loop()
 
-    def _check(self, part: np.ndarray, kernel: Kernel, number: int) -> None:
+    def _check(self, part: np.ndarray, program: Program, number: int) -> None:
         if np.isfinite(part.sum(dtype=np.float64)) or np.isfinite(part).all():
             return
-        bad = [name for name, where in self.weights.slices.items() if not np.isfinite(part[:, where]).all()]
-        warn(f"the product of {kernel.name} with batch {number} holds NaN or Inf, in the entries of "
+        bad = [name for name, where in slices(self.space).items() if not np.isfinite(part[:, where]).all()]
+        warn(f"the product of {program.name} with batch {number} holds NaN or Inf, in the entries of "
              f"{', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''}", NonFiniteWarning)
 
     def training(self) -> list[tuple[str, nn.Cell]]:

@@ -17,12 +17,13 @@ from mindspore_hessian._errors import NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import check_progress, is_integer, shown
 from mindspore_hessian.core.function import Call
+from mindspore_hessian.core.program import Function, Program
+from mindspore_hessian.core.space import Space, raveled
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.data import Batch, Data, is_samples, mapped
-from mindspore_hessian.operators.output import Choice
 from mindspore_hessian.operators.progress import bar
-from mindspore_hessian.operators.risk import Kernel, Risk
+from mindspore_hessian.operators.risk import Risk
 from mindspore_hessian.transforms import compose
 from mindspore_hessian.transforms.chunks import batched_or_loop, starts
 
@@ -32,29 +33,30 @@ _EXPAND = ops.ExpandDims()
 
 # --- what MindSpore compiles ----------------------------------------------------------------------------------------
 
-def slope(f, loss, n, params):
+def slope(function: Function, space: Space):
     """The flat gradient of the loss of a batch of one."""
-    by_weights, dtype = compose.gradient(kernels.risk(f, loss, n), (), params), kernels.flat_dtype(params)
+    by_weights, dtype = compose.gradient(kernels.risk(function), (), space.parameters), space.flat_dtype
 
     def run(*tensors):
-        return kernels.flat(by_weights(*tensors), dtype)
+        return raveled(by_weights(*tensors), dtype)
     return run
 
 
-def pulled(f, loss, n, params):
+def pulled(function: Function, space: Space):
     """J^T u of a batch of one, flat; u comes after the targets."""
-    pull, dtype = compose.vjp(kernels.one_output(f), (), params), kernels.flat_dtype(params)
+    pull, n = compose.vjp(kernels.one_output(function.value), (), space.parameters), function.n
+    dtype = space.flat_dtype
 
     def run(*tensors):
-        return kernels.flat(pull(tensors[:n], tensors[-1]), dtype)
+        return raveled(pull(tensors[:n], tensors[-1]), dtype)
     return run
 
 
 def over_samples(build, axes, extras):
     """`build` for each sample of a batch: rows (samples, P). `axes` says which inputs have one row a sample; each of
     the `extras` has."""
-    def make(f, loss, n, params):
-        alone = build(f, loss, n, params)
+    def make(function: Function, space: Space):
+        alone = build(function, space)
 
         def one(*tensors):
             xs = ()
@@ -69,14 +71,17 @@ def squares(build, axes):
     """The sums over the samples of ``sign * row^2``, entry by entry, and of the rows; the signs come last."""
     rows = over_samples(build, axes, 1)
 
-    def make(f, loss, n, params):
-        each = rows(f, loss, n, params)
+    def make(function: Function, space: Space):
+        each = rows(function, space)
 
         def run(*tensors):
             found = each(*tensors[:-1])
             return ops.matmul(_EXPAND(tensors[-1], 0), found * found)[0], found.sum(0)
         return run
     return make
+
+
+GRADIENTS, PULLED = Program("per_sample_gradients", slope), Program("per_sample_jacobian", pulled)
 
 
 # --- samples of batches ---------------------------------------------------------------------------------------------
@@ -93,41 +98,52 @@ class Samples:
     risk: Risk
     chunk_size: int | None = None
 
-    def rows(self, batch: Batch, kernel: Kernel, *extras: np.ndarray) -> np.ndarray:
-        """Of each sample what `kernel` gives for a batch of one and its rows of the extras: (samples, P)."""
-        return np.concatenate([self._rows(part, kernel, [one[at] for one in extras])[skip:]
+    def rows(self, batch: Batch, program: Program, *extras: np.ndarray) -> np.ndarray:
+        """Of each sample what `program` gives for a batch of one and its rows of the extras: (samples, P)."""
+        return np.concatenate([self._rows(part, program, [one[at] for one in extras])[skip:]
                                for part, at, skip in self._chunks(batch)])
 
-    def squares(self, batch: Batch, kernel: Kernel, vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    def jacobian(self, batch: Batch, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """The Jacobian of the output of each sample, (samples, outputs, P), a pass back for each output.
+
+        Args:
+            shape, dtype: of the output of the batch, with as many rows for each sample; dtype is numpy's.
+        """
+        inner = shape[0] // batch.size, *shape[1:]
+        count = int(np.prod(inner, dtype=np.int64))
+        units = np.eye(count, dtype=dtype).reshape(count, 1, *inner)
+        return np.stack([self.rows(batch, PULLED, np.repeat(unit, batch.size, 0)) for unit in units], axis=1)
+
+    def squares(self, batch: Batch, program: Program, vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
         """The sums over the samples of ``sign * row^2`` and of the rows, which are as `rows` has them: (2, P)."""
-        total = np.zeros((2, sum(self.risk.weights.sizes)))
+        total = np.zeros((2, self.risk.space.size))
         for part, at, skip in self._chunks(batch):
             own = vectors[at].copy()
             own[:skip] = 0
-            total += self._squares(part, kernel, own, signs[at])
+            total += self._squares(part, program, own, signs[at])
         return total
 
-    def _squares(self, part: Batch, kernel: Kernel, vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    def _squares(self, part: Batch, program: Program, vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
         def at_once() -> np.ndarray:
             axes = self._axes(part)
-            found = self.risk.run(part, Kernel(f"{kernel.name}.squares", squares(kernel.build, axes), (
-                *kernel.options, axes)), (Tensor(vectors), Tensor(signs.astype(vectors.dtype))))
+            found = self.risk.run(part, Program(f"{program.name}.squares", squares(program.build, axes), (
+                *program.options, axes)), (Tensor(vectors), Tensor(signs.astype(vectors.dtype))))
             return np.stack([_compat.to_numpy(one).astype(np.float64) for one in found])
 
         def loop() -> np.ndarray:
-            rows = self._loop(part, kernel, [vectors]).astype(np.float64)
+            rows = self._loop(part, program, [vectors]).astype(np.float64)
             return np.stack([signs @ rows ** 2, rows.sum(0)])
-        return batched_or_loop(kernel.name, at_once, loop)
+        return batched_or_loop(program.name, at_once, loop)
 
-    def _rows(self, part: Batch, kernel: Kernel, extras: Sequence[np.ndarray]) -> np.ndarray:
+    def _rows(self, part: Batch, program: Program, extras: Sequence[np.ndarray]) -> np.ndarray:
         def at_once() -> np.ndarray:
-            axes, count = self._axes(part), len(extras)
-            return _compat.to_numpy(self.risk.run(part, Kernel(kernel.name, over_samples(kernel.build, axes, count), (
-                *kernel.options, axes)), tuple(map(Tensor, extras)))).copy()
-        return batched_or_loop(kernel.name, at_once, lambda: self._loop(part, kernel, extras))
+            axes = self._axes(part)
+            whole = Program(program.name, over_samples(program.build, axes, len(extras)), (*program.options, axes))
+            return _compat.to_numpy(self.risk.run(part, whole, tuple(map(Tensor, extras)))).copy()
+        return batched_or_loop(program.name, at_once, lambda: self._loop(part, program, extras))
 
-    def _loop(self, part: Batch, kernel: Kernel, extras: Sequence[np.ndarray]) -> np.ndarray:
-        alone = Kernel(f"{kernel.name}.one", kernel.build, kernel.options)
+    def _loop(self, part: Batch, program: Program, extras: Sequence[np.ndarray]) -> np.ndarray:
+        alone = Program(f"{program.name}.one", program.build, program.options)
         return np.stack([_compat.to_numpy(self.risk.run(
             cut(part, number, number + 1), alone, tuple(Tensor(one[number]) for one in extras))).copy()
             for number in range(part.size)])
@@ -141,7 +157,7 @@ class Samples:
 
     def _chunks(self, batch: Batch) -> Iterator[tuple[Batch, slice, int]]:
         """Parts of one size, the samples that they hold, and how many of them the part before holds too."""
-        most = self.chunk_size or max(1, _BYTES // (sum(self.risk.weights.sizes) * 8))
+        most = self.chunk_size or max(1, _BYTES // (self.risk.space.size * 8))
         count, done = min(most, batch.size), 0
         for start in starts(batch.size, count):
             yield cut(batch, start, start + count), slice(start, start + count), done - start
@@ -225,12 +241,12 @@ def per_sample_gradients(network: Any, loss_fn: Any, batch: Any, weights: Any = 
     """
     check_network(network, loss_fn, chunk_size, progress)
     chosen = weight_choice.choose(network, weights)
-    risk = Risk(network, loss_fn, Data(batch, network, loss_fn is not None), chosen, "sum", None, output=Choice(output))
+    risk = Risk(network, loss_fn, Data(batch, network, loss_fn is not None), chosen, "sum", None, pick=output)
     refuse_training(risk, ("Dropout", "BatchNorm"), "a sample by itself has no loss of its own")
     samples, found = Samples(risk, chunk_size), []
     with bar("per-sample gradients", risk.num_batches, progress, 0, 0) as shown_bar:
         for one in risk.data:
-            found.append(samples.rows(one, Kernel("per_sample_gradients", slope)))
+            found.append(samples.rows(one, GRADIENTS))
             shown_bar.update()
     rows = np.concatenate(found)
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))

@@ -20,8 +20,9 @@ from mindspore import Tensor, mint, nn, ops
 
 from mindspore_hessian import _compat
 from mindspore_hessian.arguments import shown
-from mindspore_hessian.core import cache
 from mindspore_hessian.core.function import Call
+from mindspore_hessian.core.program import Point, Program
+from mindspore_hessian.core.space import Space
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch, is_samples, leaves, mapped, together
 
@@ -201,6 +202,9 @@ def check_labels(labels: np.ndarray, number: int, classes: int | None, ignored: 
                          f"{wrong.size} of its labels. Number the classes from 0, or ignore the label: ignore_index=")
 
 
+_NO_SPACE, _SLOPE = Space((), (), (), (), (), "tuple"), Program("weighing", kernels.value_and_slope)
+
+
 # --- any other loss, measured -----------------------------------------------------------------------------------
 
 class Measure:
@@ -248,12 +252,9 @@ class Measure:
 
     def _at(self, out: np.ndarray, targets: tuple) -> tuple[float, np.ndarray]:
         """The loss and its gradient at outputs."""
-        call = Call.bind(self.loss, (Tensor(out), *targets))
-
-        def build(f: Callable) -> Callable:
-            return kernels.value_and_slope(f)
+        point = Point(Call.bind(self.loss, (Tensor(out), *targets)), _NO_SPACE)
         try:
-            value, slope = map(_compat.to_numpy, cache.execute("weighing", call, build))
+            value, slope = map(_compat.to_numpy, _SLOPE.run(point)[0])
         except Exception as err:
             raise Unmeasurable(f"its gradient at the outputs cannot be had: {err}") from err
         return float(value), slope.astype(np.float64)

@@ -107,7 +107,7 @@ class NewtonCG(Fitting):
         self._check_shape("curvature", self.curvature)
         if preconditioner is not None:
             self._check_shape("preconditioner", preconditioner)
-        self.weights = Weights(operator.weights.parameters)
+        self.weights = Weights(operator.weights)
         self.radius, self.max_radius, self.num_steps = float(radius), float(max_radius), 0
         self.damping, self.max_products, self.max_trials = float(damping), int(max_products), int(max_trials)
         self.preconditioner = preconditioner

@@ -58,16 +58,16 @@ def _variants(prim, size):
     """(groups, the primitive with more channels, the one with more groups)."""
     prim = primitive(prim)
     layout = prim.attrs.get("data_format", "NCHW")
-    if layout != "NCHW":
-        raise ValueError(f"mindspore_hessian has no batching rule for a convolution of layout {layout}")
-    groups, channels = prim.attrs["group"], prim.attrs["out_channel"]
+    if layout not in ("NCHW", "NCDHW"):
+        raise NotImplementedError(f"primitive {prim.name} has no batching rule for the layout {layout}")
+    groups, channels = prim.attrs.get("group", prim.attrs.get("groups")), prim.attrs["out_channel"]
     return (prim, groups, _with(prim, out_channel=channels * size),
             _with(prim, out_channel=channels * size, group=groups * size, groups=groups * size))
 
 
-@batching("Conv2D", why=_SHARES, replaces=True)
-def batched_conv2d(prim, axis_size):
-    """Conv2D(x, w): x is (N, C, H, W), w is (O, C / groups, h, w)."""
+@batching("Conv2D", "Conv3D", why=_SHARES, replaces=True)
+def batched_convolution(prim, axis_size):
+    """Conv2D(x, w): x is (N, C, H, W), w is (O, C / groups, h, w), and the same in three dimensions."""
     prim, groups, wider, grouped = _variants(prim, axis_size)
 
     def rule(x_pair, w_pair):
@@ -84,44 +84,87 @@ def batched_conv2d(prim, axis_size):
     return rule
 
 
-@batching("Conv2DBackpropInput", "Conv2DTranspose", why=_SHARES, replaces=True)
-def batched_conv2d_input(prim, axis_size):
-    """Conv2DBackpropInput(dy, w, shape of x): the gradient by x, (N, C, H, W)."""
-    prim, groups, _, grouped = _variants(prim, axis_size)
-
-    def rule(dy_pair, w_pair, shape_pair):
-        dy, dy_dim = dy_pair
-        w, w_dim = w_pair
-        shape, _ = shape_pair
-        if dy_dim is None and w_dim is None:
-            return prim(dy, w, shape), None
-        if w_dim is None:
-            return _leave(prim(_join(dy, dy_dim, 0), w, scaled(shape, 0, axis_size)), 0, axis_size)
-        wide = scaled(shape, 1, axis_size)
-        if dy_dim is None:
-            return _leave_groups(prim(dy, _join(w, w_dim, 1), wide), 1, groups, axis_size)
-        return _leave(grouped(_join(dy, dy_dim, 1), _join(w, w_dim, 0), wide), 1, axis_size)
-
-    return rule
+def _pairs(*pairs):
+    return pairs
 
 
-@batching("Conv2DBackpropFilter", why=_SHARES, replaces=True)
-def batched_conv2d_kernel(prim, axis_size):
-    """Conv2DBackpropFilter(dy, x, shape of w): the gradient by w, (O, C / groups, h, w)."""
-    prim, groups, wider, grouped = _variants(prim, axis_size)
+def _in_order(prim, gradient, other, shape):
+    return prim(gradient, other, shape)
 
-    def rule(dy_pair, x_pair, shape_pair):
-        dy, dy_dim = dy_pair
+
+def _gradient_second(prim, gradient, other, shape):
+    """As the backwards of three dimensions take their operands."""
+    return prim(other, gradient, shape)
+
+
+def _input_gradient(call):
+    """The gradient by x, (N, C, H, W), of dy, w and the shape of x, in the order of `call`."""
+    def getter(prim, axis_size):
+        prim, groups, _, grouped = _variants(prim, axis_size)
+
+        def rule(first, second, shape_pair):
+            (dy, dy_dim), (w, w_dim), _ = call(_pairs, first, second, shape_pair)
+            shape, _ = shape_pair
+            if dy_dim is None and w_dim is None:
+                return call(prim, dy, w, shape), None
+            if w_dim is None:
+                return _leave(call(prim, _join(dy, dy_dim, 0), w, scaled(shape, 0, axis_size)), 0, axis_size)
+            wide = scaled(shape, 1, axis_size)
+            if dy_dim is None:
+                return _leave_groups(call(prim, dy, _join(w, w_dim, 1), wide), 1, groups, axis_size)
+            return _leave(call(grouped, _join(dy, dy_dim, 1), _join(w, w_dim, 0), wide), 1, axis_size)
+
+        return rule
+
+    return getter
+
+
+def _kernel_gradient(call):
+    """The gradient by w, (O, C / groups, h, w), of dy, x and the shape of w, in the order of `call`."""
+    def getter(prim, axis_size):
+        prim, groups, wider, grouped = _variants(prim, axis_size)
+
+        def rule(first, second, shape_pair):
+            (dy, dy_dim), (x, x_dim), _ = call(_pairs, first, second, shape_pair)
+            shape, _ = shape_pair
+            if dy_dim is None and x_dim is None:
+                return call(prim, dy, x, shape), None
+            if dy_dim is None:
+                wide = scaled(shape, 1, axis_size)
+                return _leave(call(prim, dy, _join_groups(x, x_dim, 1, groups), wide), 1, axis_size)
+            tall = scaled(shape, 0, axis_size)
+            if x_dim is None:
+                return _leave_groups(call(wider, _join_groups(dy, dy_dim, 1, groups), x, tall), 0, groups, axis_size)
+            return _leave(call(grouped, _join(dy, dy_dim, 1), _join(x, x_dim, 1), tall), 0, axis_size)
+
+        return rule
+
+    return getter
+
+
+batching("Conv2DBackpropInput", "Conv2DTranspose", why=_SHARES, replaces=True)(_input_gradient(_in_order))
+batching("Conv2DBackpropFilter", why=_SHARES, replaces=True)(_kernel_gradient(_in_order))
+batching("Conv3DBackpropInput", why=_SHARES, replaces=True)(_input_gradient(_gradient_second))
+batching("Conv3DBackpropFilter", why=_SHARES, replaces=True)(_kernel_gradient(_gradient_second))
+
+
+@batching("Conv3DTranspose", why=_SHARES, replaces=True)
+def batched_conv3d_transpose(prim, axis_size):
+    """Conv3DTranspose(x, w): x is (N, C, D, H, W), w is (C, O / groups, d, h, w)."""
+    prim, groups, wider, _ = _variants(prim, axis_size)
+    grouped = _with(wider, in_channel=prim.attrs["in_channel"] * axis_size, group=groups * axis_size,
+                    groups=groups * axis_size)
+
+    def rule(x_pair, w_pair):
         x, x_dim = x_pair
-        shape, _ = shape_pair
-        if dy_dim is None and x_dim is None:
-            return prim(dy, x, shape), None
-        if dy_dim is None:
-            return _leave(prim(dy, _join_groups(x, x_dim, 1, groups), scaled(shape, 1, axis_size)), 1, axis_size)
-        tall = scaled(shape, 0, axis_size)
+        w, w_dim = w_pair
+        if x_dim is None and w_dim is None:
+            return prim(x, w), None
+        if w_dim is None:
+            return _leave(prim(_join(x, x_dim, 0), w), 0, axis_size)
         if x_dim is None:
-            return _leave_groups(wider(_join_groups(dy, dy_dim, 1, groups), x, tall), 0, groups, axis_size)
-        return _leave(grouped(_join(dy, dy_dim, 1), _join(x, x_dim, 1), tall), 0, axis_size)
+            return _leave_groups(wider(x, _join(w, w_dim, 1)), 1, groups, axis_size)
+        return _leave(grouped(_join(x, x_dim, 1), _join(w, w_dim, 0)), 1, axis_size)
 
     return rule
 
@@ -132,6 +175,7 @@ batching("Col2Im", why=FAILS_IN_GRADIENTS, replaces=True)(joining(1))
 # --- of three dimensions: bilinear in x and w, and so are their two backward primitives -------------------------
 
 _KEEPS_ATTRIBUTES = "emits the same backward primitives, with attributes that their derivatives can read"
+
 
 def _conv3d_family(prim):
     """conv(x, w), to_x(w, d, shape of x), to_w(x, d, shape of w), with the attributes of any of them."""

@@ -10,7 +10,18 @@ from mindspore_hessian._errors import MissingRuleError
 from mindspore_hessian.rules.elementwise import logaddexp
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, from_end, linear
-from mindspore_hessian.rules.kit import along_axis, attributes_of, front, primitive, put, reduction, reshape, shifted
+from mindspore_hessian.rules.kit import (
+    along_axis,
+    attributes_of,
+    front,
+    paired,
+    primitive,
+    put,
+    reduction,
+    reshape,
+    shifted,
+    unpaired,
+)
 from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, REWRITTEN, batching, composition, derivative, forward
 
 # --- sums -------------------------------------------------------------------------------------------------------
@@ -193,6 +204,25 @@ def extreme(prim):
     def bprop(x, out, dout):
         return (_shared(x, out, dout),)
     return bprop
+
+
+@batching("Median", why="MindSpore's fails for an input that is not batched, and for the median of all", replaces=True)
+def batched_median(prim, axis_size):
+    """Median(x): (value, index), of all or along an axis."""
+    prim = primitive(prim)
+    whole, axis, keep_dims, ignores_nan = attributes_of(prim, "global_median", "axis", "keep_dims", "ignore_nan")
+    along = type(prim)(False, axis + 1 if axis >= 0 else axis, keep_dims, ignores_nan)
+    of_all = type(prim)(False, 1, False, ignores_nan)
+
+    def rule(pair):
+        x, dim = pair
+        if dim is None:
+            return unpaired(prim(x))
+        x = front(x, dim)
+        if whole:
+            return paired(of_all(reshape(x, (axis_size, -1))))
+        return paired(along(x))
+    return rule
 
 
 @derivative("Median", why=REWRITTEN, replaces=True)

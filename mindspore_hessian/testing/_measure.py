@@ -11,7 +11,7 @@ import numpy as np
 
 from mindspore_hessian._errors import HessianError, NonFiniteWarning, RecompileWarning
 from mindspore_hessian.arguments import check_bool, check_choice, check_integer, check_real, shown
-from mindspore_hessian.testing._point import PRECISION, Point
+from mindspore_hessian.testing._point import PRECISION, Vicinity
 from mindspore_hessian.testing._report import USUALLY, Check, Report
 
 _STEPS = 8  # step sizes of the difference and Taylor tests
@@ -23,7 +23,7 @@ R = TypeVar("R", bound=Report)
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tested; all arrays are scaled (see `Point`), and their last axis runs over the variables.
+    """What is tested; all arrays are scaled (see `Vicinity`), and their last axis runs over the variables.
 
     Attributes:
         point: the function near its point, in a dtype (None: as given).
@@ -33,12 +33,12 @@ class Subject:
         unit, square_unit: what entries of `second` and `square` were multiplied with; 1.0 for numbers like u.Hv.
     """
 
-    point: Callable[[Any], Point]
-    second: Callable[[Point, str], np.ndarray]
-    products: Callable[[Point, np.ndarray], np.ndarray]
-    square: Callable[[Point, np.ndarray], np.ndarray]
-    unit: Callable[[Point], np.ndarray]
-    square_unit: Callable[[Point], Any]
+    point: Callable[[Any], Vicinity]
+    second: Callable[[Vicinity, str], np.ndarray]
+    products: Callable[[Vicinity, np.ndarray], np.ndarray]
+    square: Callable[[Vicinity, np.ndarray], np.ndarray]
+    unit: Callable[[Vicinity], np.ndarray]
+    square_unit: Callable[[Vicinity], Any]
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class _Measure:
 
     def compare(self, name: str, expected: np.ndarray, got: np.ndarray, what: str, unit: Any = 1.0,
                 extra: float = 0.0, scale: float | None = None, rtol: float | None = None) -> Check:
-        """The largest difference, against ``rtol * scale + atol``; shown without the scaling of `Point`."""
+        """The largest difference, against ``rtol * scale + atol``; shown without the scaling of `Vicinity`."""
         error = np.nan_to_num(np.abs(expected - got), nan=np.inf)
         place = np.unravel_index(int(error.argmax()), error.shape)
         shown = np.broadcast_to(unit, error.shape)[place]

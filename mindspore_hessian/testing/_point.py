@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian.core.program import Problem
-from mindspore_hessian.core.space import FLOATS, tensors_of
+from mindspore_hessian.core.program import Function, Point, Program
+from mindspore_hessian.core.space import FLOATS, Space, ravel, split, tensors_of
 from mindspore_hessian.transforms import compose
 from mindspore_hessian.transforms.chunks import outputs
 
@@ -22,29 +21,29 @@ PRECISION = {ms.float64: (2.0 ** -52, 1e-5), ms.float32: (2.0 ** -23, 1e-2),
               ms.float16: (2.0 ** -10, 1e-1), ms.bfloat16: (2.0 ** -7, 2e-1)}
 
 
-class Point:
+class Vicinity:
     """A function near a point, in float64 numpy and in scaled coordinates: each variable divided by its size.
 
     So all of value, gradient and second derivative have the units of the function, and one tolerance serves them.
     """
 
-    def __init__(self, problem: Problem, args: tuple, directions: np.ndarray, scalar: bool):
-        self.problem, self.args, self.vars, self.directions = problem, args, problem.vars, directions
-        self.base = _values(problem)
-        self.size = _sizes(problem)
+    def __init__(self, point: Point, args: tuple, directions: np.ndarray, scalar: bool):
+        self.point, self.args, self.space, self.directions = point, args, point.space, directions
+        self.base = _values(point)
+        self.size = _sizes(point)
         self.contraction, self._u = np.ones(1), ()
         if not scalar:
-            outs = outputs(problem)[0]
+            outs = outputs(point)[0]
             count = sum(out.size for out in outs)
             self.contraction = np.ones(1) if count == 1 else np.random.default_rng(count).normal(size=count)
             self._u = tuple(_tensor(part, out.dtype) for part, out in zip(
-                _split(self.contraction, [out.shape for out in outs]), outs, strict=True))
-            self.contraction = _flat(self._u)  # as rounded to the outputs' dtypes
+                split(self.contraction, [out.shape for out in outs]), outs, strict=True))
+            self.contraction = ravel(self._u, np.float64)  # as rounded to the outputs' dtypes
 
     @property
     def dtype(self) -> Any:
         """The coarsest dtype among the variables."""
-        return max(self.vars.dtypes, key=lambda dtype: PRECISION[dtype][0])
+        return max(self.space.dtypes, key=lambda dtype: PRECISION[dtype][0])
 
     @property
     def zero(self) -> np.ndarray:
@@ -53,56 +52,56 @@ class Point:
 
     def parameter_dtypes(self) -> set:
         """The floating-point dtypes of all Parameters that the function can reach."""
-        return {p.dtype for p in self.problem.call.captures().parameters.values() if p.dtype in FLOATS}
+        return {p.dtype for p in self.point.call.captures().parameters.values() if p.dtype in FLOATS}
 
     def vectors(self, direction: np.ndarray) -> Any:
         """A scaled direction as `hvp` takes it."""
-        return self.vars.pack(self._tensors(direction * self.size))
+        return self.space.pack(self._tensors(direction * self.size))
 
     def scaled(self, vectors: Any) -> np.ndarray:
         """A gradient or product, scaled."""
-        return _flat(tensors_of(vectors)) * self.size
+        return ravel(tensors_of(vectors), np.float64) * self.size
 
     def matrix(self, blocks: Any) -> np.ndarray:
         """The blocks that `hessian` returns, scaled, as one array (outputs, variables, variables)."""
-        count = len(self.vars.sizes)
+        count = len(self.space.sizes)
         tensors = [_compat.to_numpy(t).astype(np.float64) for t in tensors_of(_tuple(blocks))]
         outs = []
         for start in range(0, len(tensors), count * count):
             rows = [np.concatenate([tensors[start + i * count + j].reshape(-1, size, other)
-                                    for j, other in enumerate(self.vars.sizes)], axis=2)
-                    for i, size in enumerate(self.vars.sizes)]
+                                    for j, other in enumerate(self.space.sizes)], axis=2)
+                    for i, size in enumerate(self.space.sizes)]
             outs.append(np.concatenate(rows, axis=1))
         return np.concatenate(outs) * self.size * self.size[:, None]
 
     def at(self, shift: np.ndarray) -> tuple[float, np.ndarray]:
         """Value and gradient at the point moved by a scaled `shift`, from one compiled graph."""
         moved = self._tensors(self.base + shift * self.size)
-        inputs, count = list(self.problem.call.leaves), len(self.vars.positions)
-        for position, tensor in zip(self.vars.positions, moved, strict=False):
+        inputs, count = list(self.point.call.leaves), len(self.space.positions)
+        for position, tensor in zip(self.space.positions, moved, strict=False):
             inputs[position] = tensor
-        problem = replace(self.problem, call=replace(self.problem.call, leaves=tuple(inputs)))
-        with _moved(self.vars.weights, moved[count:]):
-            value, gradient = problem.run("testing", _first_kernel, (bool(self._u),), self._u)
-            return float(_flat(tensors_of(_tuple(value))) @ self.contraction), self.scaled(gradient)
+        there = replace(self.point, call=replace(self.point.call, leaves=tuple(inputs)))
+        with _moved(self.space.weights, moved[count:]):
+            (value, gradient), _ = _FIRST[bool(self._u)].run(there, self._u)
+            return float(ravel(tensors_of(_tuple(value)), np.float64) @ self.contraction), self.scaled(gradient)
 
     def place(self, number: int) -> str:
         """How an error names an entry of the variables."""
-        for name, size, shape in zip(self.vars.names, self.vars.sizes, self.vars.shapes, strict=True):
+        for name, size, shape in zip(self.space.names, self.space.sizes, self.space.shapes, strict=True):
             if number < size:
                 return f"{name}{[int(i) for i in np.unravel_index(number, shape)]}" if shape else name
             number -= size
         raise IndexError(number)
 
     def _tensors(self, flat: np.ndarray) -> list[Tensor]:
-        return [_tensor(part, dtype) for part, dtype in zip(
-            _split(flat, self.vars.shapes), self.vars.dtypes, strict=True)]
+        return list(map(_tensor, self.space.split(flat), self.space.dtypes))
 
 
-def _first_kernel(f: Callable, n: int, vars_: Any) -> Callable:
+def _first_kernel(function: Function, space: Space) -> Callable:
     """Value and first gradient of f, contracted with the Tensors after the leaves where there are any."""
-    pull, scalar = compose.vjp(f, vars_.positions, vars_.parameters), compose.scalar(f)
-    gradient = compose.gradient(scalar, vars_.positions, vars_.parameters)
+    f, n = function.value, function.n
+    pull, scalar = compose.vjp(f, space.positions, space.parameters), compose.scalar(f)
+    gradient = compose.gradient(scalar, space.positions, space.parameters)
 
     def run(*tensors):
         xs, us = tensors[:n], tensors[n:]
@@ -113,6 +112,9 @@ def _first_kernel(f: Callable, n: int, vars_: Any) -> Callable:
             return out, pull(xs, us)
         return out, pull(xs, us[0])
     return run
+
+
+_FIRST = {contracted: Program("testing", _first_kernel, (contracted,)) for contracted in (False, True)}
 
 
 @contextlib.contextmanager
@@ -135,25 +137,26 @@ def _moved(weights: tuple[Parameter, ...], values: Sequence[Tensor]) -> Iterator
             raise
 
 
-def random_directions(problem: Problem, vectors: Any, count: int, seed: int) -> np.ndarray:
+def random_directions(point: Point, vectors: Any, count: int, seed: int) -> np.ndarray:
     """Scaled directions of root mean square 1: the user's first, then standard normals."""
-    size = _sizes(problem)
+    size = _sizes(point)
     found = np.random.default_rng(seed).normal(size=(count, size.size))
     if vectors is not None:
-        first = _flat(problem.vars.flatten(vectors, "vectors")) / size
+        first = ravel(point.space.parts(vectors, "vectors"), np.float64) / size
         if not first.any():
             raise ValueError("vectors is zero, so there is nothing to check along it")
         found[0] = first
     return found / np.sqrt((found ** 2).mean(1, keepdims=True))
 
 
-def _values(problem: Problem) -> np.ndarray:
-    return _flat([*(problem.call.leaves[position] for position in problem.vars.positions), *problem.vars.weights])
+def _values(point: Point) -> np.ndarray:
+    return ravel([*(point.call.leaves[position] for position in point.space.positions), *point.space.weights],
+                 np.float64)
 
 
-def _sizes(problem: Problem) -> np.ndarray:
+def _sizes(point: Point) -> np.ndarray:
     """The root mean square of each variable, for each of its entries; 1 where that is 0."""
-    parts = _split(_values(problem), problem.vars.shapes)
+    parts = point.space.split(_values(point))
     return np.concatenate([np.full(part.size, np.sqrt((part ** 2).mean()) or 1.0) for part in parts])
 
 
@@ -164,15 +167,6 @@ def cast(value: Any, dtype: Any) -> Any:
     if type(value) is dict:
         return {key: cast(item, dtype) for key, item in value.items()}
     return type(value)(cast(item, dtype) for item in value) if type(value) in (tuple, list) else value
-
-
-def _split(flat: np.ndarray, shapes: Sequence) -> list[np.ndarray]:
-    ends = np.cumsum([math.prod(shape) for shape in shapes])
-    return [part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)]
-
-
-def _flat(tensors: Sequence[Tensor]) -> np.ndarray:
-    return np.concatenate([_compat.to_numpy(t).astype(np.float64).ravel() for t in tensors])
 
 
 def _tensor(array: np.ndarray, dtype: Any) -> Tensor:

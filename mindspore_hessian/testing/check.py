@@ -8,13 +8,13 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.core.program import HVP_MODES, Problem
+from mindspore_hessian.core.program import Point
 from mindspore_hessian.core.space import FIRST, as_args
 from mindspore_hessian.testing._measure import Settings, Subject, measure
-from mindspore_hessian.testing._point import Point, cast, name_of, random_directions
+from mindspore_hessian.testing._point import Vicinity, cast, name_of, random_directions
 from mindspore_hessian.testing._report import HessianReport, HvpReport
 from mindspore_hessian.transforms.hessian import MODES, hessian
-from mindspore_hessian.transforms.products import hvp
+from mindspore_hessian.transforms.products import HVP_MODES, hvp
 
 
 @interruptible
@@ -79,13 +79,13 @@ def check_hvp(fn: Any, inputs: Any, vectors: Any = None, grad_position: Any = No
     settings = Settings.of(modes, HVP_MODES, directions, rtol, atol, order, step, seed, raise_exception)
     one = isinstance(inputs, Tensor)
 
-    def point(dtype: Any) -> Point:
+    def point(dtype: Any) -> Vicinity:
         args = cast(as_args(inputs), dtype)
-        problem = Problem.of(fn, args, {}, grad_position, weights, False, one)
+        at = Point.of(fn, args, {}, grad_position, weights, False, one)
         given = vectors if dtype is None else cast(vectors, dtype)
-        return Point(problem, args, random_directions(problem, given, directions, seed), scalar=True)
+        return Vicinity(at, args, random_directions(at, given, directions, seed), scalar=True)
 
-    def second(at: Point, mode: str) -> np.ndarray:
+    def second(at: Vicinity, mode: str) -> np.ndarray:
         args = at.args[0] if one else at.args
         return np.stack([at.scaled(hvp(fn, args, at.vectors(v), grad_position, weights=weights, mode=mode))
                          for v in at.directions])
@@ -137,15 +137,15 @@ def check_hessian(fn: Any, inputs: Any, grad_position: Any = FIRST, *, weights: 
     """
     settings = Settings.of(modes, MODES, directions, rtol, atol, order, step, seed, raise_exception)
 
-    def point(dtype: Any) -> Point:
+    def point(dtype: Any) -> Vicinity:
         args = cast(as_args(inputs), dtype)
-        problem = Problem.of(fn, args, {}, grad_position, weights, False)
-        return Point(problem, args, random_directions(problem, None, directions, seed), scalar=False)
+        at = Point.of(fn, args, {}, grad_position, weights, False)
+        return Vicinity(at, args, random_directions(at, None, directions, seed), scalar=False)
 
-    def second(at: Point, mode: str) -> np.ndarray:
+    def second(at: Vicinity, mode: str) -> np.ndarray:
         return at.matrix(hessian(fn, grad_position, weights=weights, mode=mode)(*at.args))
 
-    def units(at: Point) -> np.ndarray:
+    def units(at: Vicinity) -> np.ndarray:
         return at.size * at.size[:, None]
 
     subject = Subject(point, second,

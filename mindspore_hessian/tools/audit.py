@@ -17,8 +17,8 @@ from mindspore_hessian._errors import HessianError, MissingRuleError, UnsafeRunt
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.core import cache, graph_dump, inplace
 from mindspore_hessian.core.graph_dump import CONTROL, Graph, public_name
-from mindspore_hessian.core.program import Problem
-from mindspore_hessian.core.space import Variables, tensors_of
+from mindspore_hessian.core.program import Builder, Function, Point, Program
+from mindspore_hessian.core.space import Space, tensors_of
 from mindspore_hessian.rules.missing import unrolled
 from mindspore_hessian.transforms import blocks, compose
 from mindspore_hessian.transforms.products import product_kernel
@@ -210,45 +210,45 @@ def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = Non
         >>> [(row.primitive, row.derivative) for row in report.rows if row.primitive.startswith("Tanh")]
         [('Tanh', 'ours'), ('TanhGrad', 'ours')]
     """
-    problem = Problem.of_inputs(fn, inputs, grad_position, weights, False)
+    point = Point.of_inputs(fn, inputs, grad_position, weights, False)
     random_state = ms.get_rng_state()
     try:
         with cache.left_alone():
-            return _report(problem, rules.in_force())
+            return _report(point, rules.in_force())
     finally:
         ms.set_rng_state(random_state)
 
 
-def _report(problem: Problem, replacing: bool) -> AuditReport:
+def _report(point: Point, replacing: bool) -> AuditReport:
     with inplace.told() as written:
-        gradient, refused = _compiled(problem, _gradient_kernel)
+        gradient, refused = _compiled(point, _gradient_kernel)
     if refused is not None and (gradient is None or not isinstance(refused, MissingRuleError)):
         raise refused
     if gradient is None:
         raise UnsafeRuntimeError("MindSpore wrote no graph that could be read. Unset MS_DEV_DUMP_IR_PASSES before the "
                                  "first graph of the process is saved.")
-    product, failed = _compiled(problem, product_kernel("revrev"), _vectors(problem, 0))
+    product, failed = _compiled(point, product_kernel("revrev"), _vectors(point, 0))
     with _compat.batching_rules_watched(unrolled) as asked:
-        batched, unbatched = _compiled(problem, _two_rows, (Tensor(0, ms.int64),))
-    variables = gradient.references(problem.vars.positions, [weight.name for weight in problem.vars.weights])
+        batched, unbatched = _compiled(point, _two_rows, (Tensor(0, ms.int64),))
+    variables = gradient.references(point.space.positions, [weight.name for weight in point.space.weights])
     found = _Found([product or Graph(), gradient], gradient.differentiated(variables), asked, batched is not None,
                    replacing, [str(error) for error in (refused, failed) if error is not None])
     rows = found.rows()
-    proved = gradient.constant_outputs(variables) if len(variables) == len(problem.vars.names) else []
-    zeros = _zeros(problem, proved) if failed is None else [AuditVariable(name, False) for name in problem.vars.names]
+    proved = gradient.constant_outputs(variables) if len(variables) == len(point.space.names) else []
+    zeros = _zeros(point, proved) if failed is None else [AuditVariable(name, False) for name in point.space.names]
     lost, slow = any(row.derivative == MISSING for row in rows), any(row.batching == MISSING for row in rows)
     compiles = Compiles(failed is None, failed is None and unbatched is None and not slow)
     told = compiles.hessian or (lost if failed else slow)
-    return AuditReport(_label(problem), tuple(rows), tuple(zeros), compiles,
+    return AuditReport(_label(point), tuple(rows), tuple(zeros), compiles,
                        () if told else (str(failed or unbatched),), tuple(written))
 
 
-def _compiled(problem: Problem, kernel: Callable, extras: tuple = ()) -> tuple[Graph | None, Exception | None]:
-    """Compile and run a kernel: its graph, and the error where there was one."""
+def _compiled(point: Point, build: Builder, extras: tuple = ()) -> tuple[Graph | None, Exception | None]:
+    """Compile and run a program: its graph, and the error where there was one."""
     refused = None
     with graph_dump.saved() as folder:
         try:
-            problem.run("audit", kernel, (object(),), extras)
+            Program("audit", build, (object(),)).run(point, extras)
         except UnsafeRuntimeError:
             raise
         except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, NameError) as error:
@@ -256,13 +256,13 @@ def _compiled(problem: Problem, kernel: Callable, extras: tuple = ()) -> tuple[G
         return graph_dump.read(folder), refused
 
 
-def _gradient_kernel(f: Callable, n: int, vars_: Variables) -> Callable:
-    return compose.gradient(compose.scalar(f), vars_.positions, vars_.parameters)
+def _gradient_kernel(function: Function, space: Space) -> Callable:
+    return compose.gradient(compose.scalar(function.value), space.positions, space.parameters)
 
 
-def _two_rows(f: Callable, n: int, vars_: Variables) -> Callable:
+def _two_rows(function: Function, space: Space) -> Callable:
     """Two rows of the Hessian, batched as `hessian` does."""
-    return blocks.hessian_rows(f, vars_.positions, vars_.parameters, min(2, sum(vars_.sizes)))
+    return blocks.hessian_rows(function.value, space.positions, space.parameters, min(2, space.size))
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -359,45 +359,46 @@ def _remedy(name: str, derivative: str, batching: str, no_kernel: bool) -> str:
 
 # --- what is zero -------------------------------------------------------------------------------------------------
 
-def _vectors(problem: Problem, seed: int) -> tuple[Tensor, ...]:
+def _vectors(point: Point, seed: int) -> tuple[Tensor, ...]:
     random = np.random.default_rng(seed)
     return tuple(_tensor(random.standard_normal(shape), dtype)
-                 for shape, dtype in zip(problem.vars.shapes, problem.vars.dtypes, strict=True))
+                 for shape, dtype in zip(point.space.shapes, point.space.dtypes, strict=True))
 
 
 def _tensor(array: np.ndarray, dtype: Any) -> Tensor:
     return Tensor(np.asarray(array, np.float64)).astype(dtype)
 
 
-def _zeros(problem: Problem, proved: list[bool]) -> list[AuditVariable]:
+def _zeros(point: Point, proved: list[bool]) -> list[AuditVariable]:
     """Whether each variable's rows are zero: exactly so at random points, and perhaps proved by the graph."""
-    names, leaves, token = problem.vars.names, problem.call.leaves, object()
+    names, leaves = point.space.names, point.call.leaves
+    product = Program("audit", product_kernel("revrev"), (object(),))
     zero, finite = [True] * len(names), [0] * len(names)
-    for point in range(POINTS):
-        random = np.random.default_rng(100 + point)
+    for number in range(POINTS):
+        random = np.random.default_rng(100 + number)
         moved = list(leaves)
-        for position in problem.vars.positions if point else ():
+        for position in point.space.positions if number else ():
             x = _compat.to_numpy(leaves[position]).astype(np.float64)  # signs stay, for functions like log
             x = x * random.uniform(0.8, 1.25, x.shape) + 0.1 * (x == 0) * random.standard_normal(x.shape)
             moved[position] = _tensor(x, leaves[position].dtype)
-        there = replace(problem, call=replace(problem.call, leaves=tuple(moved)))
-        result = there.run("audit", product_kernel("revrev"), (token,), _vectors(problem, point))
-        for number, tensor in enumerate(tensors_of(result)):
+        there = replace(point, call=replace(point.call, leaves=tuple(moved)))
+        result, _ = product.run(there, _vectors(point, number))
+        for place, tensor in enumerate(tensors_of(result)):
             array = _compat.to_numpy(tensor)
             if np.isfinite(array).all():
-                finite[number] += 1
-                zero[number] = zero[number] and not array.any()
+                finite[place] += 1
+                zero[place] = zero[place] and not array.any()
     out = []
-    for number, name in enumerate(names):
-        sure = len(proved) == len(names) and proved[number]
-        flag = zero[number] and (sure or finite[number] == POINTS)
+    for place, name in enumerate(names):
+        sure = len(proved) == len(names) and proved[place]
+        flag = zero[place] and (sure or finite[place] == POINTS)
         out.append(AuditVariable(name, flag, (PROOF if sure else RANDOM) if flag else ""))
     return out
 
 
-def _label(problem: Problem) -> str:
+def _label(point: Point) -> str:
     """The user's function with its line."""
-    fn = problem.call.fn
+    fn = point.call.fn
     code = getattr(getattr(fn, "construct", fn), "__code__", None) or getattr(type(fn).__call__, "__code__", None)
     name = getattr(fn, "__qualname__", type(fn).__name__).rpartition("<locals>.")[2]
     return f"{name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})" if code else name

@@ -263,7 +263,7 @@ class CurvatureMonitor(Callback):
         if step_number is not None:
             check_integer("step_number", step_number, 0)
         for one in self._curvatures:
-            _compat.to_numpy(one.weights.parameters[-1])  # the training step runs asynchronously: not our time
+            _compat.to_numpy(one.weights[-1])  # the training step runs asynchronously: not our time
         started = time.perf_counter()
         with undisturbed(self._cells):
             rate = learning_rate_of(learning_rate)

@@ -1,6 +1,6 @@
 """Matrices from products, as functions that MindSpore compiles: products over the rows of the identity, batched.
 
-As in `_graph`, the factories run in Python and what they return is compiled. A function with several outputs is
+As in `compose`, the factories run in Python and what they return is compiled. A function with several outputs is
 treated as one with a vector of M outputs, and cut into the outputs at the end.
 """
 from __future__ import annotations
@@ -9,40 +9,19 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mutable, ops, vmap
 
+from mindspore_hessian.core.space import cut, selected, size_of, unraveled
 from mindspore_hessian.transforms import compose
 
 # What is batched or differentiated goes through `mutable`: MindSpore's vmap and gradient lose arguments whose value is
 # known as they compile.
 # Primitives and constants instead of the functions of `mindspore.ops`: a graph of these compiles in half the time.
-_EQUAL, _CAST, _RESHAPE, _SLICE, _CONCAT = ops.Equal(), ops.Cast(), ops.Reshape(), ops.Slice(), ops.Concat()
+_EQUAL, _CAST, _RESHAPE, _CONCAT = ops.Equal(), ops.Cast(), ops.Reshape(), ops.Concat()
 
 
 @ops.constexpr
 def _line(start, size, shape):
     """The numbers start, start + 1, ... as a constant of the graph."""
     return Tensor(np.arange(start, start + size).reshape(shape), ms.int32)
-
-
-@ops.constexpr
-def _size(shape):
-    return int(np.prod(shape, dtype=np.int64))
-
-
-@ops.constexpr
-def _corner(rank, axis, start):
-    return (0,) * axis + (start,) + (0,) * (rank - axis - 1)
-
-
-@ops.constexpr
-def _replaced(shape, axis, size):
-    return shape[:axis] + (size,) + shape[axis + 1:]
-
-
-def cut(x, axis, start, size):
-    """``x[..., start:start + size, ...]`` along an axis; `x` itself where that is all of it."""
-    if x.shape[axis] == size:
-        return x
-    return _SLICE(x, _corner(x.ndim, axis, start), _replaced(x.shape, axis, size))
 
 
 def tensors(f):
@@ -83,9 +62,9 @@ def width(out):
     if isinstance(out, tuple):
         total = 0
         for item in out:
-            total = total + _size(item.shape)
+            total = total + size_of(item.shape)
         return total
-    return _size(out.shape)
+    return size_of(out.shape)
 
 
 def dtype_of(out):
@@ -106,7 +85,7 @@ def per_output(convert):
         result = ()
         start = 0
         for item in out:
-            size = _size(item.shape)
+            size = size_of(item.shape)
             pieces = ()
             for part in parts:
                 pieces = pieces + (cut(part, 0, start, size),)
@@ -116,35 +95,23 @@ def per_output(convert):
     return assemble
 
 
-def variables_of(pos, ws):
-    """``select(xs)``: the differentiated variables, positions first."""
-    params = () if ws is None else tuple(ws)
-
-    def select(xs):
-        out = ()
-        for p in pos:
-            out = out + (xs[p],)
-        return out + params
-    return select
-
-
 def basis(pos, ws, count):
     """``make(xs, start)``: rows start to start + count of the identity (all, for None), a block for each variable."""
-    select = variables_of(pos, ws)
+    select = selected(pos, ws)
 
     def make(xs, start):
         number = count
         if count is None:
             number = 0
             for x in select(xs):
-                number = number + _size(x.shape)
+                number = number + size_of(x.shape)
         lines = _line(0, number, (-1, 1))
         if isinstance(start, Tensor):
             lines = lines + start
         out = ()
         column = 0
         for x in select(xs):
-            size = _size(x.shape)
+            size = size_of(x.shape)
             block = _CAST(_EQUAL(lines, _line(column, size, (1, -1))), x.dtype)
             out = out + (mutable(_RESHAPE(block, (number,) + x.shape)),)
             column = column + size
@@ -159,12 +126,30 @@ def unit_rows(start, number, column, size, dtype):
 
 def numbers_like(x):
     """0, 1, 2, ... in the shape of x."""
-    return _line(0, _size(x.shape), x.shape)
+    return _line(0, size_of(x.shape), x.shape)
 
 
 def identity(size, dtype):
     """The identity matrix, in any dtype."""
     return mutable(_CAST(_EQUAL(_line(0, size, (-1, 1)), _line(0, size, (1, -1))), dtype))
+
+
+def packed(one, depth):
+    """``pack(value)`` of what a matrix function gives: a tuple over the variables (for `depth` 2 of such tuples), or
+    with several outputs one of these for each. Where `one` variable was not in a tuple, its entry alone."""
+    def entry(value):
+        if not one:
+            return value
+        return value[0] if depth == 1 else value[0][0]
+
+    def pack(value):
+        if isinstance(value[0] if depth == 1 else value[0][0], tuple):
+            out = ()
+            for output in value:
+                out = out + (entry(output),)
+            return out
+        return entry(value)
+    return pack
 
 
 # --- products: (xs, u, vs) -> one Tensor a variable, the Hessian of <f, u> times vs ---------------------------------
@@ -202,7 +187,7 @@ def forward_over_forward(f, pos, ws):
     def directional(*args):
         return push(args[:-count], args[-count:])
     second = compose.jvp(directional, pos, ws)
-    make, split = basis(pos, ws, None), split_line(pos, ws)
+    make, split = basis(pos, ws, None), unraveled(pos, ws)
 
     def one(xs, vs, es):
         return second(xs + vs, es)
@@ -247,13 +232,13 @@ def hessian_times(f, pos, ws):
 def hessian(f, pos, ws, mode, check=tensors):
     """``H(*xs)``: for each output the blocks H[i][j] of shape out.shape + x_i.shape + x_j.shape."""
     checked = check(f)
-    rows, make, select = many(PRODUCTS[mode](flat(f), pos, ws)), basis(pos, ws, None), variables_of(pos, ws)
+    rows, make, select = many(PRODUCTS[mode](flat(f), pos, ws)), basis(pos, ws, None), selected(pos, ws)
 
     def blocks(xs, parts, shape):
         result = ()
         start = 0
         for x in select(xs):
-            size = _size(x.shape)
+            size = size_of(x.shape)
             line = ()
             for part, y in zip(parts, select(xs)):  # noqa: B905 -- compiled by MindSpore, which has no strict=
                 line = line + (_RESHAPE(cut(part, 1, start, size), shape + x.shape + y.shape),)
@@ -322,28 +307,12 @@ def diagonal(f, pos, ws, count, total, check=tensors):
     return some
 
 
-def split_line(pos, ws):
-    """``split(xs, entries)``: N entries, one for each entry of the variables, as one Tensor for each variable."""
-    select = variables_of(pos, ws)
-
-    def split(xs, entries):
-        line = _RESHAPE(entries, (-1,))
-        out = ()
-        start = 0
-        for x in select(xs):
-            size = _size(x.shape)
-            out = out + (_CAST(_RESHAPE(cut(line, 0, start, size), x.shape), x.dtype),)
-            start = start + size
-        return out
-    return split
-
-
 # --- Jacobians ------------------------------------------------------------------------------------------------------
 
 def jacobian_reverse(f, pos, ws):
     """``J(*xs)``: a reverse pass for each output, batched: for each output the tuple over the variables."""
     checked = tensors(f)
-    pulls, select = vmap(compose.vjp(flat(f), pos, ws), in_axes=(None, 0)), variables_of(pos, ws)
+    pulls, select = vmap(compose.vjp(flat(f), pos, ws), in_axes=(None, 0)), selected(pos, ws)
 
     def shaped(xs, parts, shape):
         out = ()
@@ -379,14 +348,14 @@ def jacobian_rows(f, pos, ws, count):
 def jacobian_forward(f, pos, ws):
     """``J(*xs)``: a forward product for each input entry, batched; the result as of `jacobian_reverse`."""
     checked = tensors(f)
-    make, select = basis(pos, ws, None), variables_of(pos, ws)
+    make, select = basis(pos, ws, None), selected(pos, ws)
     pushes = vmap(compose.jvp(flat(f), pos, ws), in_axes=(None, 0))
 
     def shaped(xs, parts, shape):
         out = ()
         start = 0
         for x in select(xs):
-            size = _size(x.shape)
+            size = size_of(x.shape)
             out = out + (_CAST(_RESHAPE(cut(parts[0], 1, start, size), shape + x.shape), x.dtype),)
             start = start + size
         return out

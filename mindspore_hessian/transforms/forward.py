@@ -24,8 +24,8 @@ from mindspore_hessian._errors import (
 )
 from mindspore_hessian.arguments import as_reals, is_integer, shown
 from mindspore_hessian.core import cache
-from mindspore_hessian.core.program import Problem
-from mindspore_hessian.core.space import Variables, tensors_of
+from mindspore_hessian.core.program import Point
+from mindspore_hessian.core.space import Space, tensors_of
 from mindspore_hessian.rules import interpreter
 from mindspore_hessian.transforms import blocks, compose
 
@@ -160,23 +160,23 @@ def _symmetric(metric: Any, size: int) -> np.ndarray:
     return (matrix + matrix.T) / 2
 
 
-def sample_shapes(v: Variables, axes: Axes) -> list[tuple[int, ...]]:
+def sample_shapes(space: Space, axes: Axes) -> list[tuple[int, ...]]:
     """The shapes of the differentiated inputs, of one sample."""
     out = []
-    for shape, leaf in zip(v.shapes, v.positions, strict=True):
+    for shape, leaf in zip(space.shapes, space.positions, strict=True):
         axis = None if axes is None else axes[leaf]
         out.append(shape if axis is None else shape[:axis] + shape[axis + 1:])
     return out
 
 
-def seeds(v: Variables, axes: Axes, rows: np.ndarray | None) -> Callable:
+def seeds(space: Space, axes: Axes, rows: np.ndarray | None) -> Callable:
     """``make(xs)``: the directions as `push` takes them, (D, *x.shape) for each differentiated input."""
     plan: list[tuple] = []
     start = 0
-    shapes = sample_shapes(v, axes)
+    shapes = sample_shapes(space, axes)
     total = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
     count = total if rows is None else len(rows)
-    for shape, dtype, leaf in zip(shapes, v.dtypes, v.positions, strict=True):
+    for shape, dtype, leaf in zip(shapes, space.dtypes, space.positions, strict=True):
         axis = None if axes is None else axes[leaf]
         size = int(np.prod(shape, dtype=np.int64))
         narrow = (count, *shape) if axis is None else (count, *shape[:axis], 1, *shape[axis:])
@@ -199,10 +199,10 @@ def seeds(v: Variables, axes: Axes, rows: np.ndarray | None) -> Callable:
 
 # --- by reverse derivatives, where a rule is missing --------------------------------------------------------------
 
-def directional(f, v: Variables, rows: np.ndarray | None):
+def directional(f, space: Space, rows: np.ndarray | None):
     """``l(*xs)``: for each output the sum of its second derivatives along the rows, by Hessian-vector products."""
     checked = blocks.tensors(f)
-    many, make = blocks.many(blocks.PRODUCTS["revrev"](blocks.flat(f), v.positions, None)), seeds(v, None, rows)
+    many, make = blocks.many(blocks.PRODUCTS["revrev"](blocks.flat(f), space.positions, None)), seeds(space, None, rows)
 
     def shaped(xs, parts, shape):
         return _RESHAPE(parts[0], shape)
@@ -218,7 +218,7 @@ def directional(f, v: Variables, rows: np.ndarray | None):
     return total
 
 
-def reverse(f: Callable, axes: Axes, directions: Directions, sample: Variables) -> Callable:
+def reverse(f: Callable, axes: Axes, directions: Directions, sample: Space) -> Callable:
     """``l(*xs)``: the whole operator by reverse derivatives; `sample` are the variables of one sample."""
     parts = [over_samples(directional(f, sample, rows), axes) for rows in (directions.plus, directions.minus)
              if rows is not None or rows is directions.plus]
@@ -243,14 +243,14 @@ def less(one, two):
 
 # --- the Laplacian ------------------------------------------------------------------------------------------------
 
-def forward(f: Callable, v: Variables, axes: Axes, directions: Directions, otherwise: Callable | None) -> Callable:
+def forward(f: Callable, space: Space, axes: Axes, directions: Directions, otherwise: Callable | None) -> Callable:
     """``l(*xs)``: the operator in one forward pass (two where it is indefinite).
 
     Args:
         otherwise: ``otherwise(f, rows)`` makes what `push` does where a rule is missing; None refuses.
     """
     def one_pass(rows: np.ndarray | None) -> Callable:
-        pushed, make = push(f, v.positions, axes, otherwise and otherwise(f, rows)), seeds(v, axes, rows)
+        pushed, make = push(f, space.positions, axes, otherwise and otherwise(f, rows)), seeds(space, axes, rows)
 
         def second(*xs):
             out = pushed(xs, make(xs))
@@ -271,9 +271,9 @@ def forward(f: Callable, v: Variables, axes: Axes, directions: Directions, other
     return difference
 
 
-def along_given(f: Callable, v: Variables, n: int) -> Callable:
+def along_given(f: Callable, space: Space, n: int) -> Callable:
     """``l(*xs, *js)``: the sum of second derivatives along directions that come as inputs."""
-    pushed = push(f, v.positions, None, None)
+    pushed = push(f, space.positions, None, None)
 
     def second(*args):
         out = pushed(args[:n], args[n:])
@@ -286,7 +286,7 @@ def along_given(f: Callable, v: Variables, n: int) -> Callable:
     return second
 
 
-def instead(sample: Variables, axes: Axes, n: int) -> Callable:
+def instead(sample: Space, axes: Axes, n: int) -> Callable:
     """The `otherwise` of `forward`, for n leaves: the sum of second derivatives by reverse derivatives (and nothing in
     the place of the value and the derivatives, which nobody asks for)."""
     def of(f: Callable, rows: np.ndarray | None) -> Callable:
@@ -303,15 +303,15 @@ def instead(sample: Variables, axes: Axes, n: int) -> Callable:
 
 # --- value, gradient and Laplacian --------------------------------------------------------------------------------
 
-def everything(f: Callable, v: Variables, axes: Axes, sample: Variables, n: int | None) -> Callable:
+def everything(f: Callable, space: Space, axes: Axes, sample: Space, n: int | None) -> Callable:
     """``e(*xs)``: (value, gradient of each variable, Laplacian) of a scalar function in one forward pass.
 
     Args:
         n: the number of leaves, for what is done where a rule is missing; None refuses.
     """
     checked = compose.scalar(f)
-    pushed = push(checked, v.positions, axes, None if n is None else _everything_instead(checked, axes, sample, n))
-    make, cut = seeds(v, axes, None), _gradients(sample, axes)
+    pushed = push(checked, space.positions, axes, None if n is None else _everything_instead(checked, axes, sample, n))
+    make, cut = seeds(space, axes, None), _gradients(sample, axes)
 
     def run(*xs):
         value, derivatives, second = pushed(xs, make(xs))
@@ -319,7 +319,7 @@ def everything(f: Callable, v: Variables, axes: Axes, sample: Variables, n: int 
     return run
 
 
-def _gradients(sample: Variables, axes: Axes) -> Callable:
+def _gradients(sample: Space, axes: Axes) -> Callable:
     """``cut(derivatives)``: those of numbers along all unit directions, as a gradient for each variable."""
     plan, start = [], 0
     for shape, size in zip(sample.shapes, sample.sizes, strict=True):
@@ -340,17 +340,17 @@ def _gradients(sample: Variables, axes: Axes) -> Callable:
     return cut
 
 
-def everything_by_reverse(f: Callable, axes: Axes, sample: Variables) -> Callable:
+def everything_by_reverse(f: Callable, axes: Axes, sample: Space) -> Callable:
     """The same by reverse derivatives."""
-    value = compose.scalar(f)
-    gradient, total = compose.gradient(value, sample.positions, None), directional(value, sample, None)
+    value, again, once_more = (compose.scalar(f) for _ in range(3))  # apart: MindSpore differentiates one only once
+    gradient, total = compose.gradient(again, sample.positions, None), directional(once_more, sample, None)
 
     def one(*xs):
         return value(*xs), gradient(*xs), total(*xs)
     return over_samples(one, axes)
 
 
-def _everything_instead(f: Callable, axes: Axes, sample: Variables, n: int) -> Callable:
+def _everything_instead(f: Callable, axes: Axes, sample: Space, n: int) -> Callable:
     run = everything_by_reverse(f, axes, sample)
 
     def triple(number, *given):
@@ -369,9 +369,9 @@ _unable: OrderedDict[tuple, tuple[str, Any]] = OrderedDict()  # calls without a 
 _REMEMBERED = 256
 
 
-def _known_as(problem: Problem, options: tuple) -> tuple:
-    leaves = tuple((leaf.shape, leaf.dtype) for leaf in problem.call.leaves)
-    return problem.call.template, leaves, problem.call.captures().token, problem.vars.key, options
+def _known_as(point: Point, options: tuple) -> tuple:
+    leaves = tuple((leaf.shape, leaf.dtype) for leaf in point.call.leaves)
+    return point.call.template, leaves, point.call.captures().token, point.space.key, options
 
 
 @contextlib.contextmanager
@@ -384,9 +384,9 @@ def alone() -> Iterator[None]:
             interpreter.close()
 
 
-def check_free(problem: Problem) -> None:
+def check_free(point: Point) -> None:
     """Raise where the function has a derivative of its own somewhere, past which a forward pass would go."""
-    name = problem.call.captures().stops_gradients()
+    name = point.call.captures().stops_gradients()
     if name:
         raise MissingRuleError(
             f"primitive {name} has no forward rule. Use mode='reverse'" + (
@@ -394,12 +394,12 @@ def check_free(problem: Problem) -> None:
                 ", or write ops.stop_gradient(x) for ops.StopGradient()(x), and x for ops.Identity()(x)."))
 
 
-def goes_forward(what: str, problem: Problem, mode: str) -> bool:
+def goes_forward(what: str, point: Point, mode: str) -> bool:
     """Whether a forward pass may be tried inside the user's own graph."""
     if mode == "reverse":
         return False
     try:
-        check_free(problem)
+        check_free(point)
     except MissingRuleError as err:
         if mode == "forward":
             raise
@@ -408,39 +408,40 @@ def goes_forward(what: str, problem: Problem, mode: str) -> bool:
     return True
 
 
-def known_unable(problem: Problem, options: tuple) -> bool:
+def known_unable(point: Point, options: tuple) -> bool:
     """Whether this call was seen to need a forward rule that is missing."""
-    return _known_as(problem, options) in _unable
+    return _known_as(point, options) in _unable
 
 
-def _finite(result: Any) -> bool:
-    return all(np.isfinite(_compat.to_numpy(tensor)).all() for tensor in tensors_of(result))
+def _finite(value: Any) -> bool:
+    return all(np.isfinite(_compat.to_numpy(tensor)).all() for tensor in tensors_of(value))
 
 
-def first_choice(name: str, problem: Problem, mode: str, options: tuple, forwards: Callable[[], Any],
-                 backwards: Callable[[], Any]) -> Any:
-    """`forwards`, or where `mode` is "auto" and a primitive has no forward rule, `backwards`, with a warning.
+def first_choice(name: str, point: Point, mode: str, options: tuple, forwards: Callable[[], Any],
+                 backwards: Callable[[], Any]) -> tuple[Any, Any]:
+    """``(value, aux)`` by `forwards`; by `backwards`, with a warning, where `mode` is "auto" and a primitive has no
+    forward rule.
 
     What a call is known not to be able to is not tried again. Where a derivative is infinite, all directions that have
     no part in it become NaN in a forward pass (0 times Inf), so that "auto" takes `backwards` then.
     """
     if mode == "reverse":
         return backwards()
-    key = _known_as(problem, options)
+    key = _known_as(point, options)
     if mode == "auto" and key in _unable:
         return backwards()
     try:
-        check_free(problem)
+        check_free(point)
         with alone():
             result = forwards()
-        return result if mode == "forward" or _finite(result) else backwards()
+        return result if mode == "forward" or _finite(result[0]) else backwards()
     except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as err:
         if mode == "forward" or isinstance(err, UnsafeRuntimeError):
             raise
         refused = err
     instead_of_it = backwards()  # where the function itself is at fault, this says so
     cause = interpreter.without_rule(refused)
-    _unable[key] = cause, problem.call.captures()
+    _unable[key] = cause, point.call.captures()
     while len(_unable) > _REMEMBERED:
         _unable.popitem(last=False)
     warn(interpreter.missing_text(name, cause) if cause else f"{name}: the forward pass failed ({refused}), so reverse "

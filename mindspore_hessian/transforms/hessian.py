@@ -1,7 +1,6 @@
 """The Hessian as a matrix: one compiled product over the rows of the identity, or jacfwd/jacrev as asked."""
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,104 +8,89 @@ import mindspore as ms
 
 from mindspore_hessian._errors import HessianError
 from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.core.program import Problem, check_auto_only, check_chunk, check_transform
-from mindspore_hessian.core.space import FIRST, Variables, several_weights
+from mindspore_hessian.core.program import (
+    Builder,
+    Function,
+    Point,
+    Program,
+    check_auto_only,
+    check_chunk,
+    check_transform,
+)
+from mindspore_hessian.core.space import FIRST, Space, several_weights
+from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import blocks, compose
-from mindspore_hessian.transforms.chunks import batched_or_loop, hessian_in_chunks, hessian_in_loop, is_several
+from mindspore_hessian.transforms.chunks import batched_or_loop, hessian_in_chunks, hessian_in_loop
 from mindspore_hessian.transforms.sparse import SparseHessian, check_sparse
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
 
 
-def hessian_kernel(mode: str) -> Callable:
-    """The kernel of the blocks H[i][j], ours over a batch of rows."""
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return blocks.hessian(f, v.positions, v.parameters, "revrev" if mode == "auto" else mode)
-    return kernel
+def hessian_kernel(mode: str) -> Builder:
+    """The blocks H[i][j], ours over a batch of rows."""
+    def build(function: Function, space: Space) -> Callable:
+        return blocks.hessian(function.value, space.positions, space.parameters, mode)
+    return build
 
 
-def literal_kernel(mode: str) -> Callable:
+def _literal_kernel(mode: str) -> Builder:
     """The same by ``mindspore.jacfwd`` and ``jacrev`` as they are, for functions with one output."""
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        matrix, literal = blocks.hessian(f, v.positions, None, mode), blocks.literal_hessian(f, v.positions, mode)
+    def build(function: Function, space: Space) -> Callable:
+        f, pos = function.value, space.positions
+        matrix, literal = blocks.hessian(f, pos, None, mode), blocks.literal_hessian(f, pos, mode)
 
         def run(*xs):
             if isinstance(f(*xs), tuple):
                 return matrix(*xs)
             return literal(*xs)
         return run
-    return kernel
+    return build
 
 
+def _value_and_gradient(function: Function, space: Space) -> Callable:
+    value = compose.scalar(function.value)
+    gradient = compose.gradient(value, space.positions, space.parameters)
+
+    def run(*xs):
+        return value(*xs), gradient(*xs)
+    return run
+
+
+def _all_kernel(function: Function, space: Space) -> Callable:
+    """Value, gradient and blocks."""
+    first, matrix = _value_and_gradient(function, space), hessian_kernel("revrev")(function, space)
+
+    def run(*xs):
+        return first(*xs), matrix(*xs)
+    return run
+
+
+# Forward derivatives drop terms without a word where a rule is missing, so the first result is compared with that of
+# reverse over reverse.
+_PROGRAMS = {mode: Program("hessian", hessian_kernel("revrev" if mode == "auto" else mode), (mode,),
+                           hessian_kernel("revrev") if "fwd" in mode else None) for mode in MODES}
+_LITERAL = {mode: Program("hessian", _literal_kernel(mode), (mode, "literal"),
+                          hessian_kernel("revrev") if "fwd" in mode else None) for mode in MODES[1:]}
+_FIRST, _ALL = (Program("value_grad_and_hessian", build, (name,)) for name, build in (
+    ("first", _value_and_gradient), ("all", _all_kernel)))
 _literal_fails: set[tuple] = set()
 
 
-def _as_asked(problem: Problem, mode: str) -> Any:
-    """MindSpore's own composition; where that fails, ours: theirs is for float32 and few axes, and copies the inputs.
-
-    Forward derivatives drop terms without a word where a rule is missing, so the first result is compared with that
-    of reverse over reverse.
-    """
-    guard = (None, hessian_kernel("revrev")) if mode != "revrev" else None
-    leaves = problem.call.leaves
-    attempt = (mode, problem.call.captures().token, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-    if not problem.vars.weights and all(leaf.dtype == ms.float32 for leaf in leaves) and attempt not in _literal_fails:
+def _as_asked(point: Point, mode: str) -> tuple[Any, Any]:
+    """MindSpore's own composition; where that fails, ours: theirs takes float32 and few axes, and copies the inputs."""
+    leaves = point.call.leaves
+    attempt = (mode, point.call.captures().token, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    if not point.space.weights and all(leaf.dtype == ms.float32 for leaf in leaves) and attempt not in _literal_fails:
         try:
-            return problem.run("hessian", literal_kernel(mode), (mode, "literal"), guard=guard)
+            return _LITERAL[mode].run(point)
         except (HessianError, ValueError, TypeError, RuntimeError):  # ours says so, if it is the function
             if len(_literal_fails) > 1000:
                 _literal_fails.clear()
             _literal_fails.add(attempt)
-    return problem.run("hessian", hessian_kernel(mode), (mode,), guard=guard)
+    return _PROGRAMS[mode].run(point)
 
 
-# --- inside the user's own graphs: by reverse derivatives in every mode, the same numbers ---------------------------
-
-def _blocks_in_graph(problem, given, with_value):
-    """The blocks, or with the value and the gradient before them, as a function of what was given."""
-    whole, pack, one = hessian_kernel("revrev"), problem.vars.packer(), problem.vars.form == "one"
-
-    def kernel(f, n, v):
-        matrix = whole(f, n, v)
-        if not with_value:
-            return matrix
-        value, slope = compose.scalar(f), compose.gradient(compose.scalar(f), v.positions, v.parameters)
-
-        def run(*xs):
-            return value(*xs), slope(*xs), matrix(*xs)
-        return run
-
-    def output(rows):
-        return rows[0][0] if one else rows
-
-    def packed(rows):
-        if isinstance(rows[0][0], tuple):
-            out = ()
-            for line in rows:
-                out = out + (output(line),)
-            return out
-        return output(rows)
-
-    def with_all(value):
-        return value[0], pack(value[1]), packed(value[2])
-    return problem.in_graph(kernel, with_all if with_value else packed, given)
-
-
-def _hessian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto", chunk_size=None, sparse=False):
-    if weights is not None:
-        raise NotImplementedError(WEIGHTS_INSIDE)
-    return Made(_HESSIAN, fn, grad_position, has_aux, mode, chunk_size, sparse)
-
-
-def _value_grad_and_hessian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto",
-                                     chunk_size=None):
-    if weights is not None:
-        raise NotImplementedError(WEIGHTS_INSIDE)
-    return Made(_ALL, fn, grad_position, has_aux, mode, chunk_size)
-
-
-@readable_in_graph(_hessian_in_graph)
+@makes
 def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, mode: str = "auto",
             chunk_size: int | None = None, sparse: Any = False) -> Callable:
     r"""Hessian of a function, :math:`H_{ij} = \partial^2 f / \partial x_i \partial x_j`.
@@ -175,42 +159,25 @@ def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weigh
     sparsely = None if sparse is False else SparseHessian(sparse, chunk_size)
     check_auto_only(mode, chunk_size=chunk_size is not None, sparse=sparsely is not None)
 
-    def build_in_graph(args):
+    def evaluate(args: tuple, kwargs: dict) -> Evaluation:
+        point = Point.of(fn, args, kwargs, grad_position, weights, has_aux)
         if sparsely is not None:
-            raise NotImplementedError("sparse= is not supported inside your own graph: call hessian outside of @jit "
-                                      "and Cell.construct")
-        return _blocks_in_graph(Problem.of(fn, args, {}, grad_position, weights, has_aux), args, False)
-
-    @readable_in_graph(outside(build_in_graph))
-    @functools.wraps(hessian, assigned=("__module__",), updated=())
-    def hess_fn(*args, **kwargs):
-        problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
-        if sparsely is not None:
-            return sparsely(problem)
-        rows = blocks_at_one_point(problem, mode, chunk_size)
-        return problem.finish("hessian", rows, lambda value: _pack(problem, value))
-    return hess_fn
+            return Evaluation(point, _PROGRAMS["auto"], run=lambda: sparsely(point), outside_only="sparse")
+        return Evaluation(point, _PROGRAMS["revrev"], pack=blocks.packed(point.space.form == "one", 2),
+                          run=lambda: blocks_at_one_point(point, mode, chunk_size))
+    return derived("hess_fn", fn, evaluate)
 
 
-def blocks_at_one_point(problem: Problem, mode: str = "auto", chunk_size: int | None = None) -> Any:
-    """The blocks H[i][j] of every output, in the way that `mode` and `chunk_size` ask for."""
+def blocks_at_one_point(point: Point, mode: str = "auto", chunk_size: int | None = None) -> tuple[Any, Any]:
+    """The blocks H[i][j] of every output, in the way that `mode` and `chunk_size` ask for, and aux."""
     if mode != "auto":
-        return _as_asked(problem, mode)
-    if chunk_size is not None and chunk_size < sum(problem.vars.sizes):
-        return batched_or_loop("hessian", lambda: hessian_in_chunks(problem, chunk_size),
-                               lambda: hessian_in_loop(problem))
-    return batched_or_loop("hessian", lambda: problem.run("hessian", hessian_kernel("auto"), ("auto",)),
-                           lambda: hessian_in_loop(problem))
+        return _as_asked(point, mode)
+    if chunk_size is not None and chunk_size < point.space.size:
+        return batched_or_loop("hessian", lambda: hessian_in_chunks(point, chunk_size), lambda: hessian_in_loop(point))
+    return batched_or_loop("hessian", lambda: _PROGRAMS["auto"].run(point), lambda: hessian_in_loop(point))
 
 
-def _pack(problem: Problem, blocks: Any) -> Any:
-    """Nested tuples H[i][j], or the one block, for every output."""
-    if is_several(blocks) and is_several(blocks[0]):
-        return tuple(_pack(problem, output) for output in blocks)
-    return blocks[0][0] if problem.vars.form == "one" else blocks
-
-
-@readable_in_graph(_value_grad_and_hessian_in_graph)
+@makes
 def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None,
                            mode: str = "auto", chunk_size: int | None = None) -> Callable:
     r"""Value, gradient and Hessian of a scalar function, :math:`(f, \nabla f, \nabla^2 f)`.
@@ -239,32 +206,15 @@ def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = 
     check_chunk(chunk_size)
     check_auto_only(mode, chunk_size=chunk_size is not None)
 
-    def build_in_graph(args):
-        return _blocks_in_graph(Problem.of(fn, args, {}, grad_position, weights, has_aux), args, True)
+    def evaluate(args: tuple, kwargs: dict) -> Evaluation:
+        point = Point.of(fn, args, kwargs, grad_position, weights, has_aux)
+        one, matrix = point.space.pack, blocks.packed(point.space.form == "one", 2)
 
-    @readable_in_graph(outside(build_in_graph))
-    @functools.wraps(value_grad_and_hessian, assigned=("__module__",), updated=())
-    def all_fn(*args, **kwargs):
-        problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
+        def run() -> tuple[Any, Any]:
+            first, aux = _FIRST.run(point)
+            return (first, blocks_at_one_point(point, mode, chunk_size)[0]), aux
 
-        def kernel(f: Callable, n: int, v: Variables) -> Callable:
-            value = compose.scalar(f)
-            gradient = compose.gradient(value, v.positions, v.parameters)
-
-            def run(*xs):
-                return value(*xs), gradient(*xs)
-            return run
-
-        first = problem.run("value_grad_and_hessian", kernel)
-        (value, gradient), aux = first if has_aux else (first, None)
-        rows = blocks_at_one_point(problem, mode, chunk_size)
-        rows = (((value, gradient), rows[0]), aux) if has_aux else ((value, gradient), rows)
-        return problem.finish("value_grad_and_hessian", rows, lambda result: (
-            result[0][0], problem.vars.pack(result[0][1]), _pack(problem, result[1])))
-    return all_fn
-
-
-_HESSIAN = Recipe(lambda fn, grad_position, has_aux, mode, chunk_size, sparse: hessian(
-    fn, grad_position, has_aux, mode=mode, chunk_size=chunk_size, sparse=sparse))
-_ALL = Recipe(lambda fn, grad_position, has_aux, mode, chunk_size: value_grad_and_hessian(
-    fn, grad_position, has_aux, mode=mode, chunk_size=chunk_size))
+        def pack(value):
+            return value[0][0], one(value[0][1]), matrix(value[1])
+        return Evaluation(point, _ALL, pack=pack, run=run)
+    return derived("all_fn", fn, evaluate)

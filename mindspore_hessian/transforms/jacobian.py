@@ -1,44 +1,28 @@
 """The Jacobian, in the dtype of the input, a reverse pass for each output in one batch."""
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.core.program import Problem, check_chunk, check_transform
-from mindspore_hessian.core.space import FIRST, Variables, several_weights
+from mindspore_hessian.core.program import Builder, Function, Point, Program, check_chunk, check_transform
+from mindspore_hessian.core.space import FIRST, Space, several_weights
+from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import blocks
-from mindspore_hessian.transforms.chunks import batched_or_loop, is_several, jacobian_in_chunks
-
-MATRICES = {"auto": blocks.jacobian_reverse, "rev": blocks.jacobian_reverse, "fwd": blocks.jacobian_forward}
+from mindspore_hessian.transforms.chunks import batched_or_loop, jacobian_in_chunks
 
 
-def _lines_in_graph(problem, given):
-    """By reverse derivatives in every mode: the same numbers."""
-    one = problem.vars.form == "one"
-
-    def kernel(f, n, v):
-        return blocks.jacobian_reverse(f, v.positions, v.parameters)
-
-    def packed(lines):
-        if isinstance(lines[0], tuple):
-            out = ()
-            for line in lines:
-                out = out + ((line[0] if one else line),)
-            return out
-        return lines[0] if one else lines
-    return problem.in_graph(kernel, packed, given)
+def _kernel(matrix: Callable) -> Builder:
+    def build(function: Function, space: Space) -> Callable:
+        return matrix(function.value, space.positions, space.parameters)
+    return build
 
 
-def _jacobian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, mode="auto", chunk_size=None):
-    if weights is not None:
-        raise NotImplementedError(WEIGHTS_INSIDE)
-    return Made(_JACOBIAN, fn, grad_position, has_aux, mode, chunk_size)
+_MATRICES = {"auto": blocks.jacobian_reverse, "rev": blocks.jacobian_reverse, "fwd": blocks.jacobian_forward}
+_PROGRAMS = {mode: Program("jacobian", _kernel(matrix), (mode,)) for mode, matrix in _MATRICES.items()}
 
 
-@readable_in_graph(_jacobian_in_graph)
+@makes
 def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, mode: str = "auto",
              chunk_size: int | None = None) -> Callable:
     r"""Jacobian of a function, :math:`J_{ij} = \partial f_i / \partial x_j`.
@@ -76,37 +60,18 @@ def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weig
     """
     check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
-    check_choice("mode", mode, MATRICES)
+    check_choice("mode", mode, _PROGRAMS)
     check_chunk(chunk_size)
     if chunk_size is not None and mode == "fwd":
         raise ValueError("chunk_size works with mode='auto' or 'rev' only, but mode is 'fwd'")
 
-    def build_in_graph(args):
-        return _lines_in_graph(Problem.of(fn, args, {}, grad_position, weights, has_aux), args)
+    def evaluate(args: tuple, kwargs: dict) -> Evaluation:
+        point = Point.of(fn, args, kwargs, grad_position, weights, has_aux)
 
-    @readable_in_graph(outside(build_in_graph))
-    @functools.wraps(jacobian, assigned=("__module__",), updated=())
-    def jac_fn(*args, **kwargs):
-        problem = Problem.of(fn, args, kwargs, grad_position, weights, has_aux)
+        def batched() -> tuple[Any, Any]:
+            return _PROGRAMS[mode].run(point) if chunk_size is None else jacobian_in_chunks(point, chunk_size)
 
-        def kernel(f: Callable, n: int, v: Variables) -> Callable:
-            return MATRICES[mode](f, v.positions, v.parameters)
-
-        def batched():
-            if chunk_size is not None:
-                return jacobian_in_chunks(problem, chunk_size)
-            return problem.run("jacobian", kernel, (mode,))
-
-        lines = batched_or_loop("jacobian", batched, lambda: jacobian_in_chunks(problem, 1, batched=False))
-        return problem.finish("jacobian", lines, lambda value: _pack(problem, value))
-    return jac_fn
-
-
-def _pack(problem: Problem, lines: Any) -> Any:
-    if is_several(lines):
-        return tuple(_pack(problem, output) for output in lines)
-    return lines[0] if problem.vars.form == "one" else lines
-
-
-_JACOBIAN = Recipe(lambda fn, grad_position, has_aux, mode, chunk_size: jacobian(
-    fn, grad_position, has_aux, mode=mode, chunk_size=chunk_size))
+        def run() -> tuple[Any, Any]:
+            return batched_or_loop("jacobian", batched, lambda: jacobian_in_chunks(point, 1, batched=False))
+        return Evaluation(point, _PROGRAMS["rev"], pack=blocks.packed(point.space.form == "one", 1), run=run)
+    return derived("jac_fn", fn, evaluate)

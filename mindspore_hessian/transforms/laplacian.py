@@ -1,7 +1,6 @@
 """The Laplacian and its like, in one forward pass or by reverse derivatives."""
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,49 +9,47 @@ import numpy as np
 
 from mindspore_hessian import _compat
 from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, Made, Recipe, outside, readable_in_graph
-from mindspore_hessian.core.program import Problem, check_chunk, check_transform
-from mindspore_hessian.core.space import FIRST, Variables, several_weights
+from mindspore_hessian.core.program import Function, Point, Program, check_chunk, check_transform
+from mindspore_hessian.core.space import FIRST, Space, several_weights, to_tensor
+from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import forward as passes
-from mindspore_hessian.transforms.chunks import in_sample_chunks, per_sample, to_tensor
-from mindspore_hessian.transforms.diagonal import diagonal_fn, sample_axes
+from mindspore_hessian.transforms.chunks import in_sample_chunks, per_sample
+from mindspore_hessian.transforms.diagonal import entries, sample_axes
 
 MODES = ("auto", "forward", "reverse")
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A call of `laplacian` or its like: the problem, the axes of its samples, and the directions."""
+    """A call of `laplacian` or its like: the point, the axes of its samples, and the directions."""
 
-    problem: Problem
+    name: str
+    point: Point
     axes: passes.Axes
     directions: passes.Directions
-    sample: Variables
+    sample: Space
 
     @classmethod
-    def of(cls, problem: Problem, in_axes: Any, args: tuple, along: Any, metric: Any) -> _Task:
-        axes = None if in_axes is None else sample_axes(problem, in_axes, args)
-        sample = problem.vars if axes is None else per_sample(problem, axes).vars
-        problem = problem if axes is None else problem.of_samples(axes)
-        return cls(problem, axes, passes.Directions.of(along, metric, sum(sample.sizes)), sample)
+    def of(cls, name: str, point: Point, in_axes: Any, args: tuple, along: Any, metric: Any) -> _Task:
+        axes = None if in_axes is None else sample_axes(point, in_axes, args)
+        sample = point.space if axes is None else per_sample(point, axes).space
+        return cls(name, point, axes, passes.Directions.of(along, metric, sample.size), sample)
 
     @property
     def key(self) -> tuple:
-        return self.axes, self.directions.key
+        return self.name, self.axes, self.directions.key
 
-    def in_pieces(self, run: Callable[[Problem], Any], chunk: int | None) -> Any:
-        """``run`` on all samples, or so many at a time."""
-        return run(self.problem) if self.axes is None else in_sample_chunks(self.problem, self.axes, chunk, run)
+    def program(self, way: str, kernel: Callable[[Function, Space], Callable]) -> Program:
+        return Program(self.name, kernel, (way, *self.key), axes=self.axes, sees_all=True)
 
-
-def _laplacian_in_graph(fn, grad_position=0, has_aux=False, *, weights=None, in_axes=None, chunk_size=None,
-                        mode="auto", along=None, metric=None):
-    if weights is not None:
-        raise NotImplementedError(WEIGHTS_INSIDE)
-    return Made(_LAPLACIAN, fn, grad_position, has_aux, in_axes, chunk_size, mode, along, metric)
+    def run(self, program: Program, chunk: int | None) -> tuple[Any, Any]:
+        """A program of all samples on all of them, or so many at a time."""
+        if self.axes is None:
+            return program.run(self.point)
+        return in_sample_chunks(self.point, self.axes, chunk, program.run)
 
 
-@readable_in_graph(_laplacian_in_graph)
+@makes
 def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, in_axes: Any = None,
               chunk_size: int | None = None, mode: str = "auto", along: Any = None, metric: Any = None) -> Callable:
     r"""Laplacian, the trace of the Hessian, :math:`\Delta f = \sum_i \partial^2 f / \partial x_i^2`, exactly.
@@ -105,42 +102,29 @@ def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, wei
     check_choice("mode", mode, MODES)
     passes.check_along(along)
     passes.check_metric(metric)
-    by_reverse = diagonal_fn(laplacian, fn, grad_position, has_aux, weights, in_axes, chunk_size, "laplacian")
+    by_reverse = entries("laplacian", fn, grad_position, has_aux, weights, in_axes, chunk_size)
     plain = along is None and metric is None
     if weights is not None and (mode == "forward" or not plain):
         raise ValueError("mode='forward', along and metric are of inputs, not of weights")
-    if weights is not None or (plain and mode == "reverse"):
-        return by_reverse
 
-    def task(args, kwargs):
-        return _Task.of(Problem.of(fn, args, kwargs, grad_position, None, has_aux), in_axes, args, along, metric)
+    def evaluate(args: tuple, kwargs: dict) -> Evaluation:
+        if weights is not None or (plain and mode == "reverse"):
+            return by_reverse(args, kwargs)
+        point = Point.of(fn, args, kwargs, grad_position, None, has_aux)
+        task = _Task.of("laplacian", point, in_axes, args, along, metric)
 
-    def build_in_graph(args):
-        return _in_graph(task(args, {}), args, mode)
+        def backwards() -> tuple[Any, Any]:
+            other = by_reverse(args, kwargs).run if plain else None
+            return other() if other else task.run(task.program("reverse", _backwards(task)), chunk_size)
 
-    @readable_in_graph(outside(build_in_graph))
-    @functools.wraps(laplacian, assigned=("__module__",), updated=())
-    def lap_fn(*args, **kwargs):
-        made = task(args, kwargs)
-        if plain and passes.known_unable(made.problem, made.key) and mode == "auto":
-            return by_reverse(*args, **kwargs)
-        fell_back = []
-
-        def backwards():
-            fell_back.append(True)
-            return by_reverse(*args, **kwargs) if plain else _by_reverse(made, chunk_size)
-        result = passes.first_choice("laplacian", made.problem, mode, made.key,
-                                     lambda: _by_forward(made, chunk_size), backwards)
-        return result if fell_back and plain else made.problem.finish("laplacian", result, lambda value: value)
-    return lap_fn
+        def run() -> tuple[Any, Any]:
+            return passes.first_choice("laplacian", point, mode, task.key, lambda: _by_forward(task, chunk_size),
+                                       backwards)
+        return Evaluation(point, task.program(mode, _inside(task, mode)), run=run)
+    return derived("lap_fn", fn, evaluate)
 
 
-def _value_grad_and_laplacian_in_graph(fn, grad_position=0, has_aux=False, *, in_axes=None, chunk_size=None,
-                                       mode="auto"):
-    return Made(_ALL, fn, grad_position, has_aux, in_axes, chunk_size, mode)
-
-
-@readable_in_graph(_value_grad_and_laplacian_in_graph)
+@makes
 def value_grad_and_laplacian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, in_axes: Any = None,
                              chunk_size: int | None = None, mode: str = "auto") -> Callable:
     r"""Value, gradient and Laplacian of a scalar function, :math:`(f, \nabla f, \Delta f)`.
@@ -178,97 +162,72 @@ def value_grad_and_laplacian(fn: Any, grad_position: Any = 0, has_aux: bool = Fa
     check_chunk(chunk_size)
     check_choice("mode", mode, MODES)
 
-    def task(args, kwargs):
-        return _Task.of(Problem.of(fn, args, kwargs, grad_position, None, has_aux), in_axes, args, None, None)
+    def evaluate(args: tuple, kwargs: dict) -> Evaluation:
+        point = Point.of(fn, args, kwargs, grad_position, None, has_aux)
+        task = _Task.of("value_grad_and_laplacian", point, in_axes, args, None, None)
+        one = point.space.pack
 
-    def kernel_of(made, mode):
-        def kernel(f: Callable, n: int, v: Variables) -> Callable:
-            if mode == "reverse":
-                return passes.everything_by_reverse(f, made.axes, made.sample)
-            return passes.everything(f, v, made.axes, made.sample, n if mode == "auto" else None)
-        return kernel
+        def way(name: str) -> Callable[[], tuple[Any, Any]]:
+            return lambda: task.run(task.program(name, _everything(task, name)), chunk_size)
 
-    def packed(made):
-        pack = made.problem.vars.packer()
+        def run() -> tuple[Any, Any]:
+            return passes.first_choice(task.name, point, mode, task.key, way("forward"), way("reverse"))
 
-        def all_three(value):
-            return value[0], pack(value[1]), value[2]
-        return all_three
-
-    def build_in_graph(args):
-        made = task(args, {})
-        forwards = passes.goes_forward("value_grad_and_laplacian", made.problem, mode)
-        return made.problem.in_graph(kernel_of(made, mode if forwards else "reverse"), packed(made), args)
-
-    @readable_in_graph(outside(build_in_graph))
-    @functools.wraps(value_grad_and_laplacian, assigned=("__module__",), updated=())
-    def all_fn(*args, **kwargs):
-        made = task(args, kwargs)
-
-        def run(way: str) -> Callable[[], Any]:
-            name, kernel = "value_grad_and_laplacian", kernel_of(made, way)
-            return lambda: made.in_pieces(lambda part: part.run(name, kernel, (way, *made.key)), chunk_size)
-        result = passes.first_choice("value_grad_and_laplacian", made.problem, mode, ("all", *made.key),
-                                     run("forward"), run("reverse"))
-        return made.problem.finish("value_grad_and_laplacian", result, packed(made))
-    return all_fn
+        def pack(value):
+            return value[0], one(value[1]), value[2]
+        return Evaluation(point, task.program(mode, _everything(task, mode)), pack=pack, run=run)
+    return derived("all_fn", fn, evaluate)
 
 
-def _in_graph(task: _Task, given: tuple, mode: str) -> Callable:
-    forwards = passes.goes_forward("laplacian", task.problem, mode)
-
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        if not forwards:
-            return passes.reverse(f, task.axes, task.directions, task.sample)
-        otherwise = passes.instead(task.sample, task.axes, n) if mode == "auto" else None
-        return passes.forward(f, v, task.axes, task.directions, otherwise)
-
-    def alone(value):
-        return value
-    return task.problem.in_graph(kernel, alone, given)
+def _everything(task: _Task, mode: str) -> Callable[[Function, Space], Callable]:
+    def build(function: Function, space: Space) -> Callable:
+        if mode == "reverse" or (mode == "auto" and not passes.goes_forward(task.name, task.point, mode)):
+            return passes.everything_by_reverse(function.value, task.axes, task.sample)
+        return passes.everything(function.value, space, task.axes, task.sample, function.n if mode == "auto" else None)
+    return build
 
 
-def _by_reverse(task: _Task, chunk: int | None) -> Any:
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return passes.reverse(f, task.axes, task.directions, task.sample)
-    return task.in_pieces(lambda part: part.run("laplacian", kernel, ("reverse", *task.key)), chunk)
+def _backwards(task: _Task) -> Callable[[Function, Space], Callable]:
+    def build(function: Function, space: Space) -> Callable:
+        return passes.reverse(function.value, task.axes, task.directions, task.sample)
+    return build
 
 
-def _by_forward(task: _Task, chunk: int | None) -> Any:
+def _inside(task: _Task, mode: str) -> Callable[[Function, Space], Callable]:
+    """What is built into the user's own graph, where it must be known before whether forward rules are missing."""
+    def build(function: Function, space: Space) -> Callable:
+        if not passes.goes_forward(task.name, task.point, mode):
+            return _backwards(task)(function, space)
+        otherwise = passes.instead(task.sample, task.axes, function.n) if mode == "auto" else None
+        return passes.forward(function.value, space, task.axes, task.directions, otherwise)
+    return build
+
+
+def _by_forward(task: _Task, chunk: int | None) -> tuple[Any, Any]:
     if task.axes is None and chunk is not None:
         return _some_directions(task, chunk)
 
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        return passes.forward(f, v, task.axes, task.directions, None)
-    return task.in_pieces(lambda part: part.run("laplacian", kernel, ("forward", *task.key)), chunk)
+    def build(function: Function, space: Space) -> Callable:
+        return passes.forward(function.value, space, task.axes, task.directions, None)
+    return task.run(task.program("forward", build), chunk)
 
 
-def _some_directions(task: _Task, chunk: int) -> Any:
+def _along_given(function: Function, space: Space) -> Callable:
+    return passes.along_given(function.value, space, function.n)
+
+
+def _some_directions(task: _Task, chunk: int) -> tuple[Any, Any]:
     """At one point, `chunk` directions at a time; rows of zeros fill up the last ones."""
-    v, sizes = task.problem.vars, task.problem.vars.sizes
-
-    def kernel(f: Callable, n: int, vars_: Variables) -> Callable:
-        return passes.along_given(f, vars_, n)
-
+    space, program = task.point.space, Program(task.name, _along_given, ("directions", chunk))
     found = []
-    for sign, rows in task.directions.signed(sum(sizes)):
+    for sign, rows in task.directions.signed(space.size):
         for start in range(0, len(rows), chunk):
-            some = np.zeros((chunk, sum(sizes)))
+            some = np.zeros((chunk, space.size))
             some[:len(rows[start:start + chunk])] = rows[start:start + chunk]
-            parts = np.split(some, np.cumsum(sizes)[:-1], axis=1)
-            extras = tuple(to_tensor(part.reshape(chunk, *shape), dtype)
-                           for part, shape, dtype in zip(parts, v.shapes, v.dtypes, strict=True))
-            result = task.problem.run("laplacian", kernel, ("directions", chunk), extras)
-            value, aux = result if task.problem.has_aux else (result, None)
+            extras = tuple(map(to_tensor, space.split(some), space.dtypes))
+            value, aux = program.run(task.point, extras)
             outputs = value if isinstance(value, tuple) else (value,)
             found.append([sign * _compat.to_numpy(one) for one in outputs])
     sums = tuple(to_tensor(np.asarray(sum(pieces)), one.dtype)
                  for pieces, one in zip(zip(*found, strict=True), outputs, strict=True))
-    done = sums if isinstance(value, tuple) else sums[0]
-    return (done, aux) if task.problem.has_aux else done
-
-
-_LAPLACIAN = Recipe(lambda fn, grad_position, has_aux, in_axes, chunk_size, mode, along, metric: laplacian(
-    fn, grad_position, has_aux, in_axes=in_axes, chunk_size=chunk_size, mode=mode, along=along, metric=metric))
-_ALL = Recipe(lambda fn, grad_position, has_aux, in_axes, chunk_size, mode: value_grad_and_laplacian(
-    fn, grad_position, has_aux, in_axes=in_axes, chunk_size=chunk_size, mode=mode))
+    return (sums if isinstance(value, tuple) else sums[0]), aux

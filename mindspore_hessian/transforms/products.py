@@ -1,174 +1,61 @@
 """Products with the Hessian and the Gauss-Newton matrix: a few gradients each, never a matrix."""
 from __future__ import annotations
 
-import functools
+from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, ops
+import numpy as np
+from mindspore import Tensor, ops
 
 from mindspore_hessian import _compat
 from mindspore_hessian.arguments import check_choice
 from mindspore_hessian.core.function import Call
-from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, InGraph, Recipe, described, known, readable_in_graph
-from mindspore_hessian.core.inplace import refuse_in_graph
-from mindspore_hessian.core.program import (
-    HVP_MODES,
-    Problem,
-)
-from mindspore_hessian.core.space import check_finite
+from mindspore_hessian.core.program import Builder, Point, Program, check_callable
+from mindspore_hessian.core.transform import Evaluation, as_it_is, evaluates
 from mindspore_hessian.transforms import compose
 
-# --- inside the user's own graphs ----------------------------------------------------------------------------------
-
-def _build_product(given, fn, grad_position, has_aux, mode, what):
-    """By reverse derivatives in every mode: the same numbers, and no term is lost."""
-    known(fn)
-    problem, _ = _checked(fn, *given, grad_position, has_aux, None, mode, _CALLED.get(what, "vectors"))
-    pack, as_list = problem.vars.packer(), isinstance(given[1], list)
-
-    def like(flat):
-        value = pack(flat)
-        if as_list and isinstance(value, tuple):
-            return list(value)
-        return value
-
-    def both(value):
-        return like(value[0]), like(value[1])
-
-    def alone(value):
-        return value
-    packs = {"hvp": like, "grad_and_hvp": both, "curvature": alone}
-    return problem.in_graph(_KERNELS[what]("revrev"), packs[what], given)
+HVP_MODES = {"auto": "revrev", "revrev": "revrev", "fwdrev": "fwdrev"}
+OUTPUT = Tensor(np.zeros(1, np.float32))  # stands for the output of a function where its loss is bound
 
 
-def _build_weights(given, fn, mode, what):
-    """Parameters are no constants of a graph, so nothing can be made of them in Python: only the function is."""
-    known(fn)
-    inputs, vectors, weights = given
-    problem, _ = _checked(fn, inputs, vectors, None, False, weights, mode, _CALLED.get(what, "vectors"))
-    refuse_in_graph(fn)
-    there = [(p.shape, p.dtype) for p in problem.call.captures().parameters.values()]
-    for number, weight in enumerate(problem.vars.weights):
-        if (weight.shape, weight.dtype) not in there:
-            raise ValueError(f"weight number {number} is not in the function: nothing it captured is a Parameter of "
-                             f"shape {tuple(weight.shape)} and dtype {weight.dtype}, or it is in weights twice")
-        there.remove((weight.shape, weight.dtype))
-    return compose.scalar(problem.call.function())
+# --- kernels --------------------------------------------------------------------------------------------------------
 
-
-_CALLED = {"curvature": "direction"}
-_BY_LIST, _BY_LIST_SENS = ops.GradOperation(get_by_list=True), ops.GradOperation(get_by_list=True, sens_param=True)
-_PRODUCT, _WEIGHTS = Recipe(_build_product), Recipe(_build_weights)
-
-
-def _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, what):
-    given = (inputs, vectors)
-    if weights is None:
-        return InGraph(_PRODUCT, described(given), fn, grad_position, has_aux, mode, what)(given)
-    if has_aux or grad_position is not None:
-        raise NotImplementedError(WEIGHTS_INSIDE)
-    checked = InGraph(_WEIGHTS, described((inputs, vectors, weights)), fn, mode, what).call
-    one = isinstance(weights, Parameter)
-    vs = (vectors,) if isinstance(vectors, Tensor) else tuple(vectors)
-    if what == "curvature":
-        vs = _unit(vs)
-    slope, out = _weight_products(checked, tensors_of_graph(inputs), vs, (weights,) if one else tuple(weights))
-    if what == "curvature":
-        return _rayleigh(out, vs)
-    if one:
-        slope, out = slope[0], out[0]
-    if what == "grad_and_hvp":
-        return slope, out
-    return out
-
-
-def tensors_of_graph(value):
-    """The Tensors in nested tuples and lists, flat. MindSpore compiles this function."""
-    if isinstance(value, Tensor):
-        return (value,)
-    out = ()
-    if isinstance(value, (tuple, list)):  # noqa: UP038 -- compiled by MindSpore
-        for item in value:
-            out = out + tensors_of_graph(item)
-    return out
-
-
-def _weight_products(fn, xs, vs, weights):
-    gradient = _BY_LIST(fn, weights)
-    return gradient(*xs), _BY_LIST_SENS(gradient, weights)(*xs, vs)
-
-
-def _hvp_in_graph(fn, inputs, vectors, grad_position=None, has_aux=False, *, weights=None, mode="auto"):
-    return _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, "hvp")
-
-
-def _grad_and_hvp_in_graph(fn, inputs, vectors, grad_position=None, has_aux=False, *, weights=None, mode="auto"):
-    return _product_in_graph(fn, inputs, vectors, grad_position, has_aux, weights, mode, "grad_and_hvp")
-
-
-def _curvature_in_graph(fn, inputs, direction, grad_position=None, has_aux=False, *, weights=None, mode="auto"):
-    return _product_in_graph(fn, inputs, direction, grad_position, has_aux, weights, mode, "curvature")
-
-
-def _build_ggnvp(given, forward, loss, grad_position):
-    known(forward, loss)
-    problem, _, kernel = _checked_ggnvp(forward, loss, *given, None, grad_position)
-    pack, as_list = problem.vars.packer(), isinstance(given[1], list)
-
-    def like(flat):
-        value = pack(flat)
-        if as_list and isinstance(value, tuple):
-            return list(value)
-        return value
-    return problem.in_graph(kernel, like, given, (loss,))
-
-
-_GGNVP = Recipe(_build_ggnvp)
-
-
-def _ggnvp_in_graph(forward, loss, inputs, vectors, *, weights=None, grad_position=None):
-    if weights is not None:
-        raise NotImplementedError(WEIGHTS_INSIDE)
-    given = (inputs, vectors)
-    return InGraph(_GGNVP, described(given), forward, loss, grad_position)(given)
-
-
-# --- kernels -------------------------------------------------------------------------------------------------------
-
-def product_kernel(mode: str) -> Any:
-    """The kernel of H v: leaves, then the vectors; returns one Tensor a variable."""
-    def kernel(f: Any, n: int, vars_: Any) -> Any:
-        product = compose.hessian_product(compose.scalar(f), vars_.positions, vars_.parameters, mode)
+def product_kernel(mode: str) -> Builder:
+    """H v: leaves, then the vectors; one Tensor a variable."""
+    def build(function: Any, space: Any) -> Any:
+        f, n = compose.scalar(function.value), function.n
+        product = compose.hessian_product(f, space.positions, space.parameters, mode)
 
         def run(*tensors):
             return product(tensors[:n], tensors[n:])
         return run
-    return kernel
+    return build
 
 
 def _both_kernel(mode):
     """The gradient, and H v."""
-    def kernel(f, n, vars_):
-        gradient = compose.gradient(compose.scalar(f), vars_.positions, vars_.parameters)
-        product = product_kernel(mode)(f, n, vars_)
+    def build(function, space):
+        n = function.n
+        gradient = compose.gradient(compose.scalar(function.value), space.positions, space.parameters)
+        product = product_kernel(mode)(function, space)
 
         def run(*tensors):
             return gradient(*tensors[:n]), product(*tensors)
         return run
-    return kernel
+    return build
 
 
 def _curvature_kernel(mode):
     """v^T H v / v^T v."""
-    def kernel(f, n, vars_):
-        product = product_kernel(mode)(f, n, vars_)
+    def build(function, space):
+        n, product = function.n, product_kernel(mode)(function, space)
 
         def run(*tensors):
             vs = _unit(tensors[n:])
             return _rayleigh(product(*(tensors[:n] + vs)), vs)
         return run
-    return kernel
+    return build
 
 
 def _unit(vs):
@@ -182,9 +69,6 @@ def _unit(vs):
     return unit
 
 
-_KERNELS = {"hvp": product_kernel, "grad_and_hvp": _both_kernel, "curvature": _curvature_kernel}
-
-
 def _rayleigh(hvs, vs):
     """v^T H v / v^T v."""
     top, bottom = 0.0, 0.0
@@ -194,22 +78,64 @@ def _rayleigh(hvs, vs):
     return top / bottom
 
 
-def _gauss_newton(forward, loss, pos, params):
-    """``product(xs, vs)``: J^T H_loss J vs.
+def _gauss_newton(function, space):
+    """J^T H_loss J v.
 
     The reverse pass has a function of its own: where it shares that of the forward product, MindSpore gives zeros by
     the weights of a network with a branch, and where each of the three uses has one, it does not compile.
     """
-    out = compose.one_tensor(forward, "forward")
-    push, pull = compose.jvp(out, pos, params), compose.vjp(compose.one_tensor(forward, "forward"), pos, params)
-    curve = compose.hessian_product(compose.scalar(loss, "loss"), (0,), None, "revrev")
+    f, n, pos, params = function.value, function.n, space.positions, space.parameters
+    out = compose.one_tensor(f, "forward")
+    push, pull = compose.jvp(out, pos, params), compose.vjp(compose.one_tensor(f, "forward"), pos, params)
+    curve = compose.hessian_product(compose.scalar(function.loss, "loss"), (0,), None, "revrev")
+    count = len(space.shapes)
 
-    def product(xs, vs):
-        return pull(xs, curve((out(*xs),), (push(xs, vs),))[0])
-    return product
+    def run(*tensors):
+        xs, targets, vs = tensors[:n], tensors[n:-count], tensors[-count:]
+        return pull(xs, curve((out(*xs),) + targets, (push(xs, vs),))[0])
+    return run
 
 
-@readable_in_graph(_hvp_in_graph)
+_KERNELS = {"hvp": product_kernel, "grad_and_hvp": _both_kernel, "curvature": _curvature_kernel}
+# jvp(grad) returns zeros where vjp(grad) says that a rule is missing, so both are compiled and compared
+_PROGRAMS = {
+    **{(name, "revrev"): Program(name, kernel("revrev"), ("revrev",)) for name, kernel in _KERNELS.items()},
+    **{(name, "fwdrev"): Program(name, kernel("fwdrev"), ("fwdrev",), product_kernel("revrev"),
+                                 None if kernel is product_kernel else product_kernel("fwdrev"))
+       for name, kernel in _KERNELS.items()}}
+_GGNVP = Program("ggnvp", _gauss_newton)
+
+
+# --- the public functions -------------------------------------------------------------------------------------------
+
+def _product(name, fn, inputs, vectors, grad_position, has_aux, weights, mode, pack=None, what="vectors"):
+    """What all products check before anything is computed, and how it is."""
+    check_choice("mode", mode, HVP_MODES)
+    point = Point.of_inputs(fn, inputs, grad_position, weights, has_aux)
+    flat = point.space.parts(vectors, what)
+    pack = pack or as_given(vectors, point.space.pack)
+    whole, eager = _PROGRAMS[name, "revrev"], _PROGRAMS[name, HVP_MODES[mode]]
+    return Evaluation(point, whole, flat, pack, None if eager is whole else lambda: eager.run(point, flat))
+
+
+def as_given(vectors, pack):
+    """`pack`, but where the vectors came in a list, as a list."""
+    if not isinstance(vectors, list):
+        return pack
+
+    def listed(flat):
+        value = pack(flat)
+        return list(value) if isinstance(value, tuple) else value
+    return listed
+
+
+def _each(pack):
+    def pair(value):
+        return pack(value[0]), pack(value[1])
+    return pair
+
+
+@evaluates("inputs", "vectors")
 def hvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, has_aux: bool = False, *, weights: Any = None,
         mode: str = "auto") -> Any:
     r"""Product of the Hessian of a scalar function with a vector, :math:`H v = \nabla^2 f(x) \, v`.
@@ -255,12 +181,10 @@ def hvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, has_aux: 
         >>> print(hvp(lambda x: (x ** 3).sum(), x, v))
         [ 6. 12.]
     """
-    problem, flat = _checked(fn, inputs, vectors, grad_position, has_aux, weights, mode)
-    result = problem.run("hvp", product_kernel(HVP_MODES[mode]), (HVP_MODES[mode],), flat, guard=_guard(mode))
-    return problem.finish("hvp", result, lambda value: _like(vectors, problem.vars.pack(value)))
+    return _product("hvp", fn, inputs, vectors, grad_position, has_aux, weights, mode)
 
 
-@readable_in_graph(_grad_and_hvp_in_graph)
+@evaluates("inputs", "vectors")
 def grad_and_hvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, has_aux: bool = False, *,
                  weights: Any = None, mode: str = "auto") -> Any:
     r"""Gradient and Hessian-vector product of a scalar function, :math:`(\nabla f, \nabla^2 f \, v)`, in one pass.
@@ -285,10 +209,8 @@ def grad_and_hvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, 
         >>> print(gradient, product)
         [ 3. 12.] [ 6. 12.]
     """
-    problem, flat = _checked(fn, inputs, vectors, grad_position, has_aux, weights, mode)
-    result = problem.run("grad_and_hvp", _both_kernel(HVP_MODES[mode]), (HVP_MODES[mode],), flat, guard=_guard(mode))
-    return problem.finish("grad_and_hvp", result,
-                          lambda value: tuple(_like(vectors, problem.vars.pack(part)) for part in value))
+    both = _product("grad_and_hvp", fn, inputs, vectors, grad_position, has_aux, weights, mode)
+    return replace(both, pack=_each(both.pack))
 
 
 def hvp_revfwd(f: Any, inputs: Any, vector: Any) -> Any:
@@ -346,7 +268,7 @@ def hvp_revrev(f: Any, inputs: Any, vector: Any) -> Any:
     return hvp(f, inputs, vector, mode="revrev")
 
 
-@readable_in_graph(_curvature_in_graph)
+@evaluates("inputs", "direction")
 def curvature(fn: Any, inputs: Any, direction: Any, grad_position: Any = None, has_aux: bool = False, *,
               weights: Any = None, mode: str = "auto") -> Any:
     r"""Curvature of a scalar function along a direction, :math:`v^T H v / v^T v`.
@@ -373,15 +295,16 @@ def curvature(fn: Any, inputs: Any, direction: Any, grad_position: Any = None, h
         >>> print(curvature(lambda x: (x ** 3).sum(), x, v))
         12.0
     """
-    problem, flat = _checked(fn, inputs, direction, grad_position, has_aux, weights, mode, "direction")
-    if not any(_compat.to_numpy(vector).any() for vector in flat):
-        raise ValueError("direction is zero, so there is no curvature along it")
+    along = _product("curvature", fn, inputs, direction, grad_position, has_aux, weights, mode, as_it_is, "direction")
 
-    result = problem.run("curvature", _curvature_kernel(HVP_MODES[mode]), (HVP_MODES[mode],), flat, guard=_guard(mode))
-    return problem.finish("curvature", result, lambda value: value)
+    def run():
+        if not any(_compat.to_numpy(vector).any() for vector in along.extras):
+            raise ValueError("direction is zero, so there is no curvature along it")
+        return along.run() if along.run else along.program.run(along.point, along.extras)
+    return replace(along, run=run)
 
 
-@readable_in_graph(_ggnvp_in_graph)
+@evaluates("inputs", "vectors")
 def ggnvp(forward: Any, loss: Any, inputs: Any, vectors: Any, *, weights: Any = None, grad_position: Any = None) -> Any:
     r"""Product with the generalised Gauss-Newton matrix of ``loss(forward(...))``, :math:`J^T H_{loss} J v`.
 
@@ -416,53 +339,7 @@ def ggnvp(forward: Any, loss: Any, inputs: Any, vectors: Any, *, weights: Any = 
         >>> print(ggnvp(lambda x: x ** 2, lambda y: (y ** 2).sum() / 2, x, v))
         [ 4. 16.]
     """
-    problem, flat, kernel = _checked_ggnvp(forward, loss, inputs, vectors, weights, grad_position)
-    result = problem.run("ggnvp", kernel, (), flat, also=(loss,))
-    check_finite("ggnvp", result)
-    return _like(vectors, problem.vars.pack(result))
-
-
-def _checked(fn, inputs, vectors, grad_position, has_aux, weights, mode, what="vectors"):
-    """What all products check before anything is computed: the problem, and the vectors flat."""
-    check_choice("mode", mode, HVP_MODES)
-    problem = Problem.of_inputs(fn, inputs, grad_position, weights, has_aux)
-    return problem, problem.vars.flatten(vectors, what)
-
-
-def _checked_ggnvp(forward, loss, inputs, vectors, weights, grad_position):
-    """The same for `ggnvp`, and its kernel."""
-    for name, function in (("forward", forward), ("loss", loss)):
-        if not callable(function):
-            raise TypeError(f"{name} must be callable, but got {type(function).__name__}")
-    problem = Problem.of_inputs(forward, inputs, grad_position, weights, False)
-    flat = problem.vars.flatten(vectors, "vectors")
-    inner = Call.bind(_of_output(loss), ())
-
-    def kernel(f, n, vars_):
-        product = _gauss_newton(f, inner.one_argument(), vars_.positions, vars_.parameters)
-
-        def run(*tensors):
-            return product(tensors[:n], tensors[n:])
-        return run
-    return problem, flat, kernel
-
-
-def _of_output(loss):
-    """A partial loss as a function of the output alone: what it holds stays with it."""
-    if not isinstance(loss, functools.partial):
-        return loss
-    whole, args, kwargs = loss.func, loss.args, loss.keywords
-
-    def held(output):
-        return whole(*args, output, **kwargs)
-    return held
-
-
-def _guard(mode):
-    """jvp(grad) returns zeros where vjp(grad) says that a rule is missing, so both are compiled and compared."""
-    return (product_kernel("fwdrev"), product_kernel("revrev")) if HVP_MODES[mode] == "fwdrev" else None
-
-
-def _like(vectors, result):
-    """A list of vectors gives a list back."""
-    return list(result) if isinstance(vectors, list) and isinstance(result, tuple) else result
+    check_callable("forward", forward)
+    check_callable("loss", loss)
+    point = replace(Point.of_inputs(forward, inputs, grad_position, weights, False), loss=Call.bind(loss, (OUTPUT,)))
+    return Evaluation(point, _GGNVP, point.space.parts(vectors, "vectors"), as_given(vectors, point.space.pack))

@@ -13,11 +13,12 @@ import scipy.sparse as sp
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, warn
-from mindspore_hessian.core.program import Problem
-from mindspore_hessian.core.space import Variables, check_finite
-from mindspore_hessian.transforms import blocks, compose
-from mindspore_hessian.transforms.chunks import batched_or_loop, numpy_dtype, to_tensor
+from mindspore_hessian.core.program import Builder, Function, Point, Program
+from mindspore_hessian.core.space import Space, check_finite, numpy_dtype, to_tensor
+from mindspore_hessian.transforms import blocks
+from mindspore_hessian.transforms.chunks import batched_or_loop
 from mindspore_hessian.transforms.pattern import Plan, detected, planned
+from mindspore_hessian.transforms.products import product_kernel
 
 _PROBES, _MOST = 16, 64  # products in a batch: to find the pattern, and to compute the entries
 _TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-7}
@@ -49,9 +50,9 @@ class SparseHessian:
         self.chunk_size = chunk_size
         self.plans: dict[tuple, Plan] = {}
 
-    def __call__(self, problem: Problem) -> Any:
-        """The matrix over all entries of the variables, one after another; with `has_aux`, ``(matrix, aux)``."""
-        rows = _Products(problem)
+    def __call__(self, point: Point) -> tuple[sp.csr_array, Any]:
+        """The matrix over all entries of the variables, one after another, and aux."""
+        rows = _Products(point)
         if self.given is not None and self.given.shape[0] != rows.n:
             raise ValueError(f"sparse has shape {self.given.shape}, but what is differentiated has {rows.n} entries")
 
@@ -59,7 +60,7 @@ class SparseHessian:
             return *self._matrix(products), products.aux
 
         matrix, missing, aux = batched_or_loop("hessian", lambda: matrix_by(rows),
-                                               lambda: matrix_by(_Products(problem, batched=False)))
+                                               lambda: matrix_by(_Products(point, batched=False)))
         if missing and self.given is not None:
             raise ValueError(f"the pattern given as sparse= misses entries of the Hessian: {missing}. Pass sparse=True "
                              "to have it found")
@@ -67,12 +68,11 @@ class SparseHessian:
             warn(f"hessian: no sparse pattern agrees with the products ({missing}), so the matrix is computed whole",
                  FallbackWarning)
         check_finite("hessian", to_tensor(matrix.data, rows.dtype))
-        matrix = matrix.astype(rows.numpy_dtype)
-        return (matrix, aux) if problem.has_aux else matrix
+        return matrix.astype(rows.numpy_dtype), aux
 
     def _matrix(self, rows: _Products) -> tuple[sp.csr_array, str]:
         """The matrix, and what its pattern misses ("" for nothing; where one was found and misses any, it is whole)."""
-        shapes = rows.problem.vars.shapes
+        shapes = rows.point.space.shapes
         plan = self.plans.get(shapes) or planned(self._found(rows, 0) if self.given is None else self.given)
         matrix, missing = self._checked(rows, plan)
         if missing and self.given is None:  # this point has entries that the one before had not
@@ -109,46 +109,40 @@ class SparseHessian:
 class _Products:
     """``rows(V)``: the Hessian of a scalar function times each row of V, flat, in float64."""
 
-    def __init__(self, problem: Problem, batched: bool = True):
-        self.problem, self.batched, self.count, self.aux = problem, batched, 1, None
-        self.n, dtypes = sum(problem.vars.sizes), set(problem.vars.dtypes)
+    def __init__(self, point: Point, batched: bool = True):
+        self.point, self.batched, self.count, self.aux = point, batched, 1, None
+        self.n, dtypes = point.space.size, set(point.space.dtypes)
         if not dtypes <= {ms.float32, ms.float64} or len(dtypes) > 1:
             raise TypeError("sparse=True takes variables of one dtype, float32 or float64, but got "
-                            f"{', '.join(map(str, problem.vars.dtypes))}")
+                            f"{', '.join(map(str, point.space.dtypes))}")
         self.dtype = dtypes.pop()
-        self.numpy_dtype = np.dtype(numpy_dtype(self.dtype))
+        self.numpy_dtype = numpy_dtype(self.dtype)
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """Always `count` at a time, so that one graph does for all; what is left over is filled up with zeros."""
         count = min(self.count, self.n) if self.batched else 1
-        vars_ = self.problem.vars
-        shapes = [(count, *shape) if self.batched else shape for shape in vars_.shapes]
         out = np.empty(vectors.shape)
         for start in range(0, len(vectors), count):
-            some = np.zeros((count, self.n))
+            some = np.zeros((count, self.n), self.numpy_dtype)
             piece = vectors[start:start + count]
             some[:len(piece)] = piece
-            parts = np.split(some, np.cumsum(vars_.sizes)[:-1], axis=1)
-            extras = tuple(to_tensor(part.astype(self.numpy_dtype).reshape(shape), self.dtype)
-                           for part, shape in zip(parts, shapes, strict=True))
-            result = self.problem.run("hessian", _kernel(self.batched), ("sparse", self.batched), extras)
-            result, self.aux = result if self.problem.has_aux else (result, None)
+            parts = self.point.space.split(some if self.batched else some[0])
+            result, self.aux = _PRODUCTS[self.batched].run(self.point, tuple(to_tensor(p, self.dtype) for p in parts))
             images = [_compat.to_numpy(part).reshape(count, -1) for part in result]
             out[start:start + count] = np.concatenate(images, axis=1)[:len(piece)]
         return out
 
 
-def _kernel(batched: bool) -> Callable:
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        if batched:
-            product = blocks.hessian_times(f, v.positions, v.parameters)
-        else:
-            product = compose.hessian_product(compose.scalar(f), v.positions, v.parameters, "revrev")
+def _batched(function: Function, space: Space) -> Callable:
+    n, product = function.n, blocks.hessian_times(function.value, space.positions, space.parameters)
 
-        def run(*tensors):
-            return product(tensors[:n], tensors[n:])
-        return run
-    return kernel
+    def run(*tensors):
+        return product(tensors[:n], tensors[n:])
+    return run
+
+
+_BUILDERS: dict[bool, Builder] = {True: _batched, False: product_kernel("revrev")}
+_PRODUCTS = {batched: Program("hessian", build, ("sparse", batched)) for batched, build in _BUILDERS.items()}
 
 
 def _difference(truth: np.ndarray, matrix: sp.csr_array, probe: np.ndarray, tolerance: float) -> str:

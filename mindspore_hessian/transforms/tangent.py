@@ -6,17 +6,18 @@ from typing import Any
 
 from mindspore import ops
 
-from mindspore_hessian.core.in_graph import WEIGHTS_INSIDE, InGraph, Recipe, described, known, readable_in_graph
-from mindspore_hessian.core.program import Problem
-from mindspore_hessian.core.space import Variables, several_weights
+from mindspore_hessian.core.program import Builder, Function, Point, Program
+from mindspore_hessian.core.space import Space
+from mindspore_hessian.core.transform import Evaluation, evaluates
 from mindspore_hessian.transforms import blocks, compose
 from mindspore_hessian.transforms import forward as passes
 
 
-def _by_forward(otherwise: bool) -> Callable:
-    """``kernel(f, n, v)``: (value, J vs) of the leaves and the vectors; or reverse derivatives if a rule is missing."""
-    def kernel(f: Callable, n: int, v: Variables) -> Callable:
-        pushed = passes.push(f, v.positions, None, _instead(f, n, v) if otherwise else None)
+def _by_forward(otherwise: bool) -> Builder:
+    """(value, J vs) of the leaves and the vectors; with `otherwise` by reverse derivatives if a rule is missing."""
+    def build(function: Function, space: Space) -> Callable:
+        n = function.n
+        pushed = passes.push(function.value, space.positions, None, _instead(function, space) if otherwise else None)
 
         def run(*tensors):
             js = ()
@@ -30,11 +31,11 @@ def _by_forward(otherwise: bool) -> Callable:
                 return values, tangents
             return out[0], out[1][0]
         return run
-    return kernel
+    return build
 
 
-def _instead(f: Callable, n: int, v: Variables) -> Callable:
-    times = _by_reverse(f, n, v)
+def _instead(function: Function, space: Space) -> Callable:
+    times, n = _by_reverse(function, space), function.n
 
     def triple(number, *given):
         vectors = ()
@@ -47,9 +48,10 @@ def _instead(f: Callable, n: int, v: Variables) -> Callable:
     return triple
 
 
-def _by_reverse(f: Callable, n: int, v: Variables) -> Callable:
+def _by_reverse(function: Function, space: Space) -> Callable:
     """The same by the derivative of a reverse pass by its cotangent; over weights too."""
-    checked, times = blocks.tensors(f), compose.jvp(f, v.positions, v.parameters)
+    checked, n = blocks.tensors(function.value), function.n
+    times = compose.jvp(function.value, space.positions, space.parameters)
 
     def run(*tensors):
         return checked(*tensors[:n]), times(tensors[:n], tensors[n:])
@@ -80,52 +82,39 @@ def _cotangents(out):
     return us
 
 
-def _forward_number(f: Callable, n: int, v: Variables) -> Callable:
+def _forward_number(function: Function, space: Space) -> Callable:
     """<u, J vs>."""
-    times = compose.jvp(f, v.positions, v.parameters)
+    f, n = function.value, function.n
+    times = compose.jvp(f, space.positions, space.parameters)
 
     def run(*tensors):
         return _inner(times(tensors[:n], tensors[n:]), _cotangents(f(*tensors[:n])))
     return run
 
 
-def _reverse_number(f: Callable, n: int, v: Variables) -> Callable:
+def _reverse_number(function: Function, space: Space) -> Callable:
     """<J^T u, vs>."""
-    pull = compose.vjp(f, v.positions, v.parameters)
+    f, n = function.value, function.n
+    pull = compose.vjp(f, space.positions, space.parameters)
 
     def run(*tensors):
         return _inner(pull(tensors[:n], _cotangents(f(*tensors[:n]))), tensors[n:])
     return run
 
 
+_FORWARD = Program("jvp", _by_forward(False), ("forward",))
 # MindSpore drops terms of a derivative by a cotangent without a word: two ways to one number must agree
-_GUARD = (_forward_number, _reverse_number)
+_REVERSE = Program("jvp", _by_reverse, ("reverse",), _reverse_number, _forward_number)
 
 
-def _build(given, fn, grad_position):
-    known(fn)
-    inputs, vectors = given
-    problem = Problem.of_inputs(fn, inputs, grad_position, None, False)
-    problem.vars.flatten(vectors, "vectors")
-
-    def pack(value):
-        return value
-    forwards = passes.goes_forward("jvp", problem, "auto")
-    return problem.in_graph(_by_forward(True) if forwards else _by_reverse, pack, given)
+def _inside(point: Point, mode: str) -> Builder:
+    def build(function: Function, space: Space) -> Callable:
+        return (_by_forward(True) if passes.goes_forward("jvp", point, mode) else _by_reverse)(function, space)
+    return build
 
 
-_JVP = Recipe(_build)
-
-
-def _jvp_in_graph(fn, inputs, vectors, grad_position=None, *, weights=None):
-    if weights is not None:
-        raise NotImplementedError(WEIGHTS_INSIDE)
-    given = (inputs, vectors)
-    return InGraph(_JVP, described(given), fn, grad_position)(given)
-
-
-@readable_in_graph(_jvp_in_graph)
-def jvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, *, weights: Any = None) -> tuple:
+@evaluates("inputs", "vectors")
+def jvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, *, weights: Any = None) -> Any:
     r"""Value and Jacobian-vector product, :math:`(f(x), J v)`, with :math:`(J v)_i = \sum_j v_j\, \partial f_i /
     \partial x_j`.
 
@@ -160,15 +149,10 @@ def jvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, *, weight
         >>> print(value, product)
         [1. 4.] [ 2. 40.]
     """
-    weights = several_weights(weights)
-    problem = Problem.of_inputs(fn, inputs, grad_position, weights, False)
-    flat = problem.vars.flatten(vectors, "vectors")
+    point = Point.of_inputs(fn, inputs, grad_position, weights, False)
+    flat, mode = point.space.parts(vectors, "vectors"), "reverse" if point.space.weights else "auto"
 
-    def forwards() -> Any:
-        return problem.run("jvp", _by_forward(False), ("forward",), flat)
-
-    def backwards() -> Any:
-        return problem.run("jvp", _by_reverse, ("reverse",), flat, guard=_GUARD)
-    mode = "auto" if weights is None else "reverse"
-    return problem.finish("jvp", passes.first_choice("jvp", problem, mode, ("jvp",), forwards, backwards),
-                          lambda value: value)
+    def run() -> tuple[Any, Any]:
+        return passes.first_choice("jvp", point, mode, ("jvp",), lambda: _FORWARD.run(point, flat),
+                                   lambda: _REVERSE.run(point, flat))
+    return Evaluation(point, Program("jvp", _inside(point, mode), (mode,)), flat, run=run)

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Tensor, ops
 from mindspore.ops.auto_generate import gen_ops_prim as gen
 from mindspore.ops.operations import _grad_ops
+from mindspore.ops.operations.math_ops import Median
 
 from mindspore_hessian import _compat
 
@@ -194,6 +195,36 @@ def conv(option):
             Row("Conv2DBackpropFilter", (dy, x), call=by_w, option=option)]
 
 
+def conv3d(groups):
+    """Conv3D, its two backwards and its transpose."""
+    settings = (4, (2, 1, 2), 1, "pad", (1,) * 6, (1, 2, 1), 1, groups)
+    forward, backward = ops.Conv3D(*settings), _compat.Conv3DBackpropInput(*settings)
+    kernel, transposed = _compat.Conv3DBackpropFilter(*settings), ops.Conv3DTranspose(4, 2, 2, stride=2, group=groups)
+
+    def by_x(w, dy):
+        return backward(w, dy, (2, 2, 3, 4, 3))
+
+    def by_w(x, dy):
+        return kernel(x, dy, (4, 2 // groups, 2, 1, 2))
+    x, w = n(2, 2, 3, 4, 3), n(4, 2 // groups, 2, 1, 2)
+    dy, option = n(*forward(Tensor(x), Tensor(w)).shape), str(groups)
+    return [Row("Conv3D", (x, w), call=forward, option=option),
+            Row("Conv3DBackpropInput", (w, dy), call=by_x, option=option),
+            Row("Conv3DBackpropFilter", (x, dy), call=by_w, option=option),
+            Row("Conv3DTranspose", (n(2, 4, 2, 2, 2), n(4, 2 // groups, 2, 2, 2)), call=transposed, option=option)]
+
+
+def median_of_all(x):
+    return Median(True)(x)[0]  # its index says nothing
+
+
+def medians():
+    """Of all, and along axes."""
+    along = [Row("Median", (n(3, 5),), call=Median(False, axis, keep), option=f"{axis}-{keep}")
+             for axis, keep in ((0, False), (-1, True), (1, False))]
+    return [Row("Median", (n(3, 5),), call=median_of_all), *along]
+
+
 def arc_grads():
     """The backwards of acos and its like, named as their classes in MindSpore."""
     points = {"ACosGrad": t(2, 3, high=0.9), "AcoshGrad": t(2, 3) + 1, "AsinGrad": t(2, 3, high=0.9),
@@ -351,6 +382,6 @@ NETWORKS = [
     Row("GroupNormGrad", (n(2, 4, 3), n(2, 4, 3), n(2, 2), t(2, 2), t(4)), (2, True, True, True)),
     Row("AvgPool3D", (n(2, 2, 4, 4, 4),), call=pool3d),
 ]
-CONVOLUTIONS = [*conv("plain"), *conv("strided"), *conv("grouped"),
+CONVOLUTIONS = [*conv("plain"), *conv("strided"), *conv("grouped"), *conv3d(1), *conv3d(2), *medians(),
                 Row("Conv2DTranspose", (n(2, 3, 4, 4), n(3, 2, 3, 3)), call=conv_transpose)]
 TABLE = [*ENTRYWISE, *REDUCTIONS, *SHAPES, *INDEXING, *MATMUL, *NETWORKS, *CONVOLUTIONS]
