@@ -1,15 +1,38 @@
-"""What every test gets: seeded numpy, a check for debris, and a skip where its device is missing."""
+"""What every test gets: seeded numpy, a check for debris, and a skip where its device is missing; and which cases of
+the tests are left to the full run."""
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from _pytest.doctest import DoctestModule
+from full import FULL
 
 from mindspore_hessian.device import why_unusable
 
 BACKEND_OF_MARKER = {"needs_gpu": "GPU", "needs_ascend": "Ascend"}
+
+
+# In these files the default run takes of each test the first case and every so many after it; ci/full.sh takes all.
+EVERY = {
+    "rules/test_batching.py": 5, "rules/test_calls.py": 4, "rules/test_attributes.py": 3,
+}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if FULL:
+        return
+    seen, kept, left = Counter(), [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        every = EVERY.get(test.partition("::")[0].removeprefix("tests/"), 1)
+        (left if seen[test] % every else kept).append(item)
+        seen[test] += 1
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 def pytest_runtest_setup(item):
