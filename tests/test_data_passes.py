@@ -36,6 +36,61 @@ def close(got, want, tolerance=1e-5):
 
 # --- passes -----------------------------------------------------------------------------------------------------
 
+class Counted:
+    """What GeneratorDataset reads, and how often."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def __getitem__(self, number):
+        self.reads += 1
+        return X[number], Y[number]
+
+    def __len__(self):
+        return len(X)
+
+
+def counted():
+    source = Counted()
+    return source, ms.dataset.GeneratorDataset(source, ["x", "y"], shuffle=False, num_parallel_workers=1).batch(2)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_the_batches_of_a_pipeline_are_kept(checked):
+    source, data = counted()
+    op = HessianOperator(NET, SUM, data, check_deterministic=checked, progress=False)
+    for _ in range(2):
+        close(op @ np.eye(3), 3 * 2 * H)
+    reads = source.reads
+    close(op @ np.eye(3), 3 * 2 * H)
+    close(op.gradient_and_loss()[1], ((X @ NET.weight.asnumpy().T - Y) ** 2).sum())
+    plan = op.plan()
+    assert source.reads == reads
+    assert plan.data_bytes == X.nbytes + Y.nbytes
+    assert "MiB of data kept" in str(plan)
+
+
+@pytest.mark.parametrize("free", [10 ** 9, 4 * (X.nbytes + Y.nbytes) - 4])
+def test_batches_are_not_kept_where_that_is_not_wanted_or_too_much(free, monkeypatch):
+    monkeypatch.setattr("mindspore_hessian.operators.curvature.memory_available", lambda: free)
+    source, data = counted()
+    op = quick(data, keep_data=free < 10 ** 9)
+    for _ in range(2):
+        op @ np.ones(3)  # noqa: B018
+    reads = source.reads
+    close(op @ np.eye(3), 3 * 2 * H)
+    assert source.reads == reads + len(X)
+    assert op.plan().data_bytes == 0
+
+
+def test_a_list_is_read_at_every_product():
+    data = [(X[:4].copy(), Y[:4].copy())]
+    op = quick(data)
+    op @ np.ones(3)  # noqa: B018
+    data[0][0][...] *= 2
+    close(op @ np.eye(3), 4 * 2 * X[:4].T @ X[:4])
+
+
 class Shared:
     """One iterator for all passes."""
 

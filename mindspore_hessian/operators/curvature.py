@@ -21,7 +21,7 @@ from mindspore_hessian.operators.base import Operator, check_vectors
 from mindspore_hessian.operators.checks import check_deterministic as deterministic
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.distributed import communicator
-from mindspore_hessian.operators.plan import FEW, Plan, chunks, plan
+from mindspore_hessian.operators.plan import FEW, Plan, chunks, memory_available, plan
 from mindspore_hessian.operators.progress import Partial, fingerprint
 from mindspore_hessian.operators.risk import Risk
 
@@ -50,7 +50,7 @@ class CurvatureOperator(Operator):
                  reduction: str | None = None, num_data: int | None = None, batch_size_fn: Callable | None = None,
                  micro_batch: int | None = None, chunk_size: int | None = None, distributed: bool = False,
                  check_deterministic: bool = True, progress: bool | None = None, output: Any = None,
-                 batch_weight: Any = None):
+                 batch_weight: Any = None, keep_data: bool = True):
         if not callable(network) or isinstance(network, type):
             raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}"
                             + (": pass an object of the class" if isinstance(network, type) else ""))
@@ -67,6 +67,7 @@ class CurvatureOperator(Operator):
             if number is not None and (not is_integer(number) or number < 1):
                 raise ValueError(f"{name} must be a positive int or None, but got {shown(number)}")
         check_bool("check_deterministic", check_deterministic)
+        check_bool("keep_data", keep_data)
         check_progress(progress)
         if not (output is None or is_integer(output) or isinstance(output, str) or callable(output)):
             raise TypeError("output must be an index (of a tuple), a key (of a dict) or a function of what the network "
@@ -82,6 +83,8 @@ class CurvatureOperator(Operator):
         self._set_up()
         if check_deterministic:
             deterministic(self)
+        if keep_data:
+            source.keep(memory_available() // 4)
 
     def _set_up(self) -> None:
         """What a subclass finds out once."""

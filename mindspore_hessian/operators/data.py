@@ -40,7 +40,8 @@ class Batch:
 class Data:
     """Batches that can be gone through any number of times, in the same order.
 
-    A pass that is gone through to its end counts its batches and samples, and must count what the first one did.
+    A pass that is gone through to its end counts its batches and samples, and must count what the first one did. After
+    `keep`, the batches of a pipeline are kept from such a pass on: to go through it costs more than most products.
 
     Args:
         data: a ``mindspore.dataset`` pipeline, a list (or other re-iterable) of batches, or one batch. A batch is a
@@ -68,8 +69,36 @@ class Data:
         self.source, self.pipeline = _source(data, has_loss), hasattr(data, "create_tuple_iterator")
         self.most = max(MOST_BATCHES, most)
         self.counted: tuple[int, int] | None = None  # batches and samples of the first whole pass
+        self.kept: tuple[Batch, ...] | None = None
+        self._most_bytes = 0
+
+    def keep(self, most: int) -> None:
+        """Keep the batches of a pipeline from the next whole pass on, if they take at most so many bytes."""
+        self._most_bytes = most if self.pipeline else 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the batches that are kept take."""
+        return sum(map(_bytes_of, self.kept or ()))
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept: list[Batch] | None = [] if self._most_bytes else None
+        held = 0
+        for batch in self._pass():
+            if kept is not None:
+                held += _bytes_of(batch)
+                if held <= self._most_bytes:
+                    kept.append(batch)
+                else:
+                    kept = None
+            yield batch
+        if kept is not None:
+            self.kept = tuple(kept)
+
+    def _pass(self) -> Iterator[Batch]:
         raws = self.source.create_dict_iterator(num_epochs=1) if self.pipeline else self.source
         batches = samples = 0
         for number, raw in enumerate(raws):
@@ -239,6 +268,10 @@ def _length(value: Any, number: int) -> int:
         return int(leaf.shape[0])
     raise ValueError(f"the number of samples of batch {number} cannot be told, because its first Tensor has no axes. "
                      "Pass batch_size_fn=")
+
+
+def _bytes_of(batch: Batch) -> int:
+    return sum(leaf.nbytes for leaf in leaves((batch.args, batch.kwargs, batch.targets)))
 
 
 def is_samples(value: Any, count: int) -> bool:

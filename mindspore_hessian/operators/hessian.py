@@ -34,6 +34,12 @@ class HessianOperator(CurvatureOperator):
         distributed: sum over the processes of an ``msrun`` job, each of which holds its shard of the data.
         check_deterministic: compare two passes over the data, and the symmetry of two products, now.
         progress: a progress bar: True, False, or None: for what takes more than two seconds.
+        output: which of the things that the network returns goes to the loss: an index of a tuple, a key of a dict, or
+            a function of what it returns. None: it returns one Tensor.
+        batch_weight: what the mean of a batch divides by, a function of a batch as it is in `data`, or "samples"; None:
+            known of MindSpore's losses, measured of others.
+        keep_data: keep the batches of a pipeline after the checks, where they take at most a quarter of the memory that
+            is free: later passes cost what those over a list cost. False: go through it at every product.
 
     Raises:
         TypeError, ValueError: a wrong argument; the message names it.

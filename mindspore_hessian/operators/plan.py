@@ -32,6 +32,7 @@ class Plan:
         working_bytes: by how much one product of one column with the first batch raised the memory of the process (of
             the device, on GPU and Ascend). MindSpore keeps what it once took, so it is measured at the first product of
             a process; later it is a lower bound.
+        data_bytes: the batches of a pipeline that are kept (see `keep_data`); 0: none.
         chunk_size, micro_batch: for the operator's arguments of these names; None: no need to cut (columns that are
             multiplied one after another take the memory of one).
     """
@@ -43,12 +44,15 @@ class Plan:
     working_bytes: int
     chunk_size: int | None
     micro_batch: int | None
+    data_bytes: int = 0
 
     def __str__(self) -> str:
         sizes = {"chunk_size": self.chunk_size, "micro_batch": self.micro_batch}
         cut = ", ".join(f"{name}={size}" for name, size in sizes.items() if size)
         return (f"{self.columns} columns: about {self.seconds:.3g} s, {self.vector_bytes / 2 ** 20:.1f} MiB of "
-                f"vectors, {self.working_bytes / 2 ** 20:.1f} MiB of work a column{f' ({cut})' if cut else ''}")
+                f"vectors, {self.working_bytes / 2 ** 20:.1f} MiB of work a column"
+                + (f", {self.data_bytes / 2 ** 20:.1f} MiB of data kept" if self.data_bytes else "")
+                + (f" ({cut})" if cut else ""))
 
 
 WIDTHS = (64, 8)
@@ -113,7 +117,14 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
     at_once = any(together for _, together in chunks(columns, op.chunk_size, size, device_info().backend))
     return Plan(columns, second * columns * op.num_batches, first - second if first > 5 * second else 0.0,
                 size * columns * (2 * op.dtype.itemsize + 8), working,
-                min(most, columns) if at_once else op.chunk_size, micro)
+                min(most, columns) if at_once else op.chunk_size, micro, op.risk.data.kept_bytes)
+
+
+def memory_available() -> int:
+    """Bytes of the machine's memory that are free (Linux; elsewhere taken for 4 GiB)."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as file:
+        return 1024 * int(next(line for line in file if line.startswith("MemAvailable")).split()[1])
+    return 2 ** 32
 
 
 def memory_in_use() -> int:
