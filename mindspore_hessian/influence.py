@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mindspore import nn
@@ -20,6 +20,7 @@ from mindspore_hessian.operators.kfac import EKFACOperator, KFACOperator
 from mindspore_hessian.operators.progress import bar
 from mindspore_hessian.operators.risk import Risk
 from mindspore_hessian.operators.samples import GRADIENTS, Samples
+from mindspore_hessian.typing import WeightNames
 
 CURVATURES: dict[str, Callable] = {"ggn": GGNOperator, "hessian": HessianOperator, "kfac": KFACOperator,
                                    "ekfac": EKFACOperator}
@@ -102,8 +103,9 @@ def _solved(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 @interruptible
-def influence(network: Any, loss_fn: Any, train: Any, test: Any, *, curvature: Any = "ggn", damping: float = 1e-3,
-              weights: Any = None, method: str = "auto", tol: float = 1e-6, progress: bool | None = None,
+def influence(network: nn.Cell, loss_fn: Callable[..., Any], train: Any, test: Any, *,
+              curvature: str | Operator = "ggn", damping: float = 1e-3, weights: WeightNames = None,
+              method: Literal["auto", "dense", "iterative"] = "auto", tol: float = 1e-6, progress: bool | None = None,
               **options: Any) -> np.ndarray:
     r"""The influence of each training sample on the loss at each test sample, :math:`-g_t^T (C + d I)^{-1} g_n`.
 
@@ -161,9 +163,10 @@ def influence(network: Any, loss_fn: Any, train: Any, test: Any, *, curvature: A
 
 
 @interruptible
-def self_influence(network: Any, loss_fn: Any, train: Any, *, curvature: Any = "ggn", damping: float = 1e-3,
-                   weights: Any = None, method: str = "auto", tol: float = 1e-6, progress: bool | None = None,
-                   **options: Any) -> np.ndarray:
+def self_influence(network: nn.Cell, loss_fn: Callable[..., Any], train: Any, *, curvature: str | Operator = "ggn",
+                   damping: float = 1e-3, weights: WeightNames = None,
+                   method: Literal["auto", "dense", "iterative"] = "auto", tol: float = 1e-6,
+                   progress: bool | None = None, **options: Any) -> np.ndarray:
     r"""The influence of each training sample on its own loss, :math:`-g_n^T (C + d I)^{-1} g_n`.
 
     The most negative are of samples that the network would not predict without them: mislabelled ones are among these.
@@ -221,7 +224,8 @@ class Influential:
         return "\n".join(lines)
 
 
-def most_influential(scores: Any, k: int = 5, which: str = "helpful") -> Influential:
+def most_influential(scores: Any, k: int = 5,
+                     which: Literal["helpful", "harmful", "largest"] = "helpful") -> Influential:
     """The training samples of the `k` first scores, for each test sample.
 
     Args:

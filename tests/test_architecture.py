@@ -17,7 +17,7 @@ LEVELS = [
     {"estimators"},
     {"linops"},
     {"_compat"},
-    {"_errors"},
+    {"_errors", "typing"},
     {"device"},
     {"rules"},
     {"core"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -26,6 +26,7 @@ from mindspore_hessian.operators.kfac import KFACOperator
 from mindspore_hessian.operators.progress import bar
 from mindspore_hessian.operators.risk import Risk
 from mindspore_hessian.operators.samples import Samples
+from mindspore_hessian.typing import WeightNames
 
 LINKS = ("probit", "mc", "bridge")
 PRIORS = ("number", "layers", "weights")
@@ -164,9 +165,10 @@ class Laplace:
     """
 
     @interruptible
-    def __init__(self, network: Any, data: Any, likelihood: str = "classification", *, weights: Any = "last_layer",
-                 structure: str = "full", prior_precision: Any = 1.0, sigma_noise: float = 1.0, rank: int = 50,
-                 progress: bool | None = None):
+    def __init__(self, network: nn.Cell, data: Any,
+                 likelihood: Literal["classification", "regression"] = "classification", *,
+                 weights: WeightNames = "last_layer", structure: Literal["full", "kron", "diag", "lowrank"] = "full",
+                 prior_precision: Any = 1.0, sigma_noise: float = 1.0, rank: int = 50, progress: bool | None = None):
         if not isinstance(network, nn.Cell):
             raise TypeError(f"network must be a Cell (an object, not its class), but got {shown(network)}")
         check_choice("likelihood", likelihood, LIKELIHOODS)
@@ -257,8 +259,7 @@ class Laplace:
 
     def _jacobian(self, batch: Batch) -> np.ndarray:
         """Of the outputs of each sample, (samples, outputs, n), float64."""
-        out = self._samples.risk.output(batch)
-        return self._samples.jacobian(batch, out.shape, out.dtype).astype(np.float64)
+        return self._samples.jacobian(batch).astype(np.float64)
 
     # --- prior and noise --------------------------------------------------------------------------------------------
 

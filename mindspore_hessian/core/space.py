@@ -20,7 +20,7 @@ from mindspore_hessian.core.function import Call
 FLOATS = (ms.float16, ms.float32, ms.float64, ms.bfloat16)
 
 
-FIRST = "first"  # the default of grad_position: the first input, or, where there are weights, none
+FIRST: Any = "first"  # the default of grad_position: the first input, or, where there are weights, none
 
 
 @dataclass(frozen=True)

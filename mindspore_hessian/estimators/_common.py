@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +19,8 @@ from mindspore_hessian._progress import bar
 from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_progress
 from mindspore_hessian.estimators._checks import check_symmetric, dimension_of, dtype_of, epsilon_of, matrix_of
 
-DISTRIBUTIONS = ("rademacher", "normal", "sphere")
+Distribution: TypeAlias = Literal["rademacher", "normal", "sphere"]
+DISTRIBUTIONS = get_args(Distribution)
 _OF_ANY_MATRIX = ("trace", "diagonal", "frobenius_norm", "layer_report")
 FEWEST = 10  # samples before a standard error is trusted to stop at `tol`
 

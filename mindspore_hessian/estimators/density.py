@@ -2,22 +2,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_real
 from mindspore_hessian.estimators._checks import dimension_of
-from mindspore_hessian.estimators._common import Run, check_probing, fingerprint, mean_and_error, sample
+from mindspore_hessian.estimators._common import Distribution, Run, check_probing, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators._quadrature import probes_at_once, rule, tridiagonals
 from mindspore_hessian.estimators.results import Estimate, SpectralDensity
 
 _WIDTHS = {"gaussian": 100, "histogram": 50}  # the range of the spectrum over the default sigma
 
 
-def spectral_density(op: Any, num_probes: int = 16, num_steps: int = 64, grid: Any = None, scale: str = "linear",
-                     kernel: str = "gaussian", sigma: float | None = None, max_products: int | None = None,
-                     seed: int = 0, batch: int = 8, distribution: str = "rademacher", progress: bool | None = None,
+def spectral_density(op: Any, num_probes: int = 16, num_steps: int = 64, grid: Any = None,
+                     scale: Literal["linear", "log"] = "linear", kernel: Literal["gaussian", "histogram"] = "gaussian",
+                     sigma: float | None = None, max_products: int | None = None, seed: int = 0, batch: int = 8,
+                     distribution: Distribution = "rademacher", progress: bool | None = None,
                      checkpoint: str | os.PathLike | None = None) -> SpectralDensity:
     r"""Smoothed density of the eigenvalues, :math:`\phi(x) = \frac1n \sum_i g_\sigma(x - \lambda_i)`.
 
@@ -140,7 +141,7 @@ def _smoothed(nodes: np.ndarray, weights: np.ndarray, grid: np.ndarray | None, k
 
 
 def logdet(op: Any, damping: float = 0.0, num_steps: int = 32, tol: float | None = None, max_products: int = 1024,
-           seed: int = 0, batch: int = 8, distribution: str = "rademacher", progress: bool | None = None,
+           seed: int = 0, batch: int = 8, distribution: Distribution = "rademacher", progress: bool | None = None,
            checkpoint: str | os.PathLike | None = None) -> Estimate:
     r"""Log-determinant of a positive definite operator, :math:`\log\det(H + d I) = tr \log(H + d I)`.
 

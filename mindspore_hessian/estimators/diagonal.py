@@ -2,20 +2,20 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mindspore_hessian.arguments import check_choice, check_integer, check_real
 from mindspore_hessian.estimators._checks import dimension_of
-from mindspore_hessian.estimators._common import FEWEST, Run, check_probing, mean_and_error, stop_reason
+from mindspore_hessian.estimators._common import FEWEST, Distribution, Run, check_probing, mean_and_error, stop_reason
 from mindspore_hessian.estimators._sketch import Sketch
 from mindspore_hessian.estimators.results import Estimate
 
 
-def diagonal(op: Any, method: str = "hutchinson", tol: float | None = None, max_products: int | None = None,
-             seed: int = 0, batch: int = 8, distribution: str = "rademacher", progress: bool | None = None,
-             checkpoint: str | os.PathLike | None = None) -> Estimate:
+def diagonal(op: Any, method: Literal["hutchinson", "xdiag", "exact"] = "hutchinson", tol: float | None = None,
+             max_products: int | None = None, seed: int = 0, batch: int = 8, distribution: Distribution = "rademacher",
+             progress: bool | None = None, checkpoint: str | os.PathLike | None = None) -> Estimate:
     r"""Diagonal of a symmetric operator, :math:`diag(H) = E\, z \odot (H z)`.
 
     ``"hutchinson"`` averages z * (H z); the variance of an entry for Rademacher probes is the sum of squares of its

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from mindspore_hessian.estimators._search import WHICH, Pairs, Search, dense_pai
 from mindspore_hessian.estimators.results import EigshResult, NegativeCurvature
 
 
-def eigsh(op: Any, k: int = 6, which: str = "LA", tol: float = 1e-6, v0: Any = None, seed: int = 0,
-          max_products: int | None = None, ncv: int | None = None, progress: bool | None = None,
-          checkpoint: str | os.PathLike | None = None) -> EigshResult:
+def eigsh(op: Any, k: int = 6, which: Literal["LA", "SA", "LM", "BE", "both ends"] = "LA", tol: float = 1e-6,
+          v0: Any = None, seed: int = 0, max_products: int | None = None, ncv: int | None = None,
+          progress: bool | None = None, checkpoint: str | os.PathLike | None = None) -> EigshResult:
     r"""The `k` largest or smallest eigenpairs of a symmetric operator, :math:`H v = \lambda v`, without the matrix.
 
     Thick-restart Lanczos with full reorthogonalisation. The residual of each returned pair is computed at the end

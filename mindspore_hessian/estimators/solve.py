@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr
@@ -28,9 +28,10 @@ _STEPPERS: dict[str, Any] = {"cg": ConjugateGradients, "minres": MinimalResidual
 _LEAST = {"cg": 2, "minres": 2, "neumann": 4, "lsmr": 7}
 
 
-def solve(op: Any, b: Any, damping: float = 0.0, method: str = "cg", tol: float = 1e-6, max_products: int = 1000,
-          learning_rate: float | None = None, seed: int = 0, progress: bool | None = None,
-          checkpoint: str | os.PathLike | None = None, preconditioner: Any = None, rank: int = 50) -> Solution:
+def solve(op: Any, b: Any, damping: float = 0.0, method: Literal["cg", "minres", "neumann", "lsmr"] = "cg",
+          tol: float = 1e-6, max_products: int = 1000, learning_rate: float | None = None, seed: int = 0,
+          progress: bool | None = None, checkpoint: str | os.PathLike | None = None, preconditioner: Any = None,
+          rank: int = 50) -> Solution:
     r"""Solution of :math:`(H + d I) x = b`, without the matrix.
 
     ``"cg"`` is for positive definite systems: it stops at the first direction with :math:`p^T (H + d I) p \le 0` (to

@@ -2,20 +2,28 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mindspore_hessian.arguments import check_choice, check_integer, check_real
-from mindspore_hessian.estimators._common import FEWEST, Run, check_probing, mean_and_error, sample, stop_reason
+from mindspore_hessian.estimators._common import (
+    FEWEST,
+    Distribution,
+    Run,
+    check_probing,
+    mean_and_error,
+    sample,
+    stop_reason,
+)
 from mindspore_hessian.estimators._search import orthogonal
 from mindspore_hessian.estimators._sketch import Sketch
 from mindspore_hessian.estimators.results import Estimate
 
 
-def trace(op: Any, method: str = "hutchinson", tol: float | None = None, max_products: int = 128, seed: int = 0,
-          batch: int = 8, distribution: str = "rademacher", progress: bool | None = None,
-          checkpoint: str | os.PathLike | None = None) -> Estimate:
+def trace(op: Any, method: Literal["hutchinson", "hutch++", "xtrace"] = "hutchinson", tol: float | None = None,
+          max_products: int = 128, seed: int = 0, batch: int = 8, distribution: Distribution = "rademacher",
+          progress: bool | None = None, checkpoint: str | os.PathLike | None = None) -> Estimate:
     r"""Trace of a symmetric operator from products with random vectors z, :math:`E\, z^T H z = tr(H)`.
 
     ``"hutchinson"`` averages z^T H z; its variance for Rademacher probes is twice the sum of squares off the
@@ -141,7 +149,7 @@ _TRACES = {"hutchinson": (_hutchinson, 2), "hutch++": (_hutch_plus_plus, 6), "xt
 
 
 def frobenius_norm(op: Any, tol: float | None = None, max_products: int = 64, seed: int = 0, batch: int = 8,
-                   distribution: str = "rademacher", progress: bool | None = None,
+                   distribution: Distribution = "rademacher", progress: bool | None = None,
                    checkpoint: str | os.PathLike | None = None) -> Estimate:
     r"""Frobenius norm of an operator, :math:`\|H\|_F^2 = E \|H z\|^2`.
 

@@ -4,7 +4,7 @@ The estimators ask the operator themselves, `op.structured`, so that there is on
 """
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Inverse(Composed):
         super().__init__(op)
         self.damping, self.tol, self.max_products = damping, tol, max_products
         self.positive = op.positive and damping >= 0
-        self.method = "cg" if self.positive else "minres"
+        self.method: Literal["cg", "minres"] = "cg" if self.positive else "minres"
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
         return np.stack([self._column(column) for column in matrix.T], axis=1)

@@ -1,4 +1,5 @@
-"""Honesty before speed: two passes over the data must agree and products be symmetric; if not, the cause is named."""
+"""Checks of the arguments, and honesty before speed: two passes over the data must agree and products be symmetric; if
+not, the cause is named."""
 from __future__ import annotations
 
 import hashlib
@@ -8,6 +9,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
+from mindspore_hessian.arguments import is_integer, shown
 from mindspore_hessian.operators.data import Data, NotDeterministicError
 
 if TYPE_CHECKING:
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
 
 MOST_PASSES = 8  # in search of one that differs
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-9}
+
+
+def check_network(network: Any, loss_fn: Any, output: Any) -> None:
+    """Raise TypeError where they are not what an operator takes."""
+    if not callable(network) or isinstance(network, type):
+        raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}"
+                        + (": pass an object of the class" if isinstance(network, type) else ""))
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable or None, but got {type(loss_fn).__name__}")
+    if not (output is None or is_integer(output) or isinstance(output, str) or callable(output)):
+        raise TypeError("output must be an index (of a tuple), a key (of a dict) or a function of what the network "
+                        f"returns, but got {shown(output)}")
 
 
 def _hashes(value: Any) -> set[bytes]:

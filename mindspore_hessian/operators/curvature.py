@@ -5,7 +5,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mindspore import Tensor
@@ -19,11 +19,13 @@ from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.base import Operator, check_vectors
 from mindspore_hessian.operators.checks import check_deterministic as deterministic
+from mindspore_hessian.operators.checks import check_network
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.distributed import communicator
 from mindspore_hessian.operators.plan import FEW, Plan, chunks, memory_available, plan
 from mindspore_hessian.operators.progress import Partial, fingerprint
 from mindspore_hessian.operators.risk import Risk
+from mindspore_hessian.typing import Blocks, Output, Reduction, WeightNames
 
 BLOCKS = ("layer", "parameter")
 
@@ -46,16 +48,13 @@ class CurvatureOperator(Operator):
     by_terms = False  # whether the weights of the terms within a batch matter
 
     @interruptible
-    def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, block_diagonal: str | None = None,
-                 reduction: str | None = None, num_data: int | None = None, batch_size_fn: Callable | None = None,
+    def __init__(self, network: Callable[..., Any], loss_fn: Callable[..., Any] | None, data: Any,
+                 weights: WeightNames = None, *, block_diagonal: Blocks | None = None,
+                 reduction: Reduction | None = None, num_data: int | None = None, batch_size_fn: Callable | None = None,
                  micro_batch: int | None = None, chunk_size: int | None = None, distributed: bool = False,
-                 check_deterministic: bool = True, progress: bool | None = None, output: Any = None,
-                 batch_weight: Any = None, keep_data: bool = True):
-        if not callable(network) or isinstance(network, type):
-            raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}"
-                            + (": pass an object of the class" if isinstance(network, type) else ""))
-        if loss_fn is not None and not callable(loss_fn):
-            raise TypeError(f"loss_fn must be callable or None, but got {type(loss_fn).__name__}")
+                 check_deterministic: bool = True, progress: bool | None = None, output: Output = None,
+                 batch_weight: Callable[[Any], float] | Literal["samples"] | None = None, keep_data: bool = True):
+        check_network(network, loss_fn, output)
         if loss_fn is None and self.needs_loss:
             raise ValueError(f"{type(self).__name__} needs loss_fn: it is about the loss at the network's output. "
                              "For a function that returns the loss itself there is HessianOperator")
@@ -69,9 +68,6 @@ class CurvatureOperator(Operator):
         check_bool("check_deterministic", check_deterministic)
         check_bool("keep_data", keep_data)
         check_progress(progress)
-        if not (output is None or is_integer(output) or isinstance(output, str) or callable(output)):
-            raise TypeError("output must be an index (of a tuple), a key (of a dict) or a function of what the network "
-                            f"returns, but got {shown(output)}")
         self.space = weight_choice.choose(network, weights)
         self.block_diagonal, self.chunk_size, self.progress = block_diagonal, chunk_size, progress
         self.dtype = numpy_dtype(self.space.flat_dtype)

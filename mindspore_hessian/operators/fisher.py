@@ -14,6 +14,7 @@ from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.likelihoods import LIKELIHOODS, Likelihood, is_cross_entropy, likelihood_of
+from mindspore_hessian.typing import LikelihoodName, WeightNames
 
 
 class _OutputCurvature(CurvatureOperator):
@@ -104,7 +105,8 @@ class FisherOperator(_OutputCurvature):
         [1. 4.]
     """
 
-    def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, likelihood: str | None = None,
+    def __init__(self, network: Callable[..., Any], loss_fn: Callable[..., Any] | None, data: Any,
+                 weights: WeightNames = None, *, likelihood: LikelihoodName | None = None,
                  mc_samples: int = 0, seed: int = 0, **options: Any):
         if not is_integer(mc_samples) or mc_samples < 0:
             raise ValueError(f"mc_samples must be 0 (exact) or a positive int, but got {shown(mc_samples)}")
@@ -176,7 +178,8 @@ class EmpiricalFisherOperator(_OutputCurvature):
         [ 2. 32.]
     """
 
-    def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, likelihood: str | None = None,
+    def __init__(self, network: Callable[..., Any], loss_fn: Callable[..., Any] | None, data: Any,
+                 weights: WeightNames = None, *, likelihood: LikelihoodName | None = None,
                  **options: Any):
         self._asked = likelihood
         super().__init__(network, loss_fn, data, weights, **options)

@@ -19,8 +19,9 @@ from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.data import Batch, Data, leaves
 from mindspore_hessian.operators.progress import bar
 from mindspore_hessian.operators.risk import OUTPUT, Risk
-from mindspore_hessian.operators.samples import Samples, check_network, pulled, refuse_training
+from mindspore_hessian.operators.samples import Samples, check_arguments, pulled, refuse_training
 from mindspore_hessian.transforms import compose
+from mindspore_hessian.typing import Output, WeightNames
 
 TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-8}  # of rows of single samples
 
@@ -137,9 +138,9 @@ class JacobianOperator(_Rectangular):
         (3, 2) [1. 2. 7.] [1. 2.]
     """
 
-    def __init__(self, network: Any, data: Any, weights: Any = None, *, chunk_size: int | None = None,
-                 output: Any = None, progress: bool | None = None):
-        check_network(network, None, chunk_size, progress)
+    def __init__(self, network: Callable[..., Any], data: Any, weights: WeightNames = None, *,
+                 chunk_size: int | None = None, output: Output = None, progress: bool | None = None):
+        check_arguments(network, None, output, chunk_size, progress)
         self.space, self.progress = weight_choice.choose(network, weights), progress
         self.dtype = numpy_dtype(self.space.flat_dtype)
         self.risk = Risk(network, None, Data(data, network, True), self.space, "sum", None, pick=output)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
@@ -25,6 +25,7 @@ from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.layers import Tap
 from mindspore_hessian.operators.weights import layer_of, slices
+from mindspore_hessian.typing import Approximation, FisherKind, LikelihoodName, WeightNames
 
 FISHERS = ("exact", "mc", "empirical")
 APPROXIMATIONS = {"expand": "moments", "reduce": "sums"}  # and the statistics of layers that they are made of
@@ -508,10 +509,10 @@ class KFACOperator(WeightedBlocks):
         [1. 4.] [0.5 0.2]
     """
 
-    def __init__(self, network: Any, loss_fn: Any, data: Any, weights: Any = None, *, fisher: str = "exact",
-                 mc_samples: int = 1, approx: str = "expand", separate_bias: bool = True, seed: int = 0,
-                 blocks: str | None = None, likelihood: str | None = None, progress: bool | None = None,
-                 **options: Any):
+    def __init__(self, network: Callable[..., Any], loss_fn: Callable[..., Any], data: Any, weights: WeightNames = None,
+                 *, fisher: FisherKind = "exact", mc_samples: int = 1, approx: Approximation = "expand",
+                 separate_bias: bool = True, seed: int = 0, blocks: Literal["dense", "diagonal"] | None = None,
+                 likelihood: LikelihoodName | None = None, progress: bool | None = None, **options: Any):
         check_choice("fisher", fisher, FISHERS)
         check_choice("approx", approx, APPROXIMATIONS)
         check_integer("mc_samples", mc_samples, 1)

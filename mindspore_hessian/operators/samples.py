@@ -5,7 +5,7 @@ batched (`vmap`), with the weights in common; where a primitive cannot be batche
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +21,13 @@ from mindspore_hessian.core.program import Function, Program
 from mindspore_hessian.core.space import Space, raveled
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators import weights as weight_choice
+from mindspore_hessian.operators.checks import check_network
 from mindspore_hessian.operators.data import Batch, Data, is_samples, mapped
 from mindspore_hessian.operators.progress import bar
 from mindspore_hessian.operators.risk import Risk
 from mindspore_hessian.transforms import compose
 from mindspore_hessian.transforms.chunks import batched_or_loop, starts
+from mindspore_hessian.typing import Output, WeightNames
 
 _BYTES = 2 ** 27  # that the rows of a chunk take
 _EXPAND = ops.ExpandDims()
@@ -103,12 +105,16 @@ class Samples:
         return np.concatenate([self._rows(part, program, [one[at] for one in extras])[skip:]
                                for part, at, skip in self._chunks(batch)])
 
-    def jacobian(self, batch: Batch, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    def jacobian(self, batch: Batch, shape: tuple[int, ...] = (), dtype: Any = None) -> np.ndarray:
         """The Jacobian of the output of each sample, (samples, outputs, P), a pass back for each output.
 
         Args:
-            shape, dtype: of the output of the batch, with as many rows for each sample; dtype is numpy's.
+            shape, dtype: of the output of the batch, with as many rows for each sample; dtype is numpy's. None: found
+                out.
         """
+        if dtype is None:
+            out = self.risk.output(batch)
+            shape, dtype = out.shape, out.dtype
         inner = shape[0] // batch.size, *shape[1:]
         count = int(np.prod(inner, dtype=np.int64))
         units = np.eye(count, dtype=dtype).reshape(count, 1, *inner)
@@ -174,13 +180,9 @@ def cut(batch: Batch, start: int, stop: int) -> Batch:
     return replace(batch, **parts, size=stop - start)
 
 
-def check_network(network: Any, loss_fn: Any, chunk_size: Any, progress: Any) -> None:
+def check_arguments(network: Any, loss_fn: Any, output: Any, chunk_size: Any, progress: Any) -> None:
     """Raise where they are no arguments of an operator."""
-    if not callable(network) or isinstance(network, type):
-        raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}"
-                        + (": pass an object of the class" if isinstance(network, type) else ""))
-    if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(f"loss_fn must be callable or None, but got {type(loss_fn).__name__}")
+    check_network(network, loss_fn, output)
     if chunk_size is not None and (not is_integer(chunk_size) or chunk_size < 1):
         raise ValueError(f"chunk_size must be a positive int or None, but got {shown(chunk_size)}")
     check_progress(progress)
@@ -195,8 +197,9 @@ def refuse_training(risk: Risk, kinds: tuple[str, ...], why: str) -> None:
 
 
 @interruptible
-def per_sample_gradients(network: Any, loss_fn: Any, batch: Any, weights: Any = None, *, chunk_size: int | None = None,
-                         output: Any = None, progress: bool | None = None) -> np.ndarray:
+def per_sample_gradients(network: Callable[..., Any], loss_fn: Callable[..., Any] | None, batch: Any,
+                         weights: WeightNames = None, *, chunk_size: int | None = None, output: Output = None,
+                         progress: bool | None = None) -> np.ndarray:
     r"""The gradient of the loss of each sample by itself, :math:`G_{np} = \partial \ell_n / \partial w_p`.
 
     :math:`\ell_n` is the loss of sample n as a batch of one: for a mean loss the rows have as their mean the gradient
@@ -239,7 +242,7 @@ def per_sample_gradients(network: Any, loss_fn: Any, batch: Any, weights: Any = 
         [[2. 0.]
          [0. 8.]]
     """
-    check_network(network, loss_fn, chunk_size, progress)
+    check_arguments(network, loss_fn, output, chunk_size, progress)
     chosen = weight_choice.choose(network, weights)
     risk = Risk(network, loss_fn, Data(batch, network, loss_fn is not None), chosen, "sum", None, pick=output)
     refuse_training(risk, ("Dropout", "BatchNorm"), "a sample by itself has no loss of its own")

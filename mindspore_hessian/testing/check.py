@@ -85,7 +85,7 @@ def check_hvp(fn: Any, inputs: Any, vectors: Any = None, grad_position: Any = No
         given = vectors if dtype is None else cast(vectors, dtype)
         return Vicinity(at, args, random_directions(at, given, directions, seed), scalar=True)
 
-    def second(at: Vicinity, mode: str) -> np.ndarray:
+    def second(at: Vicinity, mode: Any) -> np.ndarray:
         args = at.args[0] if one else at.args
         return np.stack([at.scaled(hvp(fn, args, at.vectors(v), grad_position, weights=weights, mode=mode))
                          for v in at.directions])
@@ -142,7 +142,7 @@ def check_hessian(fn: Any, inputs: Any, grad_position: Any = FIRST, *, weights: 
         at = Point.of(fn, args, {}, grad_position, weights, False)
         return Vicinity(at, args, random_directions(at, None, directions, seed), scalar=False)
 
-    def second(at: Vicinity, mode: str) -> np.ndarray:
+    def second(at: Vicinity, mode: Any) -> np.ndarray:
         return at.matrix(hessian(fn, grad_position, weights=weights, mode=mode)(*at.args))
 
     def units(at: Vicinity) -> np.ndarray:

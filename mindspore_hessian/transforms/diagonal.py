@@ -22,6 +22,7 @@ from mindspore_hessian.transforms.chunks import (
     starts,
 )
 from mindspore_hessian.transforms.hessian import blocks_at_one_point, hessian_kernel
+from mindspore_hessian.typing import Axes, Positions, Weights
 
 
 def sample_axes(point: Point, in_axes: Any, args: tuple) -> tuple[int | None, ...]:
@@ -49,8 +50,8 @@ def sample_axes(point: Point, in_axes: Any, args: tuple) -> tuple[int | None, ..
 
 
 @makes
-def hessian_diag(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None,
-                 in_axes: Any = None, chunk_size: int | None = None) -> Callable:
+def hessian_diag(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: bool = False, *,
+                 weights: Weights = None, in_axes: Axes = None, chunk_size: int | None = None) -> Callable[..., Any]:
     r"""Exact diagonal of the Hessian, :math:`\partial^2 f / \partial x_i^2`, without storing the Hessian.
 
     Costs one Hessian-vector product for each entry, `chunk_size` of them at a time. (For an estimate with fewer
@@ -162,8 +163,8 @@ def _in_pieces(point: Point, name: str, chunk_size: int | None) -> tuple[Any, An
 
 
 @makes
-def batched_hessian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, in_axes: Any = 0,
-                    chunk_size: int | None = None) -> Callable:
+def batched_hessian(fn: Callable[..., Any], grad_position: Positions = 0, has_aux: bool = False, *, in_axes: Axes = 0,
+                    chunk_size: int | None = None) -> Callable[..., Any]:
     r"""Hessian of each sample of a batch: ``vmap(hessian(fn))``, compiled once.
 
     Costs one Hessian-vector product for each input entry of a sample, over all samples and entries in one batch.

@@ -22,6 +22,7 @@ from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import blocks, compose
 from mindspore_hessian.transforms.chunks import batched_or_loop, hessian_in_chunks, hessian_in_loop
 from mindspore_hessian.transforms.sparse import SparseHessian, check_sparse
+from mindspore_hessian.typing import HessianMode, Positions, Weights
 
 MODES = ("auto", "fwdfwd", "fwdrev", "revfwd", "revrev")
 
@@ -91,8 +92,8 @@ def _as_asked(point: Point, mode: str) -> tuple[Any, Any]:
 
 
 @makes
-def hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, mode: str = "auto",
-            chunk_size: int | None = None, sparse: Any = False) -> Callable:
+def hessian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: bool = False, *, weights: Weights = None,
+            mode: HessianMode = "auto", chunk_size: int | None = None, sparse: Any = False) -> Callable[..., Any]:
     r"""Hessian of a function, :math:`H_{ij} = \partial^2 f / \partial x_i \partial x_j`.
 
     Costs one Hessian-vector product (two to three gradients) for each entry of the differentiated variables, all of
@@ -178,8 +179,9 @@ def blocks_at_one_point(point: Point, mode: str = "auto", chunk_size: int | None
 
 
 @makes
-def value_grad_and_hessian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None,
-                           mode: str = "auto", chunk_size: int | None = None) -> Callable:
+def value_grad_and_hessian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: bool = False, *,
+                           weights: Weights = None, mode: HessianMode = "auto",
+                           chunk_size: int | None = None) -> Callable[..., Any]:
     r"""Value, gradient and Hessian of a scalar function, :math:`(f, \nabla f, \nabla^2 f)`.
 
     Arguments, cost, errors, platforms and source are those of `hessian`, for a function that returns one number.

@@ -10,6 +10,7 @@ from mindspore_hessian.core.space import FIRST, Space, several_weights
 from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import blocks
 from mindspore_hessian.transforms.chunks import batched_or_loop, jacobian_in_chunks
+from mindspore_hessian.typing import JacobianMode, Positions, Weights
 
 
 def _kernel(matrix: Callable) -> Builder:
@@ -23,8 +24,8 @@ _PROGRAMS = {mode: Program("jacobian", _kernel(matrix), (mode,)) for mode, matri
 
 
 @makes
-def jacobian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, mode: str = "auto",
-             chunk_size: int | None = None) -> Callable:
+def jacobian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: bool = False, *,
+             weights: Weights = None, mode: JacobianMode = "auto", chunk_size: int | None = None) -> Callable[..., Any]:
     r"""Jacobian of a function, :math:`J_{ij} = \partial f_i / \partial x_j`.
 
     Unlike ``mindspore.jacrev`` and ``jacfwd`` it takes every float dtype, copies no input, compiles once, and takes

@@ -15,6 +15,7 @@ from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import forward as passes
 from mindspore_hessian.transforms.chunks import in_sample_chunks, per_sample
 from mindspore_hessian.transforms.diagonal import entries, sample_axes
+from mindspore_hessian.typing import Axes, ForwardMode, Positions, Weights
 
 MODES = ("auto", "forward", "reverse")
 
@@ -50,8 +51,9 @@ class _Task:
 
 
 @makes
-def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, weights: Any = None, in_axes: Any = None,
-              chunk_size: int | None = None, mode: str = "auto", along: Any = None, metric: Any = None) -> Callable:
+def laplacian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: bool = False, *,
+              weights: Weights = None, in_axes: Axes = None, chunk_size: int | None = None, mode: ForwardMode = "auto",
+              along: Positions = None, metric: Any = None) -> Callable[..., Any]:
     r"""Laplacian, the trace of the Hessian, :math:`\Delta f = \sum_i \partial^2 f / \partial x_i^2`, exactly.
 
     For a network on many points (a PINN), pass ``in_axes=0`` and a function of one point. The Laplacian can be
@@ -125,8 +127,9 @@ def laplacian(fn: Any, grad_position: Any = FIRST, has_aux: bool = False, *, wei
 
 
 @makes
-def value_grad_and_laplacian(fn: Any, grad_position: Any = 0, has_aux: bool = False, *, in_axes: Any = None,
-                             chunk_size: int | None = None, mode: str = "auto") -> Callable:
+def value_grad_and_laplacian(fn: Callable[..., Any], grad_position: Positions = 0, has_aux: bool = False, *,
+                             in_axes: Axes = None, chunk_size: int | None = None,
+                             mode: ForwardMode = "auto") -> Callable[..., Any]:
     r"""Value, gradient and Laplacian of a scalar function, :math:`(f, \nabla f, \Delta f)`.
 
     A forward pass has all three: the cost is that of the Laplacian.

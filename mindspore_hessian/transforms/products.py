@@ -1,6 +1,7 @@
 """Products with the Hessian and the Gauss-Newton matrix: a few gradients each, never a matrix."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from mindspore_hessian.core.function import Call
 from mindspore_hessian.core.program import Builder, Point, Program, check_callable
 from mindspore_hessian.core.transform import Evaluation, as_it_is, evaluates
 from mindspore_hessian.transforms import compose
+from mindspore_hessian.typing import HvpMode, Positions, Structure, Weights
 
 HVP_MODES = {"auto": "revrev", "revrev": "revrev", "fwdrev": "fwdrev"}
 OUTPUT = Tensor(np.zeros(1, np.float32))  # stands for the output of a function where its loss is bound
@@ -136,8 +138,8 @@ def _each(pack):
 
 
 @evaluates("inputs", "vectors")
-def hvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, has_aux: bool = False, *, weights: Any = None,
-        mode: str = "auto") -> Any:
+def hvp(fn: Callable[..., Any], inputs: Structure, vectors: Structure, grad_position: Positions = None,
+        has_aux: bool = False, *, weights: Weights = None, mode: HvpMode = "auto") -> Any:
     r"""Product of the Hessian of a scalar function with a vector, :math:`H v = \nabla^2 f(x) \, v`.
 
     Costs about two to three gradients, whatever the number of inputs; the Hessian is never formed. Compiled at the
@@ -185,8 +187,8 @@ def hvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, has_aux: 
 
 
 @evaluates("inputs", "vectors")
-def grad_and_hvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, has_aux: bool = False, *,
-                 weights: Any = None, mode: str = "auto") -> Any:
+def grad_and_hvp(fn: Callable[..., Any], inputs: Structure, vectors: Structure, grad_position: Positions = None,
+                 has_aux: bool = False, *, weights: Weights = None, mode: HvpMode = "auto") -> Any:
     r"""Gradient and Hessian-vector product of a scalar function, :math:`(\nabla f, \nabla^2 f \, v)`, in one pass.
 
     The gradient is computed on the way to the product, so it comes at no cost. Arguments, errors, platforms and
@@ -269,8 +271,8 @@ def hvp_revrev(f: Any, inputs: Any, vector: Any) -> Any:
 
 
 @evaluates("inputs", "direction")
-def curvature(fn: Any, inputs: Any, direction: Any, grad_position: Any = None, has_aux: bool = False, *,
-              weights: Any = None, mode: str = "auto") -> Any:
+def curvature(fn: Callable[..., Any], inputs: Structure, direction: Structure, grad_position: Positions = None,
+              has_aux: bool = False, *, weights: Weights = None, mode: HvpMode = "auto") -> Any:
     r"""Curvature of a scalar function along a direction, :math:`v^T H v / v^T v`.
 
     Args and errors are those of `hvp`, with `direction` for its `vectors`; its length does not matter.
@@ -305,7 +307,8 @@ def curvature(fn: Any, inputs: Any, direction: Any, grad_position: Any = None, h
 
 
 @evaluates("inputs", "vectors")
-def ggnvp(forward: Any, loss: Any, inputs: Any, vectors: Any, *, weights: Any = None, grad_position: Any = None) -> Any:
+def ggnvp(forward: Callable[..., Any], loss: Callable[..., Any], inputs: Structure, vectors: Structure, *,
+          weights: Weights = None, grad_position: Positions = None) -> Any:
     r"""Product with the generalised Gauss-Newton matrix of ``loss(forward(...))``, :math:`J^T H_{loss} J v`.
 
     J is the Jacobian of `forward`, H_loss the Hessian of `loss` at its output. Positive semi-definite where the loss

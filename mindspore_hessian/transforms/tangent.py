@@ -11,6 +11,7 @@ from mindspore_hessian.core.space import Space
 from mindspore_hessian.core.transform import Evaluation, evaluates
 from mindspore_hessian.transforms import blocks, compose
 from mindspore_hessian.transforms import forward as passes
+from mindspore_hessian.typing import Positions, Structure, Weights
 
 
 def _by_forward(otherwise: bool) -> Builder:
@@ -114,7 +115,8 @@ def _inside(point: Point, mode: str) -> Builder:
 
 
 @evaluates("inputs", "vectors")
-def jvp(fn: Any, inputs: Any, vectors: Any, grad_position: Any = None, *, weights: Any = None) -> Any:
+def jvp(fn: Callable[..., Any], inputs: Structure, vectors: Structure, grad_position: Positions = None, *,
+        weights: Weights = None) -> Any:
     r"""Value and Jacobian-vector product, :math:`(f(x), J v)`, with :math:`(J v)_i = \sum_j v_j\, \partial f_i /
     \partial x_j`.
 
