@@ -103,29 +103,42 @@ def text(x):
 def products(x, y, v, u, points):
     return (
         hvp(g, (x, y), (v, u)), hvp(g, [x, y], [v, u]), hvp(g, (x, y), v, 1), hvp(g, (x, y), v, -2),
-        hvp(g, (x, y), (u, v), (1, 0)), hvp(aux, x, v, has_aux=True), hvp(f, x, v, mode="fwdrev"),
+        hvp(g, (x, y), (u, v), (1, 0)), hvp(aux, x, v, has_aux=True), hvp(f, x, v, mode="fwdrev"))
+
+
+def more_products(x, y, v, u, points):
+    return (
         hvp(f, x, v, mode="revrev"), hvp(scaled, (x, 2.5), v, 0), hvp(nested, ((x, y), v), u, 1),
-        grad_and_hvp(g, (x, y), (v, u)), grad_and_hvp(aux, x, v, has_aux=True), grad_and_hvp(f, x, v, mode="fwdrev"),
-        grad_and_hvp(g, [x, y], [v, u]), grad_and_hvp(g, (x, y), v, 1),
-        curvature(g, (x, y), (v, u)), curvature(aux, x, v, has_aux=True), curvature(f, x, v, mode="fwdrev"),
-        curvature(f, x, v * 1e-30), curvature(g, (x, y), v, -1),
         ggnvp(vector, half_norm, x, v), ggnvp(g, half_norm, (x, y), v, grad_position=1),
         ggnvp(g, half_norm, (x, y), (v, u)), ggnvp(vector, SQUARES, x, v),
         hvp_revfwd(f, x, v), hvp_revrev(f, (x,), (v,)))
+
+
+def gradients_and_curvatures(x, y, v, u, points):
+    return (
+        grad_and_hvp(g, (x, y), (v, u)), grad_and_hvp(aux, x, v, has_aux=True), grad_and_hvp(f, x, v, mode="fwdrev"),
+        grad_and_hvp(g, [x, y], [v, u]), grad_and_hvp(g, (x, y), v, 1),
+        curvature(g, (x, y), (v, u)), curvature(aux, x, v, has_aux=True), curvature(f, x, v, mode="fwdrev"),
+        curvature(f, x, v * 1e-30), curvature(g, (x, y), v, -1))
 
 
 def products_of_weights(x, y, v, u, points):
     b = u[:1]
     return (
         hvp(f, x, v, weights=W), hvp(f, (x,), (v,), weights=[W]), hvp(f, x, (b, v), weights=(B, W)),
-        hvp(f, x, (u, v), 0, weights=W),
-        hvp(f, (x,), ((u,), (v, b)), (0,), weights=(W, B)), hvp(weighed_aux, x, v, has_aux=True, weights=W),
+        hvp(f, x, (u, v), 0, weights=W), hvp(weighed_aux, x, v, has_aux=True, weights=W),
+        ggnvp(vector, half_norm, x, v, weights=W), ggnvp(vector, half_norm, x, (u, v), weights=W, grad_position=0))
+
+
+def more_products_of_weights(x, y, v, u, points):
+    b = u[:1]
+    return (
+        hvp(f, (x,), ((u,), (v, b)), (0,), weights=(W, B)),
         hvp(f, x, v, weights=W, mode="fwdrev"), hvp(f, x, [v, b], weights=[W, B]),
         grad_and_hvp(f, x, v, weights=W), grad_and_hvp(f, x, (u, (v, b)), 0, weights=[W, B]),
         grad_and_hvp(weighed_aux, x, v, None, True, weights=W),
         curvature(f, x, v, weights=W), curvature(f, x, (v, u), -1, weights=W),
-        curvature(weighed_aux, x, v, has_aux=True, weights=W, mode="fwdrev"),
-        ggnvp(vector, half_norm, x, v, weights=W), ggnvp(vector, half_norm, x, (u, v), weights=W, grad_position=0))
+        curvature(weighed_aux, x, v, has_aux=True, weights=W, mode="fwdrev"))
 
 
 def matrices(x, y, v, u, points):
@@ -186,7 +199,9 @@ def made_outside(x, y, v, u, points):
     return out
 
 
-RIGHT = [products, products_of_weights, matrices, diagonals, passes_forward, matrices_of_weights, made_outside]
+RIGHT = [
+    products, more_products, gradients_and_curvatures, products_of_weights, more_products_of_weights, matrices,
+    diagonals, passes_forward, matrices_of_weights, made_outside]
 if FULL:
     RIGHT += [more_diagonals, more_matrices_of_weights]
 
