@@ -372,13 +372,15 @@ def test_examples_run_where_matplotlib_is():
     assert runner.summarize().failed == 0
 
 
-def test_the_pictures_of_the_readme_are_there_and_small():
+def test_the_pictures_of_the_documentation_are_there_and_small():
     root = Path(__file__).resolve().parents[1]
-    names = re.findall(r"\((docs/figures/.*?)\)", (root / "README.md").read_text(encoding="utf-8"))
-    assert len(names) == 4 and {root / name for name in names} == set((root / "docs" / "figures").iterdir())
-    for name in names:
-        assert (root / name).stat().st_size < 80 * 1024
-        assert pyplot.imread(root / name).shape[:2] == (400, 600)
+    pages = [root / "README.md", *(root / "docs").rglob("*.md")]
+    shown = {(page.parent / name).resolve() for page in pages
+             for name in re.findall(r"\(([\w./]*figures/[\w.]*)\)", page.read_text(encoding="utf-8"))}
+    assert shown == set((root / "docs" / "figures").iterdir())
+    for picture in shown:
+        assert picture.stat().st_size < 80 * 1024
+        assert pyplot.imread(picture).shape[:2] == (400, 600)
 
 
 def test_an_eigenvector_can_be_drawn(op):
