@@ -18,7 +18,8 @@ BACKEND_OF_MARKER = {"needs_gpu": "GPU", "needs_ascend": "Ascend"}
 # In these files the default run takes of each test the first case and every so many after it; ci/full.sh takes all.
 EVERY = {
     "rules/test_batching.py": 5, "rules/test_calls.py": 4, "rules/test_attributes.py": 3,
-    "rules/test_derivatives.py": 3, "rules/test_forward_rules.py": 3, "rules/test_norm.py": 2, "rules/test_special_points.py": 4,
+    "rules/test_derivatives.py": 3, "rules/test_forward_rules.py": 3, "rules/test_norm.py": 2,
+    "rules/test_special_points.py": 4,
     "test_bad_inputs.py": 4, "test_forward.py": 2, "test_in_graph_options.py": 3, "test_optim_minimize.py": 2,
     "test_optim_least_squares.py": 2,
 }
