@@ -20,9 +20,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"a {type(value).__name__}"
 
 
-def check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
-    """Raise ValueError where `value` is not one of `allowed`."""
-    if not isinstance(value, str) or value not in allowed:
+def check_choice(name: str, value: Any, allowed: Collection[str | int | None]) -> None:
+    """Raise ValueError where `value` is not one of `allowed`; True and False are not 1 and 0."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but got {shown(value)}")
 
 

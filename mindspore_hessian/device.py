@@ -15,7 +15,7 @@ import mindspore as ms
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import DeviceError, FallbackWarning, warn
-from mindspore_hessian.arguments import is_integer, shown
+from mindspore_hessian.arguments import check_bool, check_choice, is_integer, shown
 
 __all__ = ["DeviceInfo", "available_devices", "configure", "device_info", "jit_level"]
 
@@ -197,16 +197,16 @@ def configure(device: str = "auto", device_id: int | None = None, mode: str | in
         >>> info.precision, info.ignored
         ('highest', ('precision',))
     """
-    _check_choice("device", device, ("auto", *BACKENDS))
-    _check_choice("mode", mode, (None, *MODES, *MODES.values()))
-    _check_choice("jit_level", jit_level, (None, *JIT_LEVELS))
-    _check_choice("precision", precision, (None, *PRECISIONS))
-    _check_choice("max_cpu_isa", max_cpu_isa, (None, "AVX2", "ALL"))
+    check_choice("device", device, ("auto", *BACKENDS))
+    check_choice("mode", mode, (None, *MODES, *MODES.values()))
+    check_choice("jit_level", jit_level, (None, *JIT_LEVELS))
+    check_choice("precision", precision, (None, *PRECISIONS))
+    check_choice("max_cpu_isa", max_cpu_isa, (None, "AVX2", "ALL"))
     if device_id is not None and not is_integer(device_id):
-        raise TypeError(f"device_id={shown(device_id)} is {type(device_id).__name__}, not an int or None")
+        raise TypeError(f"device_id must be an int or None, but got {shown(device_id)}")
     for name, value in {"deterministic": deterministic, "pin_threads": pin_threads}.items():
-        if not isinstance(value, bool | None):
-            raise TypeError(f"{name}={shown(value)} is {type(value).__name__}, not a bool or None")
+        if value is not None:
+            check_bool(name, value)
     backend = _choose(device, device_id)
     switches = _precision_switches(backend, precision)
     _check_once(backend, deterministic, switches, precision)
@@ -306,12 +306,6 @@ def _run_kernel(backend: str, device_id: int) -> str | None:
         return f"the subprocess that tried a kernel died with status {child.returncode}"
     verdict = child.stdout.strip().splitlines()[-1:]
     return None if verdict == ["usable"] else "".join(verdict) or "the subprocess that tried a kernel said nothing"
-
-
-def _check_choice(argument: str, value: Any, allowed: tuple) -> None:
-    # True and False would pass as the modes 1 and 0
-    if isinstance(value, bool) or not isinstance(value, str | int | None) or value not in allowed:
-        raise ValueError(f"{argument}={shown(value)} is not one of {', '.join(map(repr, allowed))}")
 
 
 def _choose(device: str, device_id: int | None) -> str:
