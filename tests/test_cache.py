@@ -401,8 +401,8 @@ def test_a_compiled_function_that_is_dropped_is_freed():
     assert alive() == before
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_graph_at_which_mindspore_lost_its_way_is_compiled_once_more(monkeypatch, times):
+@pytest.mark.parametrize("times", [1, 2, 9])
+def test_a_graph_at_which_mindspore_lost_its_way_is_compiled_once_more_and_then_as_a_function(monkeypatch, times):
     failures = ["The pointer[real_primal_func] is null."] * times
 
     class Failing(_compat.Graph):
@@ -411,7 +411,7 @@ def test_a_graph_at_which_mindspore_lost_its_way_is_compiled_once_more(monkeypat
                 raise RuntimeError(failures.pop())
             super().__init__(*args)
     monkeypatch.setattr(_compat, "Graph", Failing)
-    if times == 1:
+    if times < 9:
         np.testing.assert_allclose(hvp(scaled(2.0), X, V).asnumpy(), 12 * X.asnumpy())
     else:
         with pytest.raises(mh.NotCompilableError, match="real_primal_func"):

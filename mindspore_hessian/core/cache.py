@@ -254,13 +254,14 @@ def _graph(function: Callable, tensors: tuple, recording: bool, captures: Captur
     level = device.jit_level() or "O0"
     if recording:
         return _compat.Recorded(function, tensors, level)
-    try:
-        return _compat.Graph(function, tensors, level)
-    except (TypeError, RuntimeError) as err:
-        if _compat.lost_its_way(err):
+    for _ in range(2):
+        try:
             return _compat.Graph(function, tensors, level)
-        if not _compat.fails_as_cell(err):
-            raise
+        except (TypeError, RuntimeError) as err:
+            if _compat.fails_as_cell(err):
+                break
+            if not _compat.lost_its_way(err):
+                raise
     return _compat.Looped(function, tensors, level, tuple(captures.parameters.values()))
 
 
