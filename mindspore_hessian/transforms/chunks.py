@@ -21,7 +21,8 @@ _UNBATCHED = re.compile(r"primitive (\w+) has no batching rule")  # as rules say
 
 
 def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], Any]) -> Any:
-    """`batched`, or where a batching rule is missing, `loop` with a warning that names the primitive.
+    """`batched`, or `loop` with a warning: where a batching rule is missing, which it names, and where MindSpore fails
+    inside itself at the batched graph, as at loops over Tensors that read weights.
 
     MindSpore itself would unroll a primitive without a rule into as many copies as there are rows.
     """
@@ -30,11 +31,14 @@ def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], An
             return batched()
     except (HessianError, RuntimeError, TypeError) as err:  # as MindSpore passes our refusal on
         missing = [primitive for primitive, there in asked.items() if not there] or _UNBATCHED.findall(str(err))
-        if not missing or isinstance(err, UnsafeRuntimeError):
+        if isinstance(err, UnsafeRuntimeError) or not (missing or _compat.lost_its_way(err)):
             raise
     result = loop()  # where the function itself is at fault, this says so better than the batched version
-    warn(f"{name}: primitive {missing[0]} has no batching rule, so the rows are computed one after another. Supply "
-         f"one: mindspore_hessian.rules.register_batching({missing[0]!r}, getter).", FallbackWarning)
+    cause, remedy = "MindSpore fails inside itself at the batched graph", ""
+    if missing:
+        cause = f"primitive {missing[0]} has no batching rule"
+        remedy = f" Supply one: mindspore_hessian.rules.register_batching({missing[0]!r}, getter)."
+    warn(f"{name}: {cause}, so the rows are computed one after another.{remedy}", FallbackWarning)
     return result
 
 
