@@ -454,6 +454,13 @@ class Tap:
         dtype = flat_dtype((self.weight.dtype,))
         self.slots = _number(f"{self.name}.seen", dtype), _number(f"{self.name}.passed", dtype)
 
+    def widen(self, dtype: Any) -> None:
+        """Slots as large as the "moments", so that a graph may compute with these."""
+        (wide, narrow), groups = self.widths, self.groups
+        seen = (wide + 1,) if self.kind.indexed else (groups, wide + 1, wide + 1)
+        self.slots = tuple(Parameter(Tensor(np.zeros(shape), dtype), name=slot.name) for slot, shape in zip(
+            self.slots, (seen, (groups, narrow, narrow)), strict=True))
+
     @property
     def weight(self) -> Parameter:
         return getattr(self.cell, self.kind.weight)

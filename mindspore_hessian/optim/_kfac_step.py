@@ -1,0 +1,312 @@
+"""The step of `KFAC`: two graphs, and between them, every so many steps, the inverses."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import FallbackWarning, warn
+from mindspore_hessian.core.program import Function, Program
+from mindspore_hessian.core.space import unraveled
+from mindspore_hessian.operators import kernels, layers
+from mindspore_hessian.operators.cotangents import cotangents, in_graph, noise, term_weights
+from mindspore_hessian.operators.data import Batch
+from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
+from mindspore_hessian.operators.kfac import Views
+from mindspore_hessian.optim._bodies import base, compiled
+from mindspore_hessian.optim.kfac import KFAC, Block, batch_factors, chained, preconditioned
+from mindspore_hessian.transforms import compose
+
+
+class KFACStep:
+    """What `TrainStep` does with a `KFAC`; the arguments are its own, checked."""
+
+    def __init__(self, network: nn.Cell, loss_fn: Any, optimizer: KFAC, seed: int, clip_norm: float | None):
+        if optimizer.of_network is not network:
+            raise ValueError("optimizer must be a KFAC of this network: optim.KFAC(network)")
+        if loss_fn is None:
+            raise ValueError("loss_fn must be given with KFAC, which needs the curvature of the loss at the network's "
+                             "output")
+        if clip_norm is not None and optimizer.adaptive:
+            raise ValueError("clip_norm is not for KFAC with adaptive=True, whose quadratic model has the gradient as "
+                             "it is: leave it out")
+        self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
+        self.seed, self.clip_norm = seed, clip_norm
+        self.graphs: dict[Any, Any] = {}
+        self.outputs: dict[Any, tuple[int, ...]] = {}
+        self.terms: dict[tuple[int, ...], Parameter] = {}
+        self.op: Any = None
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        optimizer, done = self.optimizer, int(_compat.to_numpy(self.optimizer.global_step)[0])
+        if inputs[0].ndim == 0:
+            raise ValueError("inputs must have samples along their first axis, but the first of them has no axes")
+        batch = Batch(inputs[:-1], {}, inputs[-1:], int(inputs[0].shape[0]))
+        if self.op is None:
+            self._look(inputs)
+        seen = done % optimizer.curvature_update_period == 0 or optimizer.read(optimizer.weight) == 0.0
+        value, taken, *gradients = self._measure(batch, inputs, done, seen)
+        if (done % optimizer.inverse_update_period == 0 or not optimizer.read(optimizer.inverted)) and (
+                optimizer.read(optimizer.weight)):
+            optimizer.invert(self.blocks)
+        if optimizer.adaptive and bool(_compat.to_numpy(taken)):
+            return self._adaptive(batch, done, value, tuple(gradients))
+        self._update(tuple(gradients), taken, ())
+        return value
+
+    # --- the first step ---------------------------------------------------------------------------------------------
+
+    def _look(self, inputs: tuple[Tensor, ...]) -> None:
+        """What the loss is, and which layers explain the gradients of their Parameters, as evaluation has them."""
+        optimizer = self.optimizer
+        own = {} if optimizer.fisher == "empirical" else {"mc_samples": int(optimizer.fisher == "mc")}
+        kind: Any = EmpiricalFisherOperator if optimizer.fisher == "empirical" else FisherOperator
+        data = (inputs[:-1], inputs[-1])
+        with _evaluating(self.network):
+            op = kind(self.network, self.loss_fn, data, list(optimizer.parameters), likelihood=optimizer.likelihood,
+                      check_deterministic=False, progress=False, **own)
+            views = Views(op, False)
+        cells = {id(tap.cell) for tap in views.taps.taps}
+        taps = optimizer.taps
+        self.places = {number: place for place, number in enumerate(
+            [number for number, tap in enumerate(taps.taps) if id(tap.cell) in cells])}
+        others = {number for number, p in enumerate(optimizer.parameters) if p.name in views.others}
+        self.blocks: list[Block] = [block for block in optimizer.blocks if not others & set(block.places)]
+        said = ", ".join(f"{name} ({one.why})" for name, one in list(views.others.items())[:5])
+        if not self.blocks:
+            raise ValueError(f"KFAC has no layer to precondition: {said}")
+        if views.others:
+            rest = f" and {len(views.others) - 5} more" if len(views.others) > 5 else ""
+            warn(f"KFAC has no Kronecker factors for {said}{rest}: these get the plain gradient", FallbackWarning)
+        self.taps = taps.only([taps.taps[number] for number in self.places])
+        self.op = op
+        trained = {id(p) for p in optimizer.parameters}
+        self.statistics = [p for p in self.network.get_parameters() if id(p) not in trained]
+
+    # --- the gradient and the factors ---------------------------------------------------------------------------------
+
+    def _measure(self, batch: Batch, inputs: tuple[Tensor, ...], done: int, seen: bool) -> Any:
+        key = (seen, tuple((tuple(t.shape), str(t.dtype)) for t in inputs),
+               tuple(cell.training for _, cell in self.network.cells_and_names()))
+        tensors, terms = inputs, None
+        if seen:
+            tensors, terms = (*inputs, self._noise(batch, done, key[1])), self._terms(batch)
+        graph = self.graphs.get(key)
+        if graph is None or graph.stale():
+            graph = self.graphs[key] = self._measuring(batch, tensors, len(inputs), terms)
+        return graph(tensors)
+
+    def _noise(self, batch: Batch, done: int, key: Any) -> Tensor:
+        """What the graph takes for the draws of the step; the gradients at the output themselves for "exact"."""
+        fisher, dtype = self.optimizer.fisher, self.op.dtype
+        if fisher == "empirical":
+            return Tensor(np.zeros(1, np.float32))
+        if fisher == "exact":
+            with self._unmoved():
+                return Tensor(np.stack(list(cotangents(self.op, batch, 0))).astype(dtype))
+        if key not in self.outputs:
+            with _evaluating(self.network):
+                self.outputs[key] = self.op.risk.output(batch).shape
+        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(done,)))
+        return Tensor(noise(self.op, self.outputs[key], generator))
+
+    def _terms(self, batch: Batch) -> Parameter:
+        """The weights of the terms of the loss."""
+        weights = term_weights(self.op, batch)
+        shape = tuple(weights.shape)
+        terms = self.terms.get(shape)
+        if terms is None or self.op._weighted:
+            terms = self.terms[shape] = self.taps.weights(shape)
+            _compat.assign(terms, weights.astype(self.op.dtype))
+        return terms
+
+    def _measuring(self, batch: Batch, tensors: tuple, count: int, terms: Parameter | None) -> Any:
+        if terms is None:
+            return compiled(_plain(self, count), tensors)
+        with self.taps.installed("moments", ["moments"] * len(self.taps.taps), batch.size, terms):
+            return compiled(_curved(self, count, terms), tensors)
+
+    # --- the update -------------------------------------------------------------------------------------------------
+
+    def _update(self, gradients: tuple, taken: Any, coefficients: tuple) -> None:
+        tensors = (*gradients, taken, *coefficients)
+        self._run("update", _updating, tensors)
+
+    def _run(self, name: str, make: Any, tensors: tuple) -> Any:
+        graph = self.graphs.get(name)
+        if graph is None or graph.stale():
+            graph = self.graphs[name] = compiled(make(self), tensors)
+        return graph(tensors)
+
+    def _adaptive(self, batch: Batch, done: int, value: Tensor, gradients: tuple) -> Tensor:
+        """Rate and momentum by the quadratic model, and the damping by how the loss changes."""
+        optimizer, size = self.optimizer, self.optimizer.size
+        parts = [_compat.to_numpy(part).astype(np.float64) for part in self._run("direct", _directing, gradients)]
+        g, p = (np.concatenate([one.ravel() for one in part]) for part in (parts[:size], parts[size:]))
+        v = np.concatenate([_compat.to_numpy(one).astype(np.float64).ravel() for one in optimizer.velocity])
+        with self._unmoved():
+            curved = self._quadratic(batch, p, v)
+        both = np.stack([p, v])
+        model = curved + optimizer.l2 * both @ both.T
+        slope = both @ g
+        best = _minimum(model + optimizer.read(optimizer.damping) * both @ both.T, slope)
+        if best is None:
+            self._update(gradients, Tensor(False), (Tensor(np.zeros(2)),))
+            return value
+        before = float(_compat.to_numpy(value)), self._norm()
+        kept = [(one, _compat.to_numpy(one).copy()) for one in (*optimizer.parameters, *optimizer.velocity)]
+        self._update(gradients, Tensor(True), (Tensor(best * [-1.0, 1.0]),))
+        if (done + 1) % optimizer.damping_interval == 0:
+            with self._unmoved():
+                after = float(self.op.risk.loss(batch))
+            if not np.isfinite(after):
+                for parameter, old in kept:
+                    _compat.assign(parameter, old)
+                _compat.assign(optimizer.skipped, np.int32(optimizer.read(optimizer.skipped) + 1))
+            change = after - before[0] + optimizer.l2 / 2 * (self._norm() - before[1])
+            optimizer.adapt(change, float(slope @ best + best @ model @ best / 2))
+        return value
+
+    def _norm(self) -> float:
+        """The squared norm of the weights, where l2_reg counts it."""
+        if not self.optimizer.l2:
+            return 0.0
+        return sum(float((_compat.to_numpy(p).astype(np.float64) ** 2).sum()) for p in self.optimizer.parameters)
+
+    def _quadratic(self, batch: Batch, p: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """The products of two directions with the Gauss-Newton matrix and each other."""
+        places, start = {}, 0
+        for parameter in self.optimizer.parameters:
+            places[id(parameter)] = np.arange(start, start + parameter.size)
+            start += parameter.size
+        order = np.concatenate([places[id(parameter)] for parameter in self.op.weights])
+        rows = Tensor(np.stack([p[order], v[order]]).astype(self.op.dtype))
+        return _compat.to_numpy(self.op.risk.run(batch, QUADRATIC, (rows,))).astype(np.float64)
+
+    @contextlib.contextmanager
+    def _unmoved(self) -> Iterator[None]:
+        """Within it the network may be evaluated again: running means and the like are then as they were."""
+        with _compat.kept(self.statistics):
+            yield
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Cell) -> Iterator[None]:
+    """Within it the network is in evaluation mode."""
+    flags = [(cell, cell.training) for _, cell in network.cells_and_names()]
+    if not any(flag for _, flag in flags):
+        yield
+        return
+    network.set_train(False)
+    try:
+        yield
+    finally:
+        network.set_train()
+        for cell, flag in flags:
+            if not flag:
+                cell.add_flags(training=False)
+
+
+def _minimum(matrix: np.ndarray, slope: np.ndarray) -> np.ndarray | None:
+    """Where the quadratic model in two directions, of which the second may be 0, is least; None where it has none."""
+    if not (np.isfinite(matrix).all() and np.isfinite(slope).all() and matrix[0, 0] > 0.0):
+        return None
+    alone = np.array([-slope[0] / matrix[0, 0], 0.0])
+    scale = np.sqrt(np.abs(np.diag(matrix)))
+    if scale[1] == 0.0:
+        return alone
+    unit = matrix / np.outer(scale, scale)
+    if 1.0 - unit[0, 1] ** 2 < 1e-10:  # both directions are one
+        return alone
+    return -np.linalg.solve(unit, slope / scale) / scale
+
+
+# --- what MindSpore compiles --------------------------------------------------------------------------------------
+
+def _plain(step: KFACStep, count: int):
+    value_and_grad, clipped, outcome = base(step.network, step.loss_fn, step.optimizer, count, step.clip_norm)
+    optimizer = step.optimizer
+
+    def measure(*tensors):
+        value, gradients = value_and_grad(*tensors)
+        taken = optimizer.finite((value,) + gradients)
+        return (outcome(value, taken), taken) + clipped(gradients)
+    return measure
+
+
+def _curved(step: KFACStep, count: int, terms: Parameter):
+    """The loss, its gradients, and the factors into the averages."""
+    value_and_grad, clipped, outcome = base(step.network, step.loss_fn, step.optimizer, count, step.clip_norm)
+    optimizer, exact = step.optimizer, step.optimizer.fisher == "exact"
+    forward = kernels.one_output(step.network)
+    moments = layers.statistics(step.taps, True)(Function(forward, count - 1), None)
+    vector = None if exact else in_graph(step.op)
+    values = chained([batch_factors(block, step.places) for block in step.blocks])
+    places = tuple(place for block in step.blocks for place in (block.a, block.g) if place is not None)
+    number = len(step.places)
+
+    def measure(*tensors):
+        inputs, given = tensors[:count - 1], tensors[count]
+        value, gradients = value_and_grad(*tensors[:count])
+        if exact:
+            vectors = given
+        else:
+            vectors = ops.expand_dims(vector(forward(*inputs), tensors[count - 1:count], given, terms), 0)
+        found = moments(*(inputs + (ops.stop_gradient(vectors),)))
+        parts = found[:number]
+        for part in found[number:]:
+            parts = parts + ((part if vectors.shape[0] == 1 else part.sum(0)),)
+        factors = values(parts)
+        taken = optimizer.finite((value,) + gradients + factors)
+        done = optimizer.averaged(factors, places, taken)
+        return (ops.depend(outcome(value, taken), done), taken) + clipped(gradients)
+    return measure
+
+
+def _updating(step: KFACStep):
+    optimizer, size, adaptive = step.optimizer, step.optimizer.size, step.optimizer.adaptive
+    directions = preconditioned(optimizer, step.blocks)
+
+    def update(*tensors):
+        gradients, taken = optimizer.regularised(tensors[:size]), tensors[size]
+        if adaptive:
+            done = optimizer(gradients, directions(gradients), taken, tensors[size + 1])
+        else:
+            done = optimizer(gradients, directions(gradients), taken)
+        return ops.depend(taken, done)
+    return update
+
+
+def _directing(step: KFACStep):
+    """The gradients with those of l2_reg, and these times the inverse."""
+    optimizer, directions = step.optimizer, preconditioned(step.optimizer, step.blocks)
+
+    def direct(*gradients):
+        found = optimizer.regularised(gradients)
+        return found + directions(found)
+    return direct
+
+
+def _quadratic(function: Function, space: Any):
+    """V C V^T of rows V, with the Gauss-Newton matrix C."""
+    out, n, params = kernels.one_output(function.value), function.n, space.parameters
+    push = compose.jvp(kernels.one_output(function.value), (), params)
+    curve = compose.hessian_product(compose.scalar(function.loss, "loss_fn"), (0,), None, "revrev")
+    split = unraveled((), params)
+
+    def run(*tensors):
+        xs, rows = tensors[:-1], tensors[-1]
+        inputs = xs[:n]
+        at, first, second = out(*inputs), push(inputs, split(xs, rows[0])), push(inputs, split(xs, rows[1]))
+        image = curve((at,) + xs[n:], (first,))[0]
+        other = curve((at,) + xs[n:], (second,))[0]
+        mixed = (image * second).sum()
+        return ops.stack(((image * first).sum(), mixed, mixed, (other * second).sum())).reshape(2, 2)
+    return run
+
+
+QUADRATIC = Program("kfac.quadratic", _quadratic)
