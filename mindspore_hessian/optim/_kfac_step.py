@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.kfac import Views
 from mindspore_hessian.optim._bodies import base, compiled
-from mindspore_hessian.optim.kfac import KFAC, Block, batch_factors, chained, preconditioned
+from mindspore_hessian.optim.kfac import KFAC, Block, batch_factors, chained, gradient_factor, preconditioned
 from mindspore_hessian.transforms import compose
 
 
@@ -90,29 +90,38 @@ class KFACStep:
     # --- the gradient and the factors ---------------------------------------------------------------------------------
 
     def _measure(self, batch: Batch, inputs: tuple[Tensor, ...], done: int, seen: bool) -> Any:
-        key = (seen, tuple((tuple(t.shape), str(t.dtype)) for t in inputs),
-               tuple(cell.training for _, cell in self.network.cells_and_names()))
-        tensors, terms = inputs, None
-        if seen:
-            tensors, terms = (*inputs, self._noise(batch, done, key[1])), self._terms(batch)
-        graph = self.graphs.get(key)
-        if graph is None or graph.stale():
-            graph = self.graphs[key] = self._measuring(batch, tensors, len(inputs), terms)
-        return graph(tensors)
+        count, key = len(inputs), (tuple((tuple(t.shape), str(t.dtype)) for t in inputs),
+                                   tuple(cell.training for _, cell in self.network.cells_and_names()))
+        if not seen:
+            return self._run(("plain", key), lambda: _plain(self, count), inputs)
+        noises, terms = self._noises(batch, done, key), self._terms(batch)
+        with self._seen(batch, terms):
+            out = self._run(("curved", key), lambda: _curved(self, count, terms), (*inputs, next(noises)))
+            for more in noises:
+                self._run(("more", key), lambda: _more(self, count - 1), (*inputs[:-1], more, out[1]))
+        return out
 
-    def _noise(self, batch: Batch, done: int, key: Any) -> Tensor:
+    @contextlib.contextmanager
+    def _seen(self, batch: Batch, terms: Parameter) -> Iterator[None]:
+        with self.taps.installed("moments", ["moments"] * len(self.taps.taps), batch.size, terms):
+            yield
+
+    def _noises(self, batch: Batch, done: int, key: Any) -> Iterator[Tensor]:
         """What the graph takes for the draws of the step; the gradients at the output themselves for "exact"."""
-        fisher, dtype = self.optimizer.fisher, self.op.dtype
-        if fisher == "empirical":
-            return Tensor(np.zeros(1, np.float32))
-        if fisher == "exact":
+        if self.optimizer.fisher == "empirical":
+            yield Tensor(np.zeros(1, np.float32))
+            return
+        if self.optimizer.fisher == "exact":
             with self._unmoved():
-                return Tensor(np.stack(list(cotangents(self.op, batch, 0))).astype(dtype))
+                vectors = list(cotangents(self.op, batch, 0))
+            for vector in vectors:
+                yield Tensor(vector.astype(self.op.dtype))
+            return
         if key not in self.outputs:
             with _evaluating(self.network):
                 self.outputs[key] = self.op.risk.output(batch).shape
         generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(done,)))
-        return Tensor(noise(self.op, self.outputs[key], generator))
+        yield Tensor(noise(self.op, self.outputs[key], generator))
 
     def _terms(self, batch: Batch) -> Parameter:
         """The weights of the terms of the loss."""
@@ -124,28 +133,22 @@ class KFACStep:
             _compat.assign(terms, weights.astype(self.op.dtype))
         return terms
 
-    def _measuring(self, batch: Batch, tensors: tuple, count: int, terms: Parameter | None) -> Any:
-        if terms is None:
-            return compiled(_plain(self, count), tensors)
-        with self.taps.installed("moments", ["moments"] * len(self.taps.taps), batch.size, terms):
-            return compiled(_curved(self, count, terms), tensors)
-
     # --- the update -------------------------------------------------------------------------------------------------
 
     def _update(self, gradients: tuple, taken: Any, coefficients: tuple) -> None:
-        tensors = (*gradients, taken, *coefficients)
-        self._run("update", _updating, tensors)
+        self._run("update", lambda: _updating(self), (*gradients, taken, *coefficients))
 
-    def _run(self, name: str, make: Any, tensors: tuple) -> Any:
-        graph = self.graphs.get(name)
+    def _run(self, key: Any, make: Callable[[], Callable], tensors: tuple) -> Any:
+        """Run a graph, which is compiled where it is not there."""
+        graph = self.graphs.get(key)
         if graph is None or graph.stale():
-            graph = self.graphs[name] = compiled(make(self), tensors)
+            graph = self.graphs[key] = compiled(make(), tensors)
         return graph(tensors)
 
     def _adaptive(self, batch: Batch, done: int, value: Tensor, gradients: tuple) -> Tensor:
         """Rate and momentum by the quadratic model, and the damping by how the loss changes."""
         optimizer, size = self.optimizer, self.optimizer.size
-        parts = [_compat.to_numpy(part).astype(np.float64) for part in self._run("direct", _directing, gradients)]
+        parts = [_compat.to_numpy(part).astype(np.float64) for part in self._run("direct", lambda: _directing(self), gradients)]
         g, p = (np.concatenate([one.ravel() for one in part]) for part in (parts[:size], parts[size:]))
         v = np.concatenate([_compat.to_numpy(one).astype(np.float64).ravel() for one in optimizer.velocity])
         with self._unmoved():
@@ -241,30 +244,36 @@ def _plain(step: KFACStep, count: int):
 def _curved(step: KFACStep, count: int, terms: Parameter):
     """The loss, its gradients, and the factors into the averages."""
     value_and_grad, clipped, outcome = base(step.network, step.loss_fn, step.optimizer, count, step.clip_norm)
-    optimizer, exact = step.optimizer, step.optimizer.fisher == "exact"
-    forward = kernels.one_output(step.network)
+    optimizer, forward = step.optimizer, kernels.one_output(step.network)
     moments = layers.statistics(step.taps, True)(Function(forward, count - 1), None)
-    vector = None if exact else in_graph(step.op)
+    vector = None if optimizer.fisher == "exact" else in_graph(step.op)
     values = chained([batch_factors(block, step.places) for block in step.blocks])
     places = tuple(place for block in step.blocks for place in (block.a, block.g) if place is not None)
-    number = len(step.places)
 
     def measure(*tensors):
-        inputs, given = tensors[:count - 1], tensors[count]
+        inputs, u = tensors[:count - 1], tensors[count]
         value, gradients = value_and_grad(*tensors[:count])
-        if exact:
-            vectors = given
-        else:
-            vectors = ops.expand_dims(vector(forward(*inputs), tensors[count - 1:count], given, terms), 0)
-        found = moments(*(inputs + (ops.stop_gradient(vectors),)))
-        parts = found[:number]
-        for part in found[number:]:
-            parts = parts + ((part if vectors.shape[0] == 1 else part.sum(0)),)
-        factors = values(parts)
+        if vector is not None:
+            u = ops.stop_gradient(vector(forward(*inputs), tensors[count - 1:count], u, terms))
+        factors = values(moments(*(inputs + (ops.expand_dims(u, 0),))))
         taken = optimizer.finite((value,) + gradients + factors)
         done = optimizer.averaged(factors, places, taken)
         return (ops.depend(outcome(value, taken), done), taken) + clipped(gradients)
     return measure
+
+
+def _more(step: KFACStep, count: int):
+    """The gradients' factors for another vector at the output."""
+    optimizer = step.optimizer
+    moments = layers.statistics(step.taps, False)(Function(kernels.one_output(step.network), count), None)
+    values = chained([gradient_factor(block, step.places) for block in step.blocks])
+    places = tuple(block.g for block in step.blocks)
+
+    def more(*tensors):
+        factors = values(moments(*(tensors[:count] + (ops.expand_dims(tensors[count], 0),))))
+        taken = ops.logical_and(tensors[count + 1], optimizer.finite(factors))
+        return ops.depend(taken, optimizer.added_to(factors, places, taken))
+    return more
 
 
 def _updating(step: KFACStep):

@@ -332,6 +332,15 @@ class KFAC(CurvedOptimizer):
         weight = self.kept * self.weight + self.added
         return done, ops.assign(self.weight, ops.where(taken, weight, self.weight))
 
+    def added_to(self, values, places, taken):
+        """Add more of the same batch to these factors. MindSpore compiles this."""
+        done = ()
+        for number in range(len(places)):
+            old = self.factors[places[number]]
+            new = old + self.added.astype(old.dtype) * values[number].astype(old.dtype)
+            done = done + (ops.assign(old, ops.where(taken, new, old)),)
+        return done
+
 
 def _blocks(taps: layers.Taps, parameters: Any) -> list[Block]:
     """Those of the layers that are known."""
@@ -374,29 +383,43 @@ def chained(functions: list[Callable]) -> Callable:
     return both
 
 
-def batch_factors(block: Block, place: dict[int, int]) -> Callable:
-    """``values(parts)``: A, where there is one, and G of a batch, from the moments that the taps gave: of the inputs,
-    then of the gradients. `place` has the places of the taps among these."""
-    at, count = tuple(place[tap] for tap in block.taps if tap in place), len(place)
-    alone, indexed, joint = block.a is None, block.indexed, block.bias is not None
+def _summed(block: Block, place: dict[int, int], start: int) -> Callable:
+    """The moments of a block's taps from `start` on. `place` has the places of the taps among the moments."""
+    at = tuple(start + place[tap] for tap in block.taps if tap in place)
 
-    def added(parts, start):
-        total = parts[start + at[0]]
+    def added(parts):
+        total = parts[at[0]]
         for one in at[1:]:
-            total = total + parts[start + one]
+            total = total + parts[one]
         return total
+    return added
+
+
+def gradient_factor(block: Block, place: dict[int, int]) -> Callable:
+    """``values(parts)``: G of a batch, alone, from the moments of the gradients that the taps gave."""
+    added = _summed(block, place, 0)
 
     def values(parts):
-        g = added(parts, count)
+        return (added(parts),)
+    return values
+
+
+def batch_factors(block: Block, place: dict[int, int]) -> Callable:
+    """``values(parts)``: A, where there is one, and G of a batch, from the moments of the inputs, then of the
+    gradients."""
+    inputs, gradients = _summed(block, place, 0), _summed(block, place, len(place))
+    alone, indexed, joint = block.a is None, block.indexed, block.bias is not None
+
+    def values(parts):
         if alone:
-            return (g,)
-        a = added(parts, 0)
+            return (gradients(parts),)
+        a = inputs(parts)
         if indexed:
-            return a[:-1] / a[-1:], g
+            return a[:-1] / a[-1:], gradients(parts)
         a = a / a[:, -1:, -1:]
         if not joint:
             a = a[:, :-1, :-1]
-        return a, g
+        return a, gradients(parts)
     return values
 
 
