@@ -18,7 +18,7 @@ from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.kfac import Views
 from mindspore_hessian.optim._bodies import base, compiled
-from mindspore_hessian.optim.kfac import KFAC, Block, batch_factors, chained, gradient_factor, preconditioned
+from mindspore_hessian.optim.kfac import KFAC, Block, preconditioned, row_of_moments
 from mindspore_hessian.transforms import compose
 
 
@@ -95,16 +95,10 @@ class KFACStep:
         if not seen:
             return self._run(("plain", key), lambda: _plain(self, count), inputs)
         noises, terms = self._noises(batch, done, key), self._terms(batch)
-        with self._seen(batch, terms):
-            out = self._run(("curved", key), lambda: _curved(self, count, terms), (*inputs, next(noises)))
-            for more in noises:
-                self._run(("more", key), lambda: _more(self, count - 1), (*inputs[:-1], more, out[1]))
+        out = self._run(("curved", key), lambda: _curved(self, count, terms), (*inputs, next(noises)), batch, terms)
+        for more in noises:
+            self._run(("more", key), lambda: _more(self, count - 1), (*inputs[:-1], more, out[1]), batch, terms)
         return out
-
-    @contextlib.contextmanager
-    def _seen(self, batch: Batch, terms: Parameter) -> Iterator[None]:
-        with self.taps.installed("moments", ["moments"] * len(self.taps.taps), batch.size, terms):
-            yield
 
     def _noises(self, batch: Batch, done: int, key: Any) -> Iterator[Tensor]:
         """What the graph takes for the draws of the step; the gradients at the output themselves for "exact"."""
@@ -138,11 +132,19 @@ class KFACStep:
     def _update(self, gradients: tuple, taken: Any, coefficients: tuple) -> None:
         self._run("update", lambda: _updating(self), (*gradients, taken, *coefficients))
 
-    def _run(self, key: Any, make: Callable[[], Callable], tensors: tuple) -> Any:
-        """Run a graph, which is compiled where it is not there."""
+    def _inputs(self) -> str:
+        """The statistic of the inputs."""
+        return "moments" if self.op._weighted else "alike"
+
+    def _run(self, key: Any, make: Callable[[], Callable], tensors: tuple, batch: Batch | None = None,
+             terms: Any = None) -> Any:
+        """Run a graph, which is compiled where it is not there, with the probes in the layers where there is a batch.
+        """
         graph = self.graphs.get(key)
         if graph is None or graph.stale():
-            graph = self.graphs[key] = compiled(make(), tensors)
+            with contextlib.nullcontext() if batch is None else self.taps.installed(
+                    self._inputs(), ["moments"] * len(self.taps.taps), batch.size, terms):
+                graph = self.graphs[key] = compiled(make(), tensors)
         return graph(tensors)
 
     def _adaptive(self, batch: Batch, done: int, value: Tensor, gradients: tuple) -> Tensor:
@@ -242,37 +244,34 @@ def _plain(step: KFACStep, count: int):
 
 
 def _curved(step: KFACStep, count: int, terms: Parameter):
-    """The loss, its gradients, and the factors into the averages."""
+    """The loss, its gradients, and the moments into the averages."""
     value_and_grad, clipped, outcome = base(step.network, step.loss_fn, step.optimizer, count, step.clip_norm)
     optimizer, forward = step.optimizer, kernels.one_output(step.network)
     moments = layers.statistics(step.taps, True)(Function(forward, count - 1), None)
     vector = None if optimizer.fisher == "exact" else in_graph(step.op)
-    values = chained([batch_factors(block, step.places) for block in step.blocks])
-    places = tuple(place for block in step.blocks for place in (block.a, block.g) if place is not None)
+    row = row_of_moments(optimizer, step.blocks, step.places, True)
 
     def measure(*tensors):
         inputs, u = tensors[:count - 1], tensors[count]
         value, gradients = value_and_grad(*tensors[:count])
         if vector is not None:
             u = ops.stop_gradient(vector(forward(*inputs), tensors[count - 1:count], u, terms))
-        factors = values(moments(*(inputs + (ops.expand_dims(u, 0),))))
-        taken = optimizer.finite((value,) + gradients + factors)
-        done = optimizer.averaged(factors, places, taken)
+        found = row(moments(*(inputs + (ops.expand_dims(u, 0),))))
+        taken, done = optimizer.averaged(found, value, gradients)
         return (ops.depend(outcome(value, taken), done), taken) + clipped(gradients)
     return measure
 
 
 def _more(step: KFACStep, count: int):
-    """The gradients' factors for another vector at the output."""
+    """The gradients' moments for another vector at the output."""
     optimizer = step.optimizer
     moments = layers.statistics(step.taps, False)(Function(kernels.one_output(step.network), count), None)
-    values = chained([gradient_factor(block, step.places) for block in step.blocks])
-    places = tuple(block.g for block in step.blocks)
+    row = row_of_moments(optimizer, step.blocks, step.places, False)
 
     def more(*tensors):
-        factors = values(moments(*(tensors[:count] + (ops.expand_dims(tensors[count], 0),))))
-        taken = ops.logical_and(tensors[count + 1], optimizer.finite(factors))
-        return ops.depend(taken, optimizer.added_to(factors, places, taken))
+        found = row(moments(*(tensors[:count] + (ops.expand_dims(tensors[count], 0),))))
+        taken, done = optimizer.added_to(found, tensors[count + 1])
+        return ops.depend(taken, done)
     return more
 
 

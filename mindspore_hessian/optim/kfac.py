@@ -12,7 +12,7 @@ from scipy.linalg import lapack
 
 from mindspore_hessian import _compat
 from mindspore_hessian.arguments import check_bool, check_choice, check_integer, check_real, shown
-from mindspore_hessian.core.space import numpy_dtype
+from mindspore_hessian.core.space import numpy_dtype, raveled
 from mindspore_hessian.operators import layers
 from mindspore_hessian.operators.kfac import FISHERS, shared
 from mindspore_hessian.operators.likelihoods import LIKELIHOODS
@@ -29,7 +29,8 @@ class Block:
     Attributes:
         taps: the places of the layers that have it, among all.
         weight, bias: places among the optimizer's Parameters; None where it has none.
-        a, g: places among the optimizer's factors; `a` is None for a bias alone.
+        a, g: places among the optimizer's inverses; `a` is None for a bias alone.
+        start: where its moments begin in the optimizer's row of these.
         groups, wide, narrow: the numbers of groups, inputs and outputs.
         indexed: the inputs are indices, and A is a diagonal.
     """
@@ -40,6 +41,7 @@ class Block:
     bias: int | None
     a: int | None
     g: int
+    start: int
     groups: int
     wide: int
     narrow: int
@@ -51,12 +53,32 @@ class Block:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of A, where there is one, and G."""
+        """Of the inverses: of A, where there is one, and G."""
         g = (self.groups, self.narrow, self.narrow)
         if self.a is None:
             return (g,)
         width = self.wide + (self.bias is not None)
         return ((self.wide,) if self.indexed else (self.groups, width, width)), g
+
+    @property
+    def moments(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of what is averaged: of the inputs with a 1 behind them, where there is an A, and the gradients.
+        """
+        *a, g = self.shapes
+        return (*(((self.wide + 1,) if self.indexed else (self.groups, self.wide + 1, self.wide + 1)) for _ in a), g)
+
+    def factors(self, row: np.ndarray, weight: float) -> list[np.ndarray]:
+        """A, where there is one, and G, from the row of all moments, of which the gradients' are weighted."""
+        out, start = [], self.start
+        for shape in self.moments:
+            out.append(row[start:start + int(np.prod(shape))].reshape(shape))
+            start += out[-1].size
+        out[-1] = out[-1] / weight
+        if self.a is not None:
+            whole = out[0]
+            a = whole / np.maximum(whole[-1:] if self.indexed else whole[:, -1:, -1:], np.finfo(float).tiny)
+            out[0] = a[:-1] if self.indexed else a if self.bias is not None else a[:, :-1, :-1]
+        return out
 
     def inverses(self, factors: list[np.ndarray], damping: float) -> tuple[np.ndarray, ...]:
         """Those of A, where there is one, and G, with the damping split between them."""
@@ -239,12 +261,12 @@ class KFAC(CurvedOptimizer):
         object.__setattr__(self, "taps", taps)
         object.__setattr__(self, "blocks", blocks)
 
-        def zeros(prefix: str) -> ParameterTuple:
-            return ParameterTuple(tuple(
-                Parameter(Tensor(np.zeros(shape), taps.dtype), name=f"{prefix}_{kind}.{block.name}",
-                          requires_grad=False)
-                for block in blocks for kind, shape in zip("ag"[-len(block.shapes):], block.shapes, strict=True)))
-        self.factors, self.inverses = zeros("kfac"), zeros("kfac_inverse")
+        def zeros(name: str, shape: Any) -> Parameter:
+            return Parameter(Tensor(np.zeros(shape), taps.dtype), name=name, requires_grad=False)
+        self.moments = zeros("kfac_moments", sum(int(np.prod(shape)) for block in blocks for shape in block.moments))
+        self.inverses = ParameterTuple(tuple(
+            zeros(f"kfac_inverse_{kind}.{block.name}", shape)
+            for block in blocks for kind, shape in zip("ag"[-len(block.shapes):], block.shapes, strict=True)))
         self.velocity = self.parameters.clone(prefix="kfac_v", init="zeros")
         self.damping = Parameter(constant(damping), name="kfac_damping", requires_grad=False)
         self.weight = Parameter(constant(0.0), name="kfac_weight", requires_grad=False)  # of what is in the averages
@@ -262,11 +284,10 @@ class KFAC(CurvedOptimizer):
         if not (np.isfinite(damping) and damping > 0.0):
             raise ValueError(f"damping must be positive, but optimizer.damping is {self.read(self.damping)}. The "
                              "weights are as they were")
-        found = {}
+        row, found = _compat.to_numpy(self.moments).astype(np.float64), {}
         for block in blocks:
             places = [place for place in (block.a, block.g) if place is not None]
-            factors = [_compat.to_numpy(self.factors[place]).astype(np.float64) / weight for place in places]
-            found.update(zip(places, block.inverses(factors, damping), strict=True))
+            found.update(zip(places, block.inverses(block.factors(row, weight), damping), strict=True))
         for place, value in found.items():
             parameter = self.inverses[place]
             _compat.assign(parameter, value.astype(numpy_dtype(parameter.dtype)))
@@ -322,24 +343,20 @@ class KFAC(CurvedOptimizer):
             done = done + (ops.assign(v, ops.where(taken, new_v, v)), ops.assign(p, ops.where(taken, new_p, p)))
         return done, self.counted(taken)
 
-    def averaged(self, values, places, taken):
-        """Put what a batch gave into the averages. MindSpore compiles this."""
-        done = ()
-        for number in range(len(places)):
-            old = self.factors[places[number]]
-            new = self.kept.astype(old.dtype) * old + self.added.astype(old.dtype) * values[number].astype(old.dtype)
-            done = done + (ops.assign(old, ops.where(taken, new, old)),)
+    def averaged(self, moments, value, gradients):
+        """Put the moments of a batch into the averages, and whether all was finite. MindSpore compiles this."""
+        taken = ops.isfinite(raveled((value,) + gradients + (moments,), moments.dtype)).all()
+        dtype = moments.dtype
+        new = self.kept.astype(dtype) * self.moments + self.added.astype(dtype) * moments
         weight = self.kept * self.weight + self.added
-        return done, ops.assign(self.weight, ops.where(taken, weight, self.weight))
+        return taken, (ops.assign(self.moments, ops.where(taken, new, self.moments)),
+                       ops.assign(self.weight, ops.where(taken, weight, self.weight)))
 
-    def added_to(self, values, places, taken):
-        """Add more of the same batch to these factors. MindSpore compiles this."""
-        done = ()
-        for number in range(len(places)):
-            old = self.factors[places[number]]
-            new = old + self.added.astype(old.dtype) * values[number].astype(old.dtype)
-            done = done + (ops.assign(old, ops.where(taken, new, old)),)
-        return done
+    def added_to(self, moments, taken):
+        """Add more moments of the same batch to the averages. MindSpore compiles this."""
+        taken = ops.logical_and(taken, ops.isfinite(moments).all())
+        new = self.moments + self.added.astype(moments.dtype) * moments
+        return taken, ops.assign(self.moments, ops.where(taken, new, self.moments))
 
 
 def _blocks(taps: layers.Taps, parameters: Any) -> list[Block]:
@@ -347,15 +364,16 @@ def _blocks(taps: layers.Taps, parameters: Any) -> list[Block]:
     places = {id(parameter): number for number, parameter in enumerate(parameters)}
     biases = [one for one in shared(taps.taps, lambda tap: tap.bias) if id(one.parameter) in places]
     out: list[Block] = []
-    count = 0
+    count = start = 0
 
     def add(name: str, where: tuple[int, ...], weight: int | None, bias: int | None) -> None:
-        nonlocal count
+        nonlocal count, start
         tap = taps.taps[where[0]]
         (wide, narrow), alone = tap.widths, weight is None
-        out.append(Block(name, where, weight, bias, None if alone else count, count + (not alone), tap.groups, wide,
-                         narrow, tap.kind.indexed))
+        out.append(Block(name, where, weight, bias, None if alone else count, count + (not alone), start, tap.groups,
+                         wide, narrow, tap.kind.indexed))
         count += 2 - alone
+        start += sum(int(np.prod(shape)) for shape in out[-1].moments)
     for weight in shared(taps.taps, lambda tap: tap.weight):
         if id(weight.parameter) not in places:
             continue
@@ -391,36 +409,30 @@ def _summed(block: Block, place: dict[int, int], start: int) -> Callable:
         total = parts[at[0]]
         for one in at[1:]:
             total = total + parts[one]
-        return total
+        return (total,)
     return added
 
 
-def gradient_factor(block: Block, place: dict[int, int]) -> Callable:
-    """``values(parts)``: G of a batch, alone, from the moments of the gradients that the taps gave."""
-    added = _summed(block, place, 0)
+def row_of_moments(optimizer: KFAC, blocks: list[Block], place: dict[int, int], inputs: bool) -> Callable:
+    """``row(parts)``: a batch's row of moments from what the taps gave, the moments of the inputs before those of the
+    gradients; without `inputs`, of the gradients alone. What there is none of is 0."""
+    def nothing(shape: tuple[int, ...]) -> Callable:
+        zeros = Tensor(np.zeros(int(np.prod(shape))), optimizer.taps.dtype)
 
-    def values(parts):
-        return (added(parts),)
-    return values
+        def none(parts):
+            return (zeros,)
+        return none
+    pieces = []
+    for block in optimizer.blocks:
+        *a, g = block.moments
+        known = block in blocks
+        pieces += [_summed(block, place, 0) if known and inputs else nothing(shape) for shape in a]
+        pieces.append(_summed(block, place, len(place) if inputs else 0) if known else nothing(g))
+    every, dtype = chained(pieces), optimizer.taps.dtype
 
-
-def batch_factors(block: Block, place: dict[int, int]) -> Callable:
-    """``values(parts)``: A, where there is one, and G of a batch, from the moments of the inputs, then of the
-    gradients."""
-    inputs, gradients = _summed(block, place, 0), _summed(block, place, len(place))
-    alone, indexed, joint = block.a is None, block.indexed, block.bias is not None
-
-    def values(parts):
-        if alone:
-            return (gradients(parts),)
-        a = inputs(parts)
-        if indexed:
-            return a[:-1] / a[-1:], gradients(parts)
-        a = a / a[:, -1:, -1:]
-        if not joint:
-            a = a[:, :-1, :-1]
-        return a, gradients(parts)
-    return values
+    def row(parts):
+        return raveled(every(parts), dtype)
+    return row
 
 
 def direction(block: Block, inverses: ParameterTuple) -> Callable:
