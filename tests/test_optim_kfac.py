@@ -7,8 +7,7 @@ import pytest
 from full import FULL
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindspore_hessian import KFACOperator, optim
-from mindspore_hessian._errors import FallbackWarning
+from mindspore_hessian import FallbackWarning, KFACOperator, optim
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((16, 3)), RNG.standard_normal((16, 2))
@@ -155,7 +154,8 @@ def test_trajectories_are_the_rules(name):
         pytest.skip("in the full run")
     given, own = CASES[name]
     net, rule = mlp(), Rule(**own)
-    optimizer = optim.KFAC(net, given.pop("learning_rate", 0.05), likelihood="gaussian", **given)
+    options = {"learning_rate": 0.05, "norm_constraint": None, "likelihood": "gaussian", **given}
+    optimizer = optim.KFAC(net, **options)
     step = optim.TrainStep(net, mean_square, optimizer, seed=3)
     losses = [float(step(*DATA)) for _ in range(60)]
     expected = rule.run(60)
@@ -164,3 +164,285 @@ def test_trajectories_are_the_rules(name):
     assert optimizer.damping.asnumpy() == pytest.approx(rule.damping, rel=1e-12)
     assert int(optimizer.global_step[0]) == 60 and int(optimizer.skipped) == 0
     assert losses[-1] < losses[0]
+
+
+# --- the factors ----------------------------------------------------------------------------------------------------
+
+class Vision(nn.Cell):
+    """Convolutions, one with groups, and one without a bias, batch norm, pooling, an indexed output."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.second, self.pool = nn.Conv2d(4, 4, 3, group=2, has_bias=True, weight_init="normal"), nn.MaxPool2d(2, 2)
+        self.head, self.activation = nn.Dense(64, 3), nn.GELU()
+
+    def construct(self, x):
+        x = self.pool(self.activation(self.second(self.activation(self.norm(self.first(x))))))
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+class Words(nn.Cell):
+    """An embedding, and a layer that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(7, 6), nn.Dense(6, 6), nn.Dense(6, 3)
+
+    def construct(self, x):
+        x = self.table(x).mean(1)
+        return self.head(ops.tanh(self.inner(ops.tanh(self.inner(x)))))
+
+
+IMAGES, LABELS = RNG.standard_normal((8, 1, 8, 8)).astype(np.float32), RNG.integers(0, 3, 8).astype(np.int32)
+INDICES = RNG.integers(0, 7, (8, 5)).astype(np.int32)
+WEIGHTED = nn.CrossEntropyLoss(ignore_index=2)
+NETWORKS = {"convolutions": (Vision, IMAGES, nn.CrossEntropyLoss()), "indices": (Words, INDICES, nn.CrossEntropyLoss()),
+            "ignored targets": (Words, INDICES, WEIGHTED), "a sum": (Words, INDICES, nn.CrossEntropyLoss(
+                reduction="sum"))}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore::mindspore_hessian.FallbackWarning")
+def test_one_step_is_that_with_the_operators_factors(name):
+    """In evaluation mode, with the factors of `KFACOperator`, which has its own tests."""
+    kind, x, loss = NETWORKS[name]
+    ms.set_seed(1)
+    net = kind().set_train(False)
+    data, damping = (Tensor(x), Tensor(LABELS)), 0.1
+    value_and_grad = ms.value_and_grad(lambda x, y: loss(net(x), y), None, net.trainable_params())
+    before = {p.name: p.asnumpy().astype(float) for p in net.trainable_params()}
+    gradient = {p.name: g.asnumpy().astype(float) for p, g in zip(net.trainable_params(), value_and_grad(*data)[1],
+                                                                strict=True)}
+    op = KFACOperator(net, loss, data, fisher="exact" if name == "indices" else "empirical", separate_bias=False,
+                      blocks="diagonal")
+    optimizer = optim.KFAC(net, 0.1, damping=damping, norm_constraint=None,
+                           fisher="exact" if name == "indices" else "empirical")
+    optim.TrainStep(net, loss, optimizer)(*data)
+    for block in optimizer.blocks:
+        weight = optimizer.parameters[block.weight].name
+        a, g = op.factors[weight.rpartition(".")[0]]
+        joint = gradient[weight].reshape(block.groups, block.narrow, -1) if not block.indexed else gradient[weight].T[None]
+        if block.bias is not None:
+            bias = optimizer.parameters[block.bias].name
+            joint = np.concatenate([joint, gradient[bias].reshape(block.groups, -1, 1)], 2)
+        a = np.diag(a)[None] if block.indexed else a.reshape(block.groups, *a.shape[-2:])
+        parts = [split_inverse(one.astype(float), other.astype(float), damping) for one, other in zip(
+            a, g.reshape(block.groups, *g.shape[-2:]), strict=True)]
+        step = -0.1 * np.stack([right @ one @ left for one, (left, right) in zip(joint, parts, strict=True)])
+        found = optimizer.parameters[block.weight].asnumpy() - before[weight]
+        inner = step[:, :, :-1] if block.bias is not None else step
+        inner = inner[0].T if block.indexed else inner.reshape(found.shape)
+        np.testing.assert_allclose(found, inner, rtol=2e-3, atol=2e-3 * np.abs(inner).max(), err_msg=weight)
+        if block.bias is not None:
+            found = optimizer.parameters[block.bias].asnumpy() - before[bias]
+            np.testing.assert_allclose(found, step[:, :, -1].ravel(), rtol=2e-3, atol=2e-3 * np.abs(step).max())
+    covered = {place for block in optimizer.blocks for place in block.places}
+    for place, p in enumerate(optimizer.parameters):
+        if place not in covered:  # the plain gradient
+            np.testing.assert_allclose(p.asnumpy() - before[p.name], -0.1 * gradient[p.name], rtol=1e-3, atol=1e-6)
+
+
+def test_draws_are_of_the_likelihood():
+    """The mean of many draws' factors is the exact one."""
+    net = nn.SequentialCell(nn.Dense(3, 4), nn.Tanh(), nn.Dense(4, 3))
+    for loss, y in ((nn.CrossEntropyLoss(), Tensor(np.arange(16) % 3, ms.int32)),
+                    (nn.BCEWithLogitsLoss(), Tensor(RNG.random((16, 3)), ms.float32))):
+        x = Tensor(X, ms.float32)
+        exact = KFACOperator(net, loss, (x, y), separate_bias=False).factors["2"][1]
+        optimizer = optim.KFAC(net, 0.0, curvature_ema=0.999, inverse_update_period=10 ** 6)
+        step = optim.TrainStep(net, loss, optimizer)
+        for _ in range(1500):
+            step(x, y)
+        row = optimizer.moments.asnumpy().astype(float)
+        g = optimizer.blocks[1].factors(row, float(optimizer.weight.asnumpy()))[1][0]
+        np.testing.assert_allclose(g, exact, atol=0.05 * np.abs(exact).max())
+
+
+# --- in training ----------------------------------------------------------------------------------------------------
+
+def test_a_network_with_batch_norm_trains_and_says_once_what_is_not_covered():
+    ms.set_seed(0)
+    net, loss = Vision().set_train(), nn.CrossEntropyLoss()
+    data = Tensor(IMAGES), Tensor(LABELS)
+    reference, plain = Vision().set_train(), nn.SGD
+    ms.load_param_into_net(reference, net.parameters_dict())
+    step = optim.TrainStep(net, loss, optim.KFAC(net, 0.05, damping=0.01))
+    with pytest.warns(FallbackWarning, match="norm.gamma .* plain gradient") as caught:
+        losses = [float(step(*data))]
+    assert len(caught) == 1 and net.norm.training
+    optim.TrainStep(reference, loss, plain(reference.trainable_params(), 0.0))(*data)
+    np.testing.assert_allclose(net.norm.moving_mean.asnumpy(), reference.norm.moving_mean.asnumpy(), rtol=1e-5, atol=1e-7)
+    losses += [float(step(*data)) for _ in range(30)]
+    assert losses[-1] < 0.2 * losses[0] and int(step.optimizer.skipped) == 0
+    step(data[0][:5], data[1][:5])  # another size of batch
+
+
+@pytest.mark.filterwarnings("ignore::mindspore_hessian.FallbackWarning")
+def test_adaptive_steps_leave_running_means_to_training():
+    ms.set_seed(0)
+    net, loss = Vision().set_train(), nn.CrossEntropyLoss()
+    data = Tensor(IMAGES), Tensor(LABELS)
+    step = optim.TrainStep(net, loss, optim.KFAC(net, adaptive=True, damping=0.1, damping_interval=1))
+    reference = Vision().set_train()
+    ms.load_param_into_net(reference, net.parameters_dict())
+    first = float(step(*data))
+    optim.TrainStep(reference, loss, nn.SGD(reference.trainable_params(), 0.0))(*data)
+    np.testing.assert_allclose(net.norm.moving_mean.asnumpy(), reference.norm.moving_mean.asnumpy(), rtol=1e-5, atol=1e-7)
+    assert float([step(*data) for _ in range(10)][-1]) < 0.5 * first
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, adaptive):
+    def fresh():
+        net = mlp()
+        return net, optim.TrainStep(net, mean_square, optim.KFAC(
+            net, 0.05, likelihood="gaussian", adaptive=adaptive, inverse_update_period=3, damping_interval=2), 7)
+    net, step = fresh()
+    for _ in range(4):
+        step(*DATA)
+    ms.save_checkpoint(step, str(tmp_path / "step.ckpt"))
+    for _ in range(5):
+        step(*DATA)
+    again, resumed = fresh()
+    assert ms.load_param_into_net(resumed, ms.load_checkpoint(str(tmp_path / "step.ckpt"))) == ([], [])
+    for _ in range(5):
+        resumed(*DATA)
+    np.testing.assert_array_equal(weights(again), weights(net))
+
+
+def test_model_trains_it():
+    net, rule = mlp(), Rule()
+    step = optim.TrainStep(net, mean_square, optim.KFAC(net, 0.05, likelihood="gaussian", norm_constraint=None), seed=3)
+    data = ms.dataset.NumpySlicesDataset((X, Y), shuffle=False).batch(16)
+    ms.Model(step).train(10, data, dataset_sink_mode=False)
+    np.testing.assert_allclose(weights(net), rule.run(10), rtol=1e-9)
+
+
+def test_a_loss_scale_changes_nothing():
+    found = []
+    for scale in (1.0, 1024.0):
+        net = mlp()
+        step = optim.TrainStep(net, mean_square, optim.KFAC(net, fisher="empirical", likelihood="gaussian",
+                                                            loss_scale=scale))
+        value = [float(step(*DATA)) for _ in range(4)]
+        found.append((weights(net), value))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
+
+
+def test_parameters_and_groups():
+    """A frozen weight whose bias is trained, and a group with its own rate."""
+    net = mlp()
+    net[0].weight.requires_grad = False
+    groups = [{"params": [net[0].bias], "lr": 0.0}, {"params": [net[2].weight, net[2].bias]}]
+    optimizer = optim.KFAC(net, 0.05, likelihood="gaussian", params=groups)
+    step = optim.TrainStep(net, mean_square, optimizer)
+    before = [net[number].bias.asnumpy().copy() for number in (0, 2)]
+    for _ in range(3):
+        step(*DATA)
+    np.testing.assert_array_equal(net[0].weight.asnumpy(), START[0])
+    np.testing.assert_array_equal(net[0].bias.asnumpy(), before[0])
+    assert (net[2].bias.asnumpy() != before[1]).all()
+    alone = next(block for block in optimizer.blocks if block.weight is None)
+    assert alone.a is None and np.abs(optimizer.inverses[alone.g].asnumpy()).max() > 0
+
+
+# --- bad state and wrong arguments ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_step_with_nan_is_not_taken_and_is_counted(adaptive):
+    net = mlp()
+    optimizer = optim.KFAC(net, 0.05, likelihood="gaussian", adaptive=adaptive)
+    step = optim.TrainStep(net, mean_square, optimizer)
+    bad = X.copy()
+    bad[3, 1] = np.nan
+    there = weights(net)
+    assert np.isnan(float(step(Tensor(bad), Tensor(Y))))  # the very first
+    np.testing.assert_array_equal(weights(net), there)
+    step(*DATA)
+    assert (weights(net) != there).all()
+    there, state = weights(net), [p.asnumpy().copy() for p in (optimizer.moments, *optimizer.velocity)]
+    step(Tensor(bad), Tensor(Y))
+    np.testing.assert_array_equal(weights(net), there)
+    for parameter, old in zip((optimizer.moments, *optimizer.velocity), state, strict=True):
+        np.testing.assert_array_equal(parameter.asnumpy(), old)
+    assert int(optimizer.skipped) == 2 and int(optimizer.global_step[0]) == 3
+    step(*DATA)
+    assert np.isfinite(weights(net)).all() and (weights(net) != there).all()
+
+
+def test_a_damping_that_is_not_positive_is_an_error_and_nothing_moves():
+    net = mlp()
+    optimizer = optim.KFAC(net, likelihood="gaussian")
+    step = optim.TrainStep(net, mean_square, optimizer)
+    ops.assign(optimizer.damping, Tensor(-1.0, ms.float64))
+    there = weights(net)
+    with pytest.raises(ValueError, match="damping must be positive, but optimizer.damping is -1"):
+        step(*DATA)
+    np.testing.assert_array_equal(weights(net), there)
+    ops.assign(optimizer.damping, Tensor(0.1, ms.float64))
+    assert np.isfinite(float(step(*DATA))) and (weights(net) != there).all()
+
+
+class Own(nn.Cell):
+    """A layer of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = Parameter(Tensor(np.ones((3, 2))), name="w")
+
+    def construct(self, x):
+        return x @ self.w
+
+
+class Tied(nn.Cell):
+    """A Dense whose weight is used beside it too."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Dense(3, 3, weight_init=Tensor(np.eye(3) + 0.1), has_bias=False, dtype=ms.float64)
+
+    def construct(self, x):
+        return (self.dense(x) @ self.dense.weight)[:, :2]
+
+
+def test_a_network_without_a_layer_that_is_known_is_refused():
+    with pytest.raises(ValueError, match="no layer that K-FAC knows"):
+        optim.KFAC(Own())
+    net = Tied()
+    step = optim.TrainStep(net, mean_square, optim.KFAC(net, likelihood="gaussian"))
+    with pytest.raises(ValueError, match="no layer to precondition: dense.weight .*used outside of its layer"):
+        step(*DATA)
+    assert int(step.optimizer.global_step[0]) == 0
+
+
+@pytest.mark.parametrize("options, error", [
+    ({"learning_rate": -1.0}, "learning_rate"), ({"momentum": 1.0}, "momentum"), ({"damping": 0.0}, "damping"),
+    ({"damping": float("nan")}, "damping"), ({"min_damping": -1.0}, "min_damping"), ({"l2_reg": -1.0}, "l2_reg"),
+    ({"fisher": "none"}, "fisher"), ({"likelihood": "cauchy"}, "likelihood"), ({"curvature_ema": 1.0}, "curvature_ema"),
+    ({"inverse_update_period": 0}, "inverse_update_period"), ({"curvature_update_period": 1.5}, "curvature_update_period"),
+    ({"damping_interval": 0}, "damping_interval"), ({"norm_constraint": 0.0}, "norm_constraint"),
+    ({"adaptive": 1}, "adaptive"), ({"adaptive": True, "weight_decay": 0.1}, "weight_decay"),
+    ({"params": [Parameter(Tensor(1.0), name="other")]}, "params"), ({"loss_scale": 0.0}, "loss_scale"),
+])
+def test_wrong_arguments(options, error):
+    with pytest.raises((TypeError, ValueError), match=f"^{error} "):
+        optim.KFAC(mlp(), **options)
+
+
+def test_wrong_uses():
+    net = mlp()
+    with pytest.raises(TypeError, match="network must be an nn.Cell"):
+        optim.KFAC(net.trainable_params())
+    optimizer = optim.KFAC(net)
+    with pytest.raises(ValueError, match="TrainStep"):
+        optimizer(tuple(net.trainable_params()))
+    with pytest.raises(ValueError, match="a KFAC of this network"):
+        optim.TrainStep(mlp(), mean_square, optimizer)
+    with pytest.raises(ValueError, match="loss_fn must be given"):
+        optim.TrainStep(net, None, optimizer)
+    with pytest.raises(ValueError, match="clip_norm"):
+        optim.TrainStep(net, mean_square, optim.KFAC(net, adaptive=True), clip_norm=1.0)
+    with pytest.raises(ValueError, match="likelihood of this loss is not known"):
+        optim.TrainStep(net, mean_square, optimizer)(*DATA)

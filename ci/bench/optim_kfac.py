@@ -1,14 +1,15 @@
 """K-FAC beside Adam on an autoencoder of handwritten digits (scikit-learn, 8 x 8), full batch.
 
     python ci/bench/optim_kfac.py [--costs] [--seeds 0 1 2] [--steps 200] [--adam 10000] [--rates 1e-3 3e-3 1e-2]
-        [--kfac] [--digits 1797]
+        [--only NAME] [--digits 500]
 
 A network of 64-32-16-8-16-32-64 with tanh, the loss a sigmoid cross-entropy, the mean over all entries. Prints what a
 step costs, in turn, ten steps each, five times over: the median of CPU milliseconds (all threads) and of wall
 milliseconds of a step, and how many steps of Adam that is; K-FAC with its inverses once in ten steps, Monte-Carlo. Then,
 without --costs, the loss of each seed along the steps, with CPU and wall seconds after the first two steps, which
 compile (their own seconds are the last column). Adam is trained as MindSpore's tutorial does, with one compiled function
-of ``value_and_grad``, and given its best rate at each number of steps. --kfac leaves it out.
+of ``value_and_grad``, and given its best rate at each number of steps. --only: those whose names begin so,
+without the first table.
 """
 from __future__ import annotations
 
@@ -104,15 +105,16 @@ def train(step, x, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--costs", action="store_true")
-    parser.add_argument("--kfac", action="store_true")
+    parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--adam", type=int, default=10000)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
-    parser.add_argument("--digits", type=int, default=1797)
+    parser.add_argument("--digits", type=int, default=500)
     given = parser.parse_args()
     x, loss_fn = digits(given.digits), nn.BCEWithLogitsLoss()
-    costs(x)
+    if not given.only:
+        costs(x)
     if given.costs:
         return
     print("\n| optimizer | seed | step | best loss | CPU, s | s | first steps, CPU s |\n"
@@ -121,9 +123,9 @@ def main():
         runs = [("K-FAC, adaptive", lambda net: kfac(net, loss_fn, 0.03, **ADAPTIVE), given.steps)]
         runs += [(f"K-FAC, rate {rate:g}", lambda net, rate=rate: kfac(net, loss_fn, rate, **FIXED), given.steps)
                  for rate in (0.1, 0.3)]
-        runs += [] if given.kfac else [(f"Adam, rate {rate:g}", lambda net, rate=rate: adam(net, loss_fn, rate),
-                                        given.adam) for rate in given.rates]
-        for name, make, count in runs:
+        runs += [(f"Adam, rate {rate:g}", lambda net, rate=rate: adam(net, loss_fn, rate), given.adam)
+                 for rate in given.rates]
+        for name, make, count in (run for run in runs if run[0].startswith(given.only)):
             found, first = train(make(network(seed)), x, count)
             for mark, (loss, cpu, wall) in found.items():
                 print(f"| {name} | {seed} | {mark} | {loss:.5f} | {cpu:.1f} | {wall:.1f} | {first:.1f} |", flush=True)

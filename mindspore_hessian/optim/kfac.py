@@ -166,7 +166,7 @@ class KFAC(CurvedOptimizer):
         curvature_update_period: factors are averaged at every so manieth step.
         inverse_update_period: inverses are found at every so manieth step.
         norm_constraint: the most that :math:`\eta^2 \nabla^T P \nabla` may be, else the step is scaled down; None: no
-            bound. Not with `adaptive`.
+            bound. Not used with `adaptive`.
         l2_reg: r: :math:`\tfrac r2 |\theta|^2` is added to the loss: its gradient to the gradient, r to the damping.
         weight_decay: decoupled: :math:`\theta \leftarrow \theta - \eta \lambda \theta`. As in MindSpore, Parameters
             with "beta" or "gamma" in their names are left out where there are no groups. Not with `adaptive`.
@@ -209,7 +209,7 @@ class KFAC(CurvedOptimizer):
     def __init__(self, network: Any, learning_rate: Any = 0.03, momentum: float = 0.9, damping: float = 1e-3, *,
                  params: Any = None, fisher: str = "mc", likelihood: str | None = None, curvature_ema: float = 0.95,
                  curvature_update_period: int = 1, inverse_update_period: int = 5,
-                 norm_constraint: float | None = None, l2_reg: float = 0.0, weight_decay: Any = 0.0,
+                 norm_constraint: float | None = 1e-3, l2_reg: float = 0.0, weight_decay: Any = 0.0,
                  adaptive: bool = False, damping_interval: int = 5, min_damping: float = 1e-8,
                  loss_scale: float = 1.0):
         if not isinstance(network, nn.Cell):
@@ -228,9 +228,9 @@ class KFAC(CurvedOptimizer):
         if likelihood is not None:
             check_choice("likelihood", likelihood, LIKELIHOODS)
         check_bool("adaptive", adaptive)
-        if adaptive and (norm_constraint is not None or isinstance(weight_decay, nn.Cell) or weight_decay):
-            raise ValueError("norm_constraint and weight_decay are not for adaptive=True, where the quadratic model "
-                             "says how far to go: leave them out, and take l2_reg, which is in the model")
+        if adaptive and (isinstance(weight_decay, nn.Cell) or weight_decay):
+            raise ValueError("weight_decay is not for adaptive=True, where the quadratic model says how far to go: take "
+                             "l2_reg, which is in the model")
         super().__init__(network.trainable_params() if params is None else params, learning_rate, weight_decay,
                          loss_scale)
         self._check_parameters(network)
@@ -241,7 +241,7 @@ class KFAC(CurvedOptimizer):
         self.l2, self.min_damping = float(l2_reg), float(min_damping)
         self.l2_reg, self.momentum = constant(l2_reg), constant(momentum)
         self.kept, self.added, self.unit = constant(curvature_ema), constant(1.0 - curvature_ema), constant(1.0)
-        self.bound = None if norm_constraint is None else constant(norm_constraint)
+        self.bound = None if norm_constraint is None or adaptive else constant(norm_constraint)
         self._make_state(float(damping))
 
     def _check_parameters(self, network: nn.Cell) -> None:
