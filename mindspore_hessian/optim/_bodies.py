@@ -52,17 +52,34 @@ def _losses(network: Any, loss_fn: Any, scale: float) -> list[Callable]:
     return [one, two, three, four]
 
 
-def base(network, loss_fn, optimizer, count, clip_norm):
-    """``(value and gradients, update)``, as MindSpore compiles them."""
+def _with_output(network, loss_fn, scale):
+    """The loss times the scale, and the network's output, as a function of 2, 3 and 4 inputs."""
+    def two(a, b):
+        out = network(a)
+        return loss_fn(out, b) * scale, out
+
+    def three(a, b, c):
+        out = network(a, b)
+        return loss_fn(out, c) * scale, out
+
+    def four(a, b, c, d):
+        out = network(a, b, c)
+        return loss_fn(out, d) * scale, out
+    return [None, two, three, four]
+
+
+def base(network, loss_fn, optimizer, count, clip_norm, has_output=False):
+    """``(value and gradients, clipped gradients, outcome)``, as MindSpore compiles them; `has_output`: the value goes
+    with the network's output."""
     scale = getattr(optimizer, "scale", 1.0)
-    loss = _losses(network, loss_fn, scale)[count - 1]
+    loss = (_with_output if has_output else _losses)(network, loss_fn, scale)[count - 1]
     weights = optimizer.parameters
 
     def checked(value):
         if value.size != 1:
             raise ValueError(f"loss_fn must return one number, but its value has shape {value.shape}")
         return value
-    value_and_grad = ms.value_and_grad(loss, None, weights)
+    value_and_grad = ms.value_and_grad(loss, None, weights, has_output)
 
     def clipped(gradients):
         if clip_norm is None:

@@ -55,7 +55,7 @@ class KFACStep:
             optimizer.invert(self.blocks)
         if optimizer.adaptive and bool(_compat.to_numpy(taken)):
             return self._adaptive(batch, done, value, tuple(gradients))
-        self._update(tuple(gradients), taken, ())
+        self._update(tuple(gradients), taken, np.zeros(2))
         return value
 
     # --- the first step ---------------------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ class KFACStep:
     def _look(self, inputs: tuple[Tensor, ...]) -> None:
         """What the loss is, and which layers explain the gradients of their Parameters, as evaluation has them."""
         optimizer = self.optimizer
+        self._refuse_nan(inputs)
         own = {} if optimizer.fisher == "empirical" else {"mc_samples": int(optimizer.fisher == "mc")}
         kind: Any = EmpiricalFisherOperator if optimizer.fisher == "empirical" else FisherOperator
         data = (inputs[:-1], inputs[-1])
@@ -86,6 +87,14 @@ class KFACStep:
         self.op = op
         trained = {id(p) for p in optimizer.parameters}
         self.statistics = [p for p in self.network.get_parameters() if id(p) not in trained]
+
+    def _refuse_nan(self, inputs: tuple[Tensor, ...]) -> None:
+        named = [*((f"input {number}", value) for number, value in enumerate(inputs)),
+                 *((repr(p.name), p) for p in self.network.get_parameters())]
+        bad = [name for name, value in named if not np.isfinite(_compat.to_numpy(value)).all()]
+        if bad:
+            raise ValueError(f"{bad[0]} holds NaN or Inf. K-FAC looks at its network with the first batch: give it one "
+                             "without. Nothing has changed")
 
     # --- the gradient and the factors ---------------------------------------------------------------------------------
 
@@ -129,7 +138,9 @@ class KFACStep:
 
     # --- the update -------------------------------------------------------------------------------------------------
 
-    def _update(self, gradients: tuple, taken: Any, coefficients: tuple) -> None:
+    def _update(self, gradients: tuple, taken: Any, best: np.ndarray) -> None:
+        """The step; with `adaptive`, of these multiples of the direction and the last step."""
+        coefficients = (Tensor(best * [-1.0, 1.0]),) if self.optimizer.adaptive else ()
         self._run("update", lambda: _updating(self), (*gradients, taken, *coefficients))
 
     def _inputs(self) -> str:
@@ -160,11 +171,11 @@ class KFACStep:
         slope = both @ g
         best = _minimum(model + optimizer.read(optimizer.damping) * both @ both.T, slope)
         if best is None:
-            self._update(gradients, Tensor(False), (Tensor(np.zeros(2)),))
+            self._update(gradients, Tensor(False), np.zeros(2))
             return value
         before = float(_compat.to_numpy(value)), self._norm()
         kept = [(one, _compat.to_numpy(one).copy()) for one in (*optimizer.parameters, *optimizer.velocity)]
-        self._update(gradients, Tensor(True), (Tensor(best * [-1.0, 1.0]),))
+        self._update(gradients, Tensor(True), best)
         if (done + 1) % optimizer.damping_interval == 0:
             with self._unmoved():
                 after = float(self.op.risk.loss(batch))
@@ -245,17 +256,17 @@ def _plain(step: KFACStep, count: int):
 
 def _curved(step: KFACStep, count: int, terms: Parameter):
     """The loss, its gradients, and the moments into the averages."""
-    value_and_grad, clipped, outcome = base(step.network, step.loss_fn, step.optimizer, count, step.clip_norm)
-    optimizer, forward = step.optimizer, kernels.one_output(step.network)
-    moments = layers.statistics(step.taps, True)(Function(forward, count - 1), None)
+    value_and_grad, clipped, outcome = base(step.network, step.loss_fn, step.optimizer, count, step.clip_norm, True)
+    optimizer = step.optimizer
+    moments = layers.statistics(step.taps, True)(Function(step.network, count - 1), None)
     vector = None if optimizer.fisher == "exact" else in_graph(step.op)
     row = row_of_moments(optimizer, step.blocks, step.places, True)
 
     def measure(*tensors):
         inputs, u = tensors[:count - 1], tensors[count]
-        value, gradients = value_and_grad(*tensors[:count])
+        (value, out), gradients = value_and_grad(*tensors[:count])
         if vector is not None:
-            u = ops.stop_gradient(vector(forward(*inputs), tensors[count - 1:count], u, terms))
+            u = ops.stop_gradient(vector(out, tensors[count - 1:count], u, terms))
         found = row(moments(*(inputs + (ops.expand_dims(u, 0),))))
         taken, done = optimizer.averaged(found, value, gradients)
         return (ops.depend(outcome(value, taken), done), taken) + clipped(gradients)
@@ -265,7 +276,7 @@ def _curved(step: KFACStep, count: int, terms: Parameter):
 def _more(step: KFACStep, count: int):
     """The gradients' moments for another vector at the output."""
     optimizer = step.optimizer
-    moments = layers.statistics(step.taps, False)(Function(kernels.one_output(step.network), count), None)
+    moments = layers.statistics(step.taps, False)(Function(step.network, count), None)
     row = row_of_moments(optimizer, step.blocks, step.places, False)
 
     def more(*tensors):

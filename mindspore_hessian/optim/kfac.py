@@ -379,7 +379,7 @@ def _blocks(taps: layers.Taps, parameters: Any) -> list[Block]:
             continue
         own = next((one for one in biases if one.taps == weight.taps), None)
         if own is not None:
-            biases.remove(own)
+            biases = [one for one in biases if one is not own]
         add(weight.parameter.name, weight.taps, places[id(weight.parameter)],
             None if own is None else places[id(own.parameter)])
     for one in biases:
