@@ -161,7 +161,8 @@ class KFACStep:
     def _adaptive(self, batch: Batch, done: int, value: Tensor, gradients: tuple) -> Tensor:
         """Rate and momentum by the quadratic model, and the damping by how the loss changes."""
         optimizer, size = self.optimizer, self.optimizer.size
-        parts = [_compat.to_numpy(part).astype(np.float64) for part in self._run("direct", lambda: _directing(self), gradients)]
+        found = self._run("direct", lambda: _directing(self), gradients)
+        parts = [_compat.to_numpy(part).astype(np.float64) for part in found]
         g, p = (np.concatenate([one.ravel() for one in part]) for part in (parts[:size], parts[size:]))
         v = np.concatenate([_compat.to_numpy(one).astype(np.float64).ravel() for one in optimizer.velocity])
         with self._unmoved():
@@ -182,7 +183,7 @@ class KFACStep:
             if not np.isfinite(after):
                 for parameter, old in kept:
                     _compat.assign(parameter, old)
-                _compat.assign(optimizer.skipped, np.int32(optimizer.read(optimizer.skipped) + 1))
+                _compat.assign(optimizer.skipped, np.array(optimizer.read(optimizer.skipped) + 1, np.int32))
             change = after - before[0] + optimizer.l2 / 2 * (self._norm() - before[1])
             optimizer.adapt(change, float(slope @ best + best @ model @ best / 2))
         return value

@@ -134,7 +134,7 @@ class KFAC(CurvedOptimizer):
         v \leftarrow \mu v - \eta\, (G + \tfrac{\sqrt d}{\pi} I)^{-1} \nabla W\, (A + \pi \sqrt d I)^{-1}, \quad
         W \leftarrow W + v
 
-    with both averages divided by :math:`1 - \epsilon^t`, and :math:`\pi^2 = (tr A/\dim A) / (tr G/\dim G)`. The factors
+    with both averages divided by the sum of their shares (:math:`1 - \epsilon^t`; A weighs batches by their rows), and :math:`\pi^2 = (tr A/\dim A) / (tr G/\dim G)`. The factors
     are those of `KFACOperator` ("expand", weight and bias together) for the batch. Every `inverse_update_period` steps
     the inverses are found, on the host in float64; the rest is two compiled graphs. It goes into a `TrainStep`.
 
@@ -229,8 +229,8 @@ class KFAC(CurvedOptimizer):
             check_choice("likelihood", likelihood, LIKELIHOODS)
         check_bool("adaptive", adaptive)
         if adaptive and (isinstance(weight_decay, nn.Cell) or weight_decay):
-            raise ValueError("weight_decay is not for adaptive=True, where the quadratic model says how far to go: take "
-                             "l2_reg, which is in the model")
+            raise ValueError("weight_decay is not for adaptive=True, where the quadratic model says how far to go: "
+                             "take l2_reg, which is in the model")
         super().__init__(network.trainable_params() if params is None else params, learning_rate, weight_decay,
                          loss_scale)
         self._check_parameters(network)
@@ -284,14 +284,15 @@ class KFAC(CurvedOptimizer):
         if not (np.isfinite(damping) and damping > 0.0):
             raise ValueError(f"damping must be positive, but optimizer.damping is {self.read(self.damping)}. The "
                              "weights are as they were")
-        row, found = _compat.to_numpy(self.moments).astype(np.float64), {}
+        row = _compat.to_numpy(self.moments).astype(np.float64)
+        found: dict[int, np.ndarray] = {}
         for block in blocks:
             places = [place for place in (block.a, block.g) if place is not None]
             found.update(zip(places, block.inverses(block.factors(row, weight), damping), strict=True))
         for place, value in found.items():
             parameter = self.inverses[place]
             _compat.assign(parameter, value.astype(numpy_dtype(parameter.dtype)))
-        _compat.assign(self.inverted, np.int32(self.read(self.inverted) + 1))
+        _compat.assign(self.inverted, np.array(self.read(self.inverted) + 1, np.int32))
 
     def adapt(self, change: float, predicted: float) -> None:
         """Set the damping for the next steps, from how the loss changed, and what the model said."""
@@ -302,7 +303,7 @@ class KFAC(CurvedOptimizer):
             damping = damping / factor
         elif ratio > _GOOD:
             damping = max(damping * factor, self.min_damping)
-        _compat.assign(self.damping, np.float64(damping))
+        _compat.assign(self.damping, np.array(damping))
 
     # --- in graphs --------------------------------------------------------------------------------------------------
 

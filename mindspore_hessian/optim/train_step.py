@@ -46,7 +46,8 @@ class TrainStep(nn.Cell):
         network: the Cell to train. ``network.set_train()`` is for the caller, as everywhere.
         loss_fn: a Cell or function of the network's output and the last input, which returns one number; None where
             the network itself returns the loss.
-        optimizer: `AdaHessian` or `Sophia` (or another `nn.Optimizer`, which then gets its gradients).
+        optimizer: `AdaHessian`, `Sophia` or `KFAC` (or another `nn.Optimizer`, which then gets its gradients). K-FAC's
+            step is two graphs, with the inverses between them, and looks at the network with the first batch.
         seed: of the random vectors.
         clip_norm: the gradients are scaled to at most this norm, over all weights together; None for no clipping.
 
@@ -54,7 +55,7 @@ class TrainStep(nn.Cell):
         Up to four Tensors, with the target last.
 
     Outputs:
-        Tensor, the loss before the step. Where it, a gradient or the curvature is NaN or Inf, `AdaHessian` and `Sophia`
+        Tensor, the loss before the step. Where it, a gradient or the curvature is NaN or Inf, the three
         leave weights and moments as they are, and count it in ``optimizer.skipped``.
 
     Raises:
