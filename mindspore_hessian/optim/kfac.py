@@ -134,9 +134,11 @@ class KFAC(CurvedOptimizer):
         v \leftarrow \mu v - \eta\, (G + \tfrac{\sqrt d}{\pi} I)^{-1} \nabla W\, (A + \pi \sqrt d I)^{-1}, \quad
         W \leftarrow W + v
 
-    with both averages divided by the sum of their shares (:math:`1 - \epsilon^t`; A weighs batches by their rows), and :math:`\pi^2 = (tr A/\dim A) / (tr G/\dim G)`. The factors
-    are those of `KFACOperator` ("expand", weight and bias together) for the batch. Every `inverse_update_period` steps
-    the inverses are found, on the host in float64; the rest is two compiled graphs. It goes into a `TrainStep`.
+    with both averages divided by the sum of their shares (:math:`1 - \epsilon^t`; in A a batch counts by its rows), and
+    :math:`\pi^2 = (tr A/\dim A) / (tr G/\dim G)`. The factors are those of `KFACOperator` ("expand", weight and bias
+    together) for the batch, but that "empirical" takes the positions of a sample together. Every
+    `inverse_update_period` steps the inverses are found, on the host in float64; the rest is two compiled graphs. It
+    goes into a `TrainStep`.
 
     Layers: those of `KFACOperator`. Other Parameters (batch norm, attention's own, those that are used elsewhere too)
     get the plain gradient, with the same rate; one warning names them. The factors take the samples as independent,
