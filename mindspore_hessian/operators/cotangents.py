@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import mindspore as ms
 import numpy as np
+from mindspore import Tensor, ops
 
 from mindspore_hessian import _compat
 from mindspore_hessian.core.program import Function, Program
@@ -17,6 +19,8 @@ from mindspore_hessian.core.space import Space
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
+
+_RESHAPE, _ROOT = ops.Reshape(), Tensor(np.sqrt(2.0))
 
 
 def _categorical(logits: np.ndarray) -> np.ndarray:
@@ -136,3 +140,58 @@ def term_weights(op: Any, batch: Batch) -> np.ndarray:
             weights = weights.reshape(batch.size, -1)
             return weights / weights.sum() if op.reduction == "mean" else weights
     return np.full((batch.size, 1), 1.0 / batch.size if op.reduction == "mean" else 1.0)
+
+
+# --- the same inside of a graph, one vector for all samples -----------------------------------------------------------
+
+def _categorical_draw(out, noise):
+    """The gradient of the cross-entropy at out, for a class that is drawn by a number in [0, 1)."""
+    p = ops.softmax(out, 1)
+    below = (ops.cumsum(p, 1) < ops.expand_dims(noise, 1)).astype(ms.int32).sum(1, keepdims=True)
+    classes = _RESHAPE(ops.arange(out.shape[1]), (1, out.shape[1]) + (1,) * (out.ndim - 2))
+    drawn = ops.minimum(below, out.shape[1] - 1).astype(classes.dtype)
+    return p - (classes == drawn).astype(out.dtype)
+
+
+def _bernoulli_draw(out, noise):
+    p = ops.sigmoid(out)
+    return p - (noise < p).astype(out.dtype)
+
+
+def _gaussian_draw(out, noise):
+    return noise * ops.cast(_ROOT, out.dtype)
+
+
+DRAWS = {"categorical": _categorical_draw, "bernoulli": _bernoulli_draw, "gaussian": _gaussian_draw}
+
+
+def noise(op: FisherOperator, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """What the draws for an output of a shape are made of, in float32: normal numbers for the squared error, else
+    numbers in [0, 1), one for each term."""
+    assert op.likelihood is not None
+    if op.likelihood.name == "gaussian":
+        return rng.standard_normal(shape, np.float32)
+    return rng.random(shape[:1] + shape[2:] if op.likelihood.name == "categorical" else shape, np.float32)
+
+
+def in_graph(op: Any) -> Callable:
+    """``vector(out, targets, noise, weights)`` as MindSpore compiles it: the gradient at the output that `_drawn` or
+    `_empirical` gives, with the `weights` of the terms, (samples, terms), where these are not alike."""
+    weighted, terms = op._weighted, None if op._terms is None else ops.constexpr(op._terms)
+    if isinstance(op, EmpiricalFisherOperator):
+        number = kernels.number_of_terms(op._per_position, op.terms, weighted)
+        by_output = kernels.slope(op.loss_fn)
+
+        def empirical(out, targets, noise, weights):
+            return by_output(out, *targets) * ops.sqrt(ops.zeros_like(out) + number(out, weights))
+        return empirical
+    draw = DRAWS[op.likelihood.name]
+
+    def drawn(out, targets, noise, weights):
+        g = draw(out, noise.astype(out.dtype))
+        if weighted:
+            return g * ops.sqrt(_RESHAPE(weights, (out.shape[0], 1) + out.shape[2:])).astype(out.dtype)
+        if terms is None:
+            return g
+        return g / ops.sqrt(ops.cast(ops.ones((1,), ms.float64) * terms(out.shape), out.dtype))
+    return drawn

@@ -189,7 +189,7 @@ class EmpiricalFisherOperator(_OutputCurvature):
         if self.likelihood is None and is_cross_entropy(self.risk.loss_fn):  # with weights or label smoothing
             self.likelihood = LIKELIHOODS["categorical"]
         self._refuse_unknown_terms("Pass a loss that says it, such as nn.CrossEntropyLoss(weight=, ignore_index=)")
-        terms = self._terms or (_rows if self.reduction == "mean" else None)
+        self.terms = terms = self._terms or (_rows if self.reduction == "mean" else None)
         name = self.likelihood.name if self.likelihood is not None else None
         self.program = Program("EmpiricalFisherOperator", kernels.empirical(
             self._per_position, terms, self._weighted), (name, self.reduction, self._weighted))

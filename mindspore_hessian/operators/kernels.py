@@ -152,25 +152,34 @@ def sampled(per_position):
     return make
 
 
+def number_of_terms(per_position, terms, weighted):
+    """``number(out, given)``: what the square of a term's gradient is multiplied by, since a mean has divided it.
+
+    ``terms(shape)`` is the number of terms of a mean, None for a sum. With `weighted`, `given` are their weights.
+    """
+    count = None if terms is None else ops.constexpr(terms)
+
+    def number(out, given):
+        if weighted:
+            lead = (out.shape[0], 1) + out.shape[2:]
+            weight = _RESHAPE(given, lead) if per_position else _RESHAPE(
+                _RESHAPE(given, (out.shape[0], -1)).sum(1), (out.shape[0],) + (1,) * (out.ndim - 1))
+            total = 1 if count is None else weight.sum()
+            return ops.select(weight > 0, total / ops.select(weight > 0, weight, ops.ones_like(weight)),
+                              ops.zeros_like(weight))
+        return 1 if count is None else count(out.shape)
+    return number
+
+
 def empirical(per_position, terms, weighted=False):
     """J^T (sum of g g^T) J v, for the gradients g of the loss at the output, times the number of terms of a mean.
 
     ``terms(shape)`` gives it; None for a sum. With `weighted`, the weight of each term comes after the targets.
     """
-    contract, count = _rank_one(per_position), None if terms is None else ops.constexpr(terms)
+    contract, number = _rank_one(per_position), number_of_terms(per_position, terms, weighted)
 
     def make(function, space):
         gradient = slope(function.loss)
-
-        def number(out, given):
-            if weighted:
-                lead = (out.shape[0], 1) + out.shape[2:]
-                weight = _RESHAPE(given, lead) if per_position else _RESHAPE(
-                    _RESHAPE(given, (out.shape[0], -1)).sum(1), (out.shape[0],) + (1,) * (out.ndim - 1))
-                total = 1 if count is None else weight.sum()
-                return ops.select(weight > 0, total / ops.select(weight > 0, weight, ops.ones_like(weight)),
-                                  ops.zeros_like(weight))
-            return 1 if count is None else count(out.shape)
 
         def metric(out, rest, u):
             targets, given = rest, 0

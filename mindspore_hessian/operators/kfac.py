@@ -68,7 +68,8 @@ class Shared:
     taps: tuple[int, ...]
 
 
-def _shared(taps: Sequence[Tap], of: Callable[[Tap], Parameter | None]) -> list[Shared]:
+def shared(taps: Sequence[Tap], of: Callable[[Tap], Parameter | None]) -> list[Shared]:
+    """The Parameters that `of` gives for taps, each once."""
     found: dict[int, tuple[Parameter, list[int]]] = {}
     for number, tap in enumerate(taps):
         parameter = of(tap)
@@ -100,8 +101,8 @@ _OF_GRADIENTS: dict[str, Callable] = {"moments": lambda total: total, "squares":
 
 def _unlike(taps: Sequence[Tap]) -> dict[int, str]:
     """By id of a Parameter of several layers that use it in different ways: why it has no Kronecker factors."""
-    shared = (*_shared(taps, lambda tap: tap.weight), *_shared(taps, lambda tap: tap.bias))
-    used = {id(one.parameter): [taps[place] for place in one.taps] for one in shared}
+    several = (*shared(taps, lambda tap: tap.weight), *shared(taps, lambda tap: tap.bias))
+    used = {id(one.parameter): [taps[place] for place in one.taps] for one in several}
     return {number: "it is shared by " + " and ".join(f"{tap.name}, {tap.how}," for tap in ways.values())
             + " so that its block is no Kronecker product" for number, several in used.items()
             if len(ways := {tap.how: tap for tap in several}) > 1}
@@ -132,8 +133,8 @@ class Views:
         self.op, self.progress = op, progress
         self.taps = layers.taps_of(op.network, op.weights)
         self.others = self._check(self._explained())
-        self.weights = _shared(self.taps.taps, lambda tap: tap.weight)
-        self.biases = _shared(self.taps.taps, lambda tap: tap.bias)
+        self.weights = shared(self.taps.taps, lambda tap: tap.weight)
+        self.biases = shared(self.taps.taps, lambda tap: tap.bias)
         self.combinations = tuple(dict.fromkeys(one.taps for one in (*self.weights, *self.biases)))
 
     # --- the first batch: is that all? ------------------------------------------------------------------------------

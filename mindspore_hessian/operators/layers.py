@@ -247,10 +247,10 @@ def _line(rows):
 
 def _second_moment(rows, other):
     """The sum of outer products, (groups, features, features)."""
-    rows, other = _line(rows), _line(other)
     if rows.shape[0] == 1:
-        return ops.expand_dims(_GRAM(rows[0], other[0]), 0)
-    return _BATCHED(rows, other)
+        width, wide = rows.shape[-1], other.shape[-1]
+        return _RESHAPE(_GRAM(_RESHAPE(rows, (-1, width)), _RESHAPE(other, (-1, wide))), (1, width, wide))
+    return _BATCHED(_line(rows), _line(other))
 
 
 @ops.constexpr
@@ -305,6 +305,21 @@ def _moments(given):
         weights = _RESHAPE(_row_weights(a, w, count), (-1,))
         found = ops.unsorted_segment_sum(weights, _RESHAPE(a, (-1,)), width)
         return _CONCAT((found, _RESHAPE(weights.sum(), (1,))))
+    return counts if indexed else dense
+
+
+def _alike(given):
+    """The same where all rows count 1."""
+    width, indexed = given.width, given.indexed
+
+    def dense(a, w, p, q):
+        a = _extended(a)
+        return _second_moment(a, a)
+
+    def counts(a, w, p, q):
+        a = _RESHAPE(a, (-1,))
+        weights = ops.ones(a.shape, w.dtype)
+        return _CONCAT((ops.unsorted_segment_sum(weights, a, width), _RESHAPE(weights.sum(), (1,))))
     return counts if indexed else dense
 
 
@@ -405,7 +420,7 @@ def _squares(given):
     return squares
 
 
-INPUTS = {"moments": _moments, "sums": _sums, "calls": _calls, "nothing": _nothing}
+INPUTS = {"moments": _moments, "alike": _alike, "sums": _sums, "calls": _calls, "nothing": _nothing}
 GRADIENTS = {"moments": _gradient_moments, "sums": _gradient_sums, "first": _first_sample, "samples": _samples,
              "squares": _squares}
 
@@ -453,6 +468,13 @@ class Tap:
     def __post_init__(self) -> None:
         dtype = flat_dtype((self.weight.dtype,))
         self.slots = _number(f"{self.name}.seen", dtype), _number(f"{self.name}.passed", dtype)
+
+    def widen(self, dtype: Any) -> None:
+        """Slots as large as the "moments", so that a graph may compute with these."""
+        (wide, narrow), groups = self.widths, self.groups
+        seen = (wide + 1,) if self.kind.indexed else (groups, wide + 1, wide + 1)
+        self.slots = tuple(Parameter(Tensor(np.zeros(shape), dtype), name=slot.name) for slot, shape in zip(
+            self.slots, (seen, (groups, narrow, narrow)), strict=True))
 
     @property
     def weight(self) -> Parameter:

@@ -1,19 +1,19 @@
 """A training step that computes gradients, curvature and the update in one compiled graph."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat
-from mindspore_hessian._errors import debris_removed, translate
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import check_integer, check_real, shown
-from mindspore_hessian.core import inplace
+from mindspore_hessian.optim._bodies import BODIES, compiled
+from mindspore_hessian.optim._kfac_step import KFACStep
 from mindspore_hessian.optim._optimizer import CurvedOptimizer
+from mindspore_hessian.optim.kfac import KFAC
 
 _MOST = 4  # inputs of a step
 _LABELS = (ms.int32, ms.int64)
@@ -46,7 +46,8 @@ class TrainStep(nn.Cell):
         network: the Cell to train. ``network.set_train()`` is for the caller, as everywhere.
         loss_fn: a Cell or function of the network's output and the last input, which returns one number; None where
             the network itself returns the loss.
-        optimizer: `AdaHessian` or `Sophia` (or another `nn.Optimizer`, which then gets its gradients).
+        optimizer: `AdaHessian`, `Sophia` or `KFAC` (or another `nn.Optimizer`, which then gets its gradients). K-FAC's
+            step is two graphs, with the inverses between them, and looks at the network with the first batch.
         seed: of the random vectors.
         clip_norm: the gradients are scaled to at most this norm, over all weights together; None for no clipping.
 
@@ -54,7 +55,7 @@ class TrainStep(nn.Cell):
         Up to four Tensors, with the target last.
 
     Outputs:
-        Tensor, the loss before the step. Where it, a gradient or the curvature is NaN or Inf, `AdaHessian` and `Sophia`
+        Tensor, the loss before the step. Where it, a gradient or the curvature is NaN or Inf, the three
         leave weights and moments as they are, and count it in ``optimizer.skipped``.
 
     Raises:
@@ -96,7 +97,9 @@ class TrainStep(nn.Cell):
         if others and loss_fn is None:
             raise ValueError(f"optimizer has Parameters that are not in network: {', '.join(map(repr, others[:3]))}")
         self._check_kind(optimizer, loss_fn)
+        kfac = KFACStep(network, loss_fn, optimizer, int(seed), clip_norm) if isinstance(optimizer, KFAC) else None
         super().__init__(auto_prefix=False)
+        object.__setattr__(self, "_kfac", kfac)
         self.network, self.optimizer, self.seed, self.clip_norm = network, optimizer, int(seed), clip_norm
         if isinstance(loss_fn, nn.Cell):
             self.loss_fn = loss_fn
@@ -115,6 +118,8 @@ class TrainStep(nn.Cell):
     @interruptible
     def __call__(self, *inputs: Any) -> Tensor:
         self._check_inputs(inputs)
+        if self._kfac is not None:
+            return self._kfac(inputs)
         done = int(_compat.to_numpy(self.optimizer.global_step)[0])
         kind, noise = self._noise(done, inputs)
         tensors = (*inputs, *noise)
@@ -122,7 +127,8 @@ class TrainStep(nn.Cell):
                tuple(cell.training for _, cell in self.cells_and_names()))
         graph = self._graphs.get(key)
         if graph is None or graph.stale():
-            graph = self._graphs[key] = self._graph_of(kind, tensors, len(inputs))
+            function = BODIES[kind](self.network, self._loss, self.optimizer, len(inputs), self.clip_norm)
+            graph = self._graphs[key] = compiled(function, tensors)
         return graph(tensors)
 
     def _check_inputs(self, inputs: tuple) -> None:
@@ -144,123 +150,3 @@ class TrainStep(nn.Cell):
             return "gnb", (Tensor(uniforms(self.seed, done, tuple(inputs[-1].shape))),)
         size = sum(parameter.size for parameter in self.optimizer.parameters)
         return "hutchinson", (Tensor(probe(self.seed, done, size)),)
-
-    def _graph_of(self, kind: str, tensors: tuple, count: int) -> Any:
-        function = _BODIES[kind](self.network, self._loss, self.optimizer, count, self.clip_norm)
-        try:
-            with debris_removed(), inplace.followed():
-                graph = _compat.Graph(function, tensors, "O0")
-            inplace.refuse_left(graph)
-        except Exception as err:
-            error = translate(err)
-            if error is err:
-                raise
-            raise error from err
-        return graph
-
-
-# --- the graphs ----------------------------------------------------------------------------------------------------
-
-def _losses(network: Any, loss_fn: Any, scale: float) -> list[Callable]:
-    """The loss times the scale, as a function of 1, 2, 3 and 4 inputs: a gradient takes no function of ``*inputs``."""
-    def one(a):
-        return network(a) * scale
-
-    def two(a, b):
-        if loss_fn is None:
-            return network(a, b) * scale
-        return loss_fn(network(a), b) * scale
-
-    def three(a, b, c):
-        if loss_fn is None:
-            return network(a, b, c) * scale
-        return loss_fn(network(a, b), c) * scale
-
-    def four(a, b, c, d):
-        if loss_fn is None:
-            return network(a, b, c, d) * scale
-        return loss_fn(network(a, b, c), d) * scale
-    return [one, two, three, four]
-
-
-def _base(network, loss_fn, optimizer, count, clip_norm):
-    """``(value and gradients, update)``, as MindSpore compiles them."""
-    scale = getattr(optimizer, "scale", 1.0)
-    loss = _losses(network, loss_fn, scale)[count - 1]
-    weights = optimizer.parameters
-
-    def checked(value):
-        if value.size != 1:
-            raise ValueError(f"loss_fn must return one number, but its value has shape {value.shape}")
-        return value
-    value_and_grad = ms.value_and_grad(loss, None, weights)
-
-    def clipped(gradients):
-        if clip_norm is None:
-            return gradients
-        return ops.clip_by_global_norm(gradients, clip_norm * scale)
-
-    def outcome(value, done):
-        return ops.depend(checked(value) / scale, done)
-    return value_and_grad, clipped, outcome
-
-
-def _plain(network, loss_fn, optimizer, count, clip_norm):
-    value_and_grad, clipped, outcome = _base(network, loss_fn, optimizer, count, clip_norm)
-
-    def step(*tensors):
-        value, gradients = value_and_grad(*tensors)
-        return outcome(value, optimizer(clipped(gradients)))
-    return step
-
-
-def _hutchinson(network, loss_fn, optimizer, count, clip_norm):
-    """z * Hz: the derivative of ``value_and_grad`` itself, so that the loss is evaluated once (running means of batch
-    norm move once)."""
-    value_and_grad, clipped, outcome = _base(network, loss_fn, optimizer, count, clip_norm)
-    weights, product = optimizer.parameters, ops.GradOperation(get_by_list=True, sens_param=True)
-    parts, start = [], 0
-    for parameter in weights:
-        parts.append((start, start + parameter.size, tuple(parameter.shape), parameter.dtype))
-        start += parameter.size
-    parts = tuple(parts)
-
-    def step(*tensors):
-        inputs, signs = tensors[:count], ()
-        for part in parts:
-            signs = signs + (tensors[count][part[0]:part[1]].reshape(part[2]).astype(part[3]),)
-        value, gradients = value_and_grad(*inputs)
-        images = product(value_and_grad, weights)(*inputs, (ops.zeros_like(value), signs))
-        curvature = ()
-        for number in range(len(parts)):
-            curvature = curvature + (signs[number] * images[number],)
-        return outcome(value, optimizer(clipped(gradients), curvature))
-    return step
-
-
-def _gnb(network, loss_fn, optimizer, count, clip_norm):
-    """B g^2, where g is the gradient for labels that are drawn from the model's softmax."""
-    value_and_grad, clipped, outcome = _base(network, loss_fn, optimizer, count, clip_norm)
-
-    def of_drawn(out, chance):
-        if out.ndim != chance.ndim + 1 or out.shape[:1] + out.shape[2:] != chance.shape:
-            raise ValueError("estimator='gnb' needs logits with the classes along axis 1, one label each, but network "
-                             f"returns shape {out.shape} for labels of shape {chance.shape}")
-        below = ops.cumsum(ops.softmax(out.astype(ms.float32), 1), 1) < chance.expand_dims(1)
-        last = out.shape[1] - 1
-        drawn = ops.clamp(below.astype(ms.int32).sum(1), 0, last).astype(ms.int32)
-        return loss_fn(out, ops.stop_gradient(drawn))
-    slope = ms.grad(_losses(network, of_drawn, getattr(optimizer, "scale", 1.0))[count - 1], None,
-                    optimizer.parameters)
-
-    def step(*tensors):
-        inputs, chance = tensors[:count], tensors[count]
-        value, gradients = value_and_grad(*inputs)
-        curvature = ()
-        for g in slope(*(inputs[:-1] + (chance,))):
-            curvature = curvature + (g * g * chance.size,)
-        return outcome(value, optimizer(clipped(gradients), curvature))
-    return step
-
-
-_BODIES = {"plain": _plain, "hutchinson": _hutchinson, "gnb": _gnb}

@@ -1,0 +1,152 @@
+"""The graphs of training steps: what MindSpore compiles of the network, the loss and the optimizer."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+from mindspore import ops
+
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import debris_removed, translate
+from mindspore_hessian.core import inplace
+
+
+def compiled(function: Callable, tensors: tuple) -> Any:
+    """A graph of the function, for the shapes of these Tensors.
+
+    Raises:
+        NotCompilableError, MissingRuleError: as `grad_and_hvp`.
+    """
+    try:
+        with debris_removed(), inplace.followed():
+            graph = _compat.Graph(function, tensors, "O0")
+        inplace.refuse_left(graph)
+    except Exception as err:
+        error = translate(err)
+        if error is err:
+            raise
+        raise error from err
+    return graph
+
+
+def _losses(network: Any, loss_fn: Any, scale: float) -> list[Callable]:
+    """The loss times the scale, as a function of 1, 2, 3 and 4 inputs: a gradient takes no function of ``*inputs``."""
+    def one(a):
+        return network(a) * scale
+
+    def two(a, b):
+        if loss_fn is None:
+            return network(a, b) * scale
+        return loss_fn(network(a), b) * scale
+
+    def three(a, b, c):
+        if loss_fn is None:
+            return network(a, b, c) * scale
+        return loss_fn(network(a, b), c) * scale
+
+    def four(a, b, c, d):
+        if loss_fn is None:
+            return network(a, b, c, d) * scale
+        return loss_fn(network(a, b, c), d) * scale
+    return [one, two, three, four]
+
+
+def _with_output(network, loss_fn, scale):
+    """The loss times the scale, and the network's output, as a function of 2, 3 and 4 inputs."""
+    def two(a, b):
+        out = network(a)
+        return loss_fn(out, b) * scale, out
+
+    def three(a, b, c):
+        out = network(a, b)
+        return loss_fn(out, c) * scale, out
+
+    def four(a, b, c, d):
+        out = network(a, b, c)
+        return loss_fn(out, d) * scale, out
+    return [None, two, three, four]
+
+
+def base(network, loss_fn, optimizer, count, clip_norm, has_output=False):
+    """``(value and gradients, clipped gradients, outcome)``, as MindSpore compiles them; `has_output`: the value goes
+    with the network's output."""
+    scale = getattr(optimizer, "scale", 1.0)
+    loss = (_with_output if has_output else _losses)(network, loss_fn, scale)[count - 1]
+    weights = optimizer.parameters
+
+    def checked(value):
+        if value.size != 1:
+            raise ValueError(f"loss_fn must return one number, but its value has shape {value.shape}")
+        return value
+    value_and_grad = ms.value_and_grad(loss, None, weights, has_output)
+
+    def clipped(gradients):
+        if clip_norm is None:
+            return gradients
+        return ops.clip_by_global_norm(gradients, clip_norm * scale)
+
+    def outcome(value, done):
+        return ops.depend(checked(value) / scale, done)
+    return value_and_grad, clipped, outcome
+
+
+def _plain(network, loss_fn, optimizer, count, clip_norm):
+    value_and_grad, clipped, outcome = base(network, loss_fn, optimizer, count, clip_norm)
+
+    def step(*tensors):
+        value, gradients = value_and_grad(*tensors)
+        return outcome(value, optimizer(clipped(gradients)))
+    return step
+
+
+def _hutchinson(network, loss_fn, optimizer, count, clip_norm):
+    """z * Hz: the derivative of ``value_and_grad`` itself, so that the loss is evaluated once (running means of batch
+    norm move once)."""
+    value_and_grad, clipped, outcome = base(network, loss_fn, optimizer, count, clip_norm)
+    weights, product = optimizer.parameters, ops.GradOperation(get_by_list=True, sens_param=True)
+    parts, start = [], 0
+    for parameter in weights:
+        parts.append((start, start + parameter.size, tuple(parameter.shape), parameter.dtype))
+        start += parameter.size
+    parts = tuple(parts)
+
+    def step(*tensors):
+        inputs, signs = tensors[:count], ()
+        for part in parts:
+            signs = signs + (tensors[count][part[0]:part[1]].reshape(part[2]).astype(part[3]),)
+        value, gradients = value_and_grad(*inputs)
+        images = product(value_and_grad, weights)(*inputs, (ops.zeros_like(value), signs))
+        curvature = ()
+        for number in range(len(parts)):
+            curvature = curvature + (signs[number] * images[number],)
+        return outcome(value, optimizer(clipped(gradients), curvature))
+    return step
+
+
+def _gnb(network, loss_fn, optimizer, count, clip_norm):
+    """B g^2, where g is the gradient for labels that are drawn from the model's softmax."""
+    value_and_grad, clipped, outcome = base(network, loss_fn, optimizer, count, clip_norm)
+
+    def of_drawn(out, chance):
+        if out.ndim != chance.ndim + 1 or out.shape[:1] + out.shape[2:] != chance.shape:
+            raise ValueError("estimator='gnb' needs logits with the classes along axis 1, one label each, but network "
+                             f"returns shape {out.shape} for labels of shape {chance.shape}")
+        below = ops.cumsum(ops.softmax(out.astype(ms.float32), 1), 1) < chance.expand_dims(1)
+        last = out.shape[1] - 1
+        drawn = ops.clamp(below.astype(ms.int32).sum(1), 0, last).astype(ms.int32)
+        return loss_fn(out, ops.stop_gradient(drawn))
+    slope = ms.grad(_losses(network, of_drawn, getattr(optimizer, "scale", 1.0))[count - 1], None,
+                    optimizer.parameters)
+
+    def step(*tensors):
+        inputs, chance = tensors[:count], tensors[count]
+        value, gradients = value_and_grad(*inputs)
+        curvature = ()
+        for g in slope(*(inputs[:-1] + (chance,))):
+            curvature = curvature + (g * g * chance.size,)
+        return outcome(value, optimizer(clipped(gradients), curvature))
+    return step
+
+
+BODIES = {"plain": _plain, "hutchinson": _hutchinson, "gnb": _gnb}
