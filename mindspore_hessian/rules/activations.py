@@ -557,8 +557,10 @@ def expanded_elu(y, x, *alpha):
 
 @by_series("SeLU")
 def expanded_selu(y, x):
-    scale, below = ops.cast(_SELU_UP, y.dtype), ops.cast(_SELU_DOWN, y.dtype)
-    return (y,) + taylor.selected(y > 0, taylor.scaled(x[1:], scale), taylor.exponential(y + below, x)[1:])
+    """scale x above 0, scale alpha (exp(x) - 1) below. (The kernel's y has fewer digits.)"""
+    grown = ops.cast(_SELU_DOWN, y.dtype) * ops.exp(ops.minimum(x[0], ops.zeros_like(y)))
+    return (y,) + taylor.selected(x[0] > 0, taylor.scaled(x[1:], ops.cast(_SELU_UP, y.dtype)),
+                                  taylor.exponential(grown, x)[1:])
 
 
 @by_series("Softsign")
