@@ -148,8 +148,8 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
 
 def _of_series(name: str) -> Callable | None:
     """The getter of a primitive's rule for series: its own, or made of a forward rule that is straight."""
-    make = FORWARD_RULES.get(name)
-    return TAYLOR_RULES.get(name) or (of_forward(make) if getattr(make, "straight", False) else None)
+    own, make = TAYLOR_RULES.get(name), FORWARD_RULES.get(name)
+    return of_forward(make) if own is None and make is not None and getattr(make, "straight", False) else own
 
 
 def _made(make: Callable | None, prim, batched: Callable) -> tuple[tuple[int, ...], Callable]:

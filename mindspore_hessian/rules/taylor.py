@@ -62,9 +62,12 @@ def quotient_of(one, two, dtype):
 
 def over(x, k):
     """x / k, for an integer k."""
-    if k == 1:
-        return x
-    return mul(x, quotient_of(1, k, x.dtype))
+    return x if k == 1 else mul(x, quotient_of(1, k, x.dtype))
+
+
+def fold(x, k):
+    """k x, for an integer k. (As a number, it would be cast anew at every run.)"""
+    return x if k == 1 else mul(x, quotient_of(k, 1, x.dtype))
 
 
 def at(a, b, n):
@@ -76,17 +79,20 @@ def at(a, b, n):
     return total
 
 
-def square_at(a, n, first=0):
-    """Coefficient n of a^2, but for terms with one of the `first` coefficients; None where nothing is left."""
+def square_at(a, n, first=0, sign=1):
+    """Coefficient n of a^2 times a sign, but for terms with one of the `first` coefficients; None where nothing is
+    left."""
     total = None
     for i in range(first, (n + 1) // 2):
         term = mul(a[i], a[n - i])
         total = term if total is None else add(total, term)
     if total is not None:
-        total = add(total, total)
+        total = fold(total, 2 * sign)
     if n % 2 == 0 and n // 2 >= first:
         middle = mul(a[n // 2], a[n // 2])
-        total = middle if total is None else add(total, middle)
+        if total is None:
+            return fold(middle, sign)
+        total = add(total, middle) if sign == 1 else sub(total, middle)
     return total
 
 
@@ -167,7 +173,7 @@ def derivative_of(a):
     """(a_1, 2 a_2, 3 a_3, ...)."""
     out = (a[1],)
     for k in range(2, len(a)):
-        out = out + (mul(a[k], k),)
+        out = out + (fold(a[k], k),)
     return out
 
 
@@ -219,8 +225,7 @@ def by_square(y, slope, x, sign):
     for k in range(1, len(x)):
         out = out + (over(at(d, u, k - 1), k),)
         if k + 1 < len(x):
-            square = square_at(out, k)
-            u = u + (square if sign == 1 else _neg(square),)
+            u = u + (square_at(out, k, 0, sign),)
     return out
 
 
@@ -268,7 +273,7 @@ def power(y, x, p):
     d, out = derivative_of(x), (y,)
     for k in range(1, len(x)):
         one, two = at(d, out, k - 1), at(x[1:], out, k - 1)
-        rest = add(mul(one, p), sub(one, mul(two, k)))
+        rest = add(mul(one, p), sub(one, fold(two, k)))
         out = out + (over(_div(rest, x[0]), k),)
     return out
 

@@ -149,26 +149,29 @@ def _series(primals: Any, series: Any) -> tuple[tuple[int, ...], int, tuple[Tens
     orders = {number: len(many[number]) for number in moving}
     if len(set(orders.values())) > 1:
         raise ValueError("series must hold as many Tensors for each primal, but holds "
-                         f"{', '.join(f'{count} for primal {number}' for number, count in orders.items())}")
+                         f"{', '.join(f'{count} for primals[{number}]' for number, count in orders.items())}")
     return moving, orders[moving[0]], tuple(one for number in moving for one in many[number])
 
 
 def _check_series(number: int, primal: Any, own: Any) -> None:
     if not isinstance(own, tuple | list):
-        raise TypeError(f"series[{number}] must be a tuple of Tensors, the derivatives of primal {number}, or None, but "
-                        f"got {type(own).__name__}" + (": for one primal in a tuple, series is a tuple, too, of one "
+        raise TypeError(f"series[{number}] must be a tuple of Tensors, the derivatives of primals[{number}], or None, "
+                        f"but got {type(own).__name__}" + (": for one primal in a tuple, series is a tuple, too, of one "
                                                        "tuple" if isinstance(own, Tensor) else ""))
     if not own:
-        raise ValueError(f"series[{number}] is empty: it holds the derivatives of orders 1, 2, ... of primal {number}")
+        raise ValueError(f"series[{number}] is empty: it holds the derivatives of orders 1, 2, ... of "
+                         f"primals[{number}]")
     if not isinstance(primal, Tensor) or primal.dtype not in FLOATS:
         got = primal.dtype if isinstance(primal, Tensor) else type(primal).__name__
-        raise TypeError(f"primal {number} must be a Tensor of floating-point numbers to move, but is {got}. Pass None in "
-                        "the place of its series")
+        raise TypeError(f"primals[{number}] must be a Tensor of floating-point numbers to move, but is {got}. Pass None "
+                        "in the place of its series")
+    if primal.size == 0:
+        raise ValueError(f"primals[{number}] is empty: shape {tuple(primal.shape)}")
     for place, one in enumerate(own):
         if not isinstance(one, Tensor):
             raise TypeError(f"series[{number}][{place}] must be a Tensor, but got {type(one).__name__}")
         if one.shape != primal.shape or one.dtype != primal.dtype:
-            raise ValueError(f"series[{number}][{place}] must be like primal {number}, {tuple(primal.shape)} of "
+            raise ValueError(f"series[{number}][{place}] must be like primals[{number}], {tuple(primal.shape)} of "
                              f"{primal.dtype}, but is {tuple(one.shape)} of {one.dtype}")
 
 
@@ -182,8 +185,8 @@ def _entries(shape, out):
         entries = entries[:-1]
     if tuple(out[:len(entries)]) != entries:
         raise ValueError(f"derivative needs a function that is applied to each entry: for {tuple(shape)} numbers, the "
-                         f"shape of its output must begin with {entries}, but is {tuple(out)}. For other functions there "
-                         "are jet, jacobian and hessian.")
+                         f"shape of its output must begin with {entries}, but is {tuple(out)}. For other functions "
+                         "there are jet, jacobian and hessian.")
     return entries
 
 
@@ -324,8 +327,9 @@ def _check_apart(signs: np.ndarray, found: np.ndarray, other: np.ndarray) -> Non
         gap = np.abs(one - two * entries ** k)
         if np.nanmax(gap, initial=0.0) > tolerance * np.nanmax(np.abs(one), initial=0.0):
             raise ValueError("derivative needs a function that is applied to each entry, but an entry of the output "
-                             f"depends on several entries of the input (seen in the derivative of order {k}: moving half "
-                             "of the entries backwards changed it by more than its sign). Give it a function that treats "
-                             "the entries apart (a batch norm: set_train(False)), or use jet, jacobian or hessian.")
+                             f"depends on several entries of the input (seen in the derivative of order {k}: moving "
+                             "half of the entries backwards changed it by more than its sign). Give it a function that "
+                             "treats the entries apart (a batch norm: set_train(False)), or use jet, jacobian or "
+                             "hessian.")
 
 
