@@ -289,3 +289,29 @@ def test_factorials(order):
     """The derivatives are not divided by factorials."""
     found = mh.derivative(ops.exp, order)(Tensor([0.0], ms.float64)).asnumpy()
     np.testing.assert_allclose(found, [1.0])
+
+
+# --- jacobian(mode="fwd") -----------------------------------------------------------------------------------------
+
+def tall(x, y):
+    return ops.sin(ops.outer(x, y)), ops.matmul(y, y) * x
+
+
+@pytest.mark.parametrize("position", [0, 1, (1, 0)], ids=str)
+def test_a_jacobian_by_a_forward_pass(position):
+    args = Tensor([0.5, 1.0, 2.0], ms.float64), Tensor([1.0, -1.0], ms.float64)
+    found, expected = (mh.jacobian(tall, position, mode=mode)(*args) for mode in ("fwd", "rev"))
+    for one, two in zip(found, expected, strict=True):
+        for a, b in zip(*(part if isinstance(part, tuple) else (part,) for part in (one, two)), strict=True):
+            assert a.shape == b.shape
+            np.testing.assert_allclose(a.asnumpy(), b.asnumpy(), rtol=1e-13, atol=1e-15)
+
+
+def product_of_all(x):
+    return ops.cumprod(x, 0)
+
+
+def test_a_jacobian_without_a_forward_rule_says_so():
+    with pytest.warns(mh.FallbackWarning, match="has no forward rule"):
+        found = mh.jacobian(product_of_all, mode="fwd")(POINT).asnumpy()
+    np.testing.assert_allclose(found, [[1, 0, 0], [1, 0.5, 0], [2, 1, 0.5]], rtol=1e-12)

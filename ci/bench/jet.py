@@ -1,4 +1,4 @@
-"""The sixth derivative of a tanh network 1-32-32-1 at 1,000 points: `derivative`, nested `mindspore.grad`, and JAX's jets.
+"""The sixth derivative of a tanh network 1-32-32-1 at 1,000 points: ours, nested `mindspore.grad`, and JAX's jets.
 
 ``python ci/bench/jet.py [python-with-jax]`` prints medians in milliseconds, rounds of all of them in turn, and errors
 relative to float64 jets of JAX (or, without it, of ours).

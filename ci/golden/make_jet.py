@@ -1,7 +1,7 @@
 """Writes tests/golden/jet.npz: derivatives along curves by JAX, in float64.
 
-Of single operations, derivatives of t -> f(x(t)) by nested `jax.jvp` (not by jets, so that rules are compared with another
-method), of a network by `jax.experimental.jet`, to order 10. Run: ``/work/ref/bin/python ci/golden/make_jet.py``
+Of single operations, derivatives of t -> f(x(t)) by nested `jax.jvp` (not by jets, so that another method is compared),
+of a network by `jax.experimental.jet`, to order 10. Run: ``/work/ref/bin/python ci/golden/make_jet.py``
 """
 import math
 from pathlib import Path
@@ -35,7 +35,8 @@ ONE = {
     "silu": lambda x: nn.silu(x - 0.5), "softplus": lambda x: nn.softplus(x - 0.5),
     "mish": lambda x: (x - 0.5) * jnp.tanh(nn.softplus(x - 0.5)), "elu": lambda x: nn.elu(x - 0.5),
     "selu": lambda x: nn.selu(x - 0.5), "softsign": lambda x: nn.soft_sign(x - 0.5),
-    "hswish": lambda x: nn.hard_swish(x - 0.5), "relu": lambda x: nn.relu(x - 0.5) * x, "abs": lambda x: jnp.abs(x - 0.5) * x,
+    "hswish": lambda x: nn.hard_swish(x - 0.5), "relu": lambda x: nn.relu(x - 0.5) * x,
+    "abs": lambda x: jnp.abs(x - 0.5) * x,
     "softmax": lambda x: nn.softmax(x, 0), "log softmax": lambda x: nn.log_softmax(x, -1),
     "logsumexp": lambda x: nn.logsumexp(x, -1), "norm": lambda x: jnp.sqrt((x * x).sum(-1)),
     "layer norm": lambda x: norm(x, -1), "exponential": lambda x: 1.5 ** x,
@@ -43,9 +44,12 @@ ONE = {
     "largest": lambda x: x.max(-1) * x.min(0).sum(),
 }
 TWO = {
-    "mul": lambda a, b: a * b[0], "div": lambda a, b: a[0] / b, "constant div": lambda a, b: 2 / b + a / 3, "atan2": jnp.arctan2,
-    "hypot": jnp.hypot, "xlogy": special.xlogy, "pow": lambda a, b: a ** b, "maximum": lambda a, b: jnp.maximum(a, b[0]) * a,
-    "squared difference": lambda a, b: (a - b) ** 2, "matmul": lambda a, b: a @ b.T, "where": lambda a, b: jnp.where(a > b, a * b, b),
+    "mul": lambda a, b: a * b[0], "div": lambda a, b: a[0] / b, "constant div": lambda a, b: 2 / b + a / 3,
+    "atan2": jnp.arctan2,
+    "hypot": jnp.hypot, "xlogy": special.xlogy, "pow": lambda a, b: a ** b,
+    "maximum": lambda a, b: jnp.maximum(a, b[0]) * a,
+    "squared difference": lambda a, b: (a - b) ** 2, "matmul": lambda a, b: a @ b.T,
+    "where": lambda a, b: jnp.where(a > b, a * b, b),
 }
 
 

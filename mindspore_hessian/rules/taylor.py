@@ -257,7 +257,7 @@ def _bits(p):
 
 
 def power(y, x, p):
-    """x^p, whose value is y, for a number or a constant tensor p: by multiplications where p is a small whole number, so
+    """x^p, whose value is y, for a number or a constant tensor p: by products where p is a small whole number, so
     that x may be 0; else by k x_0 y_k = sum_j (p j - (k - j)) x_j y_{k-j}."""
     if not isinstance(p, Tensor):
         if p == 0:

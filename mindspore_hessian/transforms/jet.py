@@ -156,15 +156,15 @@ def _series(primals: Any, series: Any) -> tuple[tuple[int, ...], int, tuple[Tens
 def _check_series(number: int, primal: Any, own: Any) -> None:
     if not isinstance(own, tuple | list):
         raise TypeError(f"series[{number}] must be a tuple of Tensors, the derivatives of primals[{number}], or None, "
-                        f"but got {type(own).__name__}" + (": for one primal in a tuple, series is a tuple, too, of one "
-                                                       "tuple" if isinstance(own, Tensor) else ""))
+                        f"but got {type(own).__name__}" + (": for one primal in a tuple, series is a tuple, too, of "
+                                                            "one tuple" if isinstance(own, Tensor) else ""))
     if not own:
         raise ValueError(f"series[{number}] is empty: it holds the derivatives of orders 1, 2, ... of "
                          f"primals[{number}]")
     if not isinstance(primal, Tensor) or primal.dtype not in FLOATS:
         got = primal.dtype if isinstance(primal, Tensor) else type(primal).__name__
-        raise TypeError(f"primals[{number}] must be a Tensor of floating-point numbers to move, but is {got}. Pass None "
-                        "in the place of its series")
+        raise TypeError(f"primals[{number}] must be a Tensor of floating-point numbers to move, but is {got}. Pass "
+                        "None in the place of its series")
     if primal.size == 0:
         raise ValueError(f"primals[{number}] is empty: shape {tuple(primal.shape)}")
     for place, one in enumerate(own):
