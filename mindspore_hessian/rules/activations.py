@@ -586,6 +586,7 @@ def expanded_softmax(y, x, axis):
 
 @by_series("LogSoftmax")
 def expanded_log_softmax(y, x, axis):
-    """x - log(sum exp x)."""
-    total = taylor.summed(taylor.exponential(ops.exp(y), x), from_end(axis, y.ndim), True)
+    """x - log(sum exp(x - m)) - m, m the largest. (The kernel's y has float32's digits in float64, too.)"""
+    axis = from_end(axis, y.ndim)
+    total = taylor.summed(taylor.exponential(ops.exp(x[0] - ops.amax(x[0], axis, True)), x), axis, True)
     return (y,) + taylor.minus(x, taylor.integrated(total[0], total, taylor.inverse(total)))[1:]
