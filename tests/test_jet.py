@@ -77,7 +77,7 @@ def test_rules_agree_with_nested_derivatives_of_jax(function):
             expected = GOLDEN[name][k]
             np.testing.assert_allclose(one.asnumpy(), expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max(),
                                        err_msg=f"{name}, order {k}")
-        np.testing.assert_allclose(value.asnumpy(), GOLDEN[name][0], rtol=2e-6, err_msg=name)
+        np.testing.assert_allclose(value.asnumpy(), GOLDEN[name][0], rtol=1e-5, err_msg=name)  # kernels' own
 
 
 # --- networks and closed forms ------------------------------------------------------------------------------------
