@@ -75,8 +75,8 @@ def test_rules_agree_with_nested_derivatives_of_jax(function):
     for name, value, series in zip(NAMES[function], values, found, strict=True):
         for k, one in enumerate(series, 1):
             expected = GOLDEN[name][k]
-            np.testing.assert_allclose(one.asnumpy(), expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max(),
-                                       err_msg=f"{name}, order {k}")
+            limit = (1e-9 if name == "layer norm" else 1e-10) * np.abs(expected).max()  # MindSpore's epsilon is float32
+            np.testing.assert_allclose(one.asnumpy(), expected, rtol=0, atol=limit, err_msg=f"{name}, order {k}")
         np.testing.assert_allclose(value.asnumpy(), GOLDEN[name][0], rtol=1e-5, err_msg=name)  # kernels' own
 
 
