@@ -57,24 +57,25 @@ from mindspore_hessian.tools.monitor import CurvatureMonitor, Measurement
 from mindspore_hessian.transforms.diagonal import batched_hessian, hessian_diag
 from mindspore_hessian.transforms.hessian import hessian, value_grad_and_hessian
 from mindspore_hessian.transforms.jacobian import jacobian
+from mindspore_hessian.transforms.jet import derivative, jet
 from mindspore_hessian.transforms.laplacian import laplacian, value_grad_and_laplacian
 from mindspore_hessian.transforms.products import curvature, ggnvp, grad_and_hvp, hvp, hvp_revfwd, hvp_revrev
 from mindspore_hessian.transforms.tangent import jvp
 
 __version__ = "0.1.0"
 __all__ = [
-    "AuditReport", "CacheInfo", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis", "DistributedError",
-    "EKFACOperator", "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator", "GGNOperator",
-    "HessianError", "HessianOperator", "Identity", "Influential", "JacobianOperator", "KFACOperator",
-    "KernelError", "Laplace", "LateRulesWarning", "Measurement", "MissingRuleError", "NonFiniteWarning",
-    "NotCompilableError", "NotDeterministicError", "Operator", "RecompileWarning", "UnsafeRuntimeError", "audit",
-    "available_devices", "batched_hessian", "cache_info", "clear_cache", "condition_number", "configure",
-    "curvature", "device_info", "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp",
-    "grad_and_hvp", "hessian", "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "influence", "inverse",
-    "jacobian", "jvp", "laplacian", "layer_report", "linops", "logdet", "most_influential", "negative_curvature",
-    "nystrom", "optim", "per_sample_gradients", "plot", "rules", "self_influence", "set_cache_size",
-    "set_progress", "solve", "spectral_density", "testing", "trace", "value_grad_and_hessian",
-    "value_grad_and_laplacian",
+    "AuditReport", "CacheInfo", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis",
+    "DistributedError", "EKFACOperator", "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator",
+    "GGNOperator", "HessianError", "HessianOperator", "Identity", "Influential", "JacobianOperator",
+    "KFACOperator", "KernelError", "Laplace", "LateRulesWarning", "Measurement", "MissingRuleError",
+    "NonFiniteWarning", "NotCompilableError", "NotDeterministicError", "Operator", "RecompileWarning",
+    "UnsafeRuntimeError", "audit", "available_devices", "batched_hessian", "cache_info", "clear_cache",
+    "condition_number", "configure", "curvature", "derivative", "device_info", "diagnose", "diagonal",
+    "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian", "hessian_diag", "hvp",
+    "hvp_revfwd", "hvp_revrev", "influence", "inverse", "jacobian", "jet", "jvp", "laplacian", "layer_report",
+    "linops", "logdet", "most_influential", "negative_curvature", "nystrom", "optim", "per_sample_gradients",
+    "plot", "rules", "self_influence", "set_cache_size", "set_progress", "solve", "spectral_density", "testing",
+    "trace", "value_grad_and_hessian", "value_grad_and_laplacian",
 ]
 
 rules.install()

@@ -78,6 +78,10 @@ def cube(x):
     return (x ** 3).sum()
 
 
+def entries(x):
+    return x ** 3
+
+
 def weighted(x):
     return (x ** 3 * W).sum()
 
@@ -374,6 +378,15 @@ TRANSFORMS = {
         "in_axes": NO_AXES, "chunk_size": NO_COUNT_OR_NONE, "mode": {**NO_MODE, "of hessian": "revrev"}}),
     "jvp": (mh.jvp, {"fn": vector, "inputs": X, "vectors": V}, {
         **PRODUCT, "fn": {**NO_CALLABLE, "returns None": Bad(gives_none, "fn must", True)}}),
+    "jet": (mh.jet, {"fn": vector, "primals": X, "series": (V,)}, {
+        "fn": {**NO_CALLABLE, "returns None": Bad(gives_none, "fn must", True)},
+        "primals": {"None": None, "a float": 1.0, "integers": Tensor([1, 2]), "empty": EMPTY},
+        "series": {"None": None, "a Tensor": V, "empty": (), "a float": 1.0, "of floats": (1.0,), "of None": (None,),
+                   "too long": (Tensor([1.0, 2.0, 3.0]),), "of a pair": ((V,),), "float64": (V.astype(ms.float64),)}}),
+    "derivative": (made(mh.derivative), {"fn": entries, "order": 2}, {
+        "fn": {**NO_CALLABLE, "returns None": Bad(gives_none, "fn must", True), "returns one number":
+               Bad(cube, "must begin with", True)},
+        "args": ARGS, "order": NO_COUNT, "argnum": {**NO_INT, "None": None, "too large": Bad(1, "out of range")}}),
     "batched_hessian": (made(mh.batched_hessian), {"fn": cube, "args": (POINTS,)}, {
         **OF_TRANSFORM, "fn": {**NO_CALLABLE, "returns text": Bad(gives_text, "fn must", True)},
         "in_axes": {**NO_AXES, "None": None}, "chunk_size": NO_COUNT_OR_NONE,
@@ -742,6 +755,9 @@ REST = {
         "primitive": {"None": None, "an int": 3, "empty": "", "a primitive": ops.Add(), "a list": ["Add"]},
         "getter": NO_CALLABLE, "why": {"None": None, "an int": 3}, "replaces": NO_BOOL}),
     "rules.register_forward": (rules.register_forward, {"primitive": "NoSuchPrimitive", "getter": getter}, {
+        "primitive": {"None": None, "an int": 3, "empty": "", "a primitive": ops.Add(), "a list": ["Add"]},
+        "getter": NO_CALLABLE, "why": {"None": None, "an int": 3}, "replaces": NO_BOOL}),
+    "rules.register_taylor": (rules.register_taylor, {"primitive": "NoSuchPrimitive", "getter": getter}, {
         "primitive": {"None": None, "an int": 3, "empty": "", "a primitive": ops.Add(), "a list": ["Add"]},
         "getter": NO_CALLABLE, "why": {"None": None, "an int": 3}, "replaces": NO_BOOL}),
     "testing.check_hvp": (testing.check_hvp, {"fn": cube, "inputs": X}, {

@@ -150,7 +150,7 @@ def test_what_is_reached_is_seen():
 # --- rules: a file each family ----------------------------------------------------------------------------------
 
 FILED_BY = ("derivative", "by_formula", "batching", "composition", "forward", "by_slopes", "by_partials",
-            "by_composition")
+            "by_composition", "expansion", "by_series", "by_two_series")
 
 
 def filed(path: Path) -> dict[str, list[str]]:

@@ -31,10 +31,11 @@ from mindspore_hessian.rules.registry import (
     register_batching,
     register_derivative,
     register_forward,
+    register_taylor,
     replaced,
     status,
     uninstall,
 )
 
 __all__ = ["install", "uninstall", "status", "in_force", "replaced", "register_derivative", "register_batching",
-           "register_forward", "RuleStatus"]
+           "register_forward", "register_taylor", "RuleStatus"]

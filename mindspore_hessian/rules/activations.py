@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 
 import mindspore as ms
-from mindspore import ops
+from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import by_formula
-from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, by_slopes, from_end
+from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, by_slopes, from_end, straight
 from mindspore_hessian.rules.kit import (
     add,
     all_but_channels,
@@ -34,6 +35,7 @@ from mindspore_hessian.rules.kit import (
     unpaired,
 )
 from mindspore_hessian.rules.registry import COPIES, batching, derivative, forward
+from mindspore_hessian.rules.taylor import by_series
 
 _INEXACT = "MindSpore's takes the output, of which the CPU kernel knows four digits"
 _BATCH_FIRST = "MindSpore's multiplies what is batched first: three products of the batch's size, here one"
@@ -370,12 +372,12 @@ def silu_slopes(x, y):
     return s * (1 + x * (1 - s)), s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
-@by_slopes("ReLU")
+@by_slopes("ReLU", kinked=True)
 def relu_slopes(x, y):
     return ops.cast(x > 0, x.dtype)
 
 
-@by_slopes("ReLU6")
+@by_slopes("ReLU6", kinked=True)
 def relu6_slopes(x, y):
     return ops.cast(ops.logical_and(x > 0, x < 6), x.dtype)
 
@@ -428,6 +430,7 @@ def fast_gelu_slopes(x, y):
 
 
 @forward("PReLU")
+@straight
 @allow(0)
 def pushed_prelu(prim, usual):
     """1 where x > 0, else the channel's weight."""
@@ -452,12 +455,12 @@ def hswish_slopes(x, y):
     return ops.where(x >= 3, ops.ones_like(x), within * (x / 3 + 0.5)), within / 3
 
 
-@by_slopes("HSigmoid")
+@by_slopes("HSigmoid", kinked=True)
 def hsigmoid_slopes(x, y):
     return ops.cast(ops.abs(x) < 3, x.dtype) / 6
 
 
-@by_slopes("HShrink", "SoftShrink")
+@by_slopes("HShrink", "SoftShrink", kinked=True)
 def shrink_slopes(x, y, *lambd):
     """1 where something is left."""
     return ops.cast(y != 0, x.dtype)
@@ -481,3 +484,109 @@ def pushed_log_softmax(prim, a, axis):
     p = ops.exp(y)
     centred = a[1] - (a[1] * p).sum(axis, keepdims=True)
     return (y, centred, a[2] - (p * (a[2] + (centred * centred).sum(0))).sum(axis, keepdims=True))
+
+
+# --- Taylor coefficients ----------------------------------------------------------------------------------------
+
+@by_series("Tanh")
+def expanded_tanh(y, x):
+    return taylor.hyperbolic_tangent(y, x)
+
+
+@by_series("Sigmoid")
+def expanded_sigmoid(y, x):
+    return taylor.logistic(y, x)
+
+
+def _swish(y, x, z):
+    """x sigmoid(z)."""
+    return (y,) + taylor.times(x, taylor.logistic(ops.sigmoid(z[0]), z))[1:]
+
+
+@by_series("SiLU")
+def expanded_silu(y, x):
+    return _swish(y, x, x)
+
+
+@by_series("FastGeLU")
+def expanded_fast_gelu(y, x):
+    return _swish(y, x, taylor.scaled(x, taylor.quotient_of(1702, 1000, y.dtype)))
+
+
+_TWICE_GELU = Tensor(2 * math.sqrt(2 / math.pi), ms.float64)
+_SELU_UP, _SELU_DOWN = Tensor(_SELU_SCALE, ms.float64), Tensor(_SELU_SCALE * _SELU_ALPHA, ms.float64)
+
+
+@by_series("GeLU")
+def expanded_gelu(y, x):
+    """x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), the tanh form."""
+    cubic = taylor.scaled(taylor.times(x, taylor.squared(x)), taylor.quotient_of(44715, 1000000, y.dtype))
+    return _swish(y, x, taylor.scaled(taylor.plus(x, cubic), ops.cast(_TWICE_GELU, y.dtype)))
+
+
+def _softplus(y, x):
+    return taylor.integrated(y, x, taylor.logistic(ops.sigmoid(x[0]), x))
+
+
+@by_series("Softplus")
+def expanded_softplus(y, x):
+    return _softplus(y, x)
+
+
+@by_series("SoftplusExt")
+def expanded_softplus_ext(y, x, beta, threshold):
+    z = taylor.scaled(x, beta)
+    smooth = _softplus(y, z)
+    return (y,) + taylor.selected(z[0] > threshold, x[1:], taylor.divided(smooth[1:], (beta,)))
+
+
+@by_series("Mish")
+def expanded_mish(y, x):
+    """x t, t = tanh(softplus(x)) = (1 - q^2) / (1 + q^2), q = sigmoid(-x)."""
+    z = taylor.negative(x)
+    square = taylor.squared(taylor.logistic(ops.sigmoid(z[0]), z))
+    t = taylor.divided(taylor.shifted(taylor.negative(square), 1), taylor.shifted(square, 1))
+    return (y,) + taylor.times(x, t)[1:]
+
+
+@by_series("Elu")
+def expanded_elu(y, x, *alpha):
+    """exp(x) - 1 below 0."""
+    return (y,) + taylor.selected(x[0] > 0, x[1:], taylor.exponential(y + 1, x)[1:])
+
+
+@by_series("SeLU")
+def expanded_selu(y, x):
+    """scale x above 0, scale alpha (exp(x) - 1) below. (The kernel's y has fewer digits.)"""
+    grown = ops.cast(_SELU_DOWN, y.dtype) * ops.exp(ops.minimum(x[0], ops.zeros_like(y)))
+    return (y,) + taylor.selected(x[0] > 0, taylor.scaled(x[1:], ops.cast(_SELU_UP, y.dtype)),
+                                  taylor.exponential(grown, x)[1:])
+
+
+@by_series("Softsign")
+def expanded_softsign(y, x):
+    """x / (1 + |x|)."""
+    return (y,) + taylor.divided(x, taylor.shifted(taylor.scaled(x, ops.sign(x[0])), 1))[1:]
+
+
+@by_series("HSwish")
+def expanded_hswish(y, x):
+    """x (x + 3) / 6 between -3 and 3."""
+    inner = taylor.scaled(taylor.times(x, taylor.shifted(x, 3)), taylor.quotient_of(1, 6, y.dtype))
+    within = ops.cast(ops.logical_and(x[0] > -3, x[0] < 3), y.dtype)
+    return (y,) + taylor.selected(x[0] >= 3, x[1:], taylor.scaled(inner[1:], within))
+
+
+@by_series("Softmax")
+def expanded_softmax(y, x, axis):
+    """exp(x) over its sum, both divided by the value of the sum, so that they start with y and 1."""
+    grown = taylor.exponential(y, x)
+    return taylor.divided(grown, taylor.summed(grown, from_end(axis, y.ndim), True))
+
+
+@by_series("LogSoftmax")
+def expanded_log_softmax(y, x, axis):
+    """x - log(sum exp(x - m)) - m, m the largest. (The kernel's y has float32's digits in float64, too.)"""
+    axis = from_end(axis, y.ndim)
+    total = taylor.summed(taylor.exponential(ops.exp(x[0] - ops.amax(x[0], axis, True)), x), axis, True)
+    return (y,) + taylor.minus(x, taylor.integrated(total[0], total, taylor.inverse(total)))[1:]

@@ -7,7 +7,8 @@ from mindspore.ops import Primitive
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.forward import product
 from mindspore_hessian.rules.kit import apart, attributes_of, front, joining, merged, move, primitive, reshape, scaled
-from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, batching, derivative, forward
+from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, batching, derivative, expansion, forward
+from mindspore_hessian.rules.taylor import bilinear
 
 # --- of two dimensions ------------------------------------------------------------------------------------------
 # A batched operand alone joins the axis on which nothing mixes: samples (N), or the channels of the output (O). Where
@@ -233,3 +234,8 @@ def conv3d_transpose(prim):
 # --- forward ----------------------------------------------------------------------------------------------------
 
 forward("Conv2D", "Conv2DExt")(product)
+
+
+# --- Taylor coefficients ----------------------------------------------------------------------------------------
+
+expansion("Conv2D", "Conv2DExt")(bilinear)

@@ -10,9 +10,11 @@ from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import by_formula, pull
 from mindspore_hessian.rules.forward import (
     FORWARD,
+    SERIES,
     allow,
     by_partials,
     by_slopes,
@@ -21,6 +23,7 @@ from mindspore_hessian.rules.forward import (
     scaled,
     shifting,
     spread,
+    straight,
     sum_or_difference,
     times,
     value_of,
@@ -48,7 +51,8 @@ from mindspore_hessian.rules.kit import (
     unary,
     zeros_like,
 )
-from mindspore_hessian.rules.registry import COPIES, batching, composition, derivative, forward
+from mindspore_hessian.rules.registry import COPIES, batching, composition, derivative, expansion, forward
+from mindspore_hessian.rules.taylor import by_series, by_two_series
 
 # --- one operand ------------------------------------------------------------------------------------------------
 
@@ -262,6 +266,7 @@ forward("Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual", "Gr
 
 
 @forward("Cast")
+@straight
 @allow(0)
 def pushed_cast(prim, usual):
     """In another floating-point type; integers and bools carry nothing."""
@@ -397,7 +402,7 @@ def log1p_slopes(x, y):
     return first, -first * first
 
 
-@by_slopes("Abs")
+@by_slopes("Abs", kinked=True)
 def abs_slopes(x, y):
     """The sign."""
     return ops.sign(x)
@@ -466,6 +471,7 @@ def atanh_slopes(x, y):
 
 
 @forward("Mod", "FloorMod")
+@straight
 @allow(0)
 def pushed_remainder(prim, usual):
     """a less a multiple of b that is constant but for steps."""
@@ -475,21 +481,21 @@ def pushed_remainder(prim, usual):
     return rule
 
 
-@by_partials("Maximum")
+@by_partials("Maximum", kinked=True)
 def maximum_partials(a, b, y):
     """1 to the larger one, half to each at a tie, as `maximum_grad` has it."""
     share = (ops.cast(a > b, y.dtype) + ops.cast(a >= b, y.dtype)) / 2
     return share, 1 - share
 
 
-@by_partials("Minimum")
+@by_partials("Minimum", kinked=True)
 def minimum_partials(a, b, y):
     """1 to the smaller one, half to each at a tie."""
     share = (ops.cast(a < b, y.dtype) + ops.cast(a <= b, y.dtype)) / 2
     return share, 1 - share
 
 
-@by_slopes("ClampScalar", "ClampTensor")
+@by_slopes("ClampScalar", "ClampTensor", kinked=True)
 def clamp_slopes(x, y, lowest, highest):
     """1 where x is kept."""
     return ops.cast(x == y, x.dtype)
@@ -539,6 +545,7 @@ forward("Identity", why="it marks a stop_gradient")(without_derivative)
 
 
 @forward("Select")
+@straight
 @allow(1, 2)
 def pushed_select(prim, usual):
     """a where c, else b."""
@@ -559,6 +566,7 @@ def _parts(pair):
 
 
 @forward("MaskedFill", "MaskedFillScalar")
+@straight
 @allow(0)
 def pushed_masked_fill(prim, usual):
     """x where the mask is false, 0 for its derivatives where not."""
@@ -568,3 +576,203 @@ def pushed_masked_fill(prim, usual):
         k, dim = usual((j, 0), mask_pair, (nothing, None))
         return ((prim(v, mask_pair[0], value_pair[0]), front(k, dim), prim(l, mask_pair[0], nothing)), FORWARD)
     return rule
+
+
+# --- Taylor coefficients ----------------------------------------------------------------------------------------
+
+@expansion("Mul")
+@allow(0, 1)
+def expanded_mul(prim, usual):
+    """a b."""
+    def rule(a_pair, b_pair):
+        if b_pair[1] != SERIES:
+            return taylor.times_constant(prim, a_pair[0], b_pair[0])
+        if a_pair[1] != SERIES:
+            return taylor.times_constant(prim, b_pair[0], a_pair[0])
+        return taylor.joined(taylor.times(taylor.coefficients(a_pair), taylor.coefficients(b_pair)))
+    return rule
+
+
+@expansion("Div", "RealDiv")
+@allow(0, 1)
+def expanded_div(prim, usual):
+    """a / b."""
+    def rule(a_pair, b_pair):
+        if b_pair[1] != SERIES:
+            return taylor.times_constant(prim, a_pair[0], b_pair[0])
+        return taylor.joined(taylor.divided(taylor.coefficients(a_pair), taylor.coefficients(b_pair)))
+    return rule
+
+
+@by_series("PowTensorScalar")
+def expanded_pow_tensor_scalar(y, x, p):
+    return taylor.power(y, x, p)
+
+
+@expansion("Pow")
+@allow(0, 1)
+def expanded_pow(prim, usual):
+    """a^b, as exp(b log a) where b is carried."""
+    def rule(a_pair, b_pair):
+        a, b = taylor.coefficients(a_pair), taylor.coefficients(b_pair)
+        y = prim(a[0], b[0])
+        if len(b) == 1:
+            return taylor.joined(taylor.power(y, taylor.broadcast(a, y), b[0]))
+        base = a[0] if isinstance(a[0], Tensor) else zeros_like(b[0]) + a[0]
+        logarithm = (ops.log(base),)
+        if len(a) > 1:
+            logarithm = taylor.integrated(logarithm[0], a, taylor.inverse(a))
+        return taylor.joined(taylor.exponential(y, taylor.times(logarithm, b)))
+    return rule
+
+
+@expansion("PowScalarTensor")
+@allow(1)
+def expanded_pow_scalar(prim, usual):
+    """c^x = exp(log(c) x)."""
+    def rule(c_pair, x_pair):
+        x = taylor.coefficients(x_pair)
+        logarithm = ops.log(zeros_like(x[0]) + c_pair[0])
+        return taylor.joined(taylor.exponential(prim(c_pair[0], x[0]), taylor.times((logarithm,), x)))
+    return rule
+
+
+@by_series("Square")
+def expanded_square(y, x):
+    return taylor.squared(x)
+
+
+@by_series("Sqrt")
+def expanded_sqrt(y, x):
+    return taylor.root(y, x)
+
+
+@by_series("Rsqrt")
+def expanded_rsqrt(y, x):
+    return (y,) + taylor.inverse(taylor.root(ops.sqrt(x[0]), x))[1:]
+
+
+@by_series("Reciprocal", "Inv")
+def expanded_reciprocal(y, x):
+    return (y,) + taylor.inverse(x)[1:]
+
+
+@by_series("Exp")
+def expanded_exp(y, x):
+    return taylor.exponential(y, x)
+
+
+@by_series("Expm1")
+def expanded_expm1(y, x):
+    return (y,) + taylor.exponential(y + 1, x)[1:]
+
+
+@by_series("Log")
+def expanded_log(y, x):
+    return taylor.integrated(y, x, taylor.inverse(x))
+
+
+@by_series("Log1p")
+def expanded_log1p(y, x):
+    return taylor.integrated(y, x, taylor.inverse(taylor.shifted(x, 1)))
+
+
+@by_series("Sin")
+def expanded_sin(y, x):
+    s, _ = taylor.circular(y, ops.cos(x[0]), x, -1)
+    return s
+
+
+@by_series("Cos")
+def expanded_cos(y, x):
+    _, c = taylor.circular(ops.sin(x[0]), y, x, -1)
+    return c
+
+
+@by_series("Tan")
+def expanded_tan(y, x):
+    return taylor.by_square(y, 1 + y * y, x, 1)
+
+
+@by_series("Sinh")
+def expanded_sinh(y, x):
+    s, _ = taylor.circular(y, ops.cosh(x[0]), x, 1)
+    return s
+
+
+@by_series("Cosh")
+def expanded_cosh(y, x):
+    _, c = taylor.circular(ops.sinh(x[0]), y, x, 1)
+    return c
+
+
+def _over_root(square):
+    """1 / sqrt of a series."""
+    return taylor.inverse(taylor.root(ops.sqrt(square[0]), square))
+
+
+def _from_one(x, sign):
+    """1 - x^2, or for 1 as the sign 1 + x^2."""
+    square = taylor.squared(x)
+    return taylor.shifted(square if sign == 1 else taylor.negative(square), 1)
+
+
+@by_series("Asin", "AsinExt")
+def expanded_asin(y, x):
+    return taylor.integrated(y, x, _over_root(_from_one(x, -1)))
+
+
+@by_series("ACos", "AcosExt")
+def expanded_acos(y, x):
+    return taylor.integrated(y, taylor.negative(x), _over_root(_from_one(x, -1)))
+
+
+@by_series("Atan", "AtanExt")
+def expanded_atan(y, x):
+    return taylor.integrated(y, x, taylor.inverse(_from_one(x, 1)))
+
+
+@by_series("Asinh", "AsinhExt")
+def expanded_asinh(y, x):
+    return taylor.integrated(y, x, _over_root(_from_one(x, 1)))
+
+
+@by_series("Acosh", "AcoshExt")
+def expanded_acosh(y, x):
+    return taylor.integrated(y, x, _over_root(taylor.shifted(taylor.squared(x), -1)))
+
+
+@by_series("Atanh")
+def expanded_atanh(y, x):
+    return taylor.integrated(y, x, taylor.inverse(_from_one(x, -1)))
+
+
+@by_two_series("SquaredDifference")
+def expanded_squared_difference(y, a, b):
+    return taylor.squared(taylor.minus(a, b))
+
+
+@by_two_series("Hypot")
+def expanded_hypot(y, a, b):
+    return taylor.root(y, taylor.plus(taylor.squared(a), taylor.squared(b)))
+
+
+@by_two_series("Xlogy")
+def expanded_xlogy(y, a, b):
+    """a log b."""
+    if len(b) == 1:
+        return (y,) + taylor.times(a, (ops.log(b[0]),))[1:]
+    return (y,) + taylor.times(a, taylor.integrated(ops.log(b[0]), b, taylor.inverse(b)))[1:]
+
+
+@by_two_series("Atan2")
+def expanded_atan2(y, a, b):
+    """(b a' - a b') / (a^2 + b^2)."""
+    scale = taylor.inverse(taylor.plus(taylor.squared(a), taylor.squared(b)))
+    if len(b) == 1:
+        return taylor.integral(y, taylor.times(taylor.derivative_of(a), taylor.times(b, scale))[:len(a) - 1])
+    if len(a) == 1:
+        return taylor.integral(y, taylor.times(taylor.derivative_of(b),
+                                               taylor.negative(taylor.times(a, scale)))[:len(b) - 1])
+    slope = taylor.minus(taylor.times(taylor.derivative_of(a), b), taylor.times(taylor.derivative_of(b), a))
+    return taylor.integral(y, taylor.times(slope, scale)[:len(a) - 1])

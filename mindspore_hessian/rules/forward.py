@@ -20,9 +20,11 @@ from mindspore_hessian.rules.kit import add, aligned, broadcast_to, front, mul, 
 from mindspore_hessian.rules.registry import Getter, forward
 
 FORWARD = -7  # in the place of a batch axis: the value is a triple
+SERIES = -8  # the value is a series: see `rules.taylor`
 _MISSING = -100  # from here on down: it should have been one, but a primitive has no forward rule
 _names: list[str] = []  # of these primitives, by that number
 applied: set[str] = set()  # the primitives whose forward rules this process used
+expanded: set[str] = set()  # those whose rules for series it used
 
 _sum = ops.ReduceSum()
 
@@ -49,24 +51,31 @@ def _flat(dims):
             yield dim
 
 
+NOTHING = (-1,)  # the places that are allowed where there is no rule
+
+
 @constexpr
-def carried(dims, allowed, missing):
-    """FORWARD where a rule is to be applied, 0 where nothing is carried forward, else the mark of what is missing.
+def carried(dims, forward_places, series_places, missing):
+    """FORWARD or SERIES where such a rule is to be applied, 0 where nothing is carried forward, else the mark of what
+    is missing.
 
     Args:
         dims: of the inputs, nested like them.
-        allowed: the inputs that the rule takes carried forward; () for all.
+        forward_places, series_places: the inputs that each rule takes carried forward; () for all.
         missing: the mark of the primitive, for those that it does not take.
     """
     worst = [min([0, *(dim for dim in _flat((own,)) if dim is not None)]) for own in dims]
     if min(worst, default=0) <= _MISSING:
         return min(worst)
-    found = [place for place, dim in enumerate(worst) if dim == FORWARD]
-    if allowed and not set(found) <= set(allowed):
+    kinds = {dim for dim in worst if dim in (FORWARD, SERIES)}
+    if not kinds:
+        return 0
+    kind = kinds.pop()
+    places = forward_places if kind == FORWARD else series_places
+    if kinds or (places and not {place for place, dim in enumerate(worst) if dim} <= set(places)):
         return missing
-    if found:
-        applied.add(missing_name(missing))
-    return FORWARD if found else 0
+    (applied if kind == FORWARD else expanded).add(missing_name(missing))
+    return kind
 
 
 def dim_of(pair):
@@ -226,6 +235,14 @@ def allow(*places: int) -> Callable[[Getter], Getter]:
     return mark
 
 
+def straight(getter: Getter) -> Getter:
+    """The decorator of a getter whose rule is linear in what is carried, given the values: j may as well be the Taylor
+    coefficients of a series, which go through in the same way."""
+    getter.straight = True  # type: ignore[attr-defined]
+    return getter
+
+
+@straight
 @allow(0)
 def linear(prim, usual):
     """Linear in the first input, one tensor; one output or several."""
@@ -238,6 +255,7 @@ def linear(prim, usual):
     return rule
 
 
+@straight
 @allow(0)
 def linear_view(prim, usual):
     """The same for a view, which has a token that only its batching rule knows of."""
@@ -255,6 +273,7 @@ def linear_view(prim, usual):
     return rule
 
 
+@straight
 @allow(0)
 def shifting(prim, usual):
     """The first input plus something that carries nothing, of no larger shape."""
@@ -263,6 +282,7 @@ def shifting(prim, usual):
     return rule
 
 
+@straight
 def without_derivative(prim, usual):
     """Constant but for steps: nothing is carried on."""
     def rule(*pairs):
@@ -292,10 +312,11 @@ def elementwise(slopes: Callable) -> Callable:
     return getter
 
 
-def by_slopes(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
-    """The decorator of a formula of slopes: files the forward rule of these primitives. `row` is as of `forward`."""
+def by_slopes(*primitives: str, kinked: bool = False, **row: Any) -> Callable[[Getter], Getter]:
+    """The decorator of a formula of slopes: files the forward rule of these primitives. `row` is as of `forward`.
+    `kinked` says that f'' is 0, so that the rule is `straight`."""
     def file(formula: Getter) -> Getter:
-        forward(*primitives, **row)(elementwise(formula))
+        forward(*primitives, **row)(straight(elementwise(formula)) if kinked else elementwise(formula))
         return formula
     return file
 
@@ -320,10 +341,10 @@ def paired(out):
     return (out, FORWARD)
 
 
-def by_composition(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+def by_composition(*primitives: str, kinked: bool = False, **row: Any) -> Callable[[Getter], Getter]:
     """The decorator of such a function: files the forward rule of these primitives. `row` is as of `forward`."""
     def file(function: Getter) -> Getter:
-        forward(*primitives, **row)(composed(function))
+        forward(*primitives, **row)(straight(composed(function)) if kinked else composed(function))
         return function
     return file
 
@@ -354,6 +375,7 @@ def _zeros(x):
     return zeros_like(x) if isinstance(x, Tensor) else 0
 
 
+@straight
 @allow(0, 1)
 def sum_or_difference(prim, usual):
     """Linear in the first two inputs together, entry by entry, where they broadcast."""
@@ -412,10 +434,10 @@ def _spread_triple(a, y):
     return (a[0], spread(a[1], y), widened(a[2], y))
 
 
-def by_partials(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+def by_partials(*primitives: str, kinked: bool = False, **row: Any) -> Callable[[Getter], Getter]:
     """The decorator of a formula of partial derivatives: files the forward rule. `row` is as of `forward`."""
     def file(formula: Getter) -> Getter:
-        forward(*primitives, **row)(two_inputs(formula))
+        forward(*primitives, **row)(straight(two_inputs(formula)) if kinked else two_inputs(formula))
         return formula
     return file
 
@@ -441,6 +463,7 @@ def directions(pairs):
     return count
 
 
+@straight
 @allow(0)
 def tuple_first(prim, usual):
     """Linear in a tuple of tensors, then parameters: a concatenation, a stack, a sum."""

@@ -7,7 +7,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
-from mindspore_hessian.rules.forward import FORWARD, allow, from_end, linear
+from mindspore_hessian.rules.forward import FORWARD, allow, from_end, linear, straight
 from mindspore_hessian.rules.kit import (
     any_batched,
     apart,
@@ -312,6 +312,7 @@ forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "I
 
 
 @forward("Sort", "TopK")
+@straight
 @allow(0)
 def pushed_sort(prim, usual):
     """(values, indices): all goes where the indices say, the values too: the kernels round float64 to float32. (TopK

@@ -22,14 +22,24 @@ from mindspore.ops import PrimitiveWithInfer, constexpr, prim_attr_register
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, MissingRuleError, warn
-from mindspore_hessian.rules.forward import FORWARD, carried, dim_of, dims_of, mark_of_missing, missing_name
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    NOTHING,
+    SERIES,
+    carried,
+    dim_of,
+    dims_of,
+    mark_of_missing,
+    missing_name,
+)
 from mindspore_hessian.rules.kit import broadcast_to, primitive, tensors_of, zeros_like
 from mindspore_hessian.rules.missing import unrolled
-from mindspore_hessian.rules.registry import FORWARD_RULES, Kind
+from mindspore_hessian.rules.registry import FORWARD_RULES, TAYLOR_RULES, Kind
+from mindspore_hessian.rules.taylor import of_forward
 
 _kept: list[Callable] = []  # MindSpore knows a rule by its address: none may be freed
 _PLAIN = frozenset({"Load", "Depend", "UpdateState", "MakeTuple", "Shape", "Return", "Switch", "SwitchLayer", "Partial",
-                    "mutable", "HessianEnter", "HessianLeave"})
+                    "mutable", "HessianEnter", "HessianSeries", "HessianLeave"})
 
 
 class HessianEnter(PrimitiveWithInfer):
@@ -46,8 +56,13 @@ class HessianEnter(PrimitiveWithInfer):
         return x
 
 
+class HessianSeries(HessianEnter):
+    """x, with its Taylor coefficients j of shape (K, *x.shape): here the forward mode for series begins."""
+
+
 class HessianLeave(PrimitiveWithInfer):
-    """(value, derivatives, sum of the second derivatives) of y: here the forward mode ends.
+    """(value, derivatives, sum of the second derivatives) of y: here the forward mode ends. Of a series, the
+    derivatives are its Taylor coefficients, and the sum is nothing.
 
     Args:
         otherwise: where a primitive has no forward rule, ``otherwise(number, *given)`` gives the three in
@@ -58,7 +73,7 @@ class HessianLeave(PrimitiveWithInfer):
     @prim_attr_register
     def __init__(self):
         self.init_prim_io_names(inputs=["y", "number", "given"], outputs=["v", "j", "l"])
-        self.otherwise, self.ticket = None, 0
+        self.otherwise, self.ticket, self.of_series = None, 0, False
 
     def infer_shape(self, y, number, *given):
         return (y, y, y)
@@ -67,17 +82,17 @@ class HessianLeave(PrimitiveWithInfer):
         return (y, y, y)
 
 
-enter = HessianEnter()
+enter, enter_series = HessianEnter(), HessianSeries()
 
 
 _tickets = itertools.count(1)
 _waiting: WeakValueDictionary[int, HessianLeave] = WeakValueDictionary()  # those that MindSpore did not come to yet
 
 
-def leave(otherwise: Callable | None) -> HessianLeave:
+def leave(otherwise: Callable | None, of_series: bool = False) -> HessianLeave:
     """A `HessianLeave` of its own for one function, which is about to be compiled: the forward mode is on."""
     prim = HessianLeave()
-    prim.otherwise, prim.ticket = otherwise, next(_tickets)
+    prim.otherwise, prim.ticket, prim.of_series = otherwise, next(_tickets), of_series
     _waiting[prim.ticket] = prim
     _compat.stand_for_batching_registry(Table)
     return prim
@@ -111,31 +126,35 @@ class Table:
 def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable | None:
     """The rule of a primitive for values of both kinds; None where MindSpore has to unroll it."""
     batched = (usual or unrolled(name, {}))(prim, axis_size)
-    missing, make = mark_of_missing(name), FORWARD_RULES.get(name)
+    missing, make, expand = mark_of_missing(name), FORWARD_RULES.get(name), _of_series(name)
     if isinstance(prim, str) and _compat.takes_attributes(name):  # made in C++: its attributes are out of reach
-        make = None
+        make = expand = None
     if batched is None:
         return None
-    if make is None:
-        def refused(*pairs):
-            state = carried(dims_of(pairs), (), missing)
-            if state == 0:
-                return batched(*pairs)
-            if state == FORWARD:
-                return (0, missing)
-            return (0, state)
-        return refused
-    allowed = getattr(make, "allowed", ())
-    pushed = make(primitive(prim), batched)
+    forward_places, pushed = _made(make, prim, batched)
+    series_places, expanded = _made(expand, prim, batched)
 
     def rule(*pairs):
-        state = carried(dims_of(pairs), allowed, missing)
+        state = carried(dims_of(pairs), forward_places, series_places, missing)
         if state == 0:
             return batched(*pairs)
         if state == FORWARD:
             return pushed(*pairs)
+        if state == SERIES:
+            return expanded(*pairs)
         return (0, state)
     return rule
+
+
+def _of_series(name: str) -> Callable | None:
+    """The getter of a primitive's rule for series: its own, or made of a forward rule that is straight."""
+    own, make = TAYLOR_RULES.get(name), FORWARD_RULES.get(name)
+    return of_forward(make) if own is None and make is not None and getattr(make, "straight", False) else own
+
+
+def _made(make: Callable | None, prim, batched: Callable) -> tuple[tuple[int, ...], Callable]:
+    """The inputs that a rule takes carried forward, and the rule."""
+    return (NOTHING, batched) if make is None else (getattr(make, "allowed", ()), make(primitive(prim), batched))
 
 
 def _item(prim, axis_size):
@@ -163,7 +182,7 @@ _end = Kind("end", _compat.batching_registry, "the forward mode begins or ends t
 
 def without_rule(error: BaseException) -> str:
     """The primitive that an error of a forward pass names; "" for none."""
-    found = re.match(r"primitive (\w+) has no forward rule", str(error))
+    found = re.match(r"primitive (\w+) has no (forward|Taylor) rule", str(error))
     return found[1] if found else ""
 
 
@@ -173,17 +192,27 @@ def missing_text(what: str, name: str) -> str:
             f"the time. Supply one: mindspore_hessian.rules.register_forward({name!r}, getter).")
 
 
+def _refused(name: str) -> MissingRuleError:
+    return MissingRuleError(f"primitive {name} has no forward rule. Use mode='reverse', write the function with "
+                            "another operation, or supply the rule: "
+                            f"mindspore_hessian.rules.register_forward({name!r}, getter).")
+
+
+def _refused_series(name: str) -> MissingRuleError:
+    return MissingRuleError(f"primitive {name} has no Taylor rule. Write the function with another operation, nest "
+                            "gradients (mindspore.grad), or supply the rule: "
+                            f"mindspore_hessian.rules.register_taylor({name!r}, getter).")
+
+
 @constexpr
-def _went_through(ticket, dim, refuse):
+def _went_through(ticket, dim, refuse, of_series):
     """Whether the function went through in forward mode, which is off where this was the last one."""
     _waiting.pop(ticket, None)
     if not _waiting:
         _compat.restore_batching_registry()
     name = missing_name(dim or 0)
     if name and refuse:
-        raise MissingRuleError(f"primitive {name} has no forward rule. Use mode='reverse', write the function with "
-                               "another operation, or supply the rule: "
-                               f"mindspore_hessian.rules.register_forward({name!r}, getter).")
+        raise _refused_series(name) if of_series else _refused(name)
     if name:
         warn(missing_text("laplacian", name), FallbackWarning)
     return not name
@@ -198,13 +227,25 @@ def batched_enter(prim, axis_size):
     return rule
 
 
+@_end("HessianSeries")
+def batched_series(prim, axis_size):
+    """The series of x."""
+    def rule(x_pair, c_pair):
+        return ((x_pair[0], c_pair[0]), SERIES)
+    _kept.append(rule)
+    return rule
+
+
 @_end("HessianLeave")
 def batched_leave(prim, axis_size):
     """The three parts, with an axis in front."""
-    otherwise, ticket = prim.otherwise, prim.ticket
+    otherwise, ticket, of_series = prim.otherwise, prim.ticket, prim.of_series
 
     def rule(y_pair, number_pair, *given_pairs):
-        if _went_through(ticket, dim_of(y_pair), otherwise is None):
+        if _went_through(ticket, dim_of(y_pair), otherwise is None, of_series):
+            if y_pair[1] == SERIES:
+                y, c = y_pair[0]
+                return _outputs(y, ops.cast(c, y.dtype), zeros_like(y))
             if y_pair[1] == FORWARD:
                 v, j, l = y_pair[0]  # noqa: E741
                 return _outputs(v, ops.cast(j, v.dtype), ops.cast(l, v.dtype))

@@ -10,7 +10,8 @@ from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, linear, product
 from mindspore_hessian.rules.kit import attributes_of, filled, leading, reshape, two_along
-from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
+from mindspore_hessian.rules.taylor import bilinear
 
 # --- inverses and Cholesky factors ------------------------------------------------------------------------------
 
@@ -268,3 +269,8 @@ def pushed_log_determinant(prim, usual):
         j, l = _of_determinant(x_pair[0])  # noqa: E741
         return (sign, None), ((y, j, l), FORWARD)
     return rule
+
+
+# --- Taylor coefficients ----------------------------------------------------------------------------------------
+
+expansion("Cross", "Ger")(bilinear)

@@ -12,7 +12,7 @@ from math import prod
 from mindspore import ops
 from mindspore.ops import constexpr
 
-from mindspore_hessian.rules.forward import FORWARD, allow, product, shifting
+from mindspore_hessian.rules.forward import FORWARD, allow, product, shifting, straight
 from mindspore_hessian.rules.kit import (
     aligned,
     batch_first,
@@ -25,7 +25,8 @@ from mindspore_hessian.rules.kit import (
     transpose,
     values,
 )
-from mindspore_hessian.rules.registry import COPIES, batching, derivative, forward
+from mindspore_hessian.rules.registry import COPIES, batching, derivative, expansion, forward
+from mindspore_hessian.rules.taylor import bilinear
 
 
 def _broadcast(one, two):
@@ -280,6 +281,7 @@ forward("BiasAdd")(shifting)
 
 
 @forward("Dense")
+@straight
 @allow(0)
 def pushed_dense(prim, usual):
     """x w^T + b, b for the value alone."""
@@ -288,3 +290,8 @@ def pushed_dense(prim, usual):
         k, dim = usual((j, 0), w_pair, (None, None))
         return ((prim(v, w_pair[0], b_pair[0]), front(k, dim), prim(l, w_pair[0], None)), FORWARD)
     return rule
+
+
+# --- Taylor coefficients ----------------------------------------------------------------------------------------
+
+expansion("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Mv", "Dot", "Outer")(bilinear)

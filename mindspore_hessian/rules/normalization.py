@@ -7,6 +7,7 @@ from mindspore import Tensor, mutable, nn, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import FORWARD, allow, averaged, minus, rsqrt, scaled, times
 from mindspore_hessian.rules.kit import (
@@ -28,7 +29,7 @@ from mindspore_hessian.rules.kit import (
     unpaired,
     values,
 )
-from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, batching, derivative, forward
+from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, batching, derivative, expansion, forward
 
 # --- layer norm -------------------------------------------------------------------------------------------------
 # MindSpore's kernel of the second backward takes epsilon for 0 and refuses float64 and constant rows: here is the
@@ -331,4 +332,22 @@ def pushed_layer_norm(prim, usual):
         variance = averaged(times(centred, centred), axes)
         y = scaled(times(centred, rsqrt((variance[0] + eps_pair[0], variance[1], variance[2]))), g_pair[0])
         return ((y[0] + b_pair[0], y[1], y[2]), FORWARD), (mean, FORWARD), (variance, FORWARD)
+    return rule
+
+
+# --- Taylor coefficients ----------------------------------------------------------------------------------------
+
+@expansion("LayerNorm")
+@allow(0)
+def expanded_layer_norm(prim, usual):
+    """(y, mean, variance), as a composition."""
+    def rule(x_pair, g_pair, b_pair, begin_pair, parameters_pair, eps_pair):
+        x = taylor.coefficients(x_pair)
+        axes = _last_axes(begin_pair[0], x[0].ndim)
+        mean = taylor.averaged(x, axes)
+        centred = taylor.minus(x, mean)
+        variance = taylor.averaged(taylor.squared(centred), axes)
+        square = taylor.shifted(variance, eps_pair[0])
+        y = taylor.scaled(taylor.divided(centred, taylor.root(ops.sqrt(square[0]), square)), g_pair[0])
+        return taylor.joined(taylor.shifted(y, b_pair[0])), taylor.joined(mean), taylor.joined(variance)
     return rule

@@ -7,9 +7,10 @@ from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian._errors import MissingRuleError
+from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.elementwise import logaddexp
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, from_end, linear
+from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, from_end, linear, straight
 from mindspore_hessian.rules.kit import (
     along_axis,
     attributes_of,
@@ -23,6 +24,7 @@ from mindspore_hessian.rules.kit import (
     unpaired,
 )
 from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, REWRITTEN, batching, composition, derivative, forward
+from mindspore_hessian.rules.taylor import by_series
 
 # --- sums -------------------------------------------------------------------------------------------------------
 
@@ -289,6 +291,7 @@ forward("SumExt", "MeanExt", "CumSum", "CumsumExt")(linear)
 
 
 @forward("ReduceSum", "ReduceMean")
+@straight
 @allow(0)
 def pushed_reduction(prim, usual):
     """Linear; MindSpore's batching rule fails for a number."""
@@ -306,7 +309,7 @@ def _weighed(a, weights, y, axis, keep_dims):
     return (y, (a[1] * weights).sum(axis, keepdims=keep_dims), (a[2] * weights).sum(axis, keepdims=keep_dims))
 
 
-@by_composition("ReduceMax", "ReduceMin", "AMax", "AMin")
+@by_composition("ReduceMax", "ReduceMin", "AMax", "AMin", kinked=True)
 def pushed_extreme(prim, a, axis=(), keep_dims=False):
     """Equal ones share what comes through."""
     axis, y = from_end(axis, a[0].ndim), prim(a[0], axis, keep_dims)
@@ -314,7 +317,7 @@ def pushed_extreme(prim, a, axis=(), keep_dims=False):
     return _weighed(a, equal / equal.sum(axis, keepdims=True), y, axis, keep_dims)
 
 
-@by_composition("Max", "Min")
+@by_composition("Max", "Min", kinked=True)
 def pushed_extreme_of_all(prim, a):
     """The same over all axes."""
     y = prim(a[0])
@@ -337,6 +340,7 @@ def _counted(shape, axis):
 
 
 @forward("ArgMaxWithValue", "ArgMinWithValue")
+@straight
 @allow(0)
 def pushed_index_with_extreme(prim, usual):
     """(indices, values): the derivative goes where the index points."""
@@ -347,6 +351,7 @@ def pushed_index_with_extreme(prim, usual):
 
 
 @forward("MaxDim", "MinDim")
+@straight
 @allow(0)
 def pushed_extreme_along(prim, usual):
     """(values, indices), likewise."""
@@ -375,3 +380,22 @@ def pushed_norm(prim, a, p, axis, keep_dims, *others):
     j = (a[1] * a[0]).sum(axis, keepdims=keep_dims) / y
     inner = (a[2] * a[0] + (a[1] * a[1]).sum(0)).sum(axis, keepdims=keep_dims)
     return (y, j, (inner - (j * j).sum(0)) / y)
+
+
+# --- Taylor coefficients ----------------------------------------------------------------------------------------
+
+@by_series("LogSumExp")
+def expanded_logsumexp(y, x, axis, keep_dims):
+    """The logarithm of sum exp(x - y), whose value is 1."""
+    axis = from_end(axis, x[0].ndim)
+    grown = taylor.exponential(ops.exp(x[0] - reshape(y, _kept(x[0].shape, axis))), x)
+    total = taylor.summed(grown, axis, keep_dims)
+    return taylor.integrated(y, total, taylor.inverse(total))
+
+
+@by_series("LpNormV2", "Norm")
+def expanded_norm(y, x, p, axis, keep_dims, *others):
+    """The root of a sum of squares."""
+    if p != 2:
+        raise MissingRuleError("a norm has a Taylor rule for p = 2 only")
+    return taylor.root(y, taylor.summed(taylor.squared(x), from_end(axis, x[0].ndim), keep_dims))

@@ -105,6 +105,9 @@ composition = Kind("composition", _compat.composition_registry, "MindSpore's can
 FORWARD_RULES: dict[str, Callable] = {}  # MindSpore has none: `rules.interpreter` puts these in its place
 # getter(prim, usual) returns rule(*pairs): see `rules.forward`
 forward = Kind("forward", lambda: FORWARD_RULES, "value, derivatives and Laplacian in one forward pass")
+TAYLOR_RULES: dict[str, Callable] = {}  # the same for series, where the forward rule is not right for these too
+# getter(prim, usual) returns rule(*pairs): see `rules.taylor`
+expansion = Kind("taylor", lambda: TAYLOR_RULES, "Taylor coefficients in one forward pass")
 
 
 # --- MindSpore's registries -------------------------------------------------------------------------------------
@@ -325,3 +328,30 @@ def register_forward(primitive: str, getter: Callable, why: str = "", replaces: 
     """
     _check_rule(primitive, getter, why, replaces)
     _register(Rule(forward, primitive, getter, why or "registered by the user", replaces))
+
+
+def register_taylor(primitive: str, getter: Callable, why: str = "", replaces: bool = False) -> None:
+    """Supply the Taylor rule of a primitive: how the coefficients of a series go through it, for `jet`.
+
+    What is linear needs none: its forward rule does.
+
+    Args:
+        primitive: MindSpore's name of it.
+        getter: ``getter(prim, usual)`` returns ``rule(*pairs)``, as `mindspore_hessian.rules.taylor` has it.
+            ``of_one(function)`` makes one of ``function(y, x, *options)``, which takes the value and the coefficients
+            (x_0, x_1, ...), and returns those of the result.
+        why: a sentence shown by `status`.
+        replaces: the rule takes the place of one that is there.
+
+    Supported Platforms:
+        ``Ascend`` ``GPU`` ``CPU``
+
+    Examples:
+        >>> from mindspore_hessian import rules
+        >>> from mindspore_hessian.rules.taylor import of_one, squared, times
+        >>> def cube(y, x):
+        ...     return times(squared(x), x)
+        >>> rules.register_taylor("MyCube", of_one(cube))
+    """
+    _check_rule(primitive, getter, why, replaces)
+    _register(Rule(expansion, primitive, getter, why or "registered by the user", replaces))

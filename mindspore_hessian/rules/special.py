@@ -10,6 +10,7 @@ import math
 from mindspore import Tensor, float64, int32, ops
 from mindspore.ops import constexpr
 
+from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.forward import by_slopes
 from mindspore_hessian.rules.kit import (
     abs_,
@@ -26,6 +27,7 @@ from mindspore_hessian.rules.kit import (
     zeros_like,
 )
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+from mindspore_hessian.rules.taylor import by_series
 
 # --- the gamma function and its like ----------------------------------------------------------------------------
 
@@ -157,3 +159,28 @@ def erfinv_slopes(x, y):
 def lgamma_slopes(x, y):
     """digamma and trigamma."""
     return ops.digamma(x), ops.polygamma(Tensor(1, int32), x)
+
+
+# --- Taylor coefficients ----------------------------------------------------------------------------------------
+
+@constexpr
+def _slope_at_0(sign, dtype):
+    """2 / sqrt(pi)."""
+    return Tensor(sign * 2 / math.sqrt(math.pi), dtype)
+
+
+def _bell(y, x, sign):
+    """y whose derivative is sign 2 / sqrt(pi) exp(-x^2) x'."""
+    square = taylor.negative(taylor.squared(x))
+    slope = taylor.exponential(ops.exp(square[0]) * _slope_at_0(sign, y.dtype), square)
+    return taylor.integrated(y, x, slope)
+
+
+@by_series("Erf")
+def expanded_erf(y, x):
+    return _bell(y, x, 1)
+
+
+@by_series("Erfc")
+def expanded_erfc(y, x):
+    return _bell(y, x, -1)

@@ -40,14 +40,16 @@ def over_samples(f: Callable, axes: Axes) -> Callable:
     return f if axes is None else vmap(f, axes if len(axes) > 1 else axes[0])
 
 
-def push(f, pos, axes, otherwise):
+def push(f, pos, axes, otherwise, of_series=False):
     """``p(xs, js)``: for each output of `f` the triple (value, derivatives along js, sum of second derivatives).
 
     js has a Tensor (D, *x.shape) for each differentiated position; with `axes`, `f` is of one sample, and xs and js
     hold all of them. Where a primitive has no forward rule, ``otherwise(number of the output, *xs, *js)`` gives the
-    triple; where that is None, the pass ends with a `MissingRuleError`.
+    triple; where that is None, the pass ends with a `MissingRuleError`. `of_series`: js are Taylor coefficients, and
+    come out in the place of the derivatives.
     """
-    points, leave, enter = over_samples(f, axes), interpreter.leave(otherwise), interpreter.enter
+    points, leave = over_samples(f, axes), interpreter.leave(otherwise, of_series)
+    enter = interpreter.enter_series if of_series else interpreter.enter
     own = tuple(pos.index(place) if place in pos else -1 for place in range(max(pos) + 1))  # they come in any order
 
     def one(xs, js):
@@ -369,7 +371,7 @@ _unable: OrderedDict[tuple, tuple[str, Any]] = OrderedDict()  # calls without a 
 _REMEMBERED = 256
 
 
-def _known_as(point: Point, options: tuple) -> tuple:
+def known_as(point: Point, options: tuple) -> tuple:
     leaves = tuple((leaf.shape, leaf.dtype) for leaf in point.call.leaves)
     return point.call.template, leaves, point.call.captures().token, point.space.key, options
 
@@ -410,7 +412,7 @@ def goes_forward(what: str, point: Point, mode: str) -> bool:
 
 def known_unable(point: Point, options: tuple) -> bool:
     """Whether this call was seen to need a forward rule that is missing."""
-    return _known_as(point, options) in _unable
+    return known_as(point, options) in _unable
 
 
 def _finite(value: Any) -> bool:
@@ -427,7 +429,7 @@ def first_choice(name: str, point: Point, mode: str, options: tuple, forwards: C
     """
     if mode == "reverse":
         return backwards()
-    key = _known_as(point, options)
+    key = known_as(point, options)
     if mode == "auto" and key in _unable:
         return backwards()
     try:

@@ -1,14 +1,17 @@
-"""The Jacobian, in the dtype of the input, a reverse pass for each output in one batch."""
+"""The Jacobian, in the dtype of the input: a reverse pass for each output entry, or one forward pass."""
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+
+from mindspore import ops
 
 from mindspore_hessian.arguments import check_choice
 from mindspore_hessian.core.program import Builder, Function, Point, Program, check_chunk, check_transform
 from mindspore_hessian.core.space import FIRST, Space, several_weights
 from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import blocks
+from mindspore_hessian.transforms import forward as passes
 from mindspore_hessian.transforms.chunks import batched_or_loop, jacobian_in_chunks
 from mindspore_hessian.typing import JacobianMode, Positions, Weights
 
@@ -22,6 +25,35 @@ def _kernel(matrix: Callable) -> Builder:
 _MATRICES = {"auto": blocks.jacobian_reverse, "rev": blocks.jacobian_reverse, "fwd": blocks.jacobian_forward}
 _PROGRAMS = {mode: Program("jacobian", _kernel(matrix), (mode,)) for mode, matrix in _MATRICES.items()}
 
+_CAST, _RESHAPE = ops.Cast(), ops.Reshape()
+
+
+def _by_forward(function: Function, space: Space) -> Callable:
+    """One forward pass along the unit directions of all inputs; the result as of `blocks.jacobian_reverse`."""
+    pushed, make = passes.push(function.value, space.positions, None, None), passes.seeds(space, None, None)
+    plan = tuple(zip(space.sizes, space.shapes, space.dtypes, strict=True))
+
+    def cut(j):
+        shape, lines = j.shape[1:], ops.transpose(_RESHAPE(j, (j.shape[0], -1)), (1, 0))
+        out, start = (), 0
+        for size, own, dtype in plan:
+            out = out + (_CAST(_RESHAPE(blocks.cut(lines, 1, start, size), shape + own), dtype),)
+            start = start + size
+        return out
+
+    def matrix(*xs):
+        out = pushed(xs, make(xs))
+        if isinstance(out[0], tuple):
+            several = ()
+            for item in out:
+                several = several + (cut(item[1]),)
+            return several
+        return cut(out[1])
+    return matrix
+
+
+_FORWARD = Program("jacobian", _by_forward, ("pushed",))
+
 
 @makes
 def jacobian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: bool = False, *,
@@ -34,8 +66,10 @@ def jacobian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: 
     Args:
         fn: any callable that returns a Tensor of any shape, or a tuple of Tensors.
         grad_position, has_aux, weights: as `hessian`.
-        mode: ``"rev"`` (a reverse pass for each output entry), ``"fwd"`` (a forward product for each input entry,
-            three gradients each: better only where inputs are far fewer), or ``"auto"``, which is ``"rev"``.
+        mode: ``"rev"`` (a reverse pass for each output entry); ``"fwd"``, one forward pass that carries the derivatives
+            by every input entry, better where inputs are fewer than outputs (where a primitive has no forward rule,
+            with a warning, and over weights: a product of three gradients for each entry); or ``"auto"``, which is
+            ``"rev"``. Inside your own graph it is ``"rev"``.
         chunk_size: with ``"auto"`` or ``"rev"``, so many output entries at a time.
 
     Returns:
@@ -72,7 +106,13 @@ def jacobian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: 
         def batched() -> tuple[Any, Any]:
             return _PROGRAMS[mode].run(point) if chunk_size is None else jacobian_in_chunks(point, chunk_size)
 
-        def run() -> tuple[Any, Any]:
+        def by_products() -> tuple[Any, Any]:
             return batched_or_loop("jacobian", batched, lambda: jacobian_in_chunks(point, 1, batched=False))
+
+        def run() -> tuple[Any, Any]:
+            if mode != "fwd" or point.space.weights:
+                return by_products()
+            return passes.first_choice("jacobian", point, "auto", ("jacobian",), lambda: _FORWARD.run(point),
+                                       by_products)
         return Evaluation(point, _PROGRAMS["rev"], pack=blocks.packed(point.space.form == "one", 1), run=run)
     return derived("jac_fn", fn, evaluate)

@@ -1,0 +1,423 @@
+"""What Taylor rules are made of: series, their arithmetic, and the shared kinds of rules.
+
+A series is a pair (v, c): a value v, and the Taylor coefficients c of shape (K, *v.shape) that follow it, c[k - 1] the
+derivative of order k divided by k!. MindSpore's vmap pass hands it on as ((v, c), SERIES), as it does the triples of
+`rules.forward`. Where a forward rule is `straight`, it is the rule for coefficients too: `of_forward`. Others are made
+of functions of coefficients (x_0, x_1, ..., x_K), a tuple of tensors; one that is constant is (x_0,).
+
+Only integers are written as numbers: MindSpore rounds other constants to float32.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mindspore import Tensor, ops
+from mindspore.ops import constexpr
+
+from mindspore_hessian.rules.forward import FORWARD, SERIES, allow, options_of, widened
+from mindspore_hessian.rules.kit import add, aligned, front, mul, ones_like, reshape, sigmoid, sub, zeros_like
+from mindspore_hessian.rules.registry import Getter, expansion
+
+_div, _neg, _concat, _exp = ops.Div(), ops.Neg(), ops.Concat(), ops.Exp()
+
+
+# --- between tensors and tuples ---------------------------------------------------------------------------------
+
+def split(v, c):
+    """(v, c_1, ..., c_K)."""
+    count = c.shape[0]
+    if count == 1:
+        return (v, reshape(c, v.shape))
+    out = (v,)
+    for one in ops.Split(0, count)(c):  # one kernel, whose derivative is one too
+        out = out + (reshape(one, v.shape),)
+    return out
+
+
+def coefficients(pair):
+    """Those of a pair; of what is constant, itself alone."""
+    if pair[1] == SERIES:
+        return split(pair[0][0], pair[0][1])
+    return (pair[0],)
+
+
+def joined(y):
+    """Coefficients as a pair again."""
+    lines = ()
+    for one in y[1:]:
+        lines = lines + (reshape(one, (1,) + one.shape),)
+    if len(lines) == 1:
+        return ((y[0], lines[0]), SERIES)
+    return ((y[0], _concat(lines)), SERIES)  # (Stack is fifty times slower)
+
+
+# --- arithmetic of coefficients ---------------------------------------------------------------------------------
+
+@constexpr
+def quotient_of(one, two, dtype):
+    """A fraction, to all digits."""
+    return Tensor(one / two, dtype)
+
+
+def over(x, k):
+    """x / k, for an integer k."""
+    return x if k == 1 else mul(x, quotient_of(1, k, x.dtype))
+
+
+def fold(x, k):
+    """k x, for an integer k. (As a number, it would be cast anew at every run.)"""
+    return x if k == 1 else mul(x, quotient_of(k, 1, x.dtype))
+
+
+def at(a, b, n):
+    """Coefficient n of a b."""
+    low, high = max(0, n - len(b) + 1), min(n, len(a) - 1)
+    total = mul(a[low], b[n - low])
+    for i in range(low + 1, high + 1):
+        total = add(total, mul(a[i], b[n - i]))
+    return total
+
+
+def square_at(a, n, first=0, sign=1):
+    """Coefficient n of a^2 times a sign, but for terms with one of the `first` coefficients; None where nothing is
+    left."""
+    total = None
+    for i in range(first, (n + 1) // 2):
+        term = mul(a[i], a[n - i])
+        total = term if total is None else add(total, term)
+    if total is not None:
+        total = fold(total, 2 * sign)
+    if n % 2 == 0 and n // 2 >= first:
+        middle = mul(a[n // 2], a[n // 2])
+        if total is None:
+            return fold(middle, sign)
+        total = add(total, middle) if sign == 1 else sub(total, middle)
+    return total
+
+
+def times(a, b):
+    """a b."""
+    out = ()
+    for n in range(max(len(a), len(b))):
+        out = out + (at(a, b, n),)
+    return out
+
+
+def squared(a):
+    """a^2."""
+    out = ()
+    for n in range(len(a)):
+        out = out + (square_at(a, n),)
+    return out
+
+
+def scaled(a, c):
+    """a times a tensor, or an integer."""
+    out = ()
+    for one in a:
+        out = out + (mul(one, c),)
+    return out
+
+
+def shifted(a, c):
+    """a + c."""
+    return (add(a[0], c),) + a[1:]
+
+
+def negative(a):
+    """-a."""
+    out = ()
+    for one in a:
+        out = out + (_neg(one),)
+    return out
+
+
+def plus(a, b):
+    """a + b, of which either may be the longer one."""
+    out = ()
+    for n in range(max(len(a), len(b))):
+        if n >= len(a):
+            out = out + (b[n],)
+        elif n >= len(b):
+            out = out + (a[n],)
+        else:
+            out = out + (add(a[n], b[n]),)
+    return out
+
+
+def minus(a, b):
+    """a - b."""
+    return plus(a, negative(b))
+
+
+def divided(a, b):
+    """a / b."""
+    y = (_div(a[0], b[0]),)
+    for n in range(1, max(len(a), len(b))):
+        if len(b) == 1:
+            rest = a[n]
+        else:
+            rest = at(b[1:], y, n - 1)
+            rest = sub(a[n], rest) if n < len(a) else _neg(rest)
+        y = y + (_div(rest, b[0]),)
+    return y
+
+
+def inverse(a):
+    """1 / a."""
+    return divided((ones_like(a[0]),), a)
+
+
+def derivative_of(a):
+    """(a_1, 2 a_2, 3 a_3, ...)."""
+    out = (a[1],)
+    for k in range(2, len(a)):
+        out = out + (fold(a[k], k),)
+    return out
+
+
+def integral(y, d):
+    """The series with the value y and the derivative d; what is d_K comes after the end."""
+    out = (y,)
+    for k in range(len(d)):
+        out = out + (over(d[k], k + 1),)
+    return out
+
+
+def integrated(y, x, slope):
+    """f(x), whose value is y and whose f'(x) is the series `slope`."""
+    d, out = derivative_of(x), (y,)
+    for k in range(1, len(x)):
+        out = out + (over(at(d, slope, k - 1), k),)
+    return out
+
+
+def exponential(y, x):
+    """exp(x), whose value is y: k y_k = sum_j j x_j y_{k-j}."""
+    d, out = derivative_of(x), (y,)
+    for k in range(1, len(x)):
+        out = out + (over(at(d, out, k - 1), k),)
+    return out
+
+
+def root(y, x):
+    """sqrt(x), whose value is y: 2 y_0 y_k = x_k - sum of y_i y_{k-i} with neither index 0."""
+    out, twice = (y,), add(y, y)
+    for k in range(1, len(x)):
+        rest = square_at(out + (y,), k, 1)
+        out = out + (_div(x[k] if rest is None else sub(x[k], rest), twice),)
+    return out
+
+
+def circular(s, c, x, sign):
+    """(s, c) with s' = c x', c' = sign s x': sine and cosine for -1, the hyperbolic ones for 1."""
+    d, ss, cs = derivative_of(x), (s,), (c,)
+    for k in range(1, len(x)):
+        one, two = at(d, cs, k - 1), at(d, ss, k - 1)
+        ss, cs = ss + (over(one, k),), cs + (over(two if sign == 1 else _neg(two), k),)
+    return ss, cs
+
+
+def by_square(y, slope, x, sign):
+    """y with y' = u x', u = c + sign y^2; `slope` is the value of u."""
+    d, out, u = derivative_of(x), (y,), (slope,)
+    for k in range(1, len(x)):
+        out = out + (over(at(d, u, k - 1), k),)
+        if k + 1 < len(x):
+            u = u + (square_at(out, k, 0, sign),)
+    return out
+
+
+def logistic(y, x):
+    """sigmoid(x), whose value is y: y' = (y - y^2) x'."""
+    d, out, u = derivative_of(x), (y,), (mul(y, sub(1, y)),)
+    for k in range(1, len(x)):
+        out = out + (over(at(d, u, k - 1), k),)
+        if k + 1 < len(x):
+            u = u + (sub(out[k], square_at(out, k)),)
+    return out
+
+
+def hyperbolic_tangent(y, x):
+    """tanh(x), whose value is y; in float32 from the sigmoid, which is exact to more digits."""
+    if x[0].dtype == y.dtype and str(x[0].dtype) != "Float64":
+        s = sigmoid(add(x[0], x[0]))
+        fine = by_square(sub(add(s, s), 1), mul(mul(s, sub(1, s)), 4), x, -1)
+        return (y,) + fine[1:]
+    return by_square(y, sub(1, mul(y, y)), x, -1)
+
+
+@constexpr
+def _bits(p):
+    """The binary digits of a whole power after the first; None where there are none, or the power is large."""
+    if isinstance(p, int | float) and not isinstance(p, bool) and p == int(p) and 1 <= p <= 64:
+        return tuple(int(digit) for digit in bin(int(p))[3:])
+    return None
+
+
+def power(y, x, p):
+    """x^p, whose value is y, for a number or a constant tensor p: by products where p is a small whole number, so
+    that x may be 0; else by k x_0 y_k = sum_j (p j - (k - j)) x_j y_{k-j}."""
+    if not isinstance(p, Tensor):
+        if p == 0:
+            return (y,) + scaled(x[1:], 0)
+        bits = _bits(p)
+        if bits is not None:
+            out = x
+            for bit in bits:
+                out = squared(out)
+                if bit == 1:
+                    out = times(out, x)
+            return (y,) + out[1:]
+    d, out = derivative_of(x), (y,)
+    for k in range(1, len(x)):
+        one, two = at(d, out, k - 1), at(x[1:], out, k - 1)
+        rest = add(mul(one, p), sub(one, fold(two, k)))
+        out = out + (over(_div(rest, x[0]), k),)
+    return out
+
+
+def summed(a, axes, keep_dims):
+    """The sum over axes counted from the end."""
+    out = ()
+    for one in a:
+        out = out + (one.sum(axes, keepdims=keep_dims),)
+    return out
+
+
+def averaged(a, axes):
+    """The mean over axes counted from the end, which stay."""
+    out = ()
+    for one in a:
+        out = out + (one.mean(axes, True),)
+    return out
+
+
+def broadcast(a, y):
+    """a in the shape of y."""
+    out = ()
+    for one in a:
+        out = out + (widened(one, y),)
+    return out
+
+
+def selected(condition, a, b):
+    """a where that holds, else b."""
+    out = ()
+    for n in range(len(a)):
+        out = out + (ops.where(condition, a[n], b[n]),)
+    return out
+
+
+# --- kinds of rules ---------------------------------------------------------------------------------------------
+
+def _is_pair(value):
+    return len(value) == 2 and (value[1] is None or isinstance(value[1], int))
+
+
+def _triple(pair):
+    """A pair as a forward rule takes it; the tuple of pairs of a tuple of inputs likewise."""
+    if not isinstance(pair, tuple):  # the token of a view
+        return pair
+    if _is_pair(pair):
+        if pair[1] == SERIES:
+            return ((pair[0][0], pair[0][1], zeros_like(pair[0][0])), FORWARD)
+        return pair
+    out = ()
+    for one in pair:
+        out = out + (_triple(one),)
+    return out
+
+
+def _series(pair):
+    if pair[1] == FORWARD:
+        return ((pair[0][0], pair[0][1]), SERIES)
+    return pair
+
+
+def of_forward(getter: Callable) -> Callable:
+    """The rule for series of a forward rule that is `straight`: coefficients go through as derivatives do."""
+    @allow(*getattr(getter, "allowed", ()))
+    def made(prim, usual):
+        pushed = getter(prim, usual)
+
+        def rule(*pairs):
+            given = ()
+            for pair in pairs:
+                given = given + (_triple(pair),)
+            out = pushed(*given)
+            if _is_pair(out):
+                return _series(out)
+            outs = ()
+            for one in out:
+                outs = outs + (_series(one),)
+            return outs
+        return rule
+    return made
+
+
+def of_one(function: Callable) -> Callable:
+    """One tensor: ``function(y, x, *options)`` gives the coefficients of the result, of which y is the value."""
+    @allow(0)
+    def getter(prim, usual):
+        def rule(x_pair, *rest):
+            x, options = coefficients(x_pair), options_of(rest)
+            return joined(function(prim(x[0], *options), x, *options))
+        return rule
+    return getter
+
+
+def of_two(function: Callable) -> Callable:
+    """Two tensors, at least one of them a series: ``function(y, a, b)`` gives the coefficients of the result."""
+    @allow(0, 1)
+    def getter(prim, usual):
+        def rule(a_pair, b_pair):
+            a, b = coefficients(a_pair), coefficients(b_pair)
+            return joined(function(prim(a[0], b[0]), a, b))
+        return rule
+    return getter
+
+
+def by_series(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+    """The decorator of a function as of `of_one`: files the Taylor rule of these primitives."""
+    def file(function: Getter) -> Getter:
+        expansion(*primitives, **row)(of_one(function))
+        return function
+    return file
+
+
+def by_two_series(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+    """The decorator of a function as of `of_two`: files the Taylor rule of these primitives."""
+    def file(function: Getter) -> Getter:
+        expansion(*primitives, **row)(of_two(function))
+        return function
+    return file
+
+
+@allow(0, 1)
+def bilinear(prim, usual):
+    """Linear in each of the first two inputs: a matrix product, a convolution."""
+    def rule(a_pair, b_pair, *rest):
+        options = options_of(rest)
+        if b_pair[1] != SERIES:
+            c, dim = usual((a_pair[0][1], 0), b_pair, *rest)
+            return ((prim(a_pair[0][0], b_pair[0], *options), front(c, dim)), SERIES)
+        if a_pair[1] != SERIES:
+            c, dim = usual(a_pair, (b_pair[0][1], 0), *rest)
+            return ((prim(a_pair[0], b_pair[0][0], *options), front(c, dim)), SERIES)
+        a, b = coefficients(a_pair), coefficients(b_pair)
+        out = ()
+        for n in range(len(a)):
+            total = prim(a[0], b[n], *options)
+            for i in range(1, n + 1):
+                total = add(total, prim(a[i], b[n - i], *options))
+            out = out + (total,)
+        return joined(out)
+    return rule
+
+
+def times_constant(prim, a, b):
+    """The series a times a constant, or divided by it."""
+    y = prim(a[0], b)
+    return ((y, prim(aligned(a[1], 0, y.ndim) if isinstance(b, Tensor) else a[1], b)), SERIES)
