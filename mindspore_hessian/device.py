@@ -85,15 +85,23 @@ def limit_instructions() -> None:
         _cpu.update(isa="AVX2", wish="open")
 
 
+_SLOW = ("convolutions run about 100 times slower than they can on this CPU: MindSpore had run a kernel before "
+         "mindspore_hessian was imported. Import it first, in a new process (in a notebook: restart the kernel), or "
+         "set ONEDNN_MAX_CPU_ISA=AVX2 before Python starts.")
+
+
 def settle_instructions(convolutions: bool) -> None:
     """As a graph was compiled: whether the wish was heard, and one warning where it came too late for convolutions."""
     if _cpu["wish"] == "open":
         _cpu.update({"isa": "AVX2", "wish": "none"} if _compat.wish_was_heard() else {"isa": "ALL", "wish": "late"})
     if _cpu["wish"] == "late" and convolutions:
-        _cpu["wish"] = "none"
-        warn("convolutions run about 100 times slower than they can on this CPU: MindSpore had run a kernel before "
-             "mindspore_hessian was imported. Import it first, in a new process (in a notebook: restart the kernel), "
-             "or set ONEDNN_MAX_CPU_ISA=AVX2 before Python starts.", FallbackWarning)
+        _cpu["wish"] = "told"
+        warn(_SLOW, FallbackWarning)
+
+
+def slow_convolutions() -> str:
+    """What a graph with a convolution was warned of in this process; empty: nothing."""
+    return _SLOW if _cpu["wish"] == "told" else ""
 
 
 def _limit(isa: str) -> None:

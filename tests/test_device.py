@@ -354,7 +354,7 @@ import mindspore as ms
 import numpy as np
 x = ms.Tensor(np.ones((2, 2), np.float32))
 ms.ops.matmul(x, x).asnumpy()
-from mindspore_hessian import hvp
+from mindspore_hessian import HessianOperator, hvp
 from mindspore_hessian.device import DeviceError, configure, device_info
 try:
     configure("CPU", max_cpu_isa="AVX2")
@@ -365,10 +365,13 @@ def f(x):
 x = ms.Tensor(np.ones((1, 1, 4, 4), np.float32))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    for x in (x, x[:, :, 1:]):
-        hvp(f, x, x)
+    for y in (x, x[:, :, 1:]):
+        hvp(f, y, y)
 print(sum("convolutions run about 100 times slower" in str(warning.message) for warning in caught))
 print(device_info().cpu_isa)
+net = ms.nn.SequentialCell(ms.nn.Conv2d(1, 1, 2, pad_mode="valid"), ms.nn.Flatten(), ms.nn.Dense(9, 1))
+op = HessianOperator(net, ms.nn.MSELoss(), (x, ms.Tensor([[1.0]])), check_deterministic=False)
+print("convolutions run about 100 times slower" in str(op.plan()))
 """
 AVX512 = sys.platform == "linux" and "avx512f" in Path("/proc/cpuinfo").read_text()
 SLOW = _compat.MS_VERSION >= (2, 9)  # these bring oneDNN 3
@@ -395,8 +398,8 @@ def test_the_environment_keeps_the_instructions_as_they_are(tmp_path, monkeypatc
 @pytest.mark.skipif(not (AVX512 and SLOW), reason="AVX-512 on Linux, MindSpore 2.9 or later")
 def test_instructions_are_chosen_at_the_first_kernel(tmp_path):
     (tmp_path / "late.py").write_text(TOO_LATE)
-    line, count, isa = in_new_process("import late", tmp_path)
-    assert (isa, count) == ("ALL", "1")
+    line, count, isa, planned = in_new_process("import late", tmp_path)
+    assert (isa, count, planned) == ("ALL", "1", "True")
     assert line.startswith("max_cpu_isa='AVX2' cannot be had: a kernel has run, and oneDNN takes it once per process.")
 
 

@@ -14,7 +14,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian.arguments import is_integer, shown
-from mindspore_hessian.device import device_info
+from mindspore_hessian.device import device_info, slow_convolutions
 
 if TYPE_CHECKING:
     from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -33,6 +33,7 @@ class Plan:
             the device, on GPU and Ascend). MindSpore keeps what it once took, so it is measured at the first product of
             a process; later it is a lower bound.
         data_bytes: the batches of a pipeline that are kept (see `keep_data`); 0: none.
+        remark: what else makes it slow; empty: nothing is known.
         chunk_size, micro_batch: for the operator's arguments of these names; None: no need to cut (columns that are
             multiplied one after another take the memory of one).
     """
@@ -45,6 +46,7 @@ class Plan:
     chunk_size: int | None
     micro_batch: int | None
     data_bytes: int = 0
+    remark: str = ""
 
     def __str__(self) -> str:
         sizes = {"chunk_size": self.chunk_size, "micro_batch": self.micro_batch}
@@ -52,7 +54,7 @@ class Plan:
         return (f"{self.columns} columns: about {self.seconds:.3g} s, {self.vector_bytes / 2 ** 20:.1f} MiB of "
                 f"vectors, {self.working_bytes / 2 ** 20:.1f} MiB of work a column"
                 + (f", {self.data_bytes / 2 ** 20:.1f} MiB of data kept" if self.data_bytes else "")
-                + (f" ({cut})" if cut else ""))
+                + (f" ({cut})" if cut else "") + (f". {self.remark}" if self.remark else ""))
 
 
 WIDTHS = (64, 8)
@@ -117,7 +119,8 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
     at_once = any(together for _, together in chunks(columns, op.chunk_size, size, device_info().backend))
     return Plan(columns, second * columns * op.num_batches, first - second if first > 5 * second else 0.0,
                 size * columns * (2 * op.dtype.itemsize + 8), working,
-                min(most, columns) if at_once else op.chunk_size, micro, op.risk.data.kept_bytes)
+                min(most, columns) if at_once else op.chunk_size, micro, op.risk.data.kept_bytes,
+                slow_convolutions())
 
 
 def memory_available() -> int:
