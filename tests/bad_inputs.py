@@ -907,6 +907,13 @@ OPTIM = {
         "spatial_average": without(NO_MODE, "None")}),
     "optim.Sophia": (mh.optim.Sophia, {"params": [W]}, {
         **RATES, "rho": NO_POSITIVE, "update_interval": NO_COUNT, "estimator": NO_MODE}),
+    "optim.KFAC": (mh.optim.KFAC, {"network": NET}, {
+        "network": {**NO_OBJECT, "a function": cube, "a class": nn.Dense}, "params": without(NO_GROUPS, "None"),
+        "learning_rate": NO_RATE, "momentum": NO_SHARE, "damping": NO_POSITIVE, "fisher": NO_MODE,
+        "likelihood": without(NO_MODE, "None"), "curvature_ema": NO_SHARE, "curvature_update_period": NO_COUNT,
+        "inverse_update_period": NO_COUNT, "norm_constraint": NO_POSITIVE_OR_NONE,
+        "l2_reg": without(NO_POSITIVE, "zero"), "weight_decay": without(NO_POSITIVE, "zero", "a network"),
+        "adaptive": NO_BOOL, "damping_interval": NO_COUNT, "min_damping": NO_POSITIVE, "loss_scale": NO_POSITIVE}),
     "optim.TrainStep": (mh.optim.TrainStep, {"network": NET, "loss_fn": LOSS, "optimizer": Made(ada)}, {
         "network": {**NO_OBJECT, "a function": cube, "a class": nn.Dense},
         "loss_fn": {"an int": 3, "a string": "f", "a Tensor": X, "a class": nn.MSELoss,
