@@ -2,7 +2,7 @@
 
 For each network its weights, x, y, the Jacobian (N C, P) of the output by the weights in the order of the network's
 Parameters, and the gradients (N, P) of the losses of single samples. Run:
-``/work/ref/bin/python ci/golden/make_jacobian.py``
+``python ci/golden/make_jacobian.py``
 """
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Writes tests/golden/jet.npz: derivatives along curves by JAX, in float64.
 
 Of single operations, derivatives of t -> f(x(t)) by nested `jax.jvp` (not by jets, so that another method is compared),
-of a network by `jax.experimental.jet`, to order 10. Run: ``/work/ref/bin/python ci/golden/make_jet.py``
+of a network by `jax.experimental.jet`, to order 10. Run: ``python ci/golden/make_jet.py``
 """
 import math
 from pathlib import Path

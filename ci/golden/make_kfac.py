@@ -1,7 +1,7 @@
 """Writes tests/golden/kfac.npz: Kronecker factors of small networks by curvlinops, in float64.
 
 For each network the weights, the batches, and for each kind of Fisher ("type-2", "empirical") and approximation
-("expand", "reduce") the factors of each layer. Run: ``/work/ref/bin/python ci/golden/make_kfac.py``
+("expand", "reduce") the factors of each layer. Run: ``python ci/golden/make_kfac.py``
 """
 from pathlib import Path
 

@@ -3,7 +3,7 @@
 For each likelihood the weights, two batches and test inputs; for each set of weights ("last_layer", "all"), structure
 ("full", "kron", "diag") and prior precision (a number, or one for each Parameter) the log marginal likelihood, the
 functional variance, and the predictives. ReLU, since MindSpore's float32 tanh is off by more than is compared here.
-Run: ``/work/ref/bin/python ci/golden/make_laplace.py``
+Run: ``python ci/golden/make_laplace.py``
 """
 from pathlib import Path
 
