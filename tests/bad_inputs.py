@@ -908,7 +908,7 @@ OPTIM = {
     "optim.Sophia": (mh.optim.Sophia, {"params": [W]}, {
         **RATES, "rho": NO_POSITIVE, "update_interval": NO_COUNT, "estimator": NO_MODE}),
     "optim.KFAC": (mh.optim.KFAC, {"network": NET}, {
-        "network": {**NO_OBJECT, "a function": cube, "a class": nn.Dense}, "params": without(NO_GROUPS, "None"),
+        "network": {**NO_OBJECT, "a function": cube, "a class": nn.Dense}, "params": NO_GROUPS,
         "learning_rate": NO_RATE, "momentum": NO_SHARE, "damping": NO_POSITIVE, "fisher": NO_MODE,
         "likelihood": without(NO_MODE, "None"), "curvature_ema": NO_SHARE, "curvature_update_period": NO_COUNT,
         "inverse_update_period": NO_COUNT, "norm_constraint": NO_POSITIVE_OR_NONE,
