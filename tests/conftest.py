@@ -17,14 +17,15 @@ BACKEND_OF_MARKER = {"needs_gpu": "GPU", "needs_ascend": "Ascend"}
 
 # In these files the default run takes of each test the first case and every so many after it; ci/full.sh takes all.
 EVERY = {
-    "rules/test_batching.py": 6, "rules/test_calls.py": 6, "rules/test_attributes.py": 3,
-    "rules/test_derivatives.py": 4, "rules/test_forward_rules.py": 3, "rules/test_norm.py": 3,
-    "rules/test_special_points.py": 5, "test_bad_inputs.py": 4, "test_captures.py": 3, "test_estimators_golden.py": 2,
-    "test_forward.py": 4, "test_in_graph_options.py": 4, "test_inplace.py": 3, "test_jacobian.py": 3, "test_jet.py": 4,
-    "test_kfac.py": 3, "test_laplace.py": 4, "test_mean_losses.py": 2, "test_operator_cases.py": 2,
-    "test_operators_golden.py": 4, "test_optim_kfac.py": 3, "test_optim_least_squares.py": 2,
-    "test_optim_minimize.py": 3, "test_optim_training.py": 2, "test_programs.py": 4, "test_real_numbers.py": 2,
-    "test_scenario_hessians.py": 5, "test_scenario_products.py": 6, "test_scenarios.py": 3,
+    "rules/test_batching.py": 10, "rules/test_calls.py": 10, "rules/test_attributes.py": 4,
+    "rules/test_derivatives.py": 6, "rules/test_forward_rules.py": 4, "rules/test_norm.py": 4,
+    "rules/test_special_points.py": 8, "test_bad_inputs.py": 4, "test_callables.py": 2, "test_captures.py": 4,
+    "test_estimators_golden.py": 3, "test_forward.py": 4, "test_in_graph.py": 2, "test_in_graph_options.py": 5,
+    "test_inplace.py": 4, "test_jacobian.py": 4, "test_jet.py": 5, "test_kfac.py": 4, "test_laplace.py": 5,
+    "test_mean_losses.py": 2, "test_operator_cases.py": 3, "test_operators.py": 2, "test_operators_golden.py": 5,
+    "test_optim_kfac.py": 4, "test_optim_least_squares.py": 3, "test_optim_minimize.py": 4,
+    "test_optim_training.py": 3, "test_programs.py": 4, "test_real_numbers.py": 3, "test_scenario_hessians.py": 6,
+    "test_scenario_products.py": 8, "test_scenarios.py": 4,
 }
 
 
