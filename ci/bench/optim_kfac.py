@@ -20,6 +20,7 @@ os.environ.setdefault("GLOG_v", "4")
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import Tensor, nn  # noqa: E402
+from optim_training import print_costs  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 from mindspore_hessian import optim  # noqa: E402
@@ -73,19 +74,7 @@ def costs(x, rounds=5, count=10):
         steps[name] = make(network(0))
         for _ in range(count):
             steps[name](x, x).asnumpy()
-    found = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(count):
-                step(x, x).asnumpy()
-            found[name].append(((time.process_time() - cpu) / count, (time.perf_counter() - wall) / count))
-    print("| optimizer | step, CPU ms | step, ms | steps of Adam, CPU | steps of Adam |\n|---|---:|---:|---:|---:|")
-    base = np.median(found["Adam"], axis=0)
-    for name, times in found.items():
-        cpu, wall = np.median(times, axis=0)
-        print(f"| {name} | {cpu * 1e3:.1f} | {wall * 1e3:.1f} | {cpu / base[0]:.2f} | {wall / base[1]:.2f} |",
-              flush=True)
+    print_costs(steps, (x, x), rounds, count)
 
 
 def train(step, x, count):
