@@ -48,6 +48,17 @@ def named(checkpoint: Any, what: str = "checkpoint") -> str | None:
     return path
 
 
+def file_name(path: Any) -> str:
+    """The file name of a `path` argument; whether it can be read or written is found where that is done.
+
+    Raises:
+        TypeError: it is no name.
+    """
+    if isinstance(path, bool) or not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"path must be a file name, but got {shown(path)}")
+    return os.fsdecode(path)
+
+
 def read(path: str, what: str = "checkpoint") -> dict[str, np.ndarray] | None:
     """The arrays that `write` put into a file; None where there is no file.
 

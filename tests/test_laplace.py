@@ -11,7 +11,12 @@ import pytest
 from full import FULL
 from mindspore import nn
 
-from mindspore_hessian import Laplace
+from mindspore_hessian import Laplace, _checkpoint
+from mindspore_hessian.bayes import posteriors
+from mindspore_hessian.estimators.results import Estimate
+from mindspore_hessian.linops import BlockDiagonal, Kronecker
+from mindspore_hessian.linops import Diagonal as DiagonalOperator
+from mindspore_hessian.operators.data import Data
 
 GOLDEN = Path(__file__).parent / "golden" / "laplace.npz"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-8}
@@ -219,8 +224,9 @@ def test_by_features_is_as_by_jacobians():
     for structure in ("full", "diag"):
         short = Laplace(net, data, structure=structure, progress=False)
         long = Laplace(net, data, weights=["head.weight", "head.bias"], structure=structure, progress=False)
-        long.last = None
-        long._fit()
+        long.last, long._curvature = None, None
+        long.misfit, long.num_data = 0.0, 0
+        long._add(Data(data, net, True), data)
         close(short.log_marginal_likelihood(), long.log_marginal_likelihood(), 1e-5)
         close(short.predict(data[0], "bridge"), long.predict(data[0], "bridge"), 1e-5)
 
@@ -248,7 +254,12 @@ def test_large_heads_take_little_memory():
     code = """
 import resource, sys, numpy as np, mindspore as ms
 from mindspore import nn
-from mindspore_hessian import Laplace
+from mindspore_hessian import Laplace, _checkpoint
+from mindspore_hessian.bayes import posteriors
+from mindspore_hessian.estimators.results import Estimate
+from mindspore_hessian.linops import BlockDiagonal, Kronecker
+from mindspore_hessian.linops import Diagonal as DiagonalOperator
+from mindspore_hessian.operators.data import Data
 net = nn.SequentialCell(nn.Dense(8, 128), nn.ReLU(), nn.Dense(128, 3100))
 rng = np.random.default_rng(0)
 x, y = ms.Tensor(rng.normal(size=(64, 8)), ms.float32), ms.Tensor(rng.integers(0, 3100, 64), ms.int32)
@@ -262,3 +273,148 @@ print(peak() - before)
     for structure in ("diag", "kron") if FULL else ("diag",):  # the eigenvectors of a 3,100 x 3,100 matrix take 10 s
         ran = subprocess.run([sys.executable, "-c", code, structure], capture_output=True, text=True, check=True)
         assert float(ran.stdout.split()[-1]) < 200
+
+
+# --- kept, and continued -------------------------------------------------------------------------------------------
+
+def everything(found, new):
+    """All that a posterior says."""
+    predicted = found.predict(new)
+    return [*(predicted if isinstance(predicted, tuple) else (predicted, found.predict(new, "bridge"))),
+            found.functional_variance(new), found.functional_variance(new, diagonal=True), found.sample(3),
+            found.log_marginal_likelihood(), found.mean, found.prior_precision, found.sigma_noise, found.num_data]
+
+
+KEPT = [(weights, structure) for structure in ("lowrank", "full", "kron", "diag") for weights in ("all", "last_layer")]
+
+
+@pytest.mark.parametrize(("weights", "structure"), KEPT)
+def test_one_that_is_saved_and_loaded_is_the_same_and_goes_on(golden, weights, structure, tmp_path):
+    """Bit for bit; and with the second batch added it is that of both."""
+    net, (first, second), new = problem(golden, "regression", "float64" if weights == "last_layer" else "float32")
+    number = 2 if weights == "last_layer" else 4
+    options = {"weights": None if weights == "all" else weights, "structure": structure, "sigma_noise": 0.7,
+               "prior_precision": np.linspace(0.5, 2, number), "progress": False}
+    found, path = Laplace(net, first, "regression", **options), tmp_path / "posterior.npz"
+    found.save(path)
+    loaded = Laplace.load(path, net, progress=False)
+    assert repr(loaded) == repr(found) and loaded.parameters == found.parameters
+    for one, other in zip(everything(found, new), everything(loaded, new), strict=True):
+        assert np.array_equal(one, other)
+    both = Laplace(net, [first, second], "regression", **options)
+    for going_on in (found, loaded):
+        assert going_on.fit(second) is going_on
+        for one, other in zip(everything(going_on, new)[:4] + [going_on.log_marginal_likelihood()],
+                              everything(both, new)[:4] + [both.log_marginal_likelihood()], strict=True):
+            close(one, other, 1e-9 if weights == "last_layer" else 1e-5)
+        assert going_on.num_data == 13
+    loaded.save(path)
+    for one, other in zip(everything(loaded, new), everything(Laplace.load(path, net), new), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_blocks_of_all_kinds_are_kept_and_added(tmp_path):
+    """The factor of the inputs is a mean, the other a sum, in either order; groups; diagonals."""
+    rng = np.random.default_rng(0)
+    a, g, d = (np.stack([m @ m.T for m in rng.normal(size=(4, k, k))]) for k in (2, 3, 1))
+    places = np.split(rng.permutation(26), [6, 12, 18, 21])
+
+    def blocks(n, of):
+        return posteriors.Blocks([
+            Kronecker(g[of], a[of] / n), Kronecker(a[of] / n, g[of]),
+            BlockDiagonal([Kronecker(d[of], g[of]), Kronecker(d[of] + 1, g[of])]), DiagonalOperator(np.diag(g[of])),
+            Kronecker(np.diag([1.0, 2, 3, 4, 5]) * d[of][0])], places, [1, 0, 1, 1, 1], n)
+    one, other = blocks(3, 0), blocks(5, 1)
+    both, dense = one.plus(other), [np.asarray(b.to_dense()) for b in one.plus(other).blocks]
+    close(dense[0], np.kron(g[0] + g[1], (a[0] + a[1]) / 8), 1e-12)
+    close(dense[1], np.kron((a[0] + a[1]) / 8, g[0] + g[1]), 1e-12)
+    close(dense[2][:3, :3], (d[0] + d[1]) * (3 * g[0] + 5 * g[1]) / 8, 1e-12)
+    close(np.diag(dense[3]), np.diag(g[0] + g[1]), 1e-12)
+    close(np.diag(dense[4]), np.arange(1, 6) * (d[0] + d[1])[0, 0], 1e-12)
+    _checkpoint.write(str(tmp_path / "blocks"), **both.stored())
+    again = posteriors.Blocks.restored(_checkpoint.read(str(tmp_path / "blocks")))
+    assert again.count == 8 and again.means == [1, 0, 1, 1, 1]
+    roots = (one.at(1.0, np.ones(26)).root.blocks for one in (both, again))
+    for first, second in zip(*roots, strict=True):
+        assert np.array_equal(first.to_dense(), second.to_dense())
+
+
+@pytest.mark.skipif(not FULL, reason="compiles for half a minute; by made-up blocks above")
+def test_a_classification_and_blocks_of_other_kinds_are_kept(tmp_path):
+    """Groups of a convolution, and an embedding, whose factors are in another order."""
+    class Mixed(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.table, self.mix, self.norm = nn.Embedding(6, 4), nn.Conv1d(4, 4, 1, group=2, has_bias=True), \
+                nn.LayerNorm((4,))
+            self.head = nn.Dense(4, 3)
+
+        def construct(self, x):
+            return self.head(self.norm(self.mix(self.table(x).swapaxes(1, 2)).mean(2)))
+
+    rng, net = np.random.default_rng(0), Mixed()
+    x, y = ms.Tensor(rng.integers(0, 6, (9, 2)), ms.int32), ms.Tensor(rng.integers(0, 3, 9), ms.int32)
+    found = Laplace(net, (x[:5], y[:5]), weights=None, structure="kron", progress=False)
+    found.save(tmp_path / "kept.npz")
+    loaded = Laplace.load(tmp_path / "kept.npz", net)
+    for one, other in zip(everything(found, x), everything(loaded, x), strict=True):
+        assert np.array_equal(one, other)
+    both = Laplace(net, [(x[:5], y[:5]), (x[5:], y[5:])], weights=None, structure="kron", progress=False)
+    close(loaded.fit((x[5:], y[5:])).functional_variance(x), both.functional_variance(x), 1e-4)
+    close(loaded.log_marginal_likelihood(), both.log_marginal_likelihood(), 1e-5)
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    net, (x, y) = Headed(), batch()
+    found, path = Laplace(net, (x, y), structure="diag", progress=False), tmp_path / "posterior.npz"
+    found.save(path)
+    before = [p.asnumpy().copy() for p in net.get_parameters()]
+    with pytest.raises(ValueError, match="is not there"):
+        Laplace.load(tmp_path / "none.npz", net)
+    with pytest.raises(TypeError, match="path must be a file name"):
+        Laplace.load(3, net)
+    with pytest.raises(TypeError, match="network must be a Cell"):
+        Laplace.load(path, Headed)
+    with pytest.raises(ValueError, match="cannot be written"):
+        found.save(tmp_path / "no folder" / "posterior.npz")
+    other = tmp_path / "other.npz"
+    np.savez(other, a=np.ones(2))
+    with pytest.raises(ValueError, match="no checkpoint of ours"):
+        Laplace.load(other, net)
+    other.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="no checkpoint of ours, or is damaged"):
+        Laplace.load(other, net)
+    Estimate(1.0, 0.1, 1, 0.0, 0, "tol").save(other)
+    with pytest.raises(ValueError, match="holds no Laplace"):
+        Laplace.load(other, net)
+    with pytest.raises(ValueError, match="another network: that has 3 layers, and network 4"):
+        Laplace.load(path, Headed(nn.ReLU()))
+    with pytest.raises(ValueError, match=r"the numbers of head\.weight.* differ"):
+        Laplace.load(path, Headed())
+    changed = Headed()
+    changed.unused = nn.Dense(5, 4)
+    with pytest.raises(ValueError, match=r"its Parameter 'unused\.weight' \(Float32, \[3, 5\]\)"):
+        Laplace.load(path, changed)
+    assert all(np.array_equal(p.asnumpy(), old) for p, old in zip(net.get_parameters(), before, strict=True))
+
+
+def test_a_network_of_the_same_weights_that_ends_otherwise_is_refused(tmp_path):
+    net, (x, y) = Headed(), batch()
+    Laplace(net, (x, y), structure="diag", progress=False).save(tmp_path / "kept.npz")
+    net.construct = lambda x: ms.ops.relu(net.head(ms.ops.relu(net.body(x)))) - 1
+    other = Laplace.load(tmp_path / "kept.npz", net)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the last for the network that was saved, but not"):
+            other.predict(x)
+
+
+def test_more_data_that_do_not_fit_change_nothing():
+    net, (x, y) = Headed(), batch()
+    found = Laplace(net, (x, y), progress=False)
+    before = found.predict(x)
+    with pytest.raises(ValueError, match="labels of batch 1 must be from 0 to 2"):
+        found.fit([(x, y), (x, y + 2)])
+    assert found.num_data == 7 and np.array_equal(found.predict(x), before)
+    net.body.bias.set_data(net.body.bias + 0.1)
+    with pytest.raises(ValueError, match="weights are others"):
+        found.fit((x, y))

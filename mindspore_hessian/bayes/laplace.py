@@ -1,7 +1,8 @@
 """The Laplace approximation: a Gaussian around the trained weights, by the curvature there."""
 from __future__ import annotations
 
-import zlib
+import json
+import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Literal
@@ -10,11 +11,12 @@ import numpy as np
 from mindspore import Tensor, nn
 from scipy.optimize import minimize
 
-from mindspore_hessian import _compat
+from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_progress, check_real, shown
 from mindspore_hessian.bayes import likelihoods, posteriors
-from mindspore_hessian.bayes.features import Network, NotLastError, last_layer
+from mindspore_hessian.bayes.features import LastLayer, Network, NotLastError, last_layer
+from mindspore_hessian.bayes.identity import difference, fingerprint, identity
 from mindspore_hessian.bayes.likelihoods import LIKELIHOODS
 from mindspore_hessian.bayes.rows import DenseRows, LastRows
 from mindspore_hessian.core.space import Space, ravel
@@ -24,20 +26,21 @@ from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.kfac import KFACOperator
 from mindspore_hessian.operators.progress import bar
-from mindspore_hessian.operators.risk import Risk
+from mindspore_hessian.operators.risk import BatchRunner
 from mindspore_hessian.operators.samples import Samples
 from mindspore_hessian.typing import WeightNames
 
 LINKS = ("probit", "mc", "bridge")
 PRIORS = ("number", "layers", "weights")
 _CHUNK = 2 ** 23  # numbers of a covariance or a Jacobian that are held at once
+_VERSION = 1  # of the files
 _WITHIN = 18.0  # the logarithm of a precision is searched for from minus this to this
 
 
 # --- the curvature over the data, by structure: a pass adds to it, and then it is made of that ---------------------
 
 class _Full:
-    def __init__(self, model: Laplace):
+    def __init__(self, model: Laplace, data: Any):
         self.total = np.zeros((model.size, model.size))
 
     def add(self, rows: Any, metric: Any) -> None:
@@ -48,7 +51,7 @@ class _Full:
 
 
 class _Diagonal:
-    def __init__(self, model: Laplace):
+    def __init__(self, model: Laplace, data: Any):
         self.total = np.zeros(model.size)
 
     def add(self, rows: Any, metric: Any) -> None:
@@ -59,7 +62,7 @@ class _Diagonal:
 
 
 class _LastKron:
-    def __init__(self, model: Laplace):
+    def __init__(self, model: Laplace, data: Any):
         assert model.last is not None
         outputs, features = model.last.weight.shape
         self.places, self.count = model._places, 0
@@ -75,14 +78,14 @@ class _LastKron:
         width = len(self.a)
         a, g = self.a / self.count, self.g
         del self.a, self.g  # they are large, and written over
-        return posteriors.Kron.of(a, g, self.places[:, :width], self.places[:, width:].ravel())
+        return posteriors.Kron.of(a, g, self.places[:, :width], self.places[:, width:].ravel(), self.count)
 
 
 class _ByOperator:
     """Of an operator of the whole data; the pass adds nothing."""
 
-    def __init__(self, model: Laplace):
-        self.model = model
+    def __init__(self, model: Laplace, data: Any):
+        self.model, self.data = model, data
 
     def add(self, rows: Any, metric: Any) -> None:
         return
@@ -90,24 +93,32 @@ class _ByOperator:
     def operator(self, kind: Callable) -> Any:
         model = self.model
         loss = getattr(nn, model.likelihood.loss)(reduction="sum")
-        return kind(model.network, loss, model._data, model._space, progress=model._progress)
+        return kind(model.network, loss, self.data, model._space, progress=model._progress)
 
 
 class _Kron(_ByOperator):
     def made(self) -> posteriors.Blocks:
-        op = self.operator(KFACOperator).scaled(self.model.likelihood.scale)
-        return posteriors.Blocks(op.blocks, op.indices)
+        op = self.operator(KFACOperator)
+        indexed = {layer for layer, (a, _) in op.factors.items() if a.ndim == 1}  # of an Embedding A comes first
+        names = {where.start: name for name, where in weight_choice.slices(self.model._space).items()}
+        means = [int(weight_choice.layer_of(names[where.min()]) not in indexed) for where in op.indices]
+        return posteriors.Blocks(op.scaled(self.model.likelihood.scale).blocks, op.indices, means, op.num_data)
 
 
 class _LowRank(_ByOperator):
     def made(self) -> posteriors.LowRank:
         op = self.operator(GGNOperator)
-        found = eigsh(op, min(self.model.rank, self.model.size), progress=self.model._progress)
-        return posteriors.LowRank(found.eigenvectors, self.model.likelihood.scale * np.maximum(found.eigenvalues, 0))
+        rank = min(self.model.rank, self.model.size)
+        found = eigsh(op, rank, progress=self.model._progress)
+        return posteriors.LowRank(np.ascontiguousarray(found.eigenvectors, np.float64),
+                                  self.model.likelihood.scale * np.maximum(found.eigenvalues, 0), rank)
 
 
 STRUCTURES: dict[str, Callable] = {"full": _Full, "kron": _Kron, "diag": _Diagonal, "lowrank": _LowRank}
 _OF_LAST: dict[str, Callable] = STRUCTURES | {"kron": _LastKron}
+_STORED: dict[str, Any] = {"full": posteriors.Full, "kron": posteriors.Blocks, "diag": posteriors.Diagonal,
+                           "lowrank": posteriors.LowRank}
+_STORED_OF_LAST: dict[str, Any] = _STORED | {"kron": posteriors.Kron}
 
 
 class Laplace:
@@ -169,39 +180,40 @@ class Laplace:
                  likelihood: Literal["classification", "regression"] = "classification", *,
                  weights: WeightNames = "last_layer", structure: Literal["full", "kron", "diag", "lowrank"] = "full",
                  prior_precision: Any = 1.0, sigma_noise: float = 1.0, rank: int = 50, progress: bool | None = None):
-        if not isinstance(network, nn.Cell):
-            raise TypeError(f"network must be a Cell (an object, not its class), but got {shown(network)}")
+        _check_network(network)
         check_choice("likelihood", likelihood, LIKELIHOODS)
         check_choice("structure", structure, STRUCTURES)
         check_integer("rank", rank, 1)
         check_progress(progress)
-        active = [name for name, cell in network.cells_and_names() if cell.training
-                  and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)]
-        if active:
-            raise ValueError(f"network is in training mode, and {', '.join(active)} behaves differently there: call "
-                             "network.set_train(False)")
-        self.network, self.likelihood, self.structure, self.rank = network, LIKELIHOODS[likelihood], structure, rank
+        self.likelihood, self.structure, self.rank = LIKELIHOODS[likelihood], structure, rank
         named = isinstance(weights, str) and weights == "last_layer"
-        self._progress, self._data = progress, data
         chosen = None if named else weight_choice.choose(network, weights)
         self._check_noise(sigma_noise)
-        check = _prior_values(prior_precision)
-        self._source = Data(data, network, True)
-        self._network = Network(network)
-        first = self._source.first()
-        self.last = last_layer(self._network, first, None if chosen is None else chosen.weights)
-        if chosen is None and self.last is None:
+        prior = _prior_values(prior_precision)
+        source = Data(data, network, True)
+        held = Network(network)
+        last = last_layer(held, source.first(), None if chosen is None else chosen.weights)
+        if chosen is None and last is None:
             raise ValueError("weights='last_layer': the network does not end with a Dense layer (without an "
                              "activation) that is used once. Say which weights: weights='name.*', or None for all")
+        self._prepare(held, chosen, last, progress)
+        self._sigma, self._prior = float(sigma_noise), self._checked_prior(prior)
+        self._curvature: Any = None
+        self.misfit, self.num_data, self.num_outputs = 0.0, 0, 0
+        self._add(source, data)
+
+    def _prepare(self, held: Network, chosen: Space | None, last: LastLayer | None, progress: bool | None) -> None:
+        """What is known of the network and the weights, before any data."""
+        self.network, self._network, self.last, self._progress = held.network, held, last, progress
         self._space = chosen or Space.of_weights([
-            p for p in network.trainable_params() if any(p is own for own in self._last_parameters())])
+            p for p in self.network.trainable_params() if any(p is own for own in self._last_parameters())])
         self.parameters = tuple(p.name for p in self._space.weights)
         self.size = self._space.size
         self.mean = ravel(self._space.weights, np.float64)
         self._places = self._last_places() if self.last is not None else np.empty((0, 0), int)
-        self._sigma, self._prior = float(sigma_noise), self._checked_prior(check)
-        self._seen = _fingerprint(network)
-        self._fit()
+        self._seen = fingerprint(self.network)
+        self._last_is_sure = True
+        self._posterior: Any = None
 
     # --- the data ---------------------------------------------------------------------------------------------------
 
@@ -218,23 +230,52 @@ class Laplace:
                 columns.append(np.arange(where.start, where.stop).reshape(parameter.shape[0], -1))
         return np.concatenate(columns, axis=1)
 
-    def _fit(self) -> None:
-        parts = (STRUCTURES if self.last is None else _OF_LAST)[self.structure](self)
-        self.misfit, self.num_data, self.num_outputs = 0.0, 0, 0
-        with bar("Laplace", self._source.count() or 0, self._progress) as shown_bar:
-            for batch in self._source:
+    @interruptible
+    def fit(self, data: Any) -> Laplace:
+        """Continue with more data, of the same network: afterwards the posterior is that of the data of both.
+
+        Equal to one made of all the data at once; with "lowrank" up to what the truncations leave out (nothing, where
+        `rank` pairs are all there are). Prior and noise stay as they are. An error leaves everything as it was.
+
+        Args:
+            data: as in the constructor, the new samples alone.
+
+        Returns:
+            This object.
+
+        Raises:
+            TypeError, ValueError: as the constructor; the network's weights are others now.
+        """
+        _check_network(self.network)
+        self._check_same()
+        self._add(Data(data, self.network, True), data)
+        return self
+
+    def _add(self, source: Data, data: Any) -> None:
+        """One pass over the data, whose curvature and likelihood join those there are."""
+        parts = (STRUCTURES if self.last is None else _OF_LAST)[self.structure](self, data)
+        misfit, num_data, num_outputs = 0.0, 0, self.num_outputs
+        with bar("Laplace", source.count() or 0, self._progress) as shown_bar:
+            for batch in source:
                 if len(batch.targets) != 1:
                     raise ValueError(f"data: batch {batch.number} must have a target after the inputs, (x, y)")
                 rows, f = self._linearised(batch, check=True, needs_rows=not isinstance(parts, _ByOperator))
                 y = self.likelihood.check(np.asarray(_compat.to_numpy(batch.targets[0])), f, batch.number)
                 if not np.isfinite(f).all():
                     raise ValueError(f"the network's outputs for batch {batch.number} hold NaN or Inf")
-                self.misfit += self.likelihood.misfit(f, y)
-                self.num_data, self.num_outputs = self.num_data + len(f), f.shape[1]
+                misfit += self.likelihood.misfit(f, y)
+                num_data, num_outputs = num_data + len(f), f.shape[1]
                 parts.add(rows, self.likelihood.curvature(f))
                 shown_bar.update()
-        self._curvature = parts.made()
-        self._posterior: Any = None
+        found = parts.made()
+        self._curvature = found if self._curvature is None else self._curvature.plus(found)
+        self.misfit, self.num_data, self.num_outputs = self.misfit + misfit, self.num_data + num_data, num_outputs
+        self._posterior = None
+
+    def _check_same(self) -> None:
+        if fingerprint(self.network) != self._seen:
+            raise ValueError("the network's weights are others than those that this Laplace was made of, around which "
+                             "it is a posterior: make it anew")
 
     def _linearised(self, batch: Batch, check: bool = False, needs_rows: bool = True) -> tuple[Any, np.ndarray]:
         """The Jacobian, in one form or the other, and the outputs."""
@@ -242,20 +283,22 @@ class Laplace:
             f = self._network(batch)
             return (DenseRows(self._jacobian(batch)) if needs_rows else None), f
         features = self.last.features(batch)
-        if check:
+        if check or not self._last_is_sure:
             f = self._network(batch)
             try:
                 self.last.check(features, f)
             except NotLastError as err:
-                raise ValueError(f"weights: the layer {self.last.name!r} is the last for the first batch, but not for "
+                before = "the first batch" if self._last_is_sure else "the network that was saved"
+                raise ValueError(f"weights: the layer {self.last.name!r} is the last for {before}, but not for "
                                  f"batch {batch.number}: {err}") from err
+            self._last_is_sure = True
         f = self.last.outputs(features)
         extra = self._places.shape[1] - features.shape[1]
         return LastRows(np.concatenate([features, np.ones((len(features), extra))], axis=1), self._places), f
 
     @cached_property
     def _samples(self) -> Samples:
-        return Samples(Risk(self.network, None, self._source, self._space, "sum", None))
+        return Samples(BatchRunner(self.network, None, self._space))
 
     def _jacobian(self, batch: Batch) -> np.ndarray:
         """Of the outputs of each sample, (samples, outputs, n), float64."""
@@ -388,9 +431,7 @@ class Laplace:
 
     def _pieces(self, x: Any, whole: bool) -> Iterator[tuple[Any, np.ndarray]]:
         """The inputs linearised, so many at a time that their covariances (where `whole`), or variances, fit."""
-        if _fingerprint(self.network) != self._seen:
-            raise ValueError("the network's weights are others than those that this Laplace was made of, around which "
-                             "it is a posterior: make it anew")
+        self._check_same()
         if not isinstance(x, Tensor | np.ndarray | tuple | dict):
             raise TypeError("x must be a batch of inputs, a Tensor or array (or a tuple or dict of those), but got "
                             f"{shown(x)}")
@@ -461,9 +502,104 @@ class Laplace:
         check_integer("seed", seed, 0)
         return self.mean + self.posterior.spread(np.random.default_rng(seed).standard_normal((n, self.size)))
 
+    # --- kept -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the posterior into a file of numpy's (.npz, without pickled objects), in one step.
+
+        It holds the curvature, prior, noise, and what the data had to say, but neither weights nor data: `load` asks
+        for the network. As large as the curvature: n x n numbers for "full", about those of the factors for "kron".
+
+        Raises:
+            TypeError: `path` is no path.
+            ValueError: the file cannot be written; the network's weights are others now.
+        """
+        name = _checkpoint.file_name(path)
+        self._check_same()
+        about = {"version": _VERSION, "likelihood": self.likelihood.name, "structure": self.structure,
+                 "rank": self.rank, "parameters": self.parameters, "misfit": self.misfit, "num_data": self.num_data,
+                 "num_outputs": self.num_outputs, "last": None if self.last is None else self.last.name,
+                 "network": identity(self.network)}
+        _checkpoint.write(name, "path", laplace=np.array(json.dumps(about)), prior=self._prior,
+                          sigma=np.array(self._sigma),
+                          **{f"curvature/{key}": array for key, array in self._curvature.stored().items()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, network: nn.Cell, *, progress: bool | None = None) -> Laplace:
+        """What `save` wrote: it predicts the same, bit for bit, and `fit` continues it. The network is not changed.
+
+        The network must be that of the file: the same Cells by name and class, and the same Parameters, to the bit.
+        What its `construct` does is not compared, but that it ends with the last layer is, at the first use.
+
+        Args:
+            path: of the file.
+            network: a Cell in evaluation mode with the weights that it had.
+            progress: of passes over the data.
+
+        Raises:
+            TypeError: `path` is no path, `network` no Cell.
+            ValueError: there is no such file, it is damaged, or none of `save`; it is of another network, or of other
+                weights; the network is in training mode with dropout or batch norm.
+
+        Examples:
+            >>> import mindspore as ms, os, tempfile
+            >>> from mindspore import nn
+            >>> from mindspore_hessian import Laplace
+            >>> net, x = nn.SequentialCell(nn.Dense(1, 1)), ms.Tensor([[1.0], [2.0]])
+            >>> path = os.path.join(tempfile.mkdtemp(), "posterior.npz")
+            >>> Laplace(net, (x, x), "regression").save(path)
+            >>> Laplace.load(path, net).fit((x, x))
+            <Laplace of 2 weights (0.weight, 0.bias), full, of 4 samples>
+        """
+        name = _checkpoint.file_name(path)
+        _check_network(network)
+        check_progress(progress)
+        stored = _checkpoint.read(name, "path")
+        if stored is None:
+            raise ValueError(f"path {name!r} is not there")
+        if "laplace" not in stored:
+            raise ValueError(f"path {name!r} holds no Laplace: pass a file that Laplace.save wrote")
+        about = json.loads(str(stored["laplace"]))
+        if about["version"] != _VERSION:
+            raise ValueError(f"path {name!r} holds a Laplace of version {about['version']} of the file, but this is "
+                             f"{_VERSION}: load it with the version of this library that saved it")
+        if other := difference(about["network"], identity(network)):
+            raise ValueError(f"path {name!r} holds the Laplace of another network: {other}. Pass the network with the "
+                             "weights that it had")
+        return cls._restored(network, about, stored, progress)
+
+    @classmethod
+    def _restored(cls, network: nn.Cell, about: dict[str, Any], stored: dict[str, np.ndarray],
+                  progress: bool | None) -> Laplace:
+        new = cls.__new__(cls)
+        new.likelihood, new.structure, new.rank = LIKELIHOODS[about["likelihood"]], about["structure"], about["rank"]
+        by_name = {p.name: p for p in network.get_parameters()}
+        held = Network(network)
+        last = None if about["last"] is None else LastLayer(
+            held, about["last"], dict(network.cells_and_names())[about["last"]])
+        new._prepare(held, Space.of_weights([by_name[one] for one in about["parameters"]]), last, progress)
+        new._last_is_sure = last is None
+        new._prior, new._sigma = stored["prior"], float(stored["sigma"])
+        new.misfit, new.num_data, new.num_outputs = (about[key] for key in ("misfit", "num_data", "num_outputs"))
+        kind = (_STORED if last is None else _STORED_OF_LAST)[new.structure]
+        inner = "curvature/"
+        new._curvature = kind.restored({key[len(inner):]: array for key, array in stored.items()
+                                        if key.startswith(inner)})
+        return new
+
     def __repr__(self) -> str:
         return (f"<Laplace of {self.size} weights ({', '.join(self.parameters[:4])}"
                 f"{', ...' if len(self.parameters) > 4 else ''}), {self.structure}, of {self.num_data} samples>")
+
+
+def _check_network(network: Any) -> None:
+    if not isinstance(network, nn.Cell):
+        raise TypeError(f"network must be a Cell (an object, not its class), but got {shown(network)}")
+    active = [name for name, cell in network.cells_and_names() if cell.training
+              and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)]
+    if active:
+        raise ValueError(f"network is in training mode, and {', '.join(active)} behaves differently there: call "
+                         "network.set_train(False)")
 
 
 def _prior_values(value: Any) -> np.ndarray:
@@ -472,12 +608,3 @@ def _prior_values(value: Any) -> np.ndarray:
         raise ValueError("prior_precision must be a positive number, or a flat array of them, but got "
                          f"{shown(value)}")
     return values
-
-
-def _fingerprint(network: nn.Cell) -> int:
-    """Of all Parameters, those of batch norm's statistics too."""
-    token = 0
-    for parameter in network.get_parameters():
-        token = zlib.crc32(_compat.to_numpy(parameter).tobytes(), token)
-    return token
-

@@ -65,6 +65,7 @@ class Likelihood:
     """A distribution of targets.
 
     Attributes:
+        name: as users say it.
         loss: the loss of MindSpore whose curvature, times `scale`, is that of -log p.
         check: the targets of a batch for its outputs; raises where they are none.
         misfit: -log p(y | f) for noise of variance 1, summed over samples, without its constants.
@@ -72,6 +73,7 @@ class Likelihood:
         noisy: whether there is a noise, whose variance divides both.
     """
 
+    name: str
     loss: str
     scale: float
     check: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -106,9 +108,9 @@ def _half_squares(f: np.ndarray, y: np.ndarray) -> float:
 
 
 LIKELIHOODS = {
-    "classification": Likelihood("CrossEntropyLoss", 1.0, _labels, _cross_entropy, lambda f: Categorical(softmax(f, 1)),
-                                 False),
-    "regression": Likelihood("MSELoss", 0.5, _values, _half_squares, lambda f: Unit(f.shape), True),
+    "classification": Likelihood("classification", "CrossEntropyLoss", 1.0, _labels, _cross_entropy,
+                                 lambda f: Categorical(softmax(f, 1)), False),
+    "regression": Likelihood("regression", "MSELoss", 0.5, _values, _half_squares, lambda f: Unit(f.shape), True),
 }
 
 

@@ -1,7 +1,8 @@
 """Gaussian posteriors of weights, by the structure of their precision c H + diag(d).
 
 H is the curvature summed over the data, c one over the variance of the noise, d the precision of the prior. A structure
-is made of H once; ``structure.at(c, d)`` is the posterior, which knows
+is made of H once. ``structure.plus(other)`` is that of the data of both, ``structure.stored()`` its arrays, of which
+``restored`` makes it again, bit for bit. ``structure.at(c, d)`` is the posterior, which knows
 
 - ``logdet()`` of the precision, and ``variances()``, (n,), of the weights,
 - ``outputs(rows, whole)``: covariances of the outputs of a network (see `rows`),
@@ -9,7 +10,8 @@ is made of H once; ``structure.at(c, d)`` is the posterior, which knows
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +20,10 @@ import numpy as np
 from scipy.linalg import LinAlgError, cholesky, eigh, solve_triangular, svd
 
 from mindspore_hessian.bayes.rows import DenseRows, LastRows, outer
-from mindspore_hessian.linops import BlockDiagonal
+from mindspore_hessian.linops import BlockDiagonal, Kronecker
+from mindspore_hessian.linops import Diagonal as DiagonalOperator
+
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,16 @@ class Full:
 
     def at(self, factor: float, prior: np.ndarray) -> FullPosterior:
         return FullPosterior(factor * self.matrix + np.diag(prior))
+
+    def plus(self, other: Full) -> Full:
+        return Full(self.matrix + other.matrix)
+
+    def stored(self) -> Arrays:
+        return {"matrix": self.matrix}
+
+    @classmethod
+    def restored(cls, arrays: Arrays) -> Full:
+        return cls(arrays["matrix"])
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,16 @@ class Diagonal:
     def at(self, factor: float, prior: np.ndarray) -> Diagonal:
         return Diagonal(factor * self.values + prior)
 
+    def plus(self, other: Diagonal) -> Diagonal:
+        return Diagonal(self.values + other.values)
+
+    def stored(self) -> Arrays:
+        return {"values": self.values}
+
+    @classmethod
+    def restored(cls, arrays: Arrays) -> Diagonal:
+        return cls(arrays["values"])
+
     def logdet(self) -> float:
         return float(np.log(self.values).sum())
 
@@ -84,13 +109,27 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class LowRank:
-    """H = U diag(e) U^T, of few columns."""
+    """H = U diag(e) U^T, of `rank` columns at most."""
 
     vectors: np.ndarray
     values: np.ndarray
+    rank: int
 
     def at(self, factor: float, prior: np.ndarray) -> LowRankPosterior:
         return LowRankPosterior(self.vectors * np.sqrt(factor * self.values), prior)
+
+    def plus(self, other: LowRank) -> LowRank:
+        """The sum's largest eigenpairs: exact where the sum has no more than `rank`."""
+        roots = [one.vectors * np.sqrt(one.values) for one in (self, other)]
+        left, values, _ = svd(np.concatenate(roots, axis=1), full_matrices=False)
+        return LowRank(np.ascontiguousarray(left[:, :self.rank]), values[:self.rank] ** 2, self.rank)
+
+    def stored(self) -> Arrays:
+        return {"vectors": self.vectors, "values": self.values, "rank": np.array(self.rank)}
+
+    @classmethod
+    def restored(cls, arrays: Arrays) -> LowRank:
+        return cls(arrays["vectors"], arrays["values"], int(arrays["rank"]))
 
 
 @dataclass(frozen=True)
@@ -135,10 +174,38 @@ def _one(prior: np.ndarray, where: str) -> float:
 
 @dataclass(frozen=True)
 class Blocks:
-    """H of blocks that know their eigenvectors, one for each Parameter: those of `KFACOperator`."""
+    """H of blocks that know their eigenvectors, one for each Parameter: those of `KFACOperator`.
+
+    Attributes:
+        means: for each block, which of the two factors of its Kronecker products is a mean over the samples (that of
+            the inputs); the other is a sum.
+        count: of the samples.
+    """
 
     blocks: Sequence[Any]
     indices: Sequence[np.ndarray]
+    means: Sequence[int]
+    count: int
+
+    def plus(self, other: Blocks) -> Blocks:
+        count = self.count + other.count
+        return Blocks([_added(one, more, mean, self.count / count) for one, more, mean in
+                       zip(self.blocks, other.blocks, self.means, strict=True)], self.indices, self.means, count)
+
+    def stored(self) -> Arrays:
+        arrays: list[np.ndarray] = []
+        forms = [_taken_apart(block, arrays) for block in self.blocks]
+        return {"forms": np.array(json.dumps(forms)), "means": np.array(self.means), "count": np.array(self.count),
+                **{f"array{number}": one for number, one in enumerate(arrays)},
+                **{f"indices{number}": one for number, one in enumerate(self.indices)}}
+
+    @classmethod
+    def restored(cls, arrays: Arrays) -> Blocks:
+        forms = json.loads(str(arrays["forms"]))
+        parts = (arrays[f"array{number}"] for number in range(len(arrays)))
+        return cls([_put_together(form, parts) for form in forms],
+                   [arrays[f"indices{number}"] for number in range(len(forms))],
+                   arrays["means"].tolist(), int(arrays["count"]))
 
     def at(self, factor: float, prior: np.ndarray) -> BlocksPosterior:
         each = [_one(prior[where], "a block of weights") for where in self.indices]
@@ -147,6 +214,35 @@ class Blocks:
         values = np.concatenate([factor * block.eigenvalues() + own
                                  for block, own in zip(self.blocks, each, strict=True)])
         return BlocksPosterior(values, BlockDiagonal(roots, self.indices))
+
+
+def _added(one: Any, more: Any, mean: int, share: float) -> Any:
+    """The block of the samples of both; `one` has that share of them."""
+    if isinstance(one, BlockDiagonal):
+        return BlockDiagonal([_added(a, b, mean, share) for a, b in zip(one.blocks, more.blocks, strict=True)],
+                             one.indices)
+    if isinstance(one, DiagonalOperator):
+        return DiagonalOperator(one.values + more.values)
+    pairs = list(zip(one.factors, more.factors, strict=True))
+    return Kronecker(*(share * a + (1 - share) * b if len(pairs) > 1 and place == mean else a + b
+                       for place, (a, b) in enumerate(pairs)))
+
+
+def _taken_apart(block: Any, arrays: list[np.ndarray]) -> Any:
+    """The form of a block, for JSON; its arrays are appended to `arrays`."""
+    if isinstance(block, BlockDiagonal):
+        arrays += block.indices
+        return [_taken_apart(one, arrays) for one in block.blocks]
+    parts = [block.values] if isinstance(block, DiagonalOperator) else block.factors
+    arrays += parts
+    return "diagonal" if isinstance(block, DiagonalOperator) else len(parts)
+
+
+def _put_together(form: Any, arrays: Iterator[np.ndarray]) -> Any:
+    if isinstance(form, list):
+        indices = [next(arrays) for _ in form]
+        return BlockDiagonal([_put_together(one, arrays) for one in form], indices)
+    return DiagonalOperator(next(arrays)) if form == "diagonal" else Kronecker(*(next(arrays) for _ in range(form)))
 
 
 @dataclass(frozen=True)
@@ -178,17 +274,34 @@ class Kron:
         inputs, outputs: eigenvalues and eigenvectors of A, the mean of outer products of features, and of G, the summed
             curvature by the outputs.
         places, biases: the indices of the weights, (outputs, features), and of the biases, (outputs,) or (0,).
+        count: of the samples.
     """
 
     inputs: tuple[np.ndarray, np.ndarray]
     outputs: tuple[np.ndarray, np.ndarray]
     places: np.ndarray
     biases: np.ndarray
+    count: int
 
     @classmethod
-    def of(cls, a: np.ndarray, g: np.ndarray, places: np.ndarray, biases: np.ndarray) -> Kron:
+    def of(cls, a: np.ndarray, g: np.ndarray, places: np.ndarray, biases: np.ndarray, count: int) -> Kron:
         """Of matrices whose upper triangle is there; they are written over."""
-        return cls(_eigh(a), _eigh(g), places, biases)
+        return cls(_eigh(a), _eigh(g), places, biases, count)
+
+    def plus(self, other: Kron) -> Kron:
+        count = self.count + other.count
+        share = self.count / count
+        return Kron.of(share * _matrix(self.inputs) + (1 - share) * _matrix(other.inputs),
+                       _matrix(self.outputs) + _matrix(other.outputs), self.places, self.biases, count)
+
+    def stored(self) -> Arrays:
+        return {"a": self.inputs[1], "a_values": self.inputs[0], "g": self.outputs[1], "g_values": self.outputs[0],
+                "places": self.places, "biases": self.biases, "count": np.array(self.count)}
+
+    @classmethod
+    def restored(cls, arrays: Arrays) -> Kron:
+        return cls((arrays["a_values"], arrays["a"]), (arrays["g_values"], arrays["g"]), arrays["places"],
+                   arrays["biases"], int(arrays["count"]))
 
     def at(self, factor: float, prior: np.ndarray) -> KronPosterior:
         weights = factor * np.outer(self.outputs[0], self.inputs[0]) + _one(prior[self.places], "the last weights")
@@ -199,6 +312,11 @@ class Kron:
 def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values, vectors = eigh(matrix, lower=False, overwrite_a=True, check_finite=False, driver="evr")
     return np.maximum(values, 0), vectors
+
+
+def _matrix(spectral: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    values, vectors = spectral
+    return (vectors * values) @ vectors.T
 
 
 @dataclass(frozen=True)

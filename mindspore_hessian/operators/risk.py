@@ -44,7 +44,63 @@ def transposed(matrix: np.ndarray) -> np.ndarray:
     return out
 
 
-class Risk:
+class BatchRunner:
+    """A network and its loss, on one batch at a time: nothing here goes through the data.
+
+    Args:
+        pick: which of the things that the network returns counts (see `kernels`).
+    """
+
+    def __init__(self, network: Any, loss_fn: Any, space: Space, pick: Any = None):
+        self.network, self.loss_fn, self.space, self.pick = network, loss_fn, space, pick
+
+    def run(self, batch: Batch, program: Program, extras: tuple[Tensor, ...] = ()) -> Any:
+        """Run a program on a batch; compiled once for each shape of batch."""
+        forward = Call.bind(self.network, batch.args, batch.kwargs, self.pick)
+        loss = None if self.loss_fn is None else Call.bind(self.loss_fn, (ANY, *batch.targets))
+        try:
+            return program.run(Point(forward, self.space, loss=loss), extras)[0]
+        except (TypeError, ValueError, LookupError, RuntimeError) as err:
+            if program is not OUTPUT:
+                self._explain(batch, err)
+            if isinstance(err, KernelError) or (type(err) in (TypeError, ValueError) and err.__cause__ is not None):
+                raise type(err)(f"batch {batch.number}: {err}") from err.__cause__
+            raise
+
+    def _explain(self, batch: Batch, err: Exception) -> None:
+        """Raise a clearer error where the outputs or the labels are the cause."""
+        if _LABEL.search(f"{err} {err.__cause__}"):
+            for labels in (_compat.to_numpy(leaf) for leaf in leaves(batch.targets)):
+                if labels.dtype.kind in "iu":
+                    classes = _width(self.output(batch))
+                    above = labels[labels >= classes]  # first: what is below may be what the loss ignores
+                    weighing.check_labels(above if above.size else labels[labels < -classes], batch.number, classes)
+        elif self.pick is not None and not callable(self.pick) and _NO_PART.search(str(err)):
+            raise ValueError(f"output={self.pick!r} is no part of what the network returns: {err}") from err
+        elif isinstance(err, TypeError | ValueError) and self.pick is None and self.loss_fn is not None:
+            try:
+                self.output(batch)
+            except TypeError as other:
+                if kernels.NOT_ONE in str(other):
+                    raise TypeError(kernels.NOT_ONE) from err
+            except Exception:  # the first error says more
+                return
+
+    def output(self, batch: Batch) -> np.ndarray:
+        """What the network gives for a batch."""
+        return _compat.to_numpy(self.run(batch, OUTPUT)).copy()
+
+    def loss(self, batch: Batch) -> float:
+        """The loss of one batch."""
+        return float(_compat.to_numpy(self.run(batch, LOSS)))
+
+
+def _width(out: np.ndarray) -> int:
+    """The number of classes: that of axis 1 of a network's output."""
+    return out.shape[1] if out.ndim > 1 else out.shape[0]
+
+
+class Risk(BatchRunner):
     """See the module. The arguments are those of the operators, checked.
 
     `by_terms`: the weights of the terms within each batch matter as well (a Fisher information).
@@ -53,8 +109,8 @@ class Risk:
     def __init__(self, network: Any, loss_fn: Any, data: Data, space: Space, reduction: str | None,
                  num_data: int | None, comm: Communicator = ALONE, batch_weight: Any = None,
                  pick: Any = None, by_terms: bool = False):
-        self.network, self.loss_fn, self.data, self.space, self.comm = network, loss_fn, data, space, comm
-        self.pick = pick
+        super().__init__(network, loss_fn, space, pick)
+        self.data, self.comm = data, comm
         stated = None if batch_weight is None else weighing.stated(batch_weight)
         self.reduction = reduction or self._said() or self._detected()
         known = stated or (None if loss_fn is None else weighing.known(loss_fn, self.classes))
@@ -127,56 +183,13 @@ class Risk:
             f"the loss is neither a mean nor a sum over its batch: it is {once:.6g} for the first batch, and "
             f"{double:.6g} where every sample is in it twice. Say how batches add up: reduction='mean' or 'sum'")
 
+    def classes(self) -> int:
+        """The number of classes."""
+        return _width(self.output(self.data.first()))
+
     def factor(self, batch: Batch) -> float:
         """The weight of a batch in the risk; one of weight 0 has no loss, as its mean is 0/0."""
         return self.weighing.of(batch) / self._total if self.reduction == "mean" else 1.0
-
-    # --- one batch --------------------------------------------------------------------------------------------------
-
-    def run(self, batch: Batch, program: Program, extras: tuple[Tensor, ...] = ()) -> Any:
-        """Run a program on a batch; compiled once for each shape of batch."""
-        forward = Call.bind(self.network, batch.args, batch.kwargs, self.pick)
-        loss = None if self.loss_fn is None else Call.bind(self.loss_fn, (ANY, *batch.targets))
-        try:
-            return program.run(Point(forward, self.space, loss=loss), extras)[0]
-        except (TypeError, ValueError, LookupError, RuntimeError) as err:
-            if program is not OUTPUT:
-                self._explain(batch, err)
-            if isinstance(err, KernelError) or (type(err) in (TypeError, ValueError) and err.__cause__ is not None):
-                raise type(err)(f"batch {batch.number}: {err}") from err.__cause__
-            raise
-
-    def _explain(self, batch: Batch, err: Exception) -> None:
-        """Raise a clearer error where the outputs or the labels are the cause."""
-        if _LABEL.search(f"{err} {err.__cause__}"):
-            for labels in (_compat.to_numpy(leaf) for leaf in leaves(batch.targets)):
-                if labels.dtype.kind in "iu":
-                    classes = self.classes()
-                    above = labels[labels >= classes]  # first: what is below may be what the loss ignores
-                    weighing.check_labels(above if above.size else labels[labels < -classes], batch.number, classes)
-        elif self.pick is not None and not callable(self.pick) and _NO_PART.search(str(err)):
-            raise ValueError(f"output={self.pick!r} is no part of what the network returns: {err}") from err
-        elif isinstance(err, TypeError | ValueError) and self.pick is None and self.loss_fn is not None:
-            try:
-                self.output(batch)
-            except TypeError as other:
-                if kernels.NOT_ONE in str(other):
-                    raise TypeError(kernels.NOT_ONE) from err
-            except Exception:  # the first error says more
-                return
-
-    def output(self, batch: Batch) -> np.ndarray:
-        """What the network gives for a batch."""
-        return _compat.to_numpy(self.run(batch, OUTPUT)).copy()
-
-    def classes(self) -> int:
-        """The number of classes: that of axis 1 of the network's output."""
-        shape = self.output(self.data.first()).shape
-        return shape[1] if len(shape) > 1 else shape[0]
-
-    def loss(self, batch: Batch) -> float:
-        """The loss of one batch."""
-        return float(_compat.to_numpy(self.run(batch, LOSS)))
 
     # --- passes -----------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.checks import check_network
 from mindspore_hessian.operators.data import Batch, Data, is_samples, mapped
 from mindspore_hessian.operators.progress import bar
-from mindspore_hessian.operators.risk import Risk
+from mindspore_hessian.operators.risk import BatchRunner, Risk
 from mindspore_hessian.transforms import compose
 from mindspore_hessian.transforms.chunks import batched_or_loop, starts
 from mindspore_hessian.typing import Output, WeightNames
@@ -90,14 +90,14 @@ GRADIENTS, PULLED = Program("per_sample_gradients", slope), Program("per_sample_
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of the batches of a `Risk`, in chunks.
+    """The samples of batches, in chunks.
 
     Attributes:
         risk: the network, its loss and its weights.
         chunk_size: samples at a time; None: as many as memory allows.
     """
 
-    risk: Risk
+    risk: BatchRunner
     chunk_size: int | None = None
 
     def rows(self, batch: Batch, program: Program, *extras: np.ndarray) -> np.ndarray:
