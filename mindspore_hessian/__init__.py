@@ -20,7 +20,7 @@ from mindspore_hessian._errors import (
     UnsafeRuntimeError,
 )
 from mindspore_hessian._progress import set_progress
-from mindspore_hessian.bayes import Laplace
+from mindspore_hessian.bayes import Calibration, Laplace, calibration
 from mindspore_hessian.core.cache import CacheInfo, cache_info, clear_cache, set_cache_size
 from mindspore_hessian.device import DeviceInfo, available_devices, configure, device_info, limit_instructions
 from mindspore_hessian.estimators import (
@@ -64,18 +64,18 @@ from mindspore_hessian.transforms.tangent import jvp
 
 __version__ = "0.1.0"
 __all__ = [
-    "AuditReport", "CacheInfo", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis",
+    "AuditReport", "CacheInfo", "Calibration", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis",
     "DistributedError", "EKFACOperator", "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator",
     "GGNOperator", "HessianError", "HessianOperator", "Identity", "Influential", "JacobianOperator",
     "KFACOperator", "KernelError", "Laplace", "LateRulesWarning", "Measurement", "MissingRuleError",
     "NonFiniteWarning", "NotCompilableError", "NotDeterministicError", "Operator", "RecompileWarning",
-    "UnsafeRuntimeError", "audit", "available_devices", "batched_hessian", "cache_info", "clear_cache",
-    "condition_number", "configure", "curvature", "derivative", "device_info", "diagnose", "diagonal",
-    "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian", "hessian_diag", "hvp",
-    "hvp_revfwd", "hvp_revrev", "influence", "inverse", "jacobian", "jet", "jvp", "laplacian", "layer_report",
-    "linops", "logdet", "most_influential", "negative_curvature", "nystrom", "optim", "per_sample_gradients",
-    "plot", "rules", "self_influence", "set_cache_size", "set_progress", "solve", "spectral_density", "testing",
-    "trace", "value_grad_and_hessian", "value_grad_and_laplacian",
+    "UnsafeRuntimeError", "audit", "available_devices", "batched_hessian", "cache_info", "calibration",
+    "clear_cache", "condition_number", "configure", "curvature", "derivative", "device_info", "diagnose",
+    "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian", "hessian_diag",
+    "hvp", "hvp_revfwd", "hvp_revrev", "influence", "inverse", "jacobian", "jet", "jvp", "laplacian",
+    "layer_report", "linops", "logdet", "most_influential", "negative_curvature", "nystrom", "optim",
+    "per_sample_gradients", "plot", "rules", "self_influence", "set_cache_size", "set_progress", "solve",
+    "spectral_density", "testing", "trace", "value_grad_and_hessian", "value_grad_and_laplacian",
 ]
 
 rules.install()

@@ -1,10 +1,11 @@
-"""Pictures of what the operators and estimators found.
+"""Pictures of what was found: by operators, estimators, calibration and influence.
 
 Each function draws into the Axes `ax`, or into a new figure where that is None, and returns the Axes. matplotlib is
 loaded at the first picture; where it is not installed, that is an ImportError which says how to get it.
 """
 from __future__ import annotations
 
+import itertools
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import as_reals, check_bool, check_real, is_integer, shown
+from mindspore_hessian.arguments import as_array, as_reals, check_bool, check_real, is_integer, shown
+from mindspore_hessian.bayes.calibration import Calibration
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
+from mindspore_hessian.influence import Influential
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.progress import bar
 
@@ -263,6 +266,166 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
     return _finish(ax, len(columns) > 1)
 
 
+def uncertainty(found: Any, ax: Any = None) -> Any:
+    """How sure predictions are: right as often as they say (a reliability diagram), or at all (a histogram).
+
+    Of `calibration`'s results, the accuracy of each bin against its mean confidence, with the diagonal on which a
+    calibrated classifier lies; below it, predictions are surer than they are right. The larger a marker, the more
+    samples its bin has (the area), and the legend has the expected calibration errors. Of probabilities, the
+    distribution of the entropy of each row, from 0 (sure) to log(classes) (every class alike): for inputs like those of
+    the training beside others.
+
+    Args:
+        found: a Calibration, or a dict from names to those; or probabilities, (samples, classes), or a dict from names
+            to those.
+
+    Raises:
+        TypeError, ValueError: `found` is neither, or both.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mindspore_hessian import calibration, plot
+        >>> sure, unsure = np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([[0.5, 0.5], [0.4, 0.6]])
+        >>> ax = plot.uncertainty({"network": calibration(sure, [0, 1])})  # doctest: +SKIP
+        >>> ax = plot.uncertainty({"digits": sure, "noise": unsure})  # doctest: +SKIP
+    """
+    named = dict(found) if isinstance(found, Mapping) else {"": found}
+    kinds = {isinstance(one, Calibration) for one in named.values()}
+    if len(kinds) != 1:
+        raise ValueError("found must hold results of calibration, or probabilities, of one kind and at least one, but "
+                         f"got {shown(found)}")
+    if kinds == {True}:
+        return _reliability({str(name): one for name, one in named.items()}, _axes(ax))
+    tables = {str(name): _rows_of_probabilities(str(name), one) for name, one in named.items()}
+    return _entropies(tables, _axes(ax))
+
+
+def influence(found: Influential, train: Any, test: Any = None, ax: Any = None, *, labels: Any = None,
+              test_labels: Any = None) -> Any:
+    """The training images that `most_influential` found, with their scores: a row for each test image.
+
+    Each image has its number in the training set above it, its label where that is known, and its score below. Where
+    the test images are given, each row starts with its own.
+
+    Args:
+        found: from `most_influential`.
+        train: all training images, (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3; the darkest and the lightest
+            value of all are black and white.
+        test: the test images, one for each row of `found`, or None.
+        labels, test_labels: of the training and of the test images, or None.
+
+    Raises:
+        TypeError, ValueError: `found` is no Influential; images or labels do not fit it.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mindspore_hessian import most_influential, plot
+        >>> found = most_influential([[0.5, -2.0, 1.0]], k=2)
+        >>> ax = plot.influence(found, np.zeros((3, 8, 8)), labels=[3, 8, 3])  # doctest: +SKIP
+        >>> print([text.get_text() for text in ax.texts])  # doctest: +SKIP
+        ['1: 8', '-2', '0: 3', '0.5']
+    """
+    _check_kind("found", found, Influential, "most_influential")
+    rows, columns = found.indices.shape
+    images = _images("train", train)
+    names = _names("labels", labels, len(images))
+    if found.indices.max() >= len(images):
+        raise ValueError(f"train must hold all training images, but has {len(images)}, and found names number "
+                         f"{found.indices.max()}")
+    tested = None if test is None else _images("test", test)
+    if tested is not None and len(tested) != rows:
+        raise ValueError(f"test must hold an image for each of the {rows} rows of found, but has {len(tested)}")
+    own = _names("test_labels", test_labels, rows)
+    images, tested = _scaled(images, tested)
+    first = int(tested is not None)
+    ax = _axes(ax, (1.1 * (columns + first), 1.5 * rows + 0.3))
+    for row, (indices, scores) in enumerate(zip(found.indices, found.scores, strict=True)):
+        if tested is not None:
+            _tile(ax, row, 0, tested[row], ": ".join(["test", *own[row:row + 1]]), "")
+        for column, (index, score) in enumerate(zip(indices, scores, strict=True)):
+            _tile(ax, row, column + first, images[index], ": ".join([str(index), *names[index:index + 1]]),
+                  f"{score:.3g}")
+    if first:
+        ax.axvline(1.1, color="#777777", linewidth=0.8)
+    ax.set(xlim=(0, 1.1 * (columns + first)), ylim=(1.5 * rows, -0.3), aspect="equal")
+    ax.axis("off")
+    return ax
+
+
+# --- how sure -----------------------------------------------------------------------------------------------------
+
+def _reliability(named: dict[str, Calibration], ax: Any) -> Any:
+    for colour, (name, one) in zip(itertools.cycle(COLOURS), named.items()):  # noqa: B905 -- the first has no end
+        there = one.counts > 0
+        ax.plot(one.confidences[there], one.accuracies[there], color=colour, linewidth=1.5,
+                label=f"{name} ({one.expected_calibration_error:.3f})".strip())
+        ax.scatter(one.confidences[there], one.accuracies[there], color=colour, zorder=3,
+                   s=10 + 200 * one.counts[there] / one.num_samples)
+    ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="calibrated")
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(-0.03, 1.03))
+    return _finish(ax, True)
+
+
+def _rows_of_probabilities(name: str, value: Any) -> np.ndarray:
+    p = as_reals(f"found[{name!r}]" if name else "found", value)
+    if p.ndim != 2 or not p.size or not np.isfinite(p).all() or p.min() < 0 or np.abs(p.sum(1) - 1).max() > 1e-3:
+        raise ValueError(f"found{f'[{name!r}]' if name else ''} must be a Calibration, or probabilities of shape "
+                         "(samples, classes) whose rows are at least 0 and have the sum 1")
+    return p
+
+
+def _entropies(named: dict[str, np.ndarray], ax: Any) -> Any:
+    classes = {p.shape[1] for p in named.values()}
+    most = float(np.log(max(classes)))
+    edges = np.linspace(0, most or 1.0, 31)
+    for colour, (name, p) in zip(itertools.cycle(COLOURS), named.items()):  # noqa: B905 -- the first has no end
+        entropy = np.clip(-(p * np.log(np.maximum(p, 1e-300))).sum(1), 0, most)
+        ax.hist(entropy, edges, weights=np.full(len(p), 1 / len(p)), color=colour, alpha=0.5, label=name)
+    ax.set(xlabel="entropy of the prediction", ylabel="share of the samples", xlim=(0, edges[-1]))
+    return _finish(ax, any(named))
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+def _images(name: str, value: Any) -> np.ndarray:
+    """(N, H, W) or (N, H, W, 3)."""
+    images = as_reals(name, value)
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        images = np.moveaxis(images, 1, 3)
+    if not images.size or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise ValueError(f"{name} must be images, (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, but has shape "
+                         f"{np.shape(value)}: reshape rows of pixels")
+    if not np.isfinite(images).all():
+        raise ValueError(f"{name} must be finite, but holds NaN or Inf")
+    return images[..., 0] if images.shape[3:] == (1,) else images
+
+
+def _scaled(*several: np.ndarray | None) -> list[Any]:
+    """Images from 0 to 1, all by the same scale."""
+    there = [images for images in several if images is not None]
+    low, high = min(one.min() for one in there), max(one.max() for one in there)
+    return [None if one is None else (one - low) / (high - low if high > low else 1.0) for one in several]
+
+
+def _names(name: str, value: Any, count: int) -> list[str]:
+    """Labels as texts; none where there are none."""
+    if value is None:
+        return []
+    found = as_array(value)
+    if found.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one for each image, but have shape {found.shape}")
+    return [str(one) for one in found.tolist()]
+
+
+def _tile(ax: Any, row: int, column: int, image: np.ndarray, above: str, below: str) -> None:
+    """An image on a place of a grid whose places are 1.1 wide and 1.5 high, with a text above and one below it."""
+    left, top = 1.1 * column + 0.05, 1.5 * row
+    ax.imshow(image, extent=(left, left + 1, top + 1, top), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.text(left + 0.5, top - 0.03, above, ha="center", va="bottom", fontsize=8)
+    if below:
+        ax.text(left + 0.5, top + 1.03, below, ha="center", va="top", fontsize=8)
+
+
 # --- the loss beside the weights ----------------------------------------------------------------------------------
 
 def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
@@ -309,11 +472,11 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _axes(ax: Any) -> Any:
-    """The Axes to draw into."""
+def _axes(ax: Any, size: tuple[float, float] = (6, 4)) -> Any:
+    """The Axes to draw into; a new figure has that size."""
     library = _matplotlib()
     if ax is None:
-        return library.pyplot.subplots(figsize=(6, 4), layout="constrained")[1]
+        return library.pyplot.subplots(figsize=size, layout="constrained")[1]
     if not isinstance(ax, library.axes.Axes):
         raise TypeError(f"ax must be an Axes of matplotlib, or None for a new figure, but got {type(ax).__name__}")
     return ax

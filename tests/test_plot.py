@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from mindspore_hessian import HessianOperator, Identity, eigsh, layer_report, plot, spectral_density
+from mindspore_hessian import (
+    HessianOperator,
+    Identity,
+    calibration,
+    eigsh,
+    layer_report,
+    most_influential,
+    plot,
+    spectral_density,
+)
 from mindspore_hessian.operators.risk import Risk
 
 matplotlib = pytest.importorskip("matplotlib", reason="pip install mindspore-hessian[plot]")
@@ -342,6 +351,60 @@ def test_layers_refuses(report, columns):
         plot.layers([1])
 
 
+# --- how sure, and why ---------------------------------------------------------------------------------------------
+
+SURE, UNSURE = np.array([[0.9, 0.1], [0.2, 0.8], [1.0, 0.0]]), np.array([[0.5, 0.5], [0.6, 0.4]])
+FOUND, IMAGES = most_influential([[0.5, -2.0, 1.0], [0.1, 0.2, -0.3]], k=2), np.arange(48.0).reshape(3, 4, 4)
+
+
+def test_uncertainty_of_calibrations():
+    found = {"network": calibration(SURE, [0, 0, 0], bins=4), "Laplace": calibration(UNSURE, [1, 0], bins=4)}
+    ax = plot.uncertainty(found)
+    first, second, diagonal = ax.lines
+    np.testing.assert_allclose(first.get_xydata(), [[0.9, 2 / 3]])  # bins ((m - 1) / 4, m / 4]
+    np.testing.assert_allclose(second.get_xydata(), [[0.5, 0.0], [0.6, 1.0]])
+    assert [line.get_label() for line in ax.lines] == ["network (0.233)", "Laplace (0.450)", "calibrated"]
+    assert diagonal.get_linestyle() == "--" and labelled(ax)
+    assert plot.uncertainty(found["network"]).lines[0].get_label() == "(0.233)"
+
+
+def test_uncertainty_of_probabilities():
+    ax = plot.uncertainty({"digits": SURE, "noise": UNSURE})
+    heights = np.array([bar.get_height() for bar in ax.patches]).reshape(2, 30)
+    np.testing.assert_allclose(heights.sum(1), 1)
+    assert heights[0, 0] == pytest.approx(1 / 3) and heights[1, -1] == 1  # [1, 0] is sure, [0.5, 0.5] not at all
+    assert labelled(ax) and [t.get_text() for t in ax.get_legend().get_texts()] == ["digits", "noise"]
+    assert plot.uncertainty(UNSURE).get_legend() is None
+
+
+@pytest.mark.parametrize("found", [{}, {"a": UNSURE, "b": calibration(UNSURE, [0, 1])}, 3 * UNSURE, [0.5, 0.5]])
+def test_uncertainty_refuses(found):
+    with pytest.raises(ValueError, match="found"):
+        plot.uncertainty(found)
+
+
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[:, None], IMAGES[..., None], IMAGES[:, None].repeat(3, 1),
+                                    Tensor(IMAGES)], ids=["grey", "first", "last", "colours", "tensor"])
+def test_influence(images):
+    ax = plot.influence(FOUND, images, images[:2], labels=[7, 8, 9], test_labels=["a", "b"])
+    assert [t.get_text() for t in ax.texts] == ["test: a", "1: 8", "-2", "0: 7", "0.5", "test: b", "2: 9", "-0.3",
+                                                "0: 7", "0.1"]
+    grey = [np.asarray(image.get_array()).reshape(16, -1)[:, 0] for image in ax.images]
+    order = (0, 1, 0, 1, 2, 0)
+    for number, array in zip(order, grey, strict=True):
+        np.testing.assert_allclose(array, IMAGES[number].ravel() / 47)
+    assert not ax.axison
+
+
+def test_influence_refuses():
+    for wrong, message in (({"train": IMAGES[:2]}, "names number 2"), ({"train": IMAGES.reshape(3, 16)}, "reshape"),
+                           ({"test": IMAGES}, "each of the 2 rows"), ({"labels": [1]}, "labels must have shape")):
+        with pytest.raises(ValueError, match=message):
+            plot.influence(FOUND, **{"train": IMAGES, **wrong})
+    with pytest.raises(TypeError, match="found must be a Influential"):
+        plot.influence([1], IMAGES)
+
+
 # --- with and without matplotlib ----------------------------------------------------------------------------------
 
 def test_without_matplotlib_the_error_says_what_to_install(op, report, monkeypatch):
@@ -355,7 +418,8 @@ def test_without_matplotlib_the_error_says_what_to_install(op, report, monkeypat
     found = spectral_density(DIAGONAL, num_probes=2)
     for call in (lambda: plot.density(found), lambda: plot.training([{"step": 0, "sharpness": 1.0}]),
                  lambda: plot.loss_line(op, [1.0, 0.0]), lambda: plot.loss_plane(op, [1.0, 0.0], [0.0, 1.0]),
-                 lambda: plot.blocks(MATRIX, LAYERS), lambda: plot.layers(report)):
+                 lambda: plot.blocks(MATRIX, LAYERS), lambda: plot.layers(report),
+                 lambda: plot.uncertainty(UNSURE), lambda: plot.influence(FOUND, IMAGES)):
         with pytest.raises(ImportError, match=r"pip install mindspore-hessian\[plot\]"):
             call()
 
@@ -368,7 +432,7 @@ def test_examples_run_where_matplotlib_is():
         for example in test.examples:
             example.options.pop(doctest.SKIP, None)
         runner.run(test)
-    assert len(found) == 6
+    assert len(found) == 8
     assert runner.summarize().failed == 0
 
 
