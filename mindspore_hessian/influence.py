@@ -18,7 +18,7 @@ from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.hessian import HessianOperator
 from mindspore_hessian.operators.kfac import EKFACOperator, KFACOperator
 from mindspore_hessian.operators.progress import bar
-from mindspore_hessian.operators.risk import Risk
+from mindspore_hessian.operators.risk import BatchRunner
 from mindspore_hessian.operators.samples import GRADIENTS, Samples
 from mindspore_hessian.typing import WeightNames
 
@@ -82,11 +82,13 @@ class _Question:
 
     def gradients(self, what: str, data: Data) -> Iterator[np.ndarray]:
         """Of the losses of single samples, a batch at a time, (samples, weights)."""
-        samples = Samples(Risk(self.network, self.loss_fn, data, self.space, "sum", None))
+        runner = BatchRunner(self.network, self.loss_fn, self.space)
+        samples = Samples(runner)
         with bar(what, data.count() or 0, self.progress) as shown_bar:
             for batch in data:
                 if not batch.targets:
                     raise ValueError(f"{what}: batch {batch.number} must have a target after the inputs, (x, y)")
+                runner.check_labels(batch)
                 rows = samples.rows(batch, GRADIENTS).astype(np.float64)
                 if not np.isfinite(rows).all():
                     raise ValueError(f"{what}: a gradient of batch {batch.number} holds NaN or Inf")

@@ -53,6 +53,13 @@ class BatchRunner:
 
     def __init__(self, network: Any, loss_fn: Any, space: Space, pick: Any = None):
         self.network, self.loss_fn, self.space, self.pick = network, loss_fn, space, pick
+        self._known: Weighing | None = None
+
+    def check_labels(self, batch: Batch) -> None:
+        """Raise where one of MindSpore's own losses would take a label in silence that is no class."""
+        if self._known is None:
+            self._known = weighing.known(self.loss_fn, lambda: _width(self.output(batch))) or SAMPLES
+        self._known.of(batch)
 
     def run(self, batch: Batch, program: Program, extras: tuple[Tensor, ...] = ()) -> Any:
         """Run a program on a batch; compiled once for each shape of batch."""
