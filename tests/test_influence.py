@@ -1,9 +1,12 @@
 """Influence: against formulas in float64, and against leaving samples out."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import pytest
+from full import some
 from mindspore import nn
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
@@ -15,6 +18,7 @@ from mindspore_hessian.operators.risk import Risk
 from mindspore_hessian.operators.samples import GRADIENTS, Samples
 from mindspore_hessian.operators.weights import choose
 
+GOLDEN = Path(__file__).parent / "golden" / "influence.npz"
 DAMPING, CLASSES, WIDTH = 0.05, 3, 4
 NET, LOSS = nn.SequentialCell(nn.Dense(WIDTH, CLASSES)), nn.CrossEntropyLoss()  # one: graphs are found again
 
@@ -207,6 +211,38 @@ def test_wrong_labels_have_the_largest_self_influence():
                             progress=False)
     first = most_influential(scores, 40).indices[0]
     assert len(set(first) & set(flipped)) >= 14  # 4 by chance
+
+
+# --- kronfluence's scores ------------------------------------------------------------------------------------------
+
+MADE = {"mlp": lambda outputs: (nn.Dense(4, 5), nn.ReLU(), nn.Dense(5, outputs)),
+        "conv": lambda outputs: (nn.Conv2d(1, 2, 3, pad_mode="valid", has_bias=True), nn.ReLU(), nn.Flatten(),
+                                 nn.Dense(18, outputs))}
+
+
+@pytest.mark.parametrize(("name", "strategy"), some(
+    [("mlp_ce", "ekfac"), ("mlp_ce", "kfac"), ("mlp_mse", "ekfac"), ("mlp_mse", "kfac"), ("conv_ce", "ekfac")], every=5))
+def test_scores_equal_those_of_kronfluence(name, strategy):
+    """Its sign is the other one, and weight and bias are in one block."""
+    with np.load(GOLDEN) as file:
+        golden = {key[len(name) + 1:]: file[key] for key in file.files if key.startswith(name)}
+        damping = float(file["damping"])
+    kind, loss = name.split("_")
+    net = nn.SequentialCell(*MADE[kind](3 if loss == "ce" else 2))
+    for parameter in net.get_parameters():
+        parameter.set_data(ms.Tensor(golden[f"weights/{parameter.name}"], ms.float32))
+    x, y = ms.Tensor(golden["x"], ms.float32), ms.Tensor(golden["y"], ms.int32 if loss == "ce" else ms.float32)
+    train, test = [(x[:30], y[:30]), (x[30:60], y[30:60])], (x[60:], y[60:])
+    options = {"fisher": "empirical", "separate_bias": False, "progress": False}
+    criterion, curvature = LOSS, strategy
+    if loss == "mse":  # of a mean over 2 outputs, ours is of one output's error: twice the square of the gradient
+        criterion = nn.MSELoss()
+        operator = {"ekfac": mh.EKFACOperator, "kfac": mh.KFACOperator}[strategy]
+        curvature, options = operator(net, criterion, train, **options).scaled(0.5), {"progress": False}
+    found = influence(net, criterion, train, test, curvature=curvature, damping=damping, **options)
+    close(found, -golden[f"{strategy}/pairs"], 1e-4)
+    own = self_influence(net, criterion, train, curvature=curvature, damping=damping, **options)
+    close(own, -golden[f"{strategy}/self"], 1e-4)
 
 
 # --- derivatives of single samples ---------------------------------------------------------------------------------
