@@ -647,14 +647,18 @@ ESTIMATORS = {
     "condition_number": (mh.condition_number, OP, {
         "op": {**BAD_OP, **LOPSIDED}, **SEARCH_TOL, "max_products": {**NO_COUNT, "one": 1}, **COMMON}),
     "solve": (mh.solve, {**OP, "b": np.ones(4)}, {
-        "op": {**BAD_OP, **LOPSIDED}, "b": {**NO_RIGHT, "None": None},
+        "op": {**BAD_OP, **LOPSIDED}, "b": {
+            **without(NO_RIGHT, "a matrix"), "None": None, "no columns": np.ones((4, 0)), "short columns": np.eye(3),
+            "columns with NaN": np.full((4, 2), np.nan), "three axes": np.ones((4, 1, 1)),
+            "columns with minres": Bad(np.eye(4), also={"method": "minres"})},
         "damping": without(NO_POSITIVE, "zero", "negative"), "method": NO_MODE, **SEARCH_TOL,
-        "max_products": {**NO_COUNT, "one": 1},
+        "max_products": {**NO_COUNT, "one": 1, "too few for three columns": Bad(5, also={"b": np.eye(4)[:, :3]})},
         "learning_rate": {**named(NO_POSITIVE_OR_NONE, "learning_rate", method="neumann"), "with cg": 0.1}, **COMMON}),
     "solve with a preconditioner": (mh.solve, {**OP, "b": np.ones(4), "damping": 0.1, "preconditioner": "nystrom",
                                                "rank": 2}, {
         "preconditioner": {"text": "kfac", "an int": 3, "of another size": np.eye(3), "a list": [],
-                           "negative": -np.eye(4), "with minres": Bad("nystrom", also={"method": "minres"}),
+                           "negative": -np.eye(4), "with neumann": Bad("nystrom", also={"method": "neumann"}),
+                           "with lsmr": Bad("nystrom", also={"method": "lsmr"}),
                            "with a checkpoint": Bad("nystrom", "checkpoint", also={"checkpoint": "a.npz"})},
         "rank": NO_COUNT, "max_products": {"three": 3}}),
     "nystrom": (mh.nystrom, {**OP, "rank": 2}, {
