@@ -54,6 +54,7 @@ from mindspore_hessian.operators.samples import per_sample_gradients
 from mindspore_hessian.tools.audit import AuditReport, audit
 from mindspore_hessian.tools.diagnose import Diagnosis, diagnose
 from mindspore_hessian.tools.monitor import CurvatureMonitor, Measurement
+from mindspore_hessian.tools.saliency import saliency
 from mindspore_hessian.transforms.diagonal import batched_hessian, hessian_diag
 from mindspore_hessian.transforms.hessian import hessian, value_grad_and_hessian
 from mindspore_hessian.transforms.jacobian import jacobian
@@ -74,8 +75,8 @@ __all__ = [
     "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian", "hessian_diag", "hvp",
     "hvp_revfwd", "hvp_revrev", "influence", "inverse", "jacobian", "jet", "jvp", "laplacian", "layer_report",
     "linops", "logdet", "most_influential", "negative_curvature", "nystrom", "optim", "per_sample_gradients",
-    "plot", "rules", "self_influence", "set_cache_size", "set_progress", "solve", "spectral_density", "testing",
-    "trace", "value_grad_and_hessian", "value_grad_and_laplacian",
+    "plot", "rules", "saliency", "self_influence", "set_cache_size", "set_progress", "solve", "spectral_density",
+    "testing", "trace", "value_grad_and_hessian", "value_grad_and_laplacian",
 ]
 
 rules.install()

@@ -741,6 +741,11 @@ REST = {
     "CurvatureMonitor.step": (measured, {}, {"step_number": without(NO_SEED, "None"), "learning_rate": {
         "text": "0.1", "a list": [0.1], "an object": object(), "a long Tensor": X}}),
     "CurvatureMonitor.measure": (measured, {"name": "measure"}, {"step_number": without(NO_SEED, "None")}),
+    "saliency": (mh.saliency, {"op": Made(partial(curvature_operator, mh.GGNOperator)), "damping": 0.1}, {
+        "op": OF_NETWORK, "method": NO_MODE, "damping": without(NO_POSITIVE, "zero"), "per": NO_MODE, "diagonal": {
+            "text": "exact", "short": np.ones(3), "NaN": np.full(17, np.nan), "a number": 1.0,
+            "complex": np.ones(17) * 1j, "with a damping": Bad(np.ones(17), "damping"),
+            "not positive, for obs": Bad(np.zeros(17), also={"method": "obs", "damping": 0.0})}}),
     "audit": (mh.audit, {"fn": cube, "inputs": X}, {
         "fn": {**NO_CALLABLE, "a builtin": Bad(len, "len"), "a class": Bad(nn.Dense, "Dense")},
         "inputs": {**NO_INPUTS, **BAD_ARGUMENT}, "grad_position": NO_POSITION, "weights": {**NO_WEIGHTS, **NOT_IN}}),
