@@ -679,7 +679,7 @@ ESTIMATORS = {
                "a list of layers": Made(lambda: Layered(layers=["a"])),
                "an empty layer": Made(lambda: Layered(layers={"a": []}))},
         "num_probes": {**NO_COUNT, "one": 1}, **SEARCH_TOL, "max_products": {**NO_COUNT, "one": 1}, **COMMON,
-        "batch": NO_COUNT}),
+        "batch": NO_COUNT, "damping": NO_POSITIVE_OR_NONE}),
     "diagnose": (mh.diagnose, {**OP, "gradient": np.zeros(4)}, {
         "op": {**BAD_OP, **LOPSIDED}, "learning_rate": NO_POSITIVE_OR_NONE, "gradient": NO_RIGHT,
         "gradient_tol": NO_POSITIVE, **SEARCH_TOL, "max_products": {**NO_COUNT, "nine": 9}, "seed": NO_SEED,
@@ -746,6 +746,8 @@ REST = {
             "text": "exact", "short": np.ones(3), "NaN": np.full(17, np.nan), "a number": 1.0,
             "complex": np.ones(17) * 1j, "with a damping": Bad(np.ones(17), "damping"),
             "not positive, for obs": Bad(np.zeros(17), also={"method": "obs", "damping": 0.0})}}),
+    "noise_scale": (mh.noise_scale, {"op": Made(curvature_operator)}, {
+        "op": OF_NETWORK, "chunk_size": NO_COUNT_OR_NONE}),
     "audit": (mh.audit, {"fn": cube, "inputs": X}, {
         "fn": {**NO_CALLABLE, "a builtin": Bad(len, "len"), "a class": Bad(nn.Dense, "Dense")},
         "inputs": {**NO_INPUTS, **BAD_ARGUMENT}, "grad_position": NO_POSITION, "weights": {**NO_WEIGHTS, **NOT_IN}}),
