@@ -860,8 +860,11 @@ PLOTS = {
     "plot.layers": (plot.layers, {"report": REPORT}, {
         "report": {**NO_OBJECT, "a dict": {}}, "columns": {"text": "trace", "None": None, "an int": 3, "empty": (),
                                                            "unknown": ("speed",), "a list inside": [["trace"]],
-                                                           "an int inside": [1]},
+                                                           "an int inside": [1],
+                                                           "not in the report": ["effective_dimension"]},
         "ax": NO_AXES_OBJECT}),
+    "plot.factors": (plot.factors, {"op": Made(partial(curvature_operator, mh.KFACOperator))}, {
+        "op": {**OF_NETWORK, "a Hessian": Made(curvature_operator)}, "ax": NO_AXES_OBJECT}),
 }
 
 
