@@ -50,10 +50,12 @@ from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.hessian import HessianOperator
 from mindspore_hessian.operators.jacobian import JacobianOperator
 from mindspore_hessian.operators.kfac import EKFACOperator, KFACOperator
+from mindspore_hessian.operators.noise import GradientNoise, noise_scale
 from mindspore_hessian.operators.samples import per_sample_gradients
 from mindspore_hessian.tools.audit import AuditReport, audit
 from mindspore_hessian.tools.diagnose import Diagnosis, diagnose
 from mindspore_hessian.tools.monitor import CurvatureMonitor, Measurement
+from mindspore_hessian.tools.saliency import saliency
 from mindspore_hessian.transforms.diagonal import batched_hessian, hessian_diag
 from mindspore_hessian.transforms.hessian import hessian, value_grad_and_hessian
 from mindspore_hessian.transforms.jacobian import jacobian
@@ -66,16 +68,17 @@ __version__ = "0.1.0"
 __all__ = [
     "AuditReport", "CacheInfo", "Calibration", "CurvatureMonitor", "DeviceError", "DeviceInfo", "Diagnosis",
     "DistributedError", "EKFACOperator", "EmpiricalFisherOperator", "FallbackWarning", "FisherOperator",
-    "GGNOperator", "HessianError", "HessianOperator", "Identity", "Influential", "JacobianOperator",
-    "KFACOperator", "KernelError", "Laplace", "LateRulesWarning", "Measurement", "MissingRuleError",
-    "NonFiniteWarning", "NotCompilableError", "NotDeterministicError", "Operator", "RecompileWarning",
-    "UnsafeRuntimeError", "audit", "available_devices", "batched_hessian", "cache_info", "calibration",
-    "clear_cache", "condition_number", "configure", "curvature", "derivative", "device_info", "diagnose",
-    "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian", "hessian_diag",
-    "hvp", "hvp_revfwd", "hvp_revrev", "influence", "inverse", "jacobian", "jet", "jvp", "laplacian",
-    "layer_report", "linops", "logdet", "most_influential", "negative_curvature", "nystrom", "optim",
-    "per_sample_gradients", "plot", "rules", "self_influence", "set_cache_size", "set_progress", "solve",
-    "spectral_density", "testing", "trace", "value_grad_and_hessian", "value_grad_and_laplacian",
+    "GGNOperator", "GradientNoise", "HessianError", "HessianOperator", "Identity", "Influential",
+    "JacobianOperator", "KFACOperator", "KernelError", "Laplace", "LateRulesWarning", "Measurement",
+    "MissingRuleError", "NonFiniteWarning", "NotCompilableError", "NotDeterministicError", "Operator",
+    "RecompileWarning", "UnsafeRuntimeError", "audit", "available_devices", "batched_hessian", "cache_info",
+    "calibration", "clear_cache", "condition_number", "configure", "curvature", "derivative", "device_info",
+    "diagnose", "diagonal", "distributed", "eigsh", "frobenius_norm", "ggnvp", "grad_and_hvp", "hessian",
+    "hessian_diag", "hvp", "hvp_revfwd", "hvp_revrev", "influence", "inverse", "jacobian", "jet", "jvp",
+    "laplacian", "layer_report", "linops", "logdet", "most_influential", "negative_curvature", "noise_scale",
+    "nystrom", "optim", "per_sample_gradients", "plot", "rules", "saliency", "self_influence", "set_cache_size",
+    "set_progress", "solve", "spectral_density", "testing", "trace", "value_grad_and_hessian",
+    "value_grad_and_laplacian",
 ]
 
 rules.install()

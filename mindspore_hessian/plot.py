@@ -20,12 +20,14 @@ from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
 from mindspore_hessian.influence import Influential
 from mindspore_hessian.operators.curvature import CurvatureOperator
+from mindspore_hessian.operators.kfac import KFACOperator
 from mindspore_hessian.operators.progress import bar
 
 # Okabe and Ito's colours, which differ for every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MOST_NUMBERS = 10  # blocks a side, up to which the numbers fit into a heat map
-_COLUMNS = {"trace": "trace_error", "top_eigenvalue": "top_residual"}  # of a LayerReport, with their errors
+_COLUMNS = {"trace": "trace_error", "top_eigenvalue": "top_residual",  # of a LayerReport, with their errors
+            "effective_dimension": "effective_error"}
 
 
 def density(found: SpectralDensity, ax: Any = None, *, floor: float | None = None, label: str | None = None) -> Any:
@@ -230,11 +232,11 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
 
     Args:
         report: from `layer_report`.
-        columns: of the report: "parameters", "trace", "share", "mean_diagonal", "top_eigenvalue". The axis is the same
-            for all.
+        columns: of the report: "parameters", "trace", "share", "mean_diagonal", "top_eigenvalue",
+            "effective_dimension". The axis is the same for all.
 
     Raises:
-        TypeError, ValueError: `report` is no LayerReport; an unknown column, or none.
+        TypeError, ValueError: `report` is no LayerReport; an unknown column, none, or one that it does not hold.
 
     Examples:
         >>> import numpy as np
@@ -252,6 +254,9 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
     if not isinstance(columns, tuple | list) or not columns or any(
             not isinstance(name, str) or name not in choices for name in columns):
         raise ValueError(f"columns must be some of {', '.join(sorted(choices))}, in a list, but got {shown(columns)}")
+    if "effective_dimension" in columns and report.rows[0].effective_dimension is None:
+        raise ValueError("columns hold 'effective_dimension', which the report does not: make it by layer_report(op, "
+                         "damping=...)")
     ax = _axes(ax)
     height, rows = 0.8 / len(columns), np.arange(len(report.rows))
     for number, name in enumerate(columns):
@@ -426,6 +431,56 @@ def _tile(ax: Any, row: int, column: int, image: np.ndarray, above: str, below: 
         ax.text(left + 0.5, top + 1.03, below, ha="center", va="top", fontsize=8)
 
 
+
+
+def factors(op: KFACOperator, ax: Any = None) -> Any:
+    """Spectra of the Kronecker factors of each layer, A of its inputs and G of its output gradients, on a log axis.
+
+    A thin line from the least eigenvalue to the largest, a thick one over the middle half of them, a gap at the median.
+    Where a line is, is the scale of the factor; how long it is, its condition. An arrow stands where eigenvalues are 0
+    to working precision. Those of the block of a layer are the products of the two. The groups of a convolution are
+    taken together; a factor that is 0 has no line. Costs the eigenvalues of each factor.
+
+    Args:
+        op: a KFACOperator or EKFACOperator.
+
+    Raises:
+        TypeError: `op` is no such operator.
+        ValueError: it has no factors, but diagonal or dense blocks alone.
+
+    Examples:
+        >>> import mindspore as ms
+        >>> from mindspore import nn
+        >>> from mindspore_hessian import KFACOperator, plot
+        >>> net = nn.SequentialCell(nn.Dense(2, 1, weight_init="ones", has_bias=False))
+        >>> x, y = ms.Tensor([[1.0, 0.0], [0.0, 2.0]]), ms.Tensor([[0.0], [0.0]])
+        >>> ax = plot.factors(KFACOperator(net, nn.MSELoss(), (x, y)))  # doctest: +SKIP
+        >>> print(ax.get_yticklabels()[0].get_text())  # doctest: +SKIP
+        0 (Dense)
+    """
+    _check_kind("op", op, KFACOperator, "mindspore_hessian")
+    if not op.factors:
+        raise ValueError("op has no Kronecker factors to draw: its blocks are diagonal or dense")
+    classes, names = op.layer_classes, list(op.factors)
+    ax = _axes(ax, max(4.0, 1 + 0.22 * len(names)))
+    ax.set_xscale("log")
+    for number, label in enumerate(("A, of the inputs", "G, of the output gradients")):
+        spectra = [_spectrum(op.factors[name][number]) for name in names]
+        rows = np.arange(len(names)) + (number - 0.5) * 0.4
+        least, low, median, high, most, singular = np.array(spectra).T
+        ax.hlines(rows, least, most, color=COLOURS[number], linewidth=1.2)
+        ax.hlines(rows, low, high, color=COLOURS[number], linewidth=4, label=label)
+        ax.plot(median, rows, linestyle="", marker="o", markersize=3, markeredgewidth=0, color="white")
+        arrows = np.flatnonzero(singular)
+        ax.plot(least[arrows], rows[arrows], linestyle="", marker="<", markersize=5, color=COLOURS[number])
+    points = ax.get_window_extent().height * 72 / ax.figure.dpi  # that all names have place for
+    ax.set_yticks(range(len(names)), [f"{name} ({classes[name]})" if name in classes else name for name in names],
+                  fontsize=min(10.0, max(4.0, 0.8 * points / len(names))))
+    ax.set_ylim(len(names) - 0.5, -0.5)  # the first layer on top
+    ax.set(xlabel="eigenvalue of the factor", ylabel="layer")
+    return _finish(ax, True)
+
+
 # --- the loss beside the weights ----------------------------------------------------------------------------------
 
 def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
@@ -477,6 +532,13 @@ def _axes(ax: Any, size: tuple[float, float] = (6, 4)) -> Any:
     library = _matplotlib()
     if ax is None:
         return library.pyplot.subplots(figsize=size, layout="constrained")[1]
+
+
+def _axes(ax: Any, height: float = 4.0) -> Any:
+    """The Axes to draw into; a new figure is so many inches high."""
+    library = _matplotlib()
+    if ax is None:
+        return library.pyplot.subplots(figsize=(6, height), layout="constrained")[1]
     if not isinstance(ax, library.axes.Axes):
         raise TypeError(f"ax must be an Axes of matplotlib, or None for a new figure, but got {type(ax).__name__}")
     return ax
@@ -498,6 +560,17 @@ def _finish(ax: Any, legend: bool) -> Any:
 def _check_kind(name: str, value: Any, kind: type, source: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, as from {source}, but got {type(value).__name__}")
+
+
+def _spectrum(factor: np.ndarray) -> tuple[float, ...]:
+    """The quartiles of the eigenvalues, and whether some are 0 to working precision, which are put there. NaN for a
+    factor that is 0."""
+    wide = factor.astype(np.float64)
+    values = wide if wide.ndim == 1 else np.linalg.eigvalsh(wide).ravel()
+    rounding = float(np.finfo(factor.dtype).eps) * float(values.max())
+    if rounding <= 0:
+        return (np.nan,) * 5 + (0.0,)
+    return (*np.quantile(np.maximum(values, rounding), (0, 0.25, 0.5, 0.75, 1)), float((values <= rounding).any()))
 
 
 def _field(measurement: Any, name: str) -> Any:

@@ -647,14 +647,18 @@ ESTIMATORS = {
     "condition_number": (mh.condition_number, OP, {
         "op": {**BAD_OP, **LOPSIDED}, **SEARCH_TOL, "max_products": {**NO_COUNT, "one": 1}, **COMMON}),
     "solve": (mh.solve, {**OP, "b": np.ones(4)}, {
-        "op": {**BAD_OP, **LOPSIDED}, "b": {**NO_RIGHT, "None": None},
+        "op": {**BAD_OP, **LOPSIDED}, "b": {
+            **without(NO_RIGHT, "a matrix"), "None": None, "no columns": np.ones((4, 0)), "short columns": np.eye(3),
+            "columns with NaN": np.full((4, 2), np.nan), "three axes": np.ones((4, 1, 1)),
+            "columns with minres": Bad(np.eye(4), also={"method": "minres"})},
         "damping": without(NO_POSITIVE, "zero", "negative"), "method": NO_MODE, **SEARCH_TOL,
-        "max_products": {**NO_COUNT, "one": 1},
+        "max_products": {**NO_COUNT, "one": 1, "too few for three columns": Bad(5, also={"b": np.eye(4)[:, :3]})},
         "learning_rate": {**named(NO_POSITIVE_OR_NONE, "learning_rate", method="neumann"), "with cg": 0.1}, **COMMON}),
     "solve with a preconditioner": (mh.solve, {**OP, "b": np.ones(4), "damping": 0.1, "preconditioner": "nystrom",
                                                "rank": 2}, {
         "preconditioner": {"text": "kfac", "an int": 3, "of another size": np.eye(3), "a list": [],
-                           "negative": -np.eye(4), "with minres": Bad("nystrom", also={"method": "minres"}),
+                           "negative": -np.eye(4), "with neumann": Bad("nystrom", also={"method": "neumann"}),
+                           "with lsmr": Bad("nystrom", also={"method": "lsmr"}),
                            "with a checkpoint": Bad("nystrom", "checkpoint", also={"checkpoint": "a.npz"})},
         "rank": NO_COUNT, "max_products": {"three": 3}}),
     "nystrom": (mh.nystrom, {**OP, "rank": 2}, {
@@ -675,7 +679,7 @@ ESTIMATORS = {
                "a list of layers": Made(lambda: Layered(layers=["a"])),
                "an empty layer": Made(lambda: Layered(layers={"a": []}))},
         "num_probes": {**NO_COUNT, "one": 1}, **SEARCH_TOL, "max_products": {**NO_COUNT, "one": 1}, **COMMON,
-        "batch": NO_COUNT}),
+        "batch": NO_COUNT, "damping": NO_POSITIVE_OR_NONE}),
     "diagnose": (mh.diagnose, {**OP, "gradient": np.zeros(4)}, {
         "op": {**BAD_OP, **LOPSIDED}, "learning_rate": NO_POSITIVE_OR_NONE, "gradient": NO_RIGHT,
         "gradient_tol": NO_POSITIVE, **SEARCH_TOL, "max_products": {**NO_COUNT, "nine": 9}, "seed": NO_SEED,
@@ -737,6 +741,13 @@ REST = {
     "CurvatureMonitor.step": (measured, {}, {"step_number": without(NO_SEED, "None"), "learning_rate": {
         "text": "0.1", "a list": [0.1], "an object": object(), "a long Tensor": X}}),
     "CurvatureMonitor.measure": (measured, {"name": "measure"}, {"step_number": without(NO_SEED, "None")}),
+    "saliency": (mh.saliency, {"op": Made(partial(curvature_operator, mh.GGNOperator)), "damping": 0.1}, {
+        "op": OF_NETWORK, "method": NO_MODE, "damping": without(NO_POSITIVE, "zero"), "per": NO_MODE, "diagonal": {
+            "text": "exact", "short": np.ones(3), "NaN": np.full(17, np.nan), "a number": 1.0,
+            "complex": np.ones(17) * 1j, "with a damping": Bad(np.ones(17), "damping"),
+            "not positive, for obs": Bad(np.zeros(17), also={"method": "obs", "damping": 0.0})}}),
+    "noise_scale": (mh.noise_scale, {"op": Made(curvature_operator)}, {
+        "op": OF_NETWORK, "chunk_size": NO_COUNT_OR_NONE}),
     "audit": (mh.audit, {"fn": cube, "inputs": X}, {
         "fn": {**NO_CALLABLE, "a builtin": Bad(len, "len"), "a class": Bad(nn.Dense, "Dense")},
         "inputs": {**NO_INPUTS, **BAD_ARGUMENT}, "grad_position": NO_POSITION, "weights": {**NO_WEIGHTS, **NOT_IN}}),
@@ -849,8 +860,11 @@ PLOTS = {
     "plot.layers": (plot.layers, {"report": REPORT}, {
         "report": {**NO_OBJECT, "a dict": {}}, "columns": {"text": "trace", "None": None, "an int": 3, "empty": (),
                                                            "unknown": ("speed",), "a list inside": [["trace"]],
-                                                           "an int inside": [1]},
+                                                           "an int inside": [1],
+                                                           "not in the report": ["effective_dimension"]},
         "ax": NO_AXES_OBJECT}),
+    "plot.factors": (plot.factors, {"op": Made(partial(curvature_operator, mh.KFACOperator))}, {
+        "op": {**OF_NETWORK, "a Hessian": Made(curvature_operator)}, "ax": NO_AXES_OBJECT}),
 }
 
 

@@ -24,6 +24,7 @@ from mindspore_hessian.estimators import (
     spectral_density,
     trace,
 )
+from mindspore_hessian.linops import BlockDiagonal
 
 N = 150
 B = np.random.default_rng(5).standard_normal(N)
@@ -48,6 +49,8 @@ CALLS = {
     "logdet": (POSITIVE, lambda op, **more: logdet(op, num_steps=12, max_products=240, batch=3, **more)),
     "spectral_density": (INDEFINITE, lambda op, **more: spectral_density(op, 20, 12, batch=3, **more)),
     "cg": (POSITIVE, lambda op, **more: solve(op, B, tol=1e-9, **more)),
+    "cg of three": (POSITIVE, lambda op, **more: solve(
+        op, np.c_[B, 2 * B, B[::-1]], tol=1e-9, max_products=3000, **more)),
     "minres": (INDEFINITE, lambda op, **more: solve(op, B, method="minres", tol=1e-9, **more)),
     "neumann": (POSITIVE, lambda op, **more: solve(op, B, method="neumann", max_products=150, **more)),
 }
@@ -277,6 +280,44 @@ def test_layer_report_as_csv_and_pandas(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):
         found.to_pandas()
+
+
+EFFECTIVE = POSITIVE @ np.linalg.inv(POSITIVE + 0.5 * np.eye(N))
+
+
+def test_effective_dimensions_are_parts_of_that_of_the_whole():
+    op = Layered(POSITIVE, LAYERS)
+    found = layer_report(op, num_probes=400, batch=100, progress=False, damping=0.5)
+    assert found.num_products == op.columns and found.seconds > 0
+    for row, index in zip(found.rows, LAYERS.values(), strict=True):
+        assert abs(row.effective_dimension - EFFECTIVE.diagonal()[index].sum()) <= 4 * row.effective_error + 1e-6
+    assert "effective_dimension" in str(found) and "effective_error" in found.to_csv()
+    assert "effective" not in str(layer_report(op, num_probes=2, progress=False))
+
+
+def test_effective_dimensions_of_structure_are_exact():
+    class Blocks(BlockDiagonal):
+        layers = LAYERS
+    op = Blocks([POSITIVE[np.ix_(index, index)] for index in LAYERS.values()], LAYERS.values())
+    found = layer_report(op, progress=False, damping=0.5)
+    for row, index in zip(found.rows, LAYERS.values(), strict=True):
+        values = np.linalg.eigvalsh(POSITIVE[np.ix_(index, index)])
+        assert row.effective_dimension == pytest.approx((values / (values + 0.5)).sum()) and row.effective_error == 0
+
+
+def test_there_is_no_effective_dimension_of_an_indefinite_matrix():
+    with pytest.raises(ValueError, match="positive definite and its systems solved, but one stopped by negative curv"):
+        layer_report(Layered(INDEFINITE, LAYERS), progress=False, damping=0.1)
+
+
+def test_an_interrupted_effective_dimension_goes_on(tmp_path):
+    options = {"num_probes": 4, "batch": 2, "progress": False, "damping": 1e-3}
+    op = Layered(POSITIVE, LAYERS)
+    whole = layer_report(op, **options)
+    with pytest.raises(KeyboardInterrupt):
+        layer_report(Layered(POSITIVE, LAYERS, op.columns - 9, KeyboardInterrupt()), checkpoint=tmp_path / "a",
+                     **options)
+    assert_identical(whole, layer_report(Layered(POSITIVE, LAYERS), checkpoint=tmp_path / "a", **options))
 
 
 @pytest.mark.parametrize("after", [10, 40, 60])

@@ -15,6 +15,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore_hessian import (
     HessianOperator,
     Identity,
+    KFACOperator,
     calibration,
     eigsh,
     layer_report,
@@ -405,9 +406,62 @@ def test_influence_refuses():
         plot.influence([1], IMAGES)
 
 
+def test_layers_with_effective_dimensions(op, report):
+    found = layer_report(op, num_probes=2, progress=False, damping=0.1)
+    bars, = (c for c in plot.layers(found, columns=["effective_dimension"]).containers if hasattr(c, "patches"))
+    assert [bar.get_width() for bar in bars] == [row.effective_dimension for row in found.rows]
+    with pytest.raises(ValueError, match="layer_report.op, damping"):
+        plot.layers(report, columns=["effective_dimension"])
+
+
+@pytest.fixture(scope="module")
+def kfac():
+    net = nn.SequentialCell(nn.Dense(2, 3), nn.Tanh(), nn.Dense(3, 1))
+    return KFACOperator(net, nn.MSELoss(), (Tensor(X), Tensor(Y)), check_deterministic=False, progress=False)
+
+
+def lines(collection):
+    return np.array([segment[:, 0] for segment in collection.get_segments() if len(segment)])
+
+
+def test_factors(kfac):
+    ax = plot.factors(kfac)
+    assert labelled(ax) and ax.get_xscale() == "log" and ax.yaxis_inverted()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0 (Dense)", "2 (Dense)"]
+    for number in (0, 1):
+        values = [np.linalg.eigvalsh(pair[number].astype(np.float64)) for pair in kfac.factors.values()]
+        thin, thick = (lines(one) for one in ax.collections[2 * number:2 * number + 2])
+        floors = [np.maximum(one, np.finfo(np.float32).eps * one.max()) for one in values]
+        np.testing.assert_allclose(thin, [[one.min(), one.max()] for one in floors])
+        np.testing.assert_allclose(thick, [np.quantile(one, (0.25, 0.75)) for one in floors])
+        median, arrows = ax.lines[2 * number:2 * number + 2]
+        np.testing.assert_allclose(median.get_xdata(), [np.median(one) for one in floors])
+        assert len(arrows.get_xdata()) == sum(one.min() <= np.finfo(np.float32).eps * one.max() for one in values)
+    assert [t.get_text()[0] for t in ax.get_legend().get_texts()] == ["A", "G"]
+
+
+def test_factors_of_groups_diagonals_and_zeros(kfac, monkeypatch):
+    groups = np.stack([np.diag([1.0, 4.0]), np.diag([2.0, 8.0])])
+    many = {f"layer{i}": (groups, np.zeros((2, 2))) for i in range(60)} | {"words": (np.array([3.0, 0.0]), np.eye(1))}
+    monkeypatch.setattr(kfac, "factors", many)
+    ax = plot.factors(kfac)
+    assert ax.figure.get_size_inches()[1] > 12
+    np.testing.assert_allclose(lines(ax.collections[0])[0], [1, 8])
+    assert len(ax.lines[1].get_xdata()) == 1 and len(lines(ax.collections[2])) == 1  # that of the words
+    assert len(plot.factors(kfac, pyplot.subplots()[1]).get_yticklabels()) == 61
+
+
+def test_factors_refuses(kfac, op, monkeypatch):
+    with pytest.raises(TypeError, match="op must be a KFACOperator"):
+        plot.factors(op)
+    monkeypatch.setattr(kfac, "factors", {})
+    with pytest.raises(ValueError, match="no Kronecker factors"):
+        plot.factors(kfac)
+
+
 # --- with and without matplotlib ----------------------------------------------------------------------------------
 
-def test_without_matplotlib_the_error_says_what_to_install(op, report, monkeypatch):
+def test_without_matplotlib_the_error_says_what_to_install(op, report, kfac, monkeypatch):
     true = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -419,7 +473,8 @@ def test_without_matplotlib_the_error_says_what_to_install(op, report, monkeypat
     for call in (lambda: plot.density(found), lambda: plot.training([{"step": 0, "sharpness": 1.0}]),
                  lambda: plot.loss_line(op, [1.0, 0.0]), lambda: plot.loss_plane(op, [1.0, 0.0], [0.0, 1.0]),
                  lambda: plot.blocks(MATRIX, LAYERS), lambda: plot.layers(report),
-                 lambda: plot.uncertainty(UNSURE), lambda: plot.influence(FOUND, IMAGES)):
+                 lambda: plot.uncertainty(UNSURE), lambda: plot.influence(FOUND, IMAGES),
+                 lambda: plot.factors(kfac)):
         with pytest.raises(ImportError, match=r"pip install mindspore-hessian\[plot\]"):
             call()
 
@@ -432,7 +487,7 @@ def test_examples_run_where_matplotlib_is():
         for example in test.examples:
             example.options.pop(doctest.SKIP, None)
         runner.run(test)
-    assert len(found) == 8
+    assert len(found) == 9
     assert runner.summarize().failed == 0
 
 

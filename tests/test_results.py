@@ -29,6 +29,7 @@ RESULTS = {
     "negative": lambda: mh.negative_curvature(MATRIX),
     "solve": lambda: mh.solve(MATRIX, np.ones(40)),
     "layers": lambda: mh.layer_report(Layered()),
+    "layers with effective dimensions": lambda: mh.layer_report(Layered(), damping=0.1),
 }
 
 

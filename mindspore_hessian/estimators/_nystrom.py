@@ -40,5 +40,5 @@ def preconditioner(vectors: np.ndarray, values: np.ndarray, damping: float) -> C
     weights = 1 / (values + damping) - 1 / rest
 
     def apply(r: np.ndarray) -> np.ndarray:
-        return r / rest + vectors @ (weights * (vectors.T @ r))
+        return r / rest + vectors @ (weights * (r.T @ vectors)).T  # a vector, or a matrix of columns
     return apply

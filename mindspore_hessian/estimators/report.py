@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,17 @@ from mindspore_hessian.estimators._checks import dimension_of, dtype_of
 from mindspore_hessian.estimators._common import Run, fingerprint, mean_and_error, sample
 from mindspore_hessian.estimators.eigen import eigsh
 from mindspore_hessian.estimators.results import Result
+from mindspore_hessian.estimators.solve import solve
+
+_TOL = 1e-4  # of the systems of the effective dimension, whose error is about n times its square
 
 
 @dataclass(frozen=True)
 class LayerRow:
     """One layer: number of parameters, trace of its diagonal block with standard error, share of the whole trace,
     mean of the diagonal, the largest eigenvalue of the block with its residual, and the class of the layer, "" where
-    the operator does not say. ``op.block(name)`` takes the name; `label`, "0 (Dense)", is for people."""
+    the operator does not say; with a damping, the part of the effective dimension with its standard error, else None.
+    ``op.block(name)`` takes the name; `label`, "0 (Dense)", is for people."""
 
     name: str
     parameters: int
@@ -37,6 +41,8 @@ class LayerRow:
     top_residual: float
     top_converged: bool
     layer_class: str = ""
+    effective_dimension: float | None = None
+    effective_error: float | None = None
 
     @property
     def label(self) -> str:
@@ -54,8 +60,12 @@ class LayerReport(Result):
     seed: int
     stopped_by: str
 
+    def _columns(self) -> list[str]:
+        """Those that hold something."""
+        return [field.name for field in fields(LayerRow) if getattr(self.rows[0], field.name) is not None]
+
     def _cells(self) -> list[list[str]]:
-        names = [field.name for field in fields(LayerRow)][1:-1]  # the label has both ends
+        names = [name for name in self._columns() if name not in ("name", "layer_class")]  # the label has both
         return [["name", *names]] + [
             [row.label, *(f"{value:.4g}" if isinstance(value, float) else str(value)
                           for value in (getattr(row, name) for name in names))] for row in self.rows]
@@ -83,8 +93,8 @@ class LayerReport(Result):
             raise TypeError(f"path must be a path or None, but got {shown(path)}")
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([field.name for field in fields(LayerRow)])
-        writer.writerows(map(astuple, self.rows))
+        writer.writerow(self._columns())
+        writer.writerows([getattr(row, name) for name in self._columns()] for row in self.rows)
         if path is not None:
             with open(path, "w", encoding="utf-8", newline="") as file:
                 file.write(text.getvalue())
@@ -97,7 +107,7 @@ class LayerReport(Result):
         except ImportError as err:
             raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas, or use "
                               "to_csv()") from err
-        return pandas.DataFrame([astuple(row) for row in self.rows], columns=[f.name for f in fields(LayerRow)])
+        return pandas.DataFrame({name: [getattr(row, name) for row in self.rows] for name in self._columns()})
 
 
 class _Block:
@@ -115,24 +125,32 @@ class _Block:
 
 @interruptible
 def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products: int = 200, seed: int = 0,
-                 batch: int = 8, progress: bool | None = None,
-                 checkpoint: str | os.PathLike | None = None) -> LayerReport:
-    r"""Trace and largest eigenvalue of the diagonal block of each layer.
+                 batch: int = 8, progress: bool | None = None, checkpoint: str | os.PathLike | None = None,
+                 damping: float | None = None) -> LayerReport:
+    r"""Trace and largest eigenvalue of the diagonal block of each layer; with a damping, its effective dimension too.
 
     The traces of all layers come from the same Rademacher probes, :math:`\sum_{i \in layer} z_i (H z)_i`, the
     eigenvalues from Lanczos on the operator restricted to the layer. Costs `num_probes` products, and for each layer
     those of ``eigsh(block, 1)``. Each of these is a product of the whole operator.
+
+    With `damping`, d, each layer has its part of the effective dimension of the whole operator,
+    :math:`\sum_i \lambda_i / (\lambda_i + d) = tr\, H (H + d I)^{-1}`: the sum of the diagonal of that matrix over the
+    entries of the layer, so that the parts add up. It is the number of weights that the data determine against a
+    prior of precision d. Estimated with the same probes, by a system for each, `batch` of them together; exact, without
+    products, for an operator with structure (KFAC). H + d I has to be positive definite.
 
     Args:
         op: a symmetric operator with ``.shape`` (n, n), ``@`` and ``.layers``, a dict from the name of a layer to the
             indices of its entries. Where it has ``.layer_classes`` too, from name to class, the table shows them.
         num_probes: at least 2.
         tol: of the eigenvalues, as for `eigsh`.
-        max_products: budget of each layer's eigenvalue, at least 2.
+        max_products: budget of each layer's eigenvalue, and of each probe's system, at least 2.
         seed: of the probes and of the start vectors.
         batch: probes in one product with a matrix.
         progress: as for `trace`; for the traces and for each layer.
-        checkpoint: a file name for the traces, as for `trace`; each layer adds its number to it for its own.
+        checkpoint: a file name for the traces, as for `trace`; each layer adds its number to it for its own, and the
+            systems "d" and a number.
+        damping: d, greater than 0, for the effective dimension; None: without it.
 
     Returns:
         LayerReport, with one row for each layer in the operator's order. `share` is the trace over that of the whole
@@ -140,13 +158,15 @@ def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products:
 
     Raises:
         TypeError: `op` is no operator, or has no layers.
-        ValueError: an argument out of its range, an index out of range, a product with NaN or Inf.
+        ValueError: an argument out of its range, an index out of range, a product with NaN or Inf; for the effective
+            dimension, an operator that is not positive definite with the damping, or a system that was not solved.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        M. Hutchinson, A stochastic estimator of the trace of the influence matrix, Comm. Stat. 19(2), 1990.
+        M. Hutchinson, A stochastic estimator of the trace of the influence matrix, Comm. Stat. 19(2), 1990. D. MacKay,
+        Bayesian interpolation, Neural Computation 4(3), 1992 (the number of determined parameters).
 
     Examples:
         >>> import numpy as np
@@ -165,6 +185,8 @@ def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products:
     check_integer("batch", batch, 1)
     check_integer("max_products", max_products, 2)
     check_real("tol", tol)
+    if damping is not None:
+        check_real("damping", damping)
     own = [None if checkpoint is None else f"{_checkpoint.named(checkpoint)}.{number}" for number in range(len(layers))]
     for file in own:
         if file is not None:
@@ -189,8 +211,38 @@ def layer_report(op: Any, num_probes: int = 32, tol: float = 1e-3, max_products:
         rows.append(LayerRow(name, len(index), traces[number], errors[number], share, traces[number] / len(index),
                              float(top.eigenvalues[0]), float(top.residuals[0]), bool(top.converged[0]),
                              str(classes.get(name, ""))))
+    if damping is not None:
+        parts, errors, more, spent = _effective(op, layers, damping, run, num_probes, batch, max_products, progress,
+                                                checkpoint)
+        rows = [replace(row, effective_dimension=part, effective_error=error)
+                for row, part, error in zip(rows, parts, errors, strict=True)]
+        products, seconds = products + more, seconds + spent
     return LayerReport(tuple(rows), products, seconds, seed,
                        "tol" if all(row.top_converged for row in rows) else "budget")
+
+
+def _effective(op: Any, layers: dict[str, np.ndarray], damping: float, run: Run, num_probes: int, batch: int,
+               max_products: int, progress: bool | None,
+               checkpoint: Any) -> tuple[list[float], list[float], int, float]:
+    """The parts of tr H (H + d)^-1 of the layers, their standard errors, and the products and seconds they took."""
+    if run.structured and run.op.definite(damping):
+        diagonal = run.op.funm(lambda eigenvalues: eigenvalues / (eigenvalues + damping)).diagonal()
+        return [float(diagonal[index].sum()) for index in layers.values()], [0.0] * len(layers), 0, 0.0
+    samples, products, seconds = [], 0, 0.0
+    for first in range(0, num_probes, batch):
+        z = run.probes(first, min(batch, num_probes - first))
+        found = solve(op, z, damping, tol=max(_TOL, 10 * run.eps), max_products=max_products * z.shape[1],
+                      progress=progress, checkpoint=None if checkpoint is None else
+                      f"{_checkpoint.named(checkpoint)}.d{first // batch}")
+        products, seconds = products + found.num_products, seconds + found.seconds
+        if not found.converged:
+            raise ValueError(f"the effective dimension needs H + {damping:g} I to be positive definite and its systems "
+                             f"solved, but one stopped by {found.stopped_by} at a residual of {found.residual:.2g}: "
+                             "pass a larger damping, a larger max_products, or a GGNOperator")
+        image = z * (z - damping * found.x)  # H (H + d)^-1 z
+        samples.append(np.stack([image[index].sum(axis=0) for index in layers.values()], axis=1))
+    mean, error = mean_and_error(np.concatenate(samples))
+    return mean.tolist(), error.tolist(), products, seconds
 
 
 def _checked_layers(op: Any) -> dict[str, np.ndarray]:

@@ -294,8 +294,8 @@ class Solution(Result):
     """Solution of (H + damping I) x = b.
 
     Attributes:
-        value: x, (n,).
-        residual: ||b - (H + damping I) x|| / ||b||, from a product of its own.
+        value: x, (n,), or (n, k) for k right-hand sides.
+        residual: ||b - (H + damping I) x|| / ||b||, from a product of its own; of the worst column.
         converged: ``residual <= tol``.
         direction: for "negative curvature" a vector p with p^T (H + damping I) p <= 0; otherwise None.
         num_products, seconds: the cost.

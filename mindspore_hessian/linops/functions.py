@@ -16,7 +16,7 @@ __all__ = ["diagonal", "frobenius_norm", "inverse", "logdet", "solve", "trace"]
 
 
 class Inverse(Composed):
-    """(A + d I)^-1 by solving a system for each column."""
+    """(A + d I)^-1 by solving systems, for several columns together where A is positive."""
 
     def __init__(self, op: Operator, damping: float, tol: float, max_products: int):
         super().__init__(op)
@@ -25,10 +25,12 @@ class Inverse(Composed):
         self.method: Literal["cg", "minres"] = "cg" if self.positive else "minres"
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
-        return np.stack([self._column(column) for column in matrix.T], axis=1)
+        if self.method == "cg" and matrix.shape[1] > 1:  # all of them together
+            return self._solved(matrix, self.max_products * matrix.shape[1])
+        return np.stack([self._solved(column, self.max_products) for column in matrix.T], axis=1)
 
-    def _column(self, column: np.ndarray) -> np.ndarray:
-        found = solve(self.parts[0], column, self.damping, self.method, self.tol, self.max_products, progress=False)
+    def _solved(self, b: np.ndarray, max_products: int) -> np.ndarray:
+        found = solve(self.parts[0], b, self.damping, self.method, self.tol, max_products, progress=False)
         if not found.converged:
             raise ValueError(f"a system of inverse() was not solved: {self.method} stopped by {found.stopped_by} after "
                              f"{found.num_products} products at a relative residual of {found.residual:.2g}, above "
@@ -42,8 +44,9 @@ def inverse(op: Any, damping: float, *, heuristic: bool = False, tol: float = 1e
 
     Exact, and with structure of its own, for an operator with structure: see `Diagonal`, `BlockDiagonal`, `Kronecker`
     and `LowRank` of `mindspore_hessian.linops`. Its products then cost about what those of A do. For any other
-    operator a product solves a system for each column with `solve`, by conjugate gradients where A is known to be
-    positive and by MINRES where not, and raises an error where that does not converge: there is no inverse in part.
+    operator a product solves systems with `solve`, by conjugate gradients for all columns together where A is known to
+    be positive, by MINRES for one after another where not. It raises an error where one does not converge: there is no
+    inverse in part.
 
     Args:
         op: a symmetric `Operator`.

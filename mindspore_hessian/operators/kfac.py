@@ -550,6 +550,7 @@ class KFACOperator(WeightedBlocks):
         for one in found:
             yield from one.blocks()
 
+    weights = property(lambda self: self.fisher_operator.weights)
     network = property(lambda self: self.fisher_operator.network)
     loss_fn = property(lambda self: self.fisher_operator.loss_fn)
     reduction = property(lambda self: self.fisher_operator.reduction)
