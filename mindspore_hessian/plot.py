@@ -462,7 +462,7 @@ def factors(op: KFACOperator, ax: Any = None) -> Any:
     if not op.factors:
         raise ValueError("op has no Kronecker factors to draw: its blocks are diagonal or dense")
     classes, names = op.layer_classes, list(op.factors)
-    ax = _axes(ax, max(4.0, 1 + 0.22 * len(names)))
+    ax = _axes(ax, (6, max(4.0, 1 + 0.22 * len(names))))
     ax.set_xscale("log")
     for number, label in enumerate(("A, of the inputs", "G, of the output gradients")):
         spectra = [_spectrum(op.factors[name][number]) for name in names]
@@ -532,13 +532,6 @@ def _axes(ax: Any, size: tuple[float, float] = (6, 4)) -> Any:
     library = _matplotlib()
     if ax is None:
         return library.pyplot.subplots(figsize=size, layout="constrained")[1]
-
-
-def _axes(ax: Any, height: float = 4.0) -> Any:
-    """The Axes to draw into; a new figure is so many inches high."""
-    library = _matplotlib()
-    if ax is None:
-        return library.pyplot.subplots(figsize=(6, height), layout="constrained")[1]
     if not isinstance(ax, library.axes.Axes):
         raise TypeError(f"ax must be an Axes of matplotlib, or None for a new figure, but got {type(ax).__name__}")
     return ax

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         test = item.nodeid.partition("[")[0]
         every = EVERY.get(test.partition("::")[0].removeprefix("tests/"), 1)
-        (left if seen[test] % every else kept).append(item)
+        (left if seen[test] % every or item.get_closest_marker("full_run") else kept).append(item)
         seen[test] += 1
     config.hook.pytest_deselected(items=left)
     items[:] = kept

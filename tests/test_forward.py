@@ -302,42 +302,77 @@ def test_a_loss_of_laplacians_is_trained(context, way):
         close(gradient, (72 * (POINTS @ w)[:, None] * POINTS).mean(0))
 
 
-def everything(points):
-    """Several forward passes, one without a rule, an ordinary vmap and a Hessian in one graph."""
+def one_and_others(points):
+    """A forward pass, an ordinary vmap and a Hessian in one graph."""
+    return laplacian(wave, in_axes=0)(points), vmap(wave)(points), mh.hessian(wave)(points[0])
+
+
+def with_and_without_rules(points):
+    return laplacian(wave, metric=METRIC)(points[0]), laplacian(without, in_axes=0)(points)
+
+
+def more_passes(points):
     x = points[0]
-    return (laplacian(wave, in_axes=0)(points), laplacian(without, in_axes=0)(points), vmap(wave)(points),
-            value_grad_and_laplacian(wave)(x)[1], jvp(wave, x, points[1]), mh.hessian(wave)(x),
-            laplacian(wave, metric=METRIC)(x), value_grad_and_laplacian(without, in_axes=0)(points)[1])
+    return (value_grad_and_laplacian(wave)(x)[1], jvp(wave, x, points[1]),
+            value_grad_and_laplacian(without, in_axes=0)(points)[1])
 
 
-def test_in_one_graph_with_others():
+def compiled(function):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mh.FallbackWarning)
-        found = jit(everything)(X)
+        found = jit(function)(X)
     assert not isinstance(_compat.vmap_base.vmap_rules_getters, interpreter.Table)
+    return found
+
+
+def test_in_one_graph_with_other_transforms():
+    found = compiled(one_and_others)
     close(found[0], HESSIANS.trace(axis1=1, axis2=2), 1e-11)
+    close(found[1], VALUES)
+    close(found[2], HESSIANS[0])
+
+
+def test_functions_with_and_without_rules_in_one_graph():
+    found = compiled(with_and_without_rules)
+    close(found[0], (METRIC * HESSIANS[0]).sum(), 1e-11)
     close(found[1], laplacian(without, in_axes=0, mode="reverse")(X).asnumpy())
-    close(found[2], VALUES)
-    close(found[3], GRADIENTS[0])
-    close(found[4][0], VALUES[0])
-    close(found[4][1], GRADIENTS[0] @ POINTS[1])
-    close(found[5], HESSIANS[0])
-    close(found[6], (METRIC * HESSIANS[0]).sum(), 1e-11)
-    close(found[7], value_grad_and_laplacian(without, in_axes=0, mode="reverse")(X)[1].asnumpy())
 
 
-def test_under_an_ordinary_vmap_and_a_gradient_by_the_point():
+@pytest.mark.full_run
+def test_several_passes_in_one_graph():
+    found = compiled(more_passes)
+    close(found[0], GRADIENTS[0])
+    close(found[1][0], VALUES[0])
+    close(found[1][1], GRADIENTS[0] @ POINTS[1])
+    close(found[2], value_grad_and_laplacian(without, in_axes=0, mode="reverse")(X)[1].asnumpy())
+
+
+def quartic(x):
+    return (x * x * x * x).sum()
+
+
+QUARTIC = laplacian(quartic)
+
+
+def at_points(points):
+    return vmap(QUARTIC)(points)
+
+
+def slope(points):
+    return ms.grad(QUARTIC)(points[0])
+
+
+def biharmonic(points):
+    return laplacian(lambda x: QUARTIC(x))(points[0])
+
+
+def hessian_of_it(points):
+    return mh.hessian(lambda x: QUARTIC(x))(points[0])
+
+
+@pytest.mark.parametrize(("function", "expected"), [
+    (at_points, 12 * (POINTS ** 2).sum(1)), (slope, 24 * POINTS[0]), (biharmonic, 72), (hessian_of_it, 24 * np.eye(3))],
+    ids=["vmap", "gradient", "Laplacian", "Hessian"])
+def test_a_laplacian_inside_of_other_transforms(function, expected):
     """The Laplacian of sum x^4 is 12 |x|^2; its gradient 24 x, its Laplacian 24 n."""
-    def quartic(x):
-        return (x * x * x * x).sum()
-    lap = laplacian(quartic)
-
-    def at(points):
-        return vmap(lap)(points)
-
-    def slope(x):
-        return ms.grad(lap)(x)
-    close(jit(at)(X), 12 * (POINTS ** 2).sum(1))
-    close(jit(slope)(X[0]), 24 * POINTS[0])
-    close(laplacian(lambda x: lap(x))(X[0]), 72)  # the biharmonic operator, by nesting
-    close(mh.hessian(lambda x: lap(x))(X[0]), 24 * np.eye(3))
+    close(jit(function)(X), expected)

@@ -144,9 +144,18 @@ def more_products_of_weights(x, y, v, u, points):
 def matrices(x, y, v, u, points):
     return (
         hessian(g, (-1,))(x, y), hessian(g, None)(x, y), hessian(two)(x), hessian(scaled, mode="fwdrev")(x, 2.5),
-        hessian(f, chunk_size=1)(x), hessian(two, mode="revfwd")(x), hessian(by_name)(x, factor=2.5),
+        hessian(f, chunk_size=1)(x), hessian(two, mode="revfwd")(x), hessian(by_name)(x, factor=2.5))
+
+
+def more_matrices(x, y, v, u, points):
+    return (
         hessian(by_name)(x, power=4), value_grad_and_hessian(aux, has_aux=True)(x),
-        value_grad_and_hessian(g, (0, 1), chunk_size=2)(x, y), jacobian(two, mode="fwd")(x), jacobian(g, (1, 0))(x, y),
+        value_grad_and_hessian(g, (0, 1), chunk_size=2)(x, y))
+
+
+def jacobians(x, y, v, u, points):
+    return (
+        jacobian(two, mode="fwd")(x), jacobian(g, (1, 0))(x, y),
         jacobian(aux, has_aux=True, chunk_size=1)(x), jacobian(by_name, mode="rev")(x, 0.5, power=2))
 
 
@@ -200,10 +209,9 @@ def made_outside(x, y, v, u, points):
 
 
 RIGHT = [
-    products, more_products, gradients_and_curvatures, products_of_weights, more_products_of_weights, matrices,
-    diagonals, passes_forward, matrices_of_weights, made_outside]
-if FULL:
-    RIGHT += [more_diagonals, more_matrices_of_weights]
+    products_of_weights, jacobians, products, more_products, gradients_and_curvatures, diagonals, passes_forward,
+    matrices_of_weights, made_outside, more_matrices, more_products_of_weights, more_diagonals,
+    more_matrices_of_weights, matrices]
 
 
 class Network(nn.Cell):

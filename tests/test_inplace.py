@@ -258,17 +258,14 @@ for mine, other in zip(NETWORKS[1].get_parameters(), NETWORKS[0].get_parameters(
     mine.set_data(other.value())
 
 
-def test_operators_of_a_network_that_writes_in_place():
+@pytest.mark.parametrize("operator", [
+    mh.GGNOperator, mh.HessianOperator, mh.FisherOperator, mh.EmpiricalFisherOperator])
+def test_operators_of_a_network_that_writes_in_place(operator):
     random = np.random.RandomState(1)
     data = [tuple(Tensor(random.randn(2, 3).astype(np.float32)) for _ in range(2))]
-    v = None
-    for operator in (mh.HessianOperator, mh.GGNOperator, mh.FisherOperator, mh.EmpiricalFisherOperator):
-        products = []
-        for network in NETWORKS:
-            op = operator(network, nn.MSELoss(), data)
-            v = random.randn(op.shape[0]).astype(np.float32) if v is None else v
-            products.append(np.array(op @ v))
-        close(*products)
+    ops_of = [operator(network, nn.MSELoss(), data) for network in NETWORKS]
+    v = random.randn(ops_of[0].shape[0]).astype(np.float32)
+    close(*[np.array(op @ v) for op in ops_of])
 
 
 def test_a_recorded_gradient_of_a_product():

@@ -31,21 +31,21 @@ def test_products_are_golden(name, dtype, kind):
 
 
 @pytest.mark.parametrize(("name", "dtype"), some(FINEST, lambda case: case[0] == "mlp_mse_mean"))
-def test_dense_matrices_are_golden(name, dtype):
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_matrices_are_golden(kind, name, dtype):
     """From products of many columns at once."""
     case, expected = load(name, dtype), golden(name)
-    for kind in KINDS:
-        op = KINDS[kind](case.network(), case.loss_fn, case.batches, check_deterministic=False, chunk_size=64)
-        assert relative_error(op.to_dense(), expected[kind]) < TOLERANCE[dtype], kind
+    op = KINDS[kind](case.network(), case.loss_fn, case.batches, check_deterministic=False, chunk_size=64)
+    assert relative_error(op.to_dense(), expected[kind]) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", some(["mlp_ce_mean", "lstm_mse_mean"], every=2))
-def test_float32_and_mindspores_own_losses(name):
+@pytest.mark.parametrize("kind", ["ggn", "hessian", "fisher", "ef"])
+def test_float32_and_mindspores_own_losses(kind, name):
     case, expected = load(name, "float32"), golden(name)
-    for kind in ("hessian", "ggn", "fisher", "ef"):
-        op = KINDS[kind](case.network(), case.loss_fn, case.batches, check_deterministic=kind == "hessian")
-        vector = np.random.default_rng(1).standard_normal(op.shape[0])
-        assert relative_error(op @ vector, expected[kind] @ vector) < TOLERANCE["float32"], kind
+    op = KINDS[kind](case.network(), case.loss_fn, case.batches, check_deterministic=kind == "hessian")
+    vector = np.random.default_rng(1).standard_normal(op.shape[0])
+    assert relative_error(op @ vector, expected[kind] @ vector) < TOLERANCE["float32"]
     slope, value = op.gradient_and_loss()
     assert relative_error(op.flatten(slope), expected["gradient"]) < TOLERANCE["float32"]
     assert relative_error(np.array(value), expected["loss"]) < TOLERANCE["float32"]

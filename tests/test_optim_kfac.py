@@ -202,9 +202,10 @@ NETWORKS = {"convolutions": (Vision, IMAGES, nn.CrossEntropyLoss()), "indices": 
                 reduction="sum"))}
 
 
+@pytest.mark.parametrize("approx", ["expand", "reduce"])
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.filterwarnings("ignore::mindspore_hessian.FallbackWarning")
-def test_one_step_is_that_with_the_operators_factors(name):
+def test_one_step_is_that_with_the_operators_factors(name, approx):
     """In evaluation mode, with the factors of `KFACOperator`, which has its own tests."""
     kind, x, loss = NETWORKS[name]
     ms.set_seed(1)
@@ -215,8 +216,8 @@ def test_one_step_is_that_with_the_operators_factors(name):
     gradient = {p.name: g.asnumpy().astype(float) for p, g in zip(net.trainable_params(), value_and_grad(*data)[1],
                                                                 strict=True)}
     op = KFACOperator(net, loss, data, fisher="exact" if name == "indices" else "empirical", separate_bias=False,
-                      blocks="diagonal")
-    optimizer = optim.KFAC(net, 0.1, damping=damping, norm_constraint=None,
+                      blocks="diagonal", approx=approx)
+    optimizer = optim.KFAC(net, 0.1, damping=damping, norm_constraint=None, approx=approx,
                            fisher="exact" if name == "indices" else "empirical")
     optim.TrainStep(net, loss, optimizer)(*data)
     for block in optimizer.blocks:
@@ -226,7 +227,7 @@ def test_one_step_is_that_with_the_operators_factors(name):
         if block.bias is not None:
             bias = optimizer.parameters[block.bias].name
             joint = np.concatenate([joint, gradient[bias].reshape(block.groups, -1, 1)], 2)
-        a = np.diag(a)[None] if block.indexed else a.reshape(block.groups, *a.shape[-2:])
+        a = np.diag(a)[None] if block.diagonal else a.reshape(block.groups, *a.shape[-2:])
         parts = [split_inverse(one.astype(float), other.astype(float), damping) for one, other in zip(
             a, g.reshape(block.groups, *g.shape[-2:]), strict=True)]
         step = -0.1 * np.stack([right @ one @ left for one, (left, right) in zip(joint, parts, strict=True)])

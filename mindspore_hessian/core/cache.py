@@ -194,7 +194,7 @@ def _compile(key: tuple, program: Program, point: Point, tensors: tuple, capture
     statistics = [p for p in captures.parameters.values() if not p.requires_grad] if captures.training else []
 
     def compiled(make: Callable) -> Any:
-        return _graph(make(functions, point.space), tensors, recording, captures)
+        return _graph(lambda: make(point.function(), point.space), tensors, recording, captures)
 
     with debris_removed(), readable(captures), _compat.kept(statistics):
         whole = call.function()
@@ -250,19 +250,22 @@ def check_captured(weights: tuple[Parameter, ...], captures: Captures) -> None:
             raise ValueError(f"weight {weight.name!r} is not in the function: nothing it captured holds this Parameter")
 
 
-def _graph(function: Callable, tensors: tuple, recording: bool, captures: Captures) -> Any:
+def _graph(make: Callable[[], Callable], tensors: tuple, recording: bool, captures: Captures) -> Any:
+    """The graph of a function; each try makes the function anew, because MindSpore knows functions by their ids."""
     level = device.jit_level() or "O0"
     if recording:
-        return _compat.Recorded(function, tensors, level)
+        return _compat.Recorded(make(), tensors, level)
+    tried = []  # kept, so that the next try has other ids
     for _ in range(2):
+        tried.append(make())
         try:
-            return _compat.Graph(function, tensors, level)
+            return _compat.Graph(tried[-1], tensors, level)
         except (TypeError, RuntimeError) as err:
             if _compat.fails_as_cell(err):
                 break
             if not _compat.lost_its_way(err):
                 raise
-    return _compat.Looped(function, tensors, level, tuple(captures.parameters.values()))
+    return _compat.Looped(make(), tensors, level, tuple(captures.parameters.values()))
 
 
 def _located(error: MissingRuleError, name: str, compile_lower: Callable[[], Any]) -> MissingRuleError:
