@@ -924,6 +924,7 @@ OPTIM = {
     "optim.KFAC": (mh.optim.KFAC, {"network": NET}, {
         "network": {**NO_OBJECT, "a function": cube, "a class": nn.Dense}, "params": NO_GROUPS,
         "learning_rate": NO_RATE, "momentum": NO_SHARE, "damping": NO_POSITIVE, "fisher": NO_MODE,
+        "approx": NO_MODE,
         "likelihood": without(NO_MODE, "None"), "curvature_ema": NO_SHARE, "curvature_update_period": NO_COUNT,
         "inverse_update_period": NO_COUNT, "norm_constraint": NO_POSITIVE_OR_NONE,
         "l2_reg": without(NO_POSITIVE, "zero"), "weight_decay": without(NO_POSITIVE, "zero", "a network"),

@@ -244,6 +244,15 @@ def test_one_step_is_that_with_the_operators_factors(name, approx):
             np.testing.assert_allclose(p.asnumpy() - before[p.name], -0.1 * gradient[p.name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.full_run
+def test_positions_taken_together_in_batches_of_other_sizes():
+    ms.set_seed(0)
+    net, loss = Words().set_train(), nn.CrossEntropyLoss()
+    step = optim.TrainStep(net, loss, optim.KFAC(net, 0.05, damping=0.01, approx="reduce"))
+    losses = [float(step(Tensor(INDICES[:n]), Tensor(LABELS[:n]))) for n in [8, 5, 8] * 10]
+    assert losses[-1] < 0.7 * losses[0] and int(step.optimizer.skipped) == 0
+
+
 def test_draws_are_of_the_likelihood():
     """The mean of many draws' factors is the exact one."""
     net = nn.SequentialCell(nn.Dense(3, 4), nn.Tanh(), nn.Dense(4, 3))

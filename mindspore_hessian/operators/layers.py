@@ -469,12 +469,18 @@ class Tap:
         dtype = flat_dtype((self.weight.dtype,))
         self.slots = _number(f"{self.name}.seen", dtype), _number(f"{self.name}.passed", dtype)
 
-    def widen(self, dtype: Any) -> None:
-        """Slots as large as the "moments", so that a graph may compute with these."""
+    def widen(self, dtype: Any, samples: int | None = None) -> None:
+        """Slots as large as the "moments", or as the "sums" of so many samples, so that a graph may compute with these.
+        """
         (wide, narrow), groups = self.widths, self.groups
-        seen = (wide + 1,) if self.kind.indexed else (groups, wide + 1, wide + 1)
+        shapes: tuple[tuple[int, ...], ...] = (groups, wide + 1, wide + 1), (groups, narrow, narrow)
+        if samples is not None:
+            shapes = (groups, samples, wide + 1), (groups, samples, narrow)
+        elif self.kind.indexed:
+            shapes = (wide + 1,), shapes[1]
         self.slots = tuple(Parameter(Tensor(np.zeros(shape), dtype), name=slot.name) for slot, shape in zip(
-            self.slots, (seen, (groups, narrow, narrow)), strict=True))
+            self.slots, shapes, strict=True))
+        self._made.clear()
 
     @property
     def weight(self) -> Parameter:

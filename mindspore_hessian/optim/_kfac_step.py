@@ -16,7 +16,7 @@ from mindspore_hessian.operators import kernels, layers
 from mindspore_hessian.operators.cotangents import cotangents, in_graph, noise, term_weights
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
-from mindspore_hessian.operators.kfac import Views
+from mindspore_hessian.operators.kfac import APPROXIMATIONS, Views
 from mindspore_hessian.optim._bodies import base, compiled
 from mindspore_hessian.optim.kfac import KFAC, Block, preconditioned, row_of_moments
 from mindspore_hessian.transforms import compose
@@ -106,7 +106,7 @@ class KFACStep:
         noises, terms = self._noises(batch, done, key), self._terms(batch)
         out = self._run(("curved", key), lambda: _curved(self, count, terms), (*inputs, next(noises)), batch, terms)
         for more in noises:
-            self._run(("more", key), lambda: _more(self, count - 1), (*inputs[:-1], more, out[1]), batch, terms)
+            self._run(("more", key), lambda: _more(self, count - 1, terms), (*inputs[:-1], more, out[1]), batch, terms)
         return out
 
     def _noises(self, batch: Batch, done: int, key: Any) -> Iterator[Tensor]:
@@ -143,9 +143,11 @@ class KFACStep:
         coefficients = (Tensor(best * [-1.0, 1.0]),) if self.optimizer.adaptive else ()
         self._run("update", lambda: _updating(self), (*gradients, taken, *coefficients))
 
-    def _inputs(self) -> str:
-        """The statistic of the inputs."""
-        return "moments" if self.op._weighted else "alike"
+    def _statistics(self) -> tuple[str, list[str]]:
+        """Those of the inputs, and of the gradients of each layer."""
+        how = APPROXIMATIONS[self.optimizer.approx]
+        of_inputs = "alike" if how == "moments" and not self.op._weighted else how
+        return of_inputs, [how] * len(self.taps.taps)
 
     def _run(self, key: Any, make: Callable[[], Callable], tensors: tuple, batch: Batch | None = None,
              terms: Any = None) -> Any:
@@ -153,8 +155,11 @@ class KFACStep:
         """
         graph = self.graphs.get(key)
         if graph is None or graph.stale():
+            if batch is not None and self.optimizer.approx == "reduce":
+                for tap in self.taps.taps:
+                    tap.widen(self.taps.dtype, batch.size)
             with contextlib.nullcontext() if batch is None else self.taps.installed(
-                    self._inputs(), ["moments"] * len(self.taps.taps), batch.size, terms):
+                    *self._statistics(), batch.size, terms):
                 graph = self.graphs[key] = compiled(make(), tensors)
         return graph(tensors)
 
@@ -261,7 +266,7 @@ def _curved(step: KFACStep, count: int, terms: Parameter):
     optimizer = step.optimizer
     moments = layers.statistics(step.taps, True)(Function(step.network, count - 1), None)
     vector = None if optimizer.fisher == "exact" else in_graph(step.op)
-    row = row_of_moments(optimizer, step.blocks, step.places, True)
+    row = row_of_moments(optimizer, step.blocks, step.places, True, terms)
 
     def measure(*tensors):
         inputs, u = tensors[:count - 1], tensors[count]
@@ -274,11 +279,11 @@ def _curved(step: KFACStep, count: int, terms: Parameter):
     return measure
 
 
-def _more(step: KFACStep, count: int):
+def _more(step: KFACStep, count: int, terms: Parameter):
     """The gradients' moments for another vector at the output."""
     optimizer = step.optimizer
     moments = layers.statistics(step.taps, False)(Function(step.network, count), None)
-    row = row_of_moments(optimizer, step.blocks, step.places, False)
+    row = row_of_moments(optimizer, step.blocks, step.places, False, terms)
 
     def more(*tensors):
         found = row(moments(*(tensors[:count] + (ops.expand_dims(tensors[count], 0),))))

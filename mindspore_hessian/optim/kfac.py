@@ -14,7 +14,7 @@ from mindspore_hessian import _compat
 from mindspore_hessian.arguments import check_bool, check_choice, check_integer, check_real, shown
 from mindspore_hessian.core.space import numpy_dtype, raveled
 from mindspore_hessian.operators import layers
-from mindspore_hessian.operators.kfac import FISHERS, shared
+from mindspore_hessian.operators.kfac import APPROXIMATIONS, FISHERS, shared
 from mindspore_hessian.operators.likelihoods import LIKELIHOODS
 from mindspore_hessian.optim._optimizer import CurvedOptimizer, check_share, constant
 
@@ -32,7 +32,8 @@ class Block:
         a, g: places among the optimizer's inverses; `a` is None for a bias alone.
         start: where its moments begin in the optimizer's row of these.
         groups, wide, narrow: the numbers of groups, inputs and outputs.
-        indexed: the inputs are indices, and A is a diagonal.
+        indexed: the inputs are indices, and the weight has a row for each.
+        diagonal: A is one, and kept as a row.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Block:
     wide: int
     narrow: int
     indexed: bool
+    diagonal: bool
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -58,14 +60,14 @@ class Block:
         if self.a is None:
             return (g,)
         width = self.wide + (self.bias is not None)
-        return ((self.wide,) if self.indexed else (self.groups, width, width)), g
+        return ((self.wide,) if self.diagonal else (self.groups, width, width)), g
 
     @property
     def moments(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of what is averaged: of the inputs with a 1 behind them, where there is an A, and the gradients.
         """
         *a, g = self.shapes
-        return (*(((self.wide + 1,) if self.indexed else (self.groups, self.wide + 1, self.wide + 1)) for _ in a), g)
+        return (*(((self.wide + 1,) if self.diagonal else (self.groups, self.wide + 1, self.wide + 1)) for _ in a), g)
 
     def factors(self, row: np.ndarray, weight: float) -> list[np.ndarray]:
         """A, where there is one, and G, from the row of all moments, of which the gradients' are weighted."""
@@ -76,8 +78,8 @@ class Block:
         out[-1] = out[-1] / weight
         if self.a is not None:
             whole = out[0]
-            a = whole / np.maximum(whole[-1:] if self.indexed else whole[:, -1:, -1:], np.finfo(float).tiny)
-            out[0] = a[:-1] if self.indexed else a if self.bias is not None else a[:, :-1, :-1]
+            a = whole / np.maximum(whole[-1:] if self.diagonal else whole[:, -1:, -1:], np.finfo(float).tiny)
+            out[0] = a[:-1] if self.diagonal else a if self.bias is not None else a[:, :-1, :-1]
         return out
 
     def inverses(self, factors: list[np.ndarray], damping: float) -> tuple[np.ndarray, ...]:
@@ -85,7 +87,7 @@ class Block:
         if self.a is None:
             return (np.stack([_inverse(self.name, one, damping) for one in factors[0]]),)
         a, g = factors
-        if self.indexed:
+        if self.diagonal:
             right, left = _split(float(a.mean()), _mean(g[0]), damping)
             return 1.0 / (a + right), _inverse(self.name, g[0], left)[None]
         parts = [_split(_mean(one), _mean(other), damping) for one, other in zip(a, g, strict=True)]
@@ -135,8 +137,8 @@ class KFAC(CurvedOptimizer):
         W \leftarrow W + v
 
     with both averages divided by the sum of their shares (:math:`1 - \epsilon^t`; in A a batch counts by its rows), and
-    :math:`\pi^2 = (tr A/\dim A) / (tr G/\dim G)`. The factors are those of `KFACOperator` ("expand", weight and bias
-    together) for the batch, but that "empirical" takes the positions of a sample together. Every
+    :math:`\pi^2 = (tr A/\dim A) / (tr G/\dim G)`. The factors are those of `KFACOperator` (weight and bias together)
+    for the batch, but that "empirical" takes the positions of a sample together. Every
     `inverse_update_period` steps the inverses are found, on the host in float64; the rest is two compiled graphs. It
     goes into a `TrainStep`.
 
@@ -161,6 +163,8 @@ class KFAC(CurvedOptimizer):
         damping: d, positive; the first with `adaptive`. It is of the scale of the loss's second derivatives.
         params: Parameters of the network, or groups of them: dicts with `params`, `lr`, `weight_decay`,
             `order_params`; None: ``network.trainable_params()``.
+        approx: "expand": each position at which a sample uses a weight (of a convolution, a sequence) is a row of its
+            own; "reduce": inputs are averaged and gradients summed over the positions of a sample first.
         fisher: "mc" (one draw for each sample), "empirical" (the targets themselves) or "exact" (all outputs of a
             sample, one backward pass each).
         likelihood: as `FisherOperator` has it; None: as the loss says.
@@ -191,6 +195,8 @@ class KFAC(CurvedOptimizer):
 
     Source:
         J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015;
+        R. Eschenhagen et al., Kronecker-factored approximate curvature for modern neural network architectures,
+        NeurIPS 2023 (expand and reduce);
         J. Ba, R. Grosse and J. Martens, Distributed second-order optimization using Kronecker-factored approximations,
         ICLR 2017 (the norm constraint).
 
@@ -209,7 +215,8 @@ class KFAC(CurvedOptimizer):
     estimator = "kfac"
 
     def __init__(self, network: Any, learning_rate: Any = 0.03, momentum: float = 0.9, damping: float = 1e-3, *,
-                 params: Any = None, fisher: str = "mc", likelihood: str | None = None, curvature_ema: float = 0.95,
+                 params: Any = None, approx: str = "expand", fisher: str = "mc", likelihood: str | None = None,
+                 curvature_ema: float = 0.95,
                  curvature_update_period: int = 1, inverse_update_period: int = 5,
                  norm_constraint: float | None = 1e-3, l2_reg: float = 0.0, weight_decay: Any = 0.0,
                  adaptive: bool = False, damping_interval: int = 5, min_damping: float = 1e-8,
@@ -226,6 +233,7 @@ class KFAC(CurvedOptimizer):
         for name, value in (("curvature_update_period", curvature_update_period),
                             ("inverse_update_period", inverse_update_period), ("damping_interval", damping_interval)):
             check_integer(name, value, 1)
+        check_choice("approx", approx, APPROXIMATIONS)
         check_choice("fisher", fisher, FISHERS)
         if likelihood is not None:
             check_choice("likelihood", likelihood, LIKELIHOODS)
@@ -237,7 +245,7 @@ class KFAC(CurvedOptimizer):
                          loss_scale)
         self._check_parameters(network)
         object.__setattr__(self, "of_network", network)
-        self.fisher, self.likelihood, self.adaptive = fisher, likelihood, adaptive
+        self.approx, self.fisher, self.likelihood, self.adaptive = approx, fisher, likelihood, adaptive
         self.curvature_update_period = int(curvature_update_period)
         self.inverse_update_period, self.damping_interval = int(inverse_update_period), int(damping_interval)
         self.l2, self.min_damping = float(l2_reg), float(min_damping)
@@ -255,7 +263,7 @@ class KFAC(CurvedOptimizer):
         taps = layers.Taps(self.of_network, tuple(self.parameters))
         for tap in taps.taps:
             tap.widen(taps.dtype)
-        blocks = _blocks(taps, self.parameters)
+        blocks = _blocks(taps, self.parameters, self.approx)
         if not blocks:
             raise ValueError("network has no layer that K-FAC knows (Dense, Conv1d, 2d and 3d, Embedding) with a "
                              "Parameter to train"
@@ -362,7 +370,7 @@ class KFAC(CurvedOptimizer):
         return taken, ops.assign(self.moments, ops.where(taken, new, self.moments))
 
 
-def _blocks(taps: layers.Taps, parameters: Any) -> list[Block]:
+def _blocks(taps: layers.Taps, parameters: Any, approx: str) -> list[Block]:
     """Those of the layers that are known."""
     places = {id(parameter): number for number, parameter in enumerate(parameters)}
     biases = [one for one in shared(taps.taps, lambda tap: tap.bias) if id(one.parameter) in places]
@@ -374,7 +382,7 @@ def _blocks(taps: layers.Taps, parameters: Any) -> list[Block]:
         tap = taps.taps[where[0]]
         (wide, narrow), alone = tap.widths, weight is None
         out.append(Block(name, where, weight, bias, None if alone else count, count + (not alone), start, tap.groups,
-                         wide, narrow, tap.kind.indexed))
+                         wide, narrow, tap.kind.indexed, tap.kind.indexed and approx == "expand"))
         count += 2 - alone
         start += sum(int(np.prod(shape)) for shape in out[-1].moments)
     for weight in shared(taps.taps, lambda tap: tap.weight):
@@ -404,21 +412,44 @@ def chained(functions: list[Callable]) -> Callable:
     return both
 
 
-def _summed(block: Block, place: dict[int, int], start: int) -> Callable:
-    """The moments of a block's taps from `start` on. `place` has the places of the taps among the moments."""
+def _second_moments(rows):
+    """The sum of the outer products of rows, (groups, samples, features)."""
+    return _EACH(rows.swapaxes(1, 2), rows)
+
+
+def _moments_of_means(terms: Parameter) -> Callable:
+    """The same of the means of rows that end with their number, each sample with what its terms count."""
+    def moments(sums):
+        samples = sums.shape[1]
+        if terms.shape[0] == samples:
+            each = _RESHAPE(terms, (samples, -1)).sum(1)
+        else:
+            each = ops.ones((samples,), terms.dtype) * (terms.sum() / samples)
+        means = sums / ops.maximum(sums[:, :, -1:], ops.ones_like(sums[:, :, -1:]))
+        return _EACH((means * _RESHAPE(each, (1, samples, 1)).astype(means.dtype)).swapaxes(1, 2), means)
+    return moments
+
+
+def _summed(block: Block, place: dict[int, int], start: int, moments: Callable | None) -> Callable:
+    """The moments of a block's taps from `start` on. `place` has the places of the taps among the parts; `moments`
+    makes them of what these have together, None where they are moments."""
     at = tuple(start + place[tap] for tap in block.taps if tap in place)
 
     def added(parts):
         total = parts[at[0]]
         for one in at[1:]:
             total = total + parts[one]
-        return (total,)
+        return (total if moments is None else moments(total),)
     return added
 
 
-def row_of_moments(optimizer: KFAC, blocks: list[Block], place: dict[int, int], inputs: bool) -> Callable:
-    """``row(parts)``: a batch's row of moments from what the taps gave, the moments of the inputs before those of the
-    gradients; without `inputs`, of the gradients alone. What there is none of is 0."""
+def row_of_moments(optimizer: KFAC, blocks: list[Block], place: dict[int, int], inputs: bool,
+                   terms: Parameter) -> Callable:
+    """``row(parts)``: a batch's row of moments from what the taps gave, of the inputs before those of the gradients;
+    without `inputs`, of the gradients alone. What there is none of is 0. `terms` weigh the samples."""
+    of_inputs, of_gradients = (None, None) if optimizer.approx == "expand" else (
+        _moments_of_means(terms), _second_moments)
+
     def nothing(shape: tuple[int, ...]) -> Callable:
         zeros = Tensor(np.zeros(int(np.prod(shape))), optimizer.taps.dtype)
 
@@ -429,8 +460,8 @@ def row_of_moments(optimizer: KFAC, blocks: list[Block], place: dict[int, int], 
     for block in optimizer.blocks:
         *a, g = block.moments
         known = block in blocks
-        pieces += [_summed(block, place, 0) if known and inputs else nothing(shape) for shape in a]
-        pieces.append(_summed(block, place, len(place) if inputs else 0) if known else nothing(g))
+        pieces += [_summed(block, place, 0, of_inputs) if known and inputs else nothing(shape) for shape in a]
+        pieces.append(_summed(block, place, len(place) if inputs else 0, of_gradients) if known else nothing(g))
     every, dtype = chained(pieces), optimizer.taps.dtype
 
     def row(parts):
@@ -454,6 +485,11 @@ def direction(block: Block, inverses: ParameterTuple) -> Callable:
         b = gradients[bias]
         return (_RESHAPE(product(matrices(left), _RESHAPE(b, lead + (narrow, 1))), b.shape).astype(b.dtype),)
 
+    def of_indices(gradients):
+        w = gradients[weight]
+        m = product(product(matrices(right), w.astype(right.dtype)), matrices(left))
+        return (m.astype(w.dtype),)
+
     def of_rows(gradients):
         w = gradients[weight]
         return ((ops.expand_dims(right, 1) * product(w.astype(right.dtype), matrices(left))).astype(w.dtype),)
@@ -471,7 +507,7 @@ def direction(block: Block, inverses: ParameterTuple) -> Callable:
     if block.a is None:
         return of_bias
     if block.indexed:
-        return of_rows
+        return of_rows if block.diagonal else of_indices
     return of_weight if bias is None else of_both
 
 
