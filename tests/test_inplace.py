@@ -509,6 +509,7 @@ def test_the_users_own_graphs_are_left_alone():
     np.testing.assert_array_equal(before, again)
 
 
+@pytest.mark.full_run
 def test_audit_tells_what_is_written_in_place():
     report = mh.audit(written_loss, X)
     assert len(report.written) == 1 and report.written[0].startswith("`y += z` (")

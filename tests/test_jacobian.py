@@ -92,6 +92,7 @@ def linear():
     return net, x, np.einsum("cd,ni->ncdi", np.eye(2), x).reshape(8, 6)
 
 
+@pytest.mark.full_run
 def test_forms_of_products():
     net, x, exact = linear()
     op = mh.JacobianOperator(net, [(Tensor(x[:3]), Tensor(x[:3])), (Tensor(x[3:]),)])  # with a target, and without
@@ -120,6 +121,7 @@ class Centered(nn.Cell):
         return self.net(x - x.mean(0, keep_dims=True))
 
 
+@pytest.mark.full_run
 def test_samples_that_depend_on_each_other_have_the_rows_of_their_batch():
     net, x, _ = linear()
     exact = np.einsum("cd,ni->ncdi", np.eye(2), x - x.mean(0)).reshape(8, 6)
@@ -145,6 +147,7 @@ def test_rows_of_nan_are_named():
     assert np.isfinite(found[[0, 2, 3]]).all()
 
 
+@pytest.mark.full_run
 def test_a_sample_whose_targets_are_all_ignored_has_a_gradient_of_zero():
     found = mh.per_sample_gradients(nn.Dense(3, 2), nn.CrossEntropyLoss(ignore_index=-100), (
         Tensor(np.ones((2, 3), np.float32)), Tensor([1, -100], ms.int32)))

@@ -106,6 +106,7 @@ def test_a_network_agrees_with_jets_of_jax(order):
     np.testing.assert_allclose(found, GOLDEN["net"][order], rtol=1e-10, atol=1e-10 * np.abs(GOLDEN["net"][order]).max())
 
 
+@pytest.mark.full_run
 def test_jet_of_a_network_has_all_orders():
     x = Tensor(GOLDEN["points"])
     zeros = (ops.zeros_like(x),) * 5
@@ -120,6 +121,7 @@ def wave(x):
     return ops.exp(x) * ops.sin(x)
 
 
+@pytest.mark.full_run
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (2, 1, 3)], ids=str)
 def test_ranks(shape):
     """exp(x) sin(x) has the n-th derivative 2^(n/2) exp(x) sin(x + n pi / 4)."""
@@ -133,6 +135,7 @@ def of_several(a, x, n):
     return ops.stack((a * x ** n, a + ops.cos(x)), -1)
 
 
+@pytest.mark.full_run
 def test_other_arguments_stay_and_outputs_may_be_wider():
     x = np.linspace(0.5, 1, 4)
     found = mh.derivative(of_several, 3, argnum=1)(Tensor(2.0, ms.float64), Tensor(x), 4).asnumpy()
@@ -143,6 +146,7 @@ def pair(a, b):
     return a * b, ops.sin(b)
 
 
+@pytest.mark.full_run
 def test_what_does_not_move_has_no_series():
     a, b = Tensor([2.0, 3.0], ms.float64), Tensor([0.5, 1.0], ms.float64)
     one = ops.ones_like(b)
@@ -153,6 +157,7 @@ def test_what_does_not_move_has_no_series():
     assert sine.shape == (2,)
 
 
+@pytest.mark.full_run
 def test_float32():
     x = np.linspace(-1, 1, 5)
     found = mh.derivative(wave, 4)(Tensor(x, ms.float32))
@@ -181,6 +186,7 @@ def nested_wave(x):
     return mh.derivative(wave, 2)(x)
 
 
+@pytest.mark.full_run
 def test_derivatives_nest():
     x = np.linspace(-1, 1, 5)
     np.testing.assert_allclose(mh.derivative(nested_wave, 2)(Tensor(x)).asnumpy(), -4 * np.exp(x) * np.sin(x),
@@ -198,6 +204,7 @@ class Beam(nn.Cell):
         return ((mh.derivative(self.u, 4)(x) - ops.sin(x)) ** 2).mean()
 
 
+@pytest.mark.full_run
 def test_the_gradient_of_a_beam_by_the_weights():
     u, x = Net(), Tensor(np.linspace(-1, 1, 8)[:, None])
     beam = Beam(u)

@@ -94,6 +94,7 @@ UNEVEN = [(normal(5, 3), normal(5, 2)), (normal(2, 3), normal(2, 2))]
 MEAN, SUM = Squared(), Squared(reduction="sum")
 
 
+@pytest.mark.full_run
 @pytest.mark.parametrize("loss", [MEAN, SUM], ids=["mean", "sum"])
 @pytest.mark.parametrize(("kind", "separate"), [(mh.KFACOperator, True), (mh.KFACOperator, False),
                                                 (mh.EKFACOperator, False)])
@@ -131,6 +132,7 @@ class PerPosition(nn.Cell):
         return out.mean(1) if self.mean else out
 
 
+@pytest.mark.full_run
 @pytest.mark.parametrize("approx", ["expand", "reduce"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_weight_sharing(kind, approx):
@@ -195,6 +197,7 @@ class Convolutions(nn.Cell):
         return self.out(self.line(h.reshape(h.shape[0], h.shape[1], -1)).reshape(h.shape[0], -1))
 
 
+@pytest.mark.full_run
 def test_convolutions_are_exact_for_one_position_and_ekfac_is_nearer():
     rng = np.random.default_rng(1)
     net, loss = Convolutions(), nn.MSELoss()
@@ -220,6 +223,7 @@ class Words(nn.Cell):
         return self.out(self.words(x)).swapaxes(1, 2)
 
 
+@pytest.mark.full_run
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_embedding_with_masked_targets(kind):
     """A linear network, each position by itself, one of them with a target: exact for what is left."""

@@ -89,6 +89,7 @@ def posterior(golden, likelihood, structure, weights="last_layer", **options):
     return net, Laplace(net, data, likelihood, weights=weights, structure=structure, progress=False, **options), new
 
 
+@pytest.mark.full_run
 def test_a_low_rank_posterior_of_all_eigenpairs_is_the_full_one(golden):
     net, data, new = problem(golden, "regression", "float64")
     options = {"sigma_noise": 0.7, "prior_precision": np.linspace(0.5, 2, 12), "progress": False}

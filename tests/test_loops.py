@@ -248,6 +248,7 @@ def test_modes_agree_on_right_functions(function):
         np.testing.assert_allclose(got, image @ direction / (direction @ direction), atol=1e-4 * scale)
 
 
+@pytest.mark.full_run
 def test_modes_with_aux_and_weights():
     for mode in MODES:
         (gradient, product), extra = mh.grad_and_hvp(with_aux, X, V, has_aux=True, mode=mode)

@@ -134,6 +134,7 @@ def test_fisher_matrices_weigh_each_term_also_in_one_batch(name, kind):
         close(op.to_dense(), closed_form(y, weights, kind is EmpiricalFisherOperator))
 
 
+@pytest.mark.full_run
 def test_a_value_that_is_ignored_is_not_taken_for_another_that_is_as_frequent():
     y = np.array([0, 1, 1, 255, 255, 0, 2, 2, 2, 2], np.int32)
 
@@ -166,6 +167,7 @@ def test_draws_leave_out_what_is_ignored():
     assert (error < 0.1 * np.abs(drawn).max()).all()
 
 
+@pytest.mark.full_run
 def test_a_batch_in_which_nothing_counts_is_left_out():
     y = np.array([-100, -100, 0, 1, 2, 1, -100, -100, 0, 1], np.int32)
     for loss in (nn.CrossEntropyLoss(), by_ops):
@@ -194,6 +196,7 @@ def test_num_data_scales_and_batch_weight_is_believed():
 
 # --- entries: sequences of other lengths ------------------------------------------------------------------------
 
+@pytest.mark.full_run
 @pytest.mark.parametrize("loss", [nn.MSELoss(), functools.partial(ops.mse_loss, reduction="mean")])
 def test_a_mean_over_entries_of_sequences_of_different_lengths(loss):
     rows = RNG.standard_normal((17, 3)).astype(np.float32)

@@ -136,6 +136,7 @@ def test_micro_batches_change_nothing():
     close(quick(pipeline(batch=8), micro_batch=4).to_dense(), H)
 
 
+@pytest.mark.full_run
 def test_a_function_that_returns_the_loss_itself():
     network = linear()
 

@@ -253,6 +253,7 @@ def test_positions_taken_together_in_batches_of_other_sizes():
     assert losses[-1] < 0.7 * losses[0] and int(step.optimizer.skipped) == 0
 
 
+@pytest.mark.full_run
 def test_draws_are_of_the_likelihood():
     """The mean of many draws' factors is the exact one."""
     net = nn.SequentialCell(nn.Dense(3, 4), nn.Tanh(), nn.Dense(4, 3))
@@ -289,6 +290,7 @@ def test_a_network_with_batch_norm_trains_and_says_once_what_is_not_covered():
     step(data[0][:5], data[1][:5])  # another size of batch
 
 
+@pytest.mark.full_run
 @pytest.mark.filterwarnings("ignore::mindspore_hessian.FallbackWarning")
 def test_adaptive_steps_leave_running_means_to_training():
     ms.set_seed(0)
@@ -323,6 +325,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, adaptive)
     np.testing.assert_array_equal(weights(again), weights(net))
 
 
+@pytest.mark.full_run
 def test_model_trains_it():
     net, rule = mlp(), Rule()
     step = optim.TrainStep(net, mean_square, optim.KFAC(net, 0.05, likelihood="gaussian", norm_constraint=None), seed=3)
@@ -331,6 +334,7 @@ def test_model_trains_it():
     np.testing.assert_allclose(weights(net), rule.run(10), rtol=1e-9)
 
 
+@pytest.mark.full_run
 def test_a_loss_scale_changes_nothing():
     found = []
     for scale in (1.0, 1024.0):
@@ -343,6 +347,7 @@ def test_a_loss_scale_changes_nothing():
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
 
 
+@pytest.mark.full_run
 def test_parameters_and_groups():
     """A frozen weight whose bias is trained, and a group with its own rate."""
     net = mlp()

@@ -102,6 +102,7 @@ def test_standard_functions_reach_their_known_minima(problem):
     assert 2 * found.loss == pytest.approx(problem.minimum, rel=1e-6, abs=1e-11)
 
 
+@pytest.mark.full_run
 def test_terms_with_weights():
     net = Net()
 
@@ -158,6 +159,7 @@ def test_a_physics_informed_network_with_frequency_4(seed):
     assert relative_error(net, 4) < 2e-5
 
 
+@pytest.mark.full_run
 def test_residuals_with_second_derivatives_inside():
     """The default run's case, which compiles in a fraction of the time of `laplacian`."""
     net, points = Net(), Tensor(RNG.uniform(-1.0, 1.0, (8, 2)))

@@ -151,6 +151,7 @@ def line():
     return Tensor(x), Tensor(x @ [2.0, -1.0] + 0.3)
 
 
+@pytest.mark.full_run
 @pytest.mark.parametrize("method", ["trust-ncg", "trust-exact", "BFGS"])
 def test_weights_are_left_at_the_minimum(method):
     cell = Fit()

@@ -101,6 +101,7 @@ def test_a_saddle_is_left_by_negative_curvature():
     np.testing.assert_allclose(net.w.asnumpy(), [0.0, np.sqrt(0.5)], atol=1e-6)
 
 
+@pytest.mark.full_run
 def test_curvature_of_a_part_of_the_data_and_damping():
     net = Net()
     part = mh.GGNOperator(net, mean_square, tuple(t[:6] for t in DATA), reduction="mean", check_deterministic=False)
@@ -115,6 +116,7 @@ def test_curvature_of_a_part_of_the_data_and_damping():
     assert solver.last.products < 20
 
 
+@pytest.mark.full_run
 def test_an_exact_preconditioner_needs_one_product():
     net = Net()
     j = jacobian(START)
@@ -128,6 +130,7 @@ def test_an_exact_preconditioner_needs_one_product():
         optim.NewtonCG(op, preconditioner=-np.eye(20)).step()
 
 
+@pytest.mark.full_run
 def test_a_fit_and_its_state(tmp_path):
     solver = optim.NewtonCG(operator())
     fitted = solver.fit(max_steps=4, checkpoint=tmp_path / "newton.npz", progress=False)

@@ -200,6 +200,7 @@ def test_networks_as_people_write_them(kind):
         np.testing.assert_allclose(parameter.asnumpy(), moved, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full_run
 def test_the_kernels_of_convolutions_are_averaged():
     ms.set_seed(0)
     net, loss = nn.SequentialCell(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Dense(128, 3)), nn.CrossEntropyLoss()

@@ -172,6 +172,7 @@ CASES = {"NaN": (cubes, [1.0, 2.0, np.nan], [6, 12, np.nan]), "Inf": (cubes, [1.
          "x log x at 0": (entropy, [0.0, 1.0, 2.0], [np.inf, 1, 0.5])}
 
 
+@pytest.mark.full_run
 @pytest.mark.parametrize("name", CASES)
 def test_a_bad_entry_of_the_diagonal_is_alone(name):
     f, x, want = CASES[name]

@@ -166,6 +166,7 @@ def branching(x):
     return (x ** 2).sum()
 
 
+@pytest.mark.full_run
 @pytest.mark.filterwarnings("ignore::mindspore_hessian.FallbackWarning")
 def test_diagonals_and_samples_without_batching_rules():
     points = Tensor(np.array([[1.0, 2.0], [-3.0, 1.0]], np.float32))  # either branch
