@@ -436,7 +436,7 @@ def _tile(ax: Any, row: int, column: int, image: np.ndarray, above: str, below: 
 def factors(op: KFACOperator, ax: Any = None) -> Any:
     """Spectra of the Kronecker factors of each layer, A of its inputs and G of its output gradients, on a log axis.
 
-    A thin line from the least eigenvalue to the largest, a thick one over the middle half of them, a gap at the median.
+    A thin line from the least eigenvalue to the largest, a thick one over the middle half of them, a dot at the median.
     Where a line is, is the scale of the factor; how long it is, its condition. An arrow stands where eigenvalues are 0
     to working precision. Those of the block of a layer are the products of the two. The groups of a convolution are
     taken together; a factor that is 0 has no line. Costs the eigenvalues of each factor.
@@ -464,21 +464,24 @@ def factors(op: KFACOperator, ax: Any = None) -> Any:
     classes, names = op.layer_classes, list(op.factors)
     ax = _axes(ax, (6, max(4.0, 1 + 0.22 * len(names))))
     ax.set_xscale("log")
+    points = ax.get_window_extent().height * 72 / ax.figure.dpi / len(names)  # that a layer has
+    width = min(4.0, 0.25 * points)
     for number, label in enumerate(("A, of the inputs", "G, of the output gradients")):
         spectra = [_spectrum(op.factors[name][number]) for name in names]
         rows = np.arange(len(names)) + (number - 0.5) * 0.4
         least, low, median, high, most, singular = np.array(spectra).T
-        ax.hlines(rows, least, most, color=COLOURS[number], linewidth=1.2)
-        ax.hlines(rows, low, high, color=COLOURS[number], linewidth=4, label=label)
-        ax.plot(median, rows, linestyle="", marker="o", markersize=3, markeredgewidth=0, color="white")
+        ax.hlines(rows, least, most, color=COLOURS[number], linewidth=0.3 * width)
+        ax.hlines(rows, low, high, color=COLOURS[number], linewidth=width, label=label)
+        ax.plot(median, rows, linestyle="", marker="o", markersize=0.75 * width, markeredgewidth=0,
+                color="white")
         arrows = np.flatnonzero(singular)
-        ax.plot(least[arrows], rows[arrows], linestyle="", marker="<", markersize=5, color=COLOURS[number])
-    points = ax.get_window_extent().height * 72 / ax.figure.dpi  # that all names have place for
+        ax.plot(least[arrows], rows[arrows], linestyle="", marker="<", markersize=1.25 * width, color=COLOURS[number])
     ax.set_yticks(range(len(names)), [f"{name} ({classes[name]})" if name in classes else name for name in names],
-                  fontsize=min(10.0, max(4.0, 0.8 * points / len(names))))
+                  fontsize=min(10.0, max(4.0, 0.8 * points)))
     ax.set_ylim(len(names) - 0.5, -0.5)  # the first layer on top
     ax.set(xlabel="eigenvalue of the factor", ylabel="layer")
-    return _finish(ax, True)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)  # beside the lines
+    return _finish(ax, False)
 
 
 # --- the loss beside the weights ----------------------------------------------------------------------------------
