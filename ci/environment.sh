@@ -52,9 +52,11 @@ project_venv() {
 }
 
 # run_tests FOLDER ARGUMENT...: the tests and the examples in the docstrings, in two processes (or JOBS), because
-# compiling keeps one core busy. pytest's closing line comes last.
+# compiling keeps one core busy. A third of a compilation is malloc's, so that it may keep what is freed. pytest's closing
+# line comes last.
 run_tests() {
     local folder=$1
     shift
-    "$folder/bin/python" -m pytest --doctest-modules mindspore_hessian tests -n "${JOBS:-2}" --dist worksteal "$@"
+    GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.tcache_count=65000:glibc.malloc.trim_threshold=4000000000} \
+        "$folder/bin/python" -m pytest --doctest-modules mindspore_hessian tests -n "${JOBS:-2}" --dist worksteal "$@"
 }
