@@ -1,8 +1,10 @@
-"""The demo's data, network and loss in plain MindSpore: what a user has before importing this library.
+"""The demo's data, network and loss in plain MindSpore: what a user has before importing this
+library.
 
-As a script, it runs the recipe of MindSpore's tutorial on a saved network in MindSpore alone; demo.py starts it so,
-because a process that has imported the library has its derivative rules.
+As a script, it runs the recipe of MindSpore's tutorial on a saved network in MindSpore alone;
+demo.py starts it so, because a process that has imported the library has its derivative rules.
 """
+
 from __future__ import annotations
 
 import os
@@ -17,7 +19,9 @@ from sklearn.datasets import load_digits
 
 
 class Network(nn.Cell):
-    """Two convolutions, two poolings, a dense layer; smooth, so that differences of the gradient can check it."""
+    """Two convolutions, two poolings, a dense layer; smooth, so that differences of the gradient
+    can check it.
+    """
 
     def __init__(self):
         super().__init__()
@@ -49,7 +53,9 @@ def distance(found, expected) -> float:
 
 
 def main(checkpoint: str, arrays: str) -> None:
-    """Print what the recipe gives for a saved network and digit, with both ways of giving the classes."""
+    """Print what the recipe gives for a saved network and digit, with both ways of giving the
+    classes.
+    """
     net, cross_entropy = Network(), nn.CrossEntropyLoss()
     ms.load_param_into_net(net, ms.load_checkpoint(checkpoint))
     saved = np.load(arrays)

@@ -1,5 +1,7 @@
-"""The pictures in the README: a small network on scikit-learn's digits, trained by gradient descent at two learning
-rates, and the curvature of its loss where the second ended. Written to docs/figures/, 600 pixels wide."""
+"""The pictures in the README: a small network on scikit-learn's digits, trained by gradient descent
+at two learning rates, and the curvature of its loss where the second ended. Written to
+docs/figures/, 600 pixels wide."""
+
 from __future__ import annotations
 
 import os
@@ -25,8 +27,10 @@ def data() -> tuple[ms.Tensor, ms.Tensor]:
     """Images as rows of 64 pixels around their mean, and the digits one-hot."""
     digits = load_digits()
     images = digits.data[:SAMPLES] / 16
-    return (ms.Tensor(images - images.mean(axis=0), ms.float32),
-            ms.Tensor(np.eye(10)[digits.target[:SAMPLES]], ms.float32))
+    return (
+        ms.Tensor(images - images.mean(axis=0), ms.float32),
+        ms.Tensor(np.eye(10)[digits.target[:SAMPLES]], ms.float32),
+    )
 
 
 def squared_error(output, target):
@@ -46,8 +50,15 @@ def train(net, x, y, rate) -> mh.CurvatureMonitor:
     def descend(x, y):
         optimizer(gradient(x, y))
 
-    monitor = mh.CurvatureMonitor((x, y), net, squared_error, every=EVERY, metrics=("sharpness",), progress=False,
-                                  options={"reduction": "mean"})
+    monitor = mh.CurvatureMonitor(
+        (x, y),
+        net,
+        squared_error,
+        every=EVERY,
+        metrics=("sharpness",),
+        progress=False,
+        options={"reduction": "mean"},
+    )
     monitor.measure(0, rate)
     for step in tqdm(range(1, STEPS + 1), desc=f"training at {rate}", ncols=100):
         descend(x, y)
@@ -69,16 +80,24 @@ def main() -> None:
     ax = None
     for rate in RATES:
         ms.set_seed(0)
-        net = nn.SequentialCell(nn.Dense(64, 16), nn.Tanh(), nn.Dense(16, 16), nn.Tanh(), nn.Dense(16, 10))
+        net = nn.SequentialCell(
+            nn.Dense(64, 16), nn.Tanh(), nn.Dense(16, 16), nn.Tanh(), nn.Dense(16, 10)
+        )
         monitor = train(net, x, y, rate)
         ax = plot.training(monitor.history, ax, label=f"sharpness at learning rate {rate}")
     save(ax, "sharpness", "Gradient descent ends at a sharpness of about 2 / learning rate")
     op = monitor.op
-    save(plot.density(mh.spectral_density(op, num_probes=16, num_steps=80)), "density",
-         "Spectral density of the Hessian; the band is one standard error")
+    save(
+        plot.density(mh.spectral_density(op, num_probes=16, num_steps=80)),
+        "density",
+        "Spectral density of the Hessian; the band is one standard error",
+    )
     top = mh.eigsh(op, k=2, tol=1e-4)
-    save(plot.loss_plane(op, top.vector(0), top.vector(1), radius=6, points=31), "plane",
-         "Loss along the top two eigenvectors")
+    save(
+        plot.loss_plane(op, top.vector(0), top.vector(1), radius=6, points=31),
+        "plane",
+        "Loss along the top two eigenvectors",
+    )
     save(plot.layers(mh.layer_report(op, num_probes=64)), "layers", "Curvature of each layer")
 
 

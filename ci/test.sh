@@ -6,6 +6,7 @@ project_venv
 
 failed=0
 "$VENV/bin/ruff" check . || failed=1
+"$VENV/bin/ruff" format --check --quiet . || failed=1
 "$VENV/bin/mypy" || failed=1
 run_tests "$VENV" "$@" || failed=1
 exit $failed

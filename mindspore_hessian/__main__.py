@@ -1,4 +1,7 @@
-"""``python -m mindspore_hessian``: what is installed, which devices work, and whether an HVP comes out right."""
+"""``python -m mindspore_hessian``: what is installed, which devices work, and whether an HVP comes
+out right.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -23,31 +26,47 @@ HONOURED = {
     "Ascend": "device_id, mode, jit_level, deterministic, precision (HF32); no float64 matrix products",
     "GPU": "device_id, mode, jit_level, deterministic, precision (TF32)",
     "CPU": "mode, jit_level, deterministic, pin_threads, max_cpu_isa; precision is always float32; convolutions have "
-           "no float64",
+    "no float64",
 }
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """Print versions, devices and settings, then check an HVP. 0 where it is right, 1 where it is not."""
+    """Print versions, devices and settings, then check an HVP. 0 where it is right, 1 where it is
+    not.
+    """
     from mindspore_hessian import __version__
+
     print(f"mindspore_hessian {__version__}")
     print(f"Python {platform.python_version()}, numpy {np.__version__}, MindSpore {ms.__version__}")
     print("\ndevices")
     for backend in device.BACKENDS:
         reason = device.why_unusable(backend)
-        print(f"  {backend:<8}{f'not usable: {reason}' if reason else f'usable; honours {HONOURED[backend]}'}")
+        print(
+            f"  {backend:<8}{f'not usable: {reason}' if reason else f'usable; honours {HONOURED[backend]}'}"
+        )
     try:
         chosen = device.configure(arguments.device)
     except DeviceError as error:
         print(f"\n{error}")
         return 1
-    print(f"\nchosen: {chosen.backend}:{chosen.device_id}, mode {chosen.mode}, precision {chosen.precision}, "
-          f"deterministic {chosen.deterministic}")
+    print(
+        f"\nchosen: {chosen.backend}:{chosen.device_id}, mode {chosen.mode}, precision "
+        f"{chosen.precision}, "
+        f"deterministic {chosen.deterministic}"
+    )
     if chosen.backend == "CPU" and device.convolutions_are_slow():
-        print("convolutions: " + (
-            "fast, as importing this package keeps oneDNN to AVX2" if chosen.cpu_isa == "AVX2" else
-            "about 100 times slower than they can be here; max_cpu_isa=\"AVX2\" of configure() would mend that"))
-    print(f"rules: {sum(row.active == 'ours' for row in rules.status())} of this library are installed")
+        print(
+            "convolutions: "
+            + (
+                "fast, as importing this package keeps oneDNN to AVX2"
+                if chosen.cpu_isa == "AVX2"
+                else 'about 100 times slower than they can be here; max_cpu_isa="AVX2" of configure() would mend that'
+            )
+        )
+    print(
+        f"rules: {sum(row.active == 'ours' for row in rules.status())} of this library are "
+        "installed"
+    )
     print("\nself-check: the HVP of sum(x sin x) against (2 cos x - x sin x) v")
     dtypes = ["float32"] if chosen.backend == "Ascend" else list(TOLERANCES)
     results = [self_check(dtype) for dtype in dtypes]  # all of them, also after a failure
@@ -60,7 +79,10 @@ def wave(x):
 
 def self_check(dtype: str) -> bool:
     """Print and return whether an HVP is right."""
-    from mindspore_hessian import hvp  # here, so that a broken transform does not keep the report from being printed
+    from mindspore_hessian import (
+        hvp,
+    )  # here, so that a broken transform does not keep the report from being printed
+
     x, v = np.linspace(-2, 2, 64), np.linspace(1, 3, 64)
     expected = (2 * np.cos(x) - x * np.sin(x)) * v
     inputs, vectors = ms.Tensor(x.astype(dtype)), ms.Tensor(v.astype(dtype))
@@ -75,20 +97,32 @@ def self_check(dtype: str) -> bool:
         return False
     distance = np.abs(found - expected).max() / np.abs(expected).max()
     right = bool(distance < TOLERANCES[dtype])  # False for NaN
-    print(f"  {dtype}  {'right' if right else 'WRONG'}  relative error {distance:.1e} (limit {TOLERANCES[dtype]:.0e}), "
-          f"first call {first:.2f} s, then {second * 1e3:.1f} ms")
+    print(
+        f"  {dtype}  {'right' if right else 'WRONG'}  relative error {distance:.1e} (limit "
+        f"{TOLERANCES[dtype]:.0e}), "
+        f"first call {first:.2f} s, then {second * 1e3:.1f} ms"
+    )
     return right
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    """Print which rules the second derivative of a function needs. 0 where all are there, else 1."""
+    """Print which rules the second derivative of a function needs. 0 where all are there, else
+    1.
+    """
     from mindspore_hessian.tools.audit import audit as report_on
+
     module, _, name = arguments.function.partition(":")
     try:
         fn = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        inputs = tuple(_drawn(shape, arguments.dtype, seed) for seed, shape in enumerate(arguments.shape))
+        inputs = tuple(
+            _drawn(shape, arguments.dtype, seed) for seed, shape in enumerate(arguments.shape)
+        )
         differentiated = tuple(number for number, x in enumerate(inputs) if x.dtype in FLOATS)
-        weights = [p for p in Captures(fn).parameters.values() if p.requires_grad] if arguments.weights else None
+        weights = (
+            [p for p in Captures(fn).parameters.values() if p.requires_grad]
+            if arguments.weights
+            else None
+        )
         report = report_on(fn, inputs, None if weights else differentiated, weights=weights)
     except (ImportError, AttributeError, TypeError, ValueError, HessianError) as error:
         print(f"{type(error).__name__}: {error}")
@@ -98,24 +132,55 @@ def audit(arguments: argparse.Namespace) -> int:
 
 
 def _drawn(text: str, dtype: str, seed: int) -> ms.Tensor:
-    """A Tensor of a shape such as ``3,4``, standard normal; zeros for an integer type, as in ``8:int32``."""
+    """A Tensor of a shape such as ``3,4``, standard normal; zeros for an integer type, as in
+    ``8:int32``.
+    """
     shape, _, own = text.partition(":")
     kind = getattr(ms, own or dtype)
-    numbers = np.random.default_rng(seed).standard_normal([int(size) for size in shape.split(",") if size])
+    numbers = np.random.default_rng(seed).standard_normal(
+        [int(size) for size in shape.split(",") if size]
+    )
     return ms.Tensor(numbers if kind in FLOATS else np.zeros(numbers.shape)).astype(kind)
 
 
 # name -> what it does, what it runs, its options
 Command = tuple[str, Callable[[argparse.Namespace], int], dict[str, dict]]
 COMMANDS: dict[str, Command] = {
-    "info": ("versions, devices, self-check (the default)", info, {
-        "--device": {"choices": ("auto", *device.BACKENDS), "default": "auto", "help": "where the self-check runs"}}),
-    "audit": ("rules that a function's second derivative needs", audit, {
-        "function": {"metavar": "module:function", "help": "a function that returns one number"},
-        "--shape": {"action": "append", "default": [], "help": "of an input, such as 3,4, or 8:int32 for labels "
-                    "(zeros); repeat it for several inputs"},
-        "--dtype": {"default": "float32", "help": "of the inputs, which are standard normal (float32)"},
-        "--weights": {"action": "store_true", "help": "differentiate the trainable weights, not the inputs"}}),
+    "info": (
+        "versions, devices, self-check (the default)",
+        info,
+        {
+            "--device": {
+                "choices": ("auto", *device.BACKENDS),
+                "default": "auto",
+                "help": "where the self-check runs",
+            }
+        },
+    ),
+    "audit": (
+        "rules that a function's second derivative needs",
+        audit,
+        {
+            "function": {
+                "metavar": "module:function",
+                "help": "a function that returns one number",
+            },
+            "--shape": {
+                "action": "append",
+                "default": [],
+                "help": "of an input, such as 3,4, or 8:int32 for labels "
+                "(zeros); repeat it for several inputs",
+            },
+            "--dtype": {
+                "default": "float32",
+                "help": "of the inputs, which are standard normal (float32)",
+            },
+            "--weights": {
+                "action": "store_true",
+                "help": "differentiate the trainable weights, not the inputs",
+            },
+        },
+    ),
 }
 
 

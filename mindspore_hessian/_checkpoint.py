@@ -1,7 +1,10 @@
-"""Checkpoints: arrays in a file that is whole at any time, and that is looked at before anything is read from it.
+"""Checkpoints: arrays in a file that is whole at any time, and that is looked at before anything is
+read from it.
 
-A file that is not ours, or is damaged, is an error that names it, and is left alone: it may be somebody's work.
+A file that is not ours, or is damaged, is an error that names it, and is left alone: it may be
+somebody's work.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -18,15 +21,25 @@ import numpy as np
 from mindspore_hessian.arguments import shown
 
 _CONTENTS = "_contents"  # name of the member that says what the others are
-_BROKEN = (ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+_BROKEN = (
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def named(checkpoint: Any, what: str = "checkpoint") -> str | None:
-    """The file name of a `checkpoint=` argument, in a place where a file can be written; None stays None.
+    """The file name of a `checkpoint=` argument, in a place where a file can be written; None stays
+    None.
 
     Raises:
         TypeError: it is no name.
-        ValueError: the folder does not exist or cannot be written to, or the name is that of a folder.
+        ValueError: the folder does not exist or cannot be written to, or the name is that of a
+            folder.
     """
     if checkpoint is None:
         return None
@@ -36,8 +49,10 @@ def named(checkpoint: Any, what: str = "checkpoint") -> str | None:
     path = os.fsdecode(checkpoint)
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        raise ValueError(f"{what} {path!r} is in a folder that does not exist: make the folder, or pass another "
-                         "name")
+        raise ValueError(
+            f"{what} {path!r} is in a folder that does not exist: make the folder, or pass another "
+            "name"
+        )
     if not os.path.basename(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise ValueError(f"{what} {path!r} is a folder, or no file: pass the name of a file")
     try:
@@ -49,7 +64,8 @@ def named(checkpoint: Any, what: str = "checkpoint") -> str | None:
 
 
 def file_name(path: Any) -> str:
-    """The file name of a `path` argument; whether it can be read or written is found where that is done.
+    """The file name of a `path` argument; whether it can be read or written is found where that is
+    done.
 
     Raises:
         TypeError: it is no name.
@@ -71,22 +87,30 @@ def read(path: str, what: str = "checkpoint") -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except OSError as err:
-        raise ValueError(f"{what} {path!r} cannot be read ({err.strerror or err}): make it readable, or pass "
-                         "another name") from err
+        raise ValueError(
+            f"{what} {path!r} cannot be read ({err.strerror or err}): make it readable, or pass "
+            "another name"
+        ) from err
     except _BROKEN as err:
         why = " ".join(str(err).split()) or type(err).__name__
-        raise ValueError(f"{what} {path!r} is no checkpoint of ours, or is damaged ({why}): it was left as it is; "
-                         "pass another name") from err
+        raise ValueError(
+            f"{what} {path!r} is no checkpoint of ours, or is damaged ({why}): it was left as it "
+            "is; "
+            "pass another name"
+        ) from err
 
 
 def write(path: str, what: str = "checkpoint", /, **arrays: Any) -> None:
-    """Write arrays into a file, in the place of what was there, in one step: whoever reads sees the old or the new.
+    """Write arrays into a file, in the place of what was there, in one step: whoever reads sees the
+    old or the new.
 
     Raises:
         ValueError: that is not possible (a full disk); what was there is still there.
     """
     members = {name: np.asarray(value) for name, value in arrays.items()}
-    contents = json.dumps({name: [str(array.dtype), array.shape] for name, array in members.items()})
+    contents = json.dumps(
+        {name: [str(array.dtype), array.shape] for name, array in members.items()}
+    )
     spare = _spare(path)
     try:
         with open(spare, "xb") as file:
@@ -111,7 +135,10 @@ def _arrays(file: Any) -> dict[str, np.ndarray]:
     wanted = json.loads(str(contents)) if isinstance(contents, np.ndarray) else None
     if not isinstance(wanted, dict):
         raise ValueError("nothing in it says what it holds")
-    are = {name: [str(getattr(array, "dtype", None)), list(np.shape(array))] for name, array in found.items()}
+    are = {
+        name: [str(getattr(array, "dtype", None)), list(np.shape(array))]
+        for name, array in found.items()
+    }
     wrong = [name for name in {**wanted, **are} if wanted.get(name) != are.get(name)]
     if wrong:
         raise ValueError(f"missing, added or changed in it: {', '.join(map(repr, sorted(wrong)))}")
@@ -124,5 +151,7 @@ def _spare(path: str) -> str:
 
 
 def _unwritable(path: str, err: OSError, what: str) -> ValueError:
-    return ValueError(f"{what} {path!r} cannot be written ({err.strerror or err}): its folder must be one that "
-                      "this process can write to, with space left. Or pass another name")
+    return ValueError(
+        f"{what} {path!r} cannot be written ({err.strerror or err}): its folder must be one that "
+        "this process can write to, with space left. Or pass another name"
+    )

@@ -1,7 +1,9 @@
 """The only file that touches private or version-dependent MindSpore.
 
-Each name says what it needs from MindSpore and in which versions it was seen (2.7.2, 2.8.0, 2.9.0, 2.10.0).
+Each name says what it needs from MindSpore and in which versions it was seen (2.7.2, 2.8.0, 2.9.0,
+2.10.0).
 """
+
 from __future__ import annotations
 
 import ast
@@ -20,7 +22,12 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, _c_expression, nn, ops
-from mindspore._c_expression import DeviceContextManager, DeviceManagerConf, MSContext, PrimitiveFunction_
+from mindspore._c_expression import (
+    DeviceContextManager,
+    DeviceManagerConf,
+    MSContext,
+    PrimitiveFunction_,
+)
 from mindspore.ops._grad_experimental.grad_base import bprop_getters
 from mindspore.ops._vmap import vmap_base
 from mindspore.ops.auto_generate import gen_ops_prim
@@ -39,22 +46,32 @@ try:  # 2.10 moved it
 except ImportError:
     from mindspore._extends.parse import parser, resources
 
-MS_VERSION: tuple[int, ...] = tuple(int(part) for part in ms.__version__.split(".")[:3] if part.isdigit())
+MS_VERSION: tuple[int, ...] = tuple(
+    int(part) for part in ms.__version__.split(".")[:3] if part.isdigit()
+)
 
 
-# --- graphs written to files (used by _audit_graph.py) -----------------------------------------------------------
+# --- graphs written to files (used by _audit_graph.py) --------------------------------------------
+
 
 @contextlib.contextmanager
 def graphs_saved_in(folder: str, passes: str) -> Iterator[None]:
     """While MindSpore compiles inside, it writes the graphs after some passes into a folder.
 
-    The public ``set_context(save_graphs=...)`` prints a warning. The variable for the folder goes before the context;
-    that for the passes is read once in a process.
+    The public ``set_context(save_graphs=...)`` prints a warning. The variable for the folder goes
+    before the context; that for the passes is read once in a process.
     """
     context, names = MSContext.get_instance(), _c_expression.ms_ctx_param
     settings = {names.save_graphs: 1, names.save_graphs_path: folder}
-    variables = {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": passes}
-    before = {key: context.get_param(key) for key in settings}, {key: os.environ.get(key) for key in variables}
+    variables = {
+        "MS_DEV_SAVE_GRAPHS": "1",
+        "MS_DEV_SAVE_GRAPHS_PATH": folder,
+        "MS_DEV_DUMP_IR_PASSES": passes,
+    }
+    before = (
+        {key: context.get_param(key) for key in settings},
+        {key: os.environ.get(key) for key in variables},
+    )
     os.environ.update(variables)
     for key, value in settings.items():
         context.set_param(key, value)
@@ -70,12 +87,13 @@ def graphs_saved_in(folder: str, passes: str) -> Iterator[None]:
                 os.environ[name] = text
 
 
-# --- what MindSpore's parser reads (used by _inplace.py) ---------------------------------------------------------
+# --- what MindSpore's parser reads (used by _inplace.py) ------------------------------------------
+
 
 @contextlib.contextmanager
 def parsing(read: Callable[[FunctionType, Any, ast.AST], ast.AST]) -> Iterator[None]:
-    """While MindSpore compiles inside, it goes on with ``read(function, self, tree)`` in the place of each syntax tree
-    that it parsed, and an augmented assignment is the plain operator.
+    """While MindSpore compiles inside, it goes on with ``read(function, self, tree)`` in the place
+    of each syntax tree that it parsed, and an augmented assignment is the plain operator.
     """
     cls, operators = parser.Parser, getattr(resources, "parse_augassign_object_map", {})
     init, parse, before = cls.__init__, cls.parse, dict(operators)
@@ -89,7 +107,11 @@ def parsing(read: Callable[[FunctionType, Any, ast.AST], ast.AST]) -> Iterator[N
         return tokens, tree if tree is None else read(self.fn, self.owner_of_fn, tree)
 
     cls.__init__, cls.parse = remembering, reading
-    operators.update((kind, resources.parse_object_map[kind]) for kind in before if kind in resources.parse_object_map)
+    operators.update(
+        (kind, resources.parse_object_map[kind])
+        for kind in before
+        if kind in resources.parse_object_map
+    )
     index_by_views = os.environ.pop("MS_DEV_TENSOR_INDEX_BOOST", None)  # it would write into views
     try:
         yield
@@ -101,7 +123,9 @@ def parsing(read: Callable[[FunctionType, Any, ast.AST], ast.AST]) -> Iterator[N
 
 
 def graph_text(graph: Graph) -> bytes:
-    """The compiled graph as MindSpore serialises it, with the names of its primitives; empty where it cannot."""
+    """The compiled graph as MindSpore serialises it, with the names of its primitives; empty where
+    it cannot.
+    """
     try:
         return graph._executor.get_func_graph_proto(graph._phase, "anf_ir")
     except RuntimeError:
@@ -115,14 +139,15 @@ def has_convolution(graph: Graph) -> bool:
 
 
 def keeps_buffers(graph: Graph) -> bool:
-    """Whether a compiled graph goes on reading the weights' old buffers after ``set_data``: in branches on values, and
-    in 2.7.2 in loops that its text does not show (later ones fail as Cells)."""
+    """Whether a compiled graph goes on reading the weights' old buffers after ``set_data``: in
+    branches on values, and in 2.7.2 in loops that its text does not show (later ones fail as
+    Cells)."""
     return MS_VERSION < (2, 10, 0) or b"Switch" in graph_text(graph)
 
 
 def states(graph: Graph) -> dict[str, tuple[int, int]]:
-    """The Parameters that a compiled graph assigns to (``ops.assign``, ``self.count = ...``): how often, and how often
-    it reads them."""
+    """The Parameters that a compiled graph assigns to (``ops.assign``, ``self.count = ...``): how
+    often, and how often it reads them."""
     text = graph_text(graph)
     if b"Assign" not in text:
         return {}
@@ -138,7 +163,7 @@ def states(graph: Graph) -> dict[str, tuple[int, int]]:
     return {name: (count, reads[name]) for name, count in writes.items()}
 
 
-# --- values ------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 PRIMITIVE_TYPES: tuple[type, ...] = (Primitive, PrimitiveFunction_)
 
@@ -148,8 +173,13 @@ GRADIENT_WITH_NAMES = _Grad(get_by_list=True, return_ids=True)
 
 
 def is_tensor_method(fn: object) -> bool:
-    """Whether `fn` is a Tensor method as a plain function (``Tensor.sum``): C++, which the parser runs as Python."""
-    return getattr(fn, "__qualname__", "").startswith("Tensor.") or type(fn).__name__ == "instancemethod"
+    """Whether `fn` is a Tensor method as a plain function (``Tensor.sum``): C++, which the parser
+    runs as Python.
+    """
+    return (
+        getattr(fn, "__qualname__", "").startswith("Tensor.")
+        or type(fn).__name__ == "instancemethod"
+    )
 
 
 def plain_tensor(tensor: Tensor) -> Tensor:
@@ -158,13 +188,15 @@ def plain_tensor(tensor: Tensor) -> Tensor:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """The values, perhaps as a view of MindSpore's memory. numpy has no bfloat16: it comes as float32."""
+    """The values, perhaps as a view of MindSpore's memory. numpy has no bfloat16: it comes as
+    float32.
+    """
     if tensor.dtype == ms.bfloat16:
         tensor = tensor.astype(ms.float32)
     return tensor.asnumpy()
 
 
-# --- compiling and running graphs (used by _compile.py) ----------------------------------------------------------
+# --- compiling and running graphs (used by _compile.py) -------------------------------------------
 
 _compilations = itertools.count(1)
 _COLLECTED = 16  # compilations after which garbage is collected
@@ -173,8 +205,9 @@ _OF_PYTHON = 1000  # Python 3.12 starts with some hundred objects frozen
 
 @contextlib.contextmanager
 def _garbage_waits() -> Iterator[None]:
-    """MindSpore collects Python's garbage at every compilation, which takes the longer the more objects there are: what
-    is there already is kept out of that, but for once in a while. Not where the user froze objects of their own."""
+    """MindSpore collects Python's garbage at every compilation, which takes the longer the more
+    objects there are: what is there already is kept out of that, but for once in a while. Not where
+    the user froze objects of their own."""
     if gc.get_freeze_count() > _OF_PYTHON or next(_compilations) % _COLLECTED == 0:
         yield
         return
@@ -186,14 +219,18 @@ def _garbage_waits() -> Iterator[None]:
 
 
 class _Holder(nn.Cell):
-    """A Cell around one graph function. Deleting it frees the graph, which deleting a ``@jit`` function does not."""
+    """A Cell around one graph function. Deleting it frees the graph, which deleting a ``@jit``
+    function does not.
+    """
 
     def __init__(self, function: Callable, jit_level: str):
         super().__init__(auto_prefix=False)
-        # past Cell.__setattr__: a network among what `function` captures must not become a child of this Cell
-        # and in a tuple: a Cell that calls an attribute of its own with *args is never freed, nor is its graph
+        # past Cell.__setattr__: a network among what `function` captures must not become a child of
+        # this Cell and in a tuple: a Cell that calls an attribute of its own with *args is never
+        # freed, nor is its graph
         object.__setattr__(self, "functions", (function,))
-        # STRICT: what MindSpore cannot compile it would otherwise run as Python inside the graph, with zero gradients
+        # STRICT: what MindSpore cannot compile it would otherwise run as Python inside the graph,
+        # with zero gradients
         self.set_jit_config(ms.JitConfig(jit_level=jit_level, jit_syntax_level="STRICT"))
 
     def construct(self, *args):
@@ -203,8 +240,9 @@ class _Holder(nn.Cell):
 class Graph:
     """A graph function, compiled once for the shapes and dtypes of its first arguments.
 
-    It reads the weights of the captured networks anew at every call (a ``@jit`` function would go on reading the
-    buffer of its first call after ``set_data``). It is not seen by PyNative's gradient recording: see `Recorded`.
+    It reads the weights of the captured networks anew at every call (a ``@jit`` function would go
+    on reading the buffer of its first call after ``set_data``). It is not seen by PyNative's
+    gradient recording: see `Recorded`.
     """
 
     def __init__(self, function: Callable, tensors: tuple, jit_level: str):
@@ -223,7 +261,9 @@ class Graph:
 
 
 class Recorded:
-    """The same as a ``@jit`` function: PyNative's gradient recording sees it, so that it can be differentiated."""
+    """The same as a ``@jit`` function: PyNative's gradient recording sees it, so that it can be
+    differentiated.
+    """
 
     def __init__(self, function: Callable, tensors: tuple, jit_level: str):
         del tensors
@@ -247,7 +287,9 @@ class Looped(Recorded):
     It keeps the buffers that the weights had when it was compiled.
     """
 
-    def __init__(self, function: Callable, tensors: tuple, jit_level: str, weights: Sequence[ms.Parameter]):
+    def __init__(
+        self, function: Callable, tensors: tuple, jit_level: str, weights: Sequence[ms.Parameter]
+    ):
         super().__init__(function, tensors, jit_level)
         self._weights = tuple(weights)
         self._buffers = self._current()
@@ -262,32 +304,45 @@ class Looped(Recorded):
 
 
 def fails_as_cell(err: BaseException) -> bool:
-    """Whether a graph that does not compile as a Cell may do so as a ``@jit`` function, whose passes are others."""
+    """Whether a graph that does not compile as a Cell may do so as a ``@jit`` function, whose
+    passes are others.
+    """
     return "The parameters number of the function is" in str(err)
 
 
 def lost_its_way(err: BaseException) -> bool:
     """Whether MindSpore failed inside itself at a graph that it compiles at other times.
 
-    Seen in one whole run of the tests out of several, at the weights' gradient of a Laplacian inside a graph. Not found
-    again by compiling in-place operators before, by deleting compiled graphs meanwhile, or by the tests before it.
+    Seen in one whole run of the tests out of several, at the weights' gradient of a Laplacian
+    inside a graph. Not found again by compiling in-place operators before, by deleting compiled
+    graphs meanwhile, or by the tests before it.
     """
-    return any(text in str(err) for text in ("Illegal AnfNode for evaluating", "[real_primal_func] is null"))
+    return any(
+        text in str(err)
+        for text in ("Illegal AnfNode for evaluating", "[real_primal_func] is null")
+    )
 
 
 def is_recording() -> bool:
-    """Whether PyNative records a gradient now: the caller is inside ``ms.grad``, ``ms.vjp`` or a training step."""
+    """Whether PyNative records a gradient now: the caller is inside ``ms.grad``, ``ms.vjp`` or a
+    training step.
+    """
     flag = _pynative_executor.requires_grad
     return bool(flag() if callable(flag) else flag)
 
 
 def disk_cache_enabled() -> bool:
     """Whether MindSpore's on-disk compile cache is on, by context or by environment."""
-    return bool(ms.get_context("enable_compile_cache")) or os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1"
+    return (
+        bool(ms.get_context("enable_compile_cache"))
+        or os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1"
+    )
 
 
 def runtime_started() -> bool:
-    """Whether MindSpore has run a kernel in this process: its actor threads are there (Linux tells; else assume so)."""
+    """Whether MindSpore has run a kernel in this process: its actor threads are there (Linux tells;
+    else assume so).
+    """
     try:
         tasks = os.listdir("/proc/self/task")
     except OSError:
@@ -300,10 +355,12 @@ def runtime_started() -> bool:
 
 
 def pin_threads(apart: bool) -> None:
-    """Each thread in which MindSpore computes on the CPU on a core of its own, or, for False, on any. Linux only.
+    """Each thread in which MindSpore computes on the CPU on a core of its own, or, for False, on
+    any. Linux only.
 
-    Kernels share the work between ActorThreads and KernelThreads, which a first graph starts. Linux puts a thread that
-    was just woken beside the one that woke it, and they are done before it moves one away.
+    Kernels share the work between ActorThreads and KernelThreads, which a first graph starts. Linux
+    puts a thread that was just woken beside the one that woke it, and they are done before it moves
+    one away.
     """
     Graph(_one_more, (Tensor([1.0]),), "O0")((Tensor([1.0]),))
     cores = sorted(os.sched_getaffinity(os.getpid()))
@@ -333,16 +390,19 @@ def _onednn() -> ctypes.CDLL | None:
 
 
 def wish_cpu_isa(name: str | None) -> None:
-    """Let oneDNN find an instruction set in the environment as its first kernel runs; None takes that away.
+    """Let oneDNN find an instruction set in the environment as its first kernel runs; None takes
+    that away.
 
-    Past `os.environ`, so that a copy of that for another process does not have it. Not by oneDNN's function, which a
-    process can call once only.
+    Past `os.environ`, so that a copy of that for another process does not have it. Not by oneDNN's
+    function, which a process can call once only.
     """
     os.putenv(_ISA, name) if name else os.unsetenv(_ISA)
 
 
 def wish_was_heard() -> bool:
-    """Whether oneDNN keeps to AVX2, from now on in any case; the wish is taken out of the environment again."""
+    """Whether oneDNN keeps to AVX2, from now on in any case; the wish is taken out of the
+    environment again.
+    """
     library = _onednn()
     effective = library.dnnl_get_effective_cpu_isa() if library else 0
     os.unsetenv(_ISA)
@@ -350,26 +410,33 @@ def wish_was_heard() -> bool:
 
 
 def limit_cpu_isa(name: str) -> str | None:
-    """Keep the kernels of oneDNN, which MindSpore brings along, to an instruction set of x86; else why not, and what to
-    do."""
+    """Keep the kernels of oneDNN, which MindSpore brings along, to an instruction set of x86; else
+    why not, and what to do."""
     isa = {"AVX2": _AVX2}[name]
     library = _onednn()
     if library is None:
         return "MindSpore is here without a oneDNN that can be loaded. Leave it out"
     if library.dnnl_set_max_cpu_isa(isa) == 0 or library.dnnl_get_effective_cpu_isa() | isa == isa:
         return None
-    return ("a kernel has run, and oneDNN takes it once per process. Call configure() first thing in a new process (in "
-            "a notebook: restart the kernel)")
+    return (
+        "a kernel has run, and oneDNN takes it once per process. Call configure() first thing in a "
+        "new process (in "
+        "a notebook: restart the kernel)"
+    )
 
 
 def assign(parameter: ms.Parameter, value: np.ndarray) -> None:
-    """Write `value` into the buffer that the Parameter has (``set_data`` would give it another one)."""
+    """Write `value` into the buffer that the Parameter has (``set_data`` would give it another
+    one).
+    """
     ops.assign(parameter, Tensor(value, parameter.dtype))
 
 
 @contextlib.contextmanager
 def kept(parameters: Sequence[ms.Parameter]) -> Iterator[list[np.ndarray]]:
-    """The values of the Parameters; at the end, also after an error, those that changed are back, bit for bit."""
+    """The values of the Parameters; at the end, also after an error, those that changed are back,
+    bit for bit.
+    """
     before = [to_numpy(parameter).copy() for parameter in parameters]
     try:
         yield before
@@ -379,20 +446,27 @@ def kept(parameters: Sequence[ms.Parameter]) -> Iterator[list[np.ndarray]]:
                 assign(parameter, value)
 
 
-# --- rule registries (used by rules/) ---------------------------------------------------------------------------
+# --- rule registries (used by rules/) -------------------------------------------------------------
+
 
 def derivative_registry() -> dict:
-    """Python derivatives of primitives: name -> getter(prim) -> bprop(*inputs, out, dout). Graph mode only."""
+    """Python derivatives of primitives: name -> getter(prim) -> bprop(*inputs, out, dout). Graph
+    mode only.
+    """
     return bprop_getters
 
 
 def batching_registry() -> dict:
-    """Batching rules of primitives: name -> getter(prim, axis_size) -> rule(*(value, dim)) -> (out, dim)."""
+    """Batching rules of primitives: name -> getter(prim, axis_size) -> rule(*(value, dim)) -> (out,
+    dim).
+    """
     return getattr(vmap_base.vmap_rules_getters, "stands_for", vmap_base.vmap_rules_getters)
 
 
 def stand_for_batching_registry(make: Callable[[dict], Any]) -> None:
-    """MindSpore's vmap pass asks ``make(registry)`` from now on, which has the registry as its `stands_for`."""
+    """MindSpore's vmap pass asks ``make(registry)`` from now on, which has the registry as its
+    `stands_for`.
+    """
     vmap_base.vmap_rules_getters = make(batching_registry())
 
 
@@ -412,8 +486,8 @@ def function_named(name: str) -> FunctionType | None:
 class _StandIns(dict):
     """Functions that MindSpore compiles in the place of its own, by the dotted name of those.
 
-    Its parser reads what `inspect.unwrap` gives, so however the function is reached (an attribute, a global, a closure,
-    a list, a Tensor method, a Cell of MindSpore) it meets ``__wrapped__``.
+    Its parser reads what `inspect.unwrap` gives, so however the function is reached (an attribute,
+    a global, a closure, a list, a Tensor method, a Cell of MindSpore) it meets ``__wrapped__``.
     """
 
     def get(self, name, default=None):
@@ -427,7 +501,9 @@ class _StandIns(dict):
 
 
 def composition_registry() -> dict:
-    """Compositions in the place of MindSpore's: dotted name -> function with the same parameters. Graph mode only."""
+    """Compositions in the place of MindSpore's: dotted name -> function with the same parameters.
+    Graph mode only.
+    """
     return _StandIns()
 
 
@@ -445,13 +521,15 @@ def backward(name: str) -> Primitive:
 
 
 def takes_attributes(name: str) -> bool:
-    """Whether a primitive may keep options in attributes. One that MindSpore generates has arguments only."""
+    """Whether a primitive may keep options in attributes. One that MindSpore generates has
+    arguments only.
+    """
     return not hasattr(gen_ops_prim, name)
 
 
 class _Watched(dict):
-    """A registry of batching rules that notes which it gave, and never answers "none" (MindSpore would unroll the
-    primitive): it calls ``otherwise(name, asked)`` for a rule, which may raise."""
+    """A registry of batching rules that notes which it gave, and never answers "none" (MindSpore
+    would unroll the primitive): it calls ``otherwise(name, asked)`` for a rule, which may raise."""
 
     def __init__(self, registry: dict, otherwise: Callable, asked: dict[str, bool]):
         super().__init__(registry)
@@ -467,13 +545,18 @@ class _Watched(dict):
 
 
 # applied to what has no batch axis, or to tuples: MindSpore handles these itself
-_STRUCTURAL = frozenset({"mutable", "Return", "Switch", "SwitchLayer", "Partial", "Load", "UpdateState"})
+_STRUCTURAL = frozenset(
+    {"mutable", "Return", "Switch", "SwitchLayer", "Partial", "Load", "UpdateState"}
+)
 
 
 @contextlib.contextmanager
-def batching_rules_watched(otherwise: Callable[[str, dict[str, bool]], Callable]) -> Iterator[dict[str, bool]]:
-    """While MindSpore compiles inside: each primitive that it wants a batching rule for, and whether there is one.
-    Where there is none, `otherwise` makes it, or raises; it says so in the dict where something batched needs it."""
+def batching_rules_watched(
+    otherwise: Callable[[str, dict[str, bool]], Callable],
+) -> Iterator[dict[str, bool]]:
+    """While MindSpore compiles inside: each primitive that it wants a batching rule for, and
+    whether there is one. Where there is none, `otherwise` makes it, or raises; it says so in the
+    dict where something batched needs it."""
     asked: dict[str, bool] = {}
     before = vmap_base.vmap_rules_getters
     vmap_base.vmap_rules_getters = _Watched(batching_registry(), otherwise, asked)
@@ -483,22 +566,32 @@ def batching_rules_watched(otherwise: Callable[[str, dict[str, bool]], Callable]
         vmap_base.vmap_rules_getters = before
 
 
-# --- device API (used by device.py) -------------------------------------------------------------------------------
-# The device API is public and the same in all four versions; private is only whether a device can still be chosen.
+# --- device API (used by device.py) ---------------------------------------------------------------
+# The device API is public and the same in all four versions; private is only whether a device can
+# still be chosen.
+
 
 def plugin_loaded(backend: str) -> bool:
-    """Whether this process loaded MindSpore's part for `backend`; that says nothing about the driver or a device."""
+    """Whether this process loaded MindSpore's part for `backend`; that says nothing about the
+    driver or a device.
+    """
     return MSContext.get_instance().is_pkg_support_device(backend)
 
 
 def device_in_use() -> tuple[str, int] | None:
-    """The backend and number that this process can no longer change: set before, or in use by a kernel that ran."""
+    """The backend and number that this process can no longer change: set before, or in use by a
+    kernel that ran.
+    """
     conf, contexts = DeviceManagerConf.get_instance(), DeviceContextManager.get_instance()
     if conf.is_device_enable():
         return conf.get_device_target(), conf.get_device_id()
     target = ms.get_context("device_target")
     context = contexts.get_device_context(target)  # None until a first kernel
-    return (target, ms.get_context("device_id")) if context is not None and context.initialized() else None
+    return (
+        (target, ms.get_context("device_id"))
+        if context is not None and context.initialized()
+        else None
+    )
 
 
 def deterministic_is_set() -> bool:
@@ -507,12 +600,16 @@ def deterministic_is_set() -> bool:
 
 
 def hf32_is_set(switch: str, value: bool) -> bool:
-    """Whether Ascend's `switch` was set before to something else than `value`: it can be set once."""
-    conf = _c_expression.AscendOpPrecisionConf.get_instance()  # exists where the Ascend part is loaded
+    """Whether Ascend's `switch` was set before to something else than `value`: it can be set
+    once.
+    """
+    conf = (
+        _c_expression.AscendOpPrecisionConf.get_instance()
+    )  # exists where the Ascend part is loaded
     return getattr(conf, f"is_{switch}_configured")() and getattr(conf, switch)() != str(int(value))
 
 
-# --- primitives used by derivative rules --------------------------------------------------------------------------
+# --- primitives used by derivative rules ----------------------------------------------------------
 
 from mindspore.ops.auto_generate.gen_ops_prim import (  # noqa: E402, F401
     LogSoftmaxGrad,
@@ -543,7 +640,9 @@ _IS_CONSTANT = ops.functional.isconstant
 
 
 def class_keys(name: str) -> list[int]:
-    """The keys under which MindSpore files its Python rules besides the name: the ids of the classes of that name."""
+    """The keys under which MindSpore files its Python rules besides the name: the ids of the
+    classes of that name.
+    """
     found, waiting = [], [Primitive]
     while waiting:
         cls = waiting.pop()
@@ -554,10 +653,12 @@ def class_keys(name: str) -> list[int]:
 
 
 def heeds_python_derivatives() -> bool:
-    """Whether MindSpore reads MS_DEV_USE_PY_BPROP, or read it, with PadV3 in it. Compiles one tiny gradient.
+    """Whether MindSpore reads MS_DEV_USE_PY_BPROP, or read it, with PadV3 in it. Compiles one tiny
+    gradient.
 
-    MindSpore asks the registry for the derivative of a primitive made in Python at every compilation (it remembers
-    those of the others): whether it asks for that of PadV3 tells whether Python's rule goes before C++'s.
+    MindSpore asks the registry for the derivative of a primitive made in Python at every
+    compilation (it remembers those of the others): whether it asks for that of PadV3 tells whether
+    Python's rule goes before C++'s.
     """
     asked = []
     ours = bprop_getters.get("PadV3", None)
@@ -567,6 +668,7 @@ def heeds_python_derivatives() -> bool:
 
         def bprop(x, paddings, value, out, dout):
             return dout[1:3], 0, ops.zeros_like(value)
+
         return bprop
 
     pad = ops.PadV3()
@@ -589,6 +691,9 @@ def heeds_python_derivatives() -> bool:
 
 # --- helpers used by batching rules ---
 
+
 def strided_slice_grad(*masks: int) -> ms.ops.Primitive:
-    """The backward of StridedSlice, which MindSpore has as a class of its own with the masks as attributes."""
+    """The backward of StridedSlice, which MindSpore has as a class of its own with the masks as
+    attributes.
+    """
     return _grad_ops.StridedSliceGrad(*masks)

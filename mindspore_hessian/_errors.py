@@ -1,4 +1,7 @@
-"""Errors and warnings of this library. Each message names the offender, the value received and the remedy."""
+"""Errors and warnings of this library. Each message names the offender, the value received and the
+remedy.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,11 +17,15 @@ class HessianError(Exception):
 
 
 class NotCompilableError(HessianError, TypeError):
-    """The user's callable cannot be compiled by MindSpore (its source is out of reach, or not supported)."""
+    """The user's callable cannot be compiled by MindSpore (its source is out of reach, or not
+    supported).
+    """
 
 
 class MissingRuleError(HessianError, NotImplementedError):
-    """A primitive of the function has no derivative, so its second derivative would be dropped or cannot be made."""
+    """A primitive of the function has no derivative, so its second derivative would be dropped or
+    cannot be made.
+    """
 
 
 class KernelError(HessianError, RuntimeError):
@@ -26,7 +33,9 @@ class KernelError(HessianError, RuntimeError):
 
 
 class UnsafeRuntimeError(HessianError, RuntimeError):
-    """The process is in a state in which MindSpore returns wrong numbers or hangs (disk cache, forked child)."""
+    """The process is in a state in which MindSpore returns wrong numbers or hangs (disk cache,
+    forked child).
+    """
 
 
 class DeviceError(HessianError, RuntimeError):
@@ -34,7 +43,9 @@ class DeviceError(HessianError, RuntimeError):
 
 
 class NonFiniteWarning(RuntimeWarning):
-    """A derivative holds NaN or Inf. Make it an error with ``warnings.simplefilter("error", NonFiniteWarning)``."""
+    """A derivative holds NaN or Inf. Make it an error with ``warnings.simplefilter("error",
+    NonFiniteWarning)``.
+    """
 
 
 class RecompileWarning(RuntimeWarning):
@@ -46,29 +57,40 @@ class FallbackWarning(RuntimeWarning):
 
 
 class LateRulesWarning(RuntimeWarning):
-    """The rules were installed after the first gradient of the process: MindSpore ignores some of them."""
+    """The rules were installed after the first gradient of the process: MindSpore ignores some of
+    them.
+    """
 
 
 def warn(message: str, category: type[Warning]) -> None:
     """Warn at the line of the user's code that called this library."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+    while (
+        frame.f_back is not None
+        and frame.f_globals.get("__name__", "").split(".")[0] == __package__
+    ):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
 
 _MISSING = re.compile(r"Primitive (\w+)'s bprop not defined")
-_KERNEL = re.compile(r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator |"
-                     r"The kernel (?=\w+ unregistered))\[?(\w+)")
+_KERNEL = re.compile(
+    r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator |"
+    r"The kernel (?=\w+ unregistered))\[?(\w+)"
+)
 _PYTHON = re.compile(r"jit_syntax_level to LAX|In JIT strict mode|__call_func_str__")
 _PRIMITIVE = re.compile(r"^primitive (\w+) has no (?:derivative|kernel)")
 _LIBRARY = re.compile(r"/mindspore/|mindspore_hessian[/_]")  # places that are not the user's
 _RAN = re.compile(r"LaunchKernel|ops/kernel/\w+/native|Model execution error")
-_ADVICE = re.compile(r" ?Try to set jit_syntax_level to LAX\.?|"  # where there are no gradients
-                     r" ?You can use os\.environ\['MS_DEV_JIT_SYNTAX_LEVEL'\].*?syntax\.|"
-                     r", Please confirm whether the device target.*?support list\.")
-_LOOP = re.compile(r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|"
-                   r"For `(?:Scan|ForiLoop|WhileLoop)")
+_ADVICE = re.compile(
+    r" ?Try to set jit_syntax_level to LAX\.?|"  # where there are no gradients
+    r" ?You can use os\.environ\['MS_DEV_JIT_SYNTAX_LEVEL'\].*?syntax\.|"
+    r", Please confirm whether the device target.*?support list\."
+)
+_LOOP = re.compile(
+    r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|"
+    r"For `(?:Scan|ForiLoop|WhileLoop)"
+)
 _DEFAULT = re.compile(r"Illegal AnfNode for evaluating, node: @\w+:param_(\w+)\(")
 
 
@@ -83,35 +105,52 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
     text = str(err)
     if ran or _RAN.search(text):
         return KernelError(
-            "a kernel failed as the function ran, which a value that it does not take brings about (most often an "
-            f"index or a label out of range). MindSpore says: {first_paragraph(text)}")
+            "a kernel failed as the function ran, which a value that it does not take brings about "
+            "(most often an "
+            f"index or a label out of range). MindSpore says: {first_paragraph(text)}"
+        )
     if found := _MISSING.search(text):
         return MissingRuleError(
-            f"primitive {found[1]} has no derivative in MindSpore, so this second derivative cannot be computed. "
+            f"primitive {found[1]} has no derivative in MindSpore, so this second derivative "
+            "cannot be computed. "
             f"Write the function with another operation, or supply the rule: "
-            f"mindspore_hessian.rules.register_derivative({found[1]!r}, getter).")
+            f"mindspore_hessian.rules.register_derivative({found[1]!r}, getter)."
+        )
     short = first_paragraph(text)
     if "compile temporary source code in terminal" in text or "could not get source code" in text:
         return NotCompilableError(
-            "a function that is called inside has no source (typed at a plain Python prompt, `python -c`, or exec()), "
-            f"and MindSpore compiles source text. Put it into a .py file or a notebook cell. MindSpore says: {short}")
+            "a function that is called inside has no source (typed at a plain Python prompt, "
+            "`python -c`, or exec()), "
+            "and MindSpore compiles source text. Put it into a .py file or a notebook cell. "
+            f"MindSpore says: {short}"
+        )
     if _PYTHON.search(text):
         return NotCompilableError(
-            "a part of the function cannot be compiled: MindSpore would run it as Python, where its gradient is lost "
-            f"(numpy or another library on a Tensor, asnumpy(), a functools object). MindSpore says: {short}")
+            "a part of the function cannot be compiled: MindSpore would run it as Python, where "
+            "its gradient is lost "
+            "(numpy or another library on a Tensor, asnumpy(), a functools object). MindSpore "
+            f"says: {short}"
+        )
     if found := _KERNEL.search(text):
         return MissingRuleError(
-            f"primitive {found[1]} has no kernel for this device and dtype, so that no rule can help: use another "
-            f"operation or dtype. MindSpore says: {short}")
+            f"primitive {found[1]} has no kernel for this device and dtype, so that no rule can "
+            "help: use another "
+            f"operation or dtype. MindSpore says: {short}"
+        )
     if _LOOP.search(text):
         return NotCompilableError(
-            "MindSpore cannot differentiate a loop of this function so often. A `while` over a Tensor can be, where "
-            "the weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. A Python loop of a "
-            f"known number of turns (for i in range(3)) always is. MindSpore says: {short}")
+            "MindSpore cannot differentiate a loop of this function so often. A `while` over a "
+            "Tensor can be, where "
+            "the weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. "
+            "A Python loop of a "
+            f"known number of turns (for i in range(3)) always is. MindSpore says: {short}"
+        )
     if found := _DEFAULT.search(text):
         return NotCompilableError(
-            f"MindSpore cannot compile a call that leaves out {found[1]!r}, whose default value is an nn.Cell. Pass it "
-            f"in that call, or let the function read it from outside. MindSpore says: {short}")
+            f"MindSpore cannot compile a call that leaves out {found[1]!r}, whose default value is "
+            "an nn.Cell. Pass it "
+            f"in that call, or let the function read it from outside. MindSpore says: {short}"
+        )
     if type(err) in (ValueError, TypeError, NotImplementedError):
         return type(err)(short)
     return NotCompilableError(f"MindSpore cannot compile this function: {short}")
@@ -124,17 +163,23 @@ def primitive_of(error: BaseException) -> str:
 
 
 def first_paragraph(text: str) -> str:
-    """The part of a MindSpore message that a user can read: before its stacks and rules of dashes, in one line."""
+    """The part of a MindSpore message that a user can read: before its stacks and rules of dashes,
+    in one line.
+    """
     text = _ADVICE.sub("", text)
     bodies = [" ".join(part.split()).strip("' ") for part in re.split(r"\n?-{10,}\n", "\n" + text)]
     line = next((body for body in bodies if body and not body.startswith("- ")), "")
-    places = [place for place in re.findall(r"In file (\S+?:\d+)", text) if not _LIBRARY.search(place)]
+    places = [
+        place for place in re.findall(r"In file (\S+?:\d+)", text) if not _LIBRARY.search(place)
+    ]
     return line if not places or line.startswith("fn must") else f"{line} (in {places[-1]})"
 
 
 @contextlib.contextmanager
 def debris_removed() -> Iterator[None]:
-    """Remove the ``rank_0/om/analyze_fail.ir`` that MindSpore leaves in the working directory when it fails."""
+    """Remove the ``rank_0/om/analyze_fail.ir`` that MindSpore leaves in the working directory when
+    it fails.
+    """
     top = os.path.join(os.getcwd(), f"rank_{os.environ.get('RANK_ID', '0')}")
     om, file = os.path.join(top, "om"), os.path.join(top, "om", "analyze_fail.ir")
     before = {path: os.path.exists(path) for path in (file, om, top)}

@@ -1,19 +1,23 @@
 """Ctrl-C during our work is a KeyboardInterrupt, as everywhere in Python.
 
-MindSpore puts a handler of its own, in C, on SIGINT: for the length of each graph's run, and for good whenever one of
-its threads starts. It sends SIGTERM to its own process, which ends there and then: no exception, no `finally`, and a
-notebook has lost its variables.
+MindSpore puts a handler of its own, in C, on SIGINT: for the length of each graph's run, and for
+good whenever one of its threads starts. It sends SIGTERM to its own process, which ends there and
+then: no exception, no `finally`, and a notebook has lost its variables.
 
-So during our work SIGTERM has a handler in Python. Where the process sent it to itself, that was MindSpore's handler,
-and it counts as Ctrl-C. Where another process sent it (``kill``, a batch system), it does what it did before. Who sent
-it Python does not say, but the kernel writes it on the stack that a handler runs on: the main thread gets a stack for
-signals of which we can read the memory. Where nothing is found there, SIGTERM ends the process as it always did.
+So during our work SIGTERM has a handler in Python. Where the process sent it to itself, that was
+MindSpore's handler, and it counts as Ctrl-C. Where another process sent it (``kill``, a batch
+system), it does what it did before. Who sent it Python does not say, but the kernel writes it on
+the stack that a handler runs on: the main thread gets a stack for signals of which we can read the
+memory. Where nothing is found there, SIGTERM ends the process as it always did.
 
-At the end SIGTERM is as it was, and Python's handler for SIGINT is in force, which may have been overridden before.
+At the end SIGTERM is as it was, and Python's handler for SIGINT is in force, which may have been
+overridden before.
 """
+
 from __future__ import annotations
 
-import _signal  # the module `signal` makes an enum of every number, which takes longer than all the rest here
+# the module `signal` makes an enum of every number, which takes longer than all the rest here
+import _signal
 import _thread
 import contextlib
 import ctypes
@@ -34,8 +38,12 @@ _F = TypeVar("_F", bound=Callable)
 class _Action(ctypes.Structure):
     """C's ``struct sigaction`` (Linux, glibc, 64 bits: where MindSpore has such a handler)."""
 
-    _fields_ = [("handler", ctypes.c_void_p), ("mask", ctypes.c_ulong * 16), ("flags", ctypes.c_int),
-                ("restorer", ctypes.c_void_p)]
+    _fields_ = [
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ulong * 16),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    ]
 
 
 class _Stack(ctypes.Structure):
@@ -50,19 +58,23 @@ _MEMORY = ctypes.create_string_buffer(1 << 16)
 _STACK, _ACTION = _Stack(ctypes.addressof(_MEMORY), 0, len(_MEMORY)), _Action()
 _OUR_STACK, _OUR_ACTION = ctypes.byref(_STACK), ctypes.byref(_ACTION)
 _MAIN = threading.main_thread()
-_LIBC = ctypes.PyDLL(None) if sys.platform == "linux" and ctypes.sizeof(ctypes.c_void_p) == 8 else None
+_LIBC = (
+    ctypes.PyDLL(None) if sys.platform == "linux" and ctypes.sizeof(ctypes.c_void_p) == 8 else None
+)
 _AGAIN = 0.01  # seconds until an interrupt that came at a bad time comes again
 
 
 class _Interruptible:
-    """While it is entered, or while a function that it decorates runs, Ctrl-C raises KeyboardInterrupt (calls the
-    user's own handler of SIGINT, where there is one). May be nested. Does nothing outside of the main thread, and where
-    Python has no handler for SIGINT."""
+    """While it is entered, or while a function that it decorates runs, Ctrl-C raises
+    KeyboardInterrupt (calls the user's own handler of SIGINT, where there is one). May be nested.
+    Does nothing outside of the main thread, and where Python has no handler for SIGINT."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._active = False
-        self._caller: FrameType | None = None  # of the outermost: frames from there on are none of our business
+        self._caller: FrameType | None = (
+            None  # of the outermost: frames from there on are none of our business
+        )
         self._raised: BaseException | None = None
         self._sigint: Any = None
         self._sigterm: Any = None
@@ -75,6 +87,7 @@ class _Interruptible:
         def entered(*args, **kwargs):
             with self:
                 return function(*args, **kwargs)
+
         return entered  # type: ignore[return-value]
 
     def __enter__(self) -> _Interruptible:
@@ -91,7 +104,9 @@ class _Interruptible:
         self._depth -= 1
         if self._depth == 0:
             self._give_back()
-        if raised is not None and raised is not error:  # MindSpore caught it, or made another error of it
+        if (
+            raised is not None and raised is not error
+        ):  # MindSpore caught it, or made another error of it
             raise raised
 
     def check(self) -> None:
@@ -157,10 +172,14 @@ class _Interruptible:
         self._catch()  # it is ignored, or a handler in C came back
 
     def _cleaning_up(self, frame: FrameType | None) -> bool:
-        """Whether an exception would now keep something from being put back (or get lost, in a ``__del__``)."""
+        """Whether an exception would now keep something from being put back (or get lost, in a
+        ``__del__``).
+        """
         while frame is not None and frame is not self._caller:
             code = frame.f_code
-            if code.co_name in _ENDINGS or (code.co_filename in _MANAGERS and code.co_name not in _DECORATED):
+            if code.co_name in _ENDINGS or (
+                code.co_filename in _MANAGERS and code.co_name not in _DECORATED
+            ):
                 return True
             frame = frame.f_back
         return False
@@ -172,7 +191,9 @@ _DECORATED = ("inner", "entered")  # but for functions that they decorate
 
 
 def _sent_by_ourselves() -> bool:
-    """Whether the last signal on our stack is a SIGTERM that this process sent: its siginfo_t begins like that."""
+    """Whether the last signal on our stack is a SIGTERM that this process sent: its siginfo_t
+    begins like that.
+    """
     sent = struct.pack("@6i", _SIGTERM, 0, 0, 0, os.getpid(), os.getuid())
     found = sent in _MEMORY.raw
     ctypes.memset(_MEMORY, 0, len(_MEMORY))

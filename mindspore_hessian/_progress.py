@@ -1,4 +1,5 @@
 """Whether progress bars are shown, and when: one answer for all of them."""
+
 from __future__ import annotations
 
 import os
@@ -17,8 +18,9 @@ def set_progress(progress: bool | None) -> None:
     """Progress bars for the whole process, where a call does not say ``progress=``.
 
     Args:
-        progress: False for none at all, also where a call asks for one; True for bars at once; None, as at the start:
-            for what takes more than two seconds, on a terminal or in a notebook, not in a file of logs. The
+        progress: False for none at all, also where a call asks for one; True for bars at once;
+            None, as at the start: for what takes more than two seconds, on a terminal or in a
+                notebook, not in a file of logs. The
             environment's ``TQDM_DISABLE=1`` is the same as False.
 
     Raises:
@@ -40,12 +42,26 @@ def set_progress(progress: bool | None) -> None:
 def _options(progress: bool | None, hidden: bool) -> dict[str, Any]:
     """What tqdm is told: whether there is no bar, and after how many seconds it appears."""
     wanted = _wish if progress is None else progress
-    off = hidden or wanted is False or _wish is False or os.environ.get("TQDM_DISABLE", "") not in ("", "0")
+    off = (
+        hidden
+        or wanted is False
+        or _wish is False
+        or os.environ.get("TQDM_DISABLE", "") not in ("", "0")
+    )
     in_a_file = wanted is None and not sys.stderr.isatty() and "ipykernel" not in sys.modules
     return {"disable": off or in_a_file, "delay": 0 if wanted else SHOWN_AFTER}
 
 
-def bar(what: str, total: int | None, progress: bool | None, unit: str = "step", done: int = 0,
-        hidden: bool = False, leave: bool = False) -> tqdm:
+def bar(
+    what: str,
+    total: int | None,
+    progress: bool | None,
+    unit: str = "step",
+    done: int = 0,
+    hidden: bool = False,
+    leave: bool = False,
+) -> tqdm:
     """A bar on stderr."""
-    return tqdm(desc=what, total=total, initial=done, leave=leave, unit=unit, **_options(progress, hidden))
+    return tqdm(
+        desc=what, total=total, initial=done, leave=leave, unit=unit, **_options(progress, hidden)
+    )

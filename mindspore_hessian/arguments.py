@@ -1,4 +1,7 @@
-"""Checks of arguments that several layers share. Each error names the argument, the value and the remedy."""
+"""Checks of arguments that several layers share. Each error names the argument, the value and the
+remedy.
+"""
+
 from __future__ import annotations
 
 import math
@@ -23,7 +26,9 @@ def shown(value: Any) -> str:
 def check_choice(name: str, value: Any, allowed: Collection[str | int | None]) -> None:
     """Raise ValueError where `value` is not one of `allowed`; True and False are not 1 and 0."""
     if isinstance(value, bool) or not isinstance(value, str | int | None) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but got {shown(value)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, but got {shown(value)}"
+        )
 
 
 def check_bool(name: str, value: Any) -> None:
@@ -35,10 +40,14 @@ def check_bool(name: str, value: Any) -> None:
 def check_progress(progress: Any) -> None:
     """Raise TypeError where `progress` is neither None nor a bool."""
     if progress is not None and not isinstance(progress, bool):
-        raise TypeError(f"progress must be True, False or None (a bar after 2 s), but got {shown(progress)}")
+        raise TypeError(
+            f"progress must be True, False or None (a bar after 2 s), but got {shown(progress)}"
+        )
 
 
-def check_integer(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> None:
+def check_integer(
+    name: str, value: Any, least: int, most: int | None = None, why: str = ""
+) -> None:
     limits = f"at least {least}" if most is None else f"from {least} to {most}"
     if not is_integer(value):
         raise TypeError(f"{name} must be an int {limits}, but got {shown(value)}")
@@ -56,7 +65,9 @@ def check_real(name: str, value: Any, least: float = 0.0, *, strict: bool = True
 
 
 def as_array(value: Any) -> np.ndarray:
-    """`value`, which may be a Tensor, as numpy has it; bfloat16, which numpy itself does not know, comes as float32."""
+    """`value`, which may be a Tensor, as numpy has it; bfloat16, which numpy itself does not know,
+    comes as float32.
+    """
     array = np.asarray(value)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
@@ -72,16 +83,23 @@ def as_reals(name: str, value: Any) -> np.ndarray:
         if array.dtype.kind in "fiub":
             return np.array(array, dtype=np.float64)
     except (TypeError, ValueError) as err:  # rows of different lengths
-        raise TypeError(f"{name} must be an array of real numbers, but is a {type(value).__name__} ({err})") from err
-    raise TypeError(f"{name} must be an array of real numbers, but is a {type(value).__name__} of dtype {array.dtype}")
+        raise TypeError(
+            f"{name} must be an array of real numbers, but is a {type(value).__name__} ({err})"
+        ) from err
+    raise TypeError(
+        f"{name} must be an array of real numbers, but is a {type(value).__name__} of dtype "
+        f"{array.dtype}"
+    )
 
 
 def check_vector(name: str, value: Any, n: int) -> np.ndarray:
     """`value` as a float64 array of shape (n,)."""
     vector = as_reals(name, value)
     if vector.shape != (n,):
-        raise ValueError(f"{name} must be a flat array of shape ({n},), as op is {n} x {n}, but has shape "
-                         f"{vector.shape}")
+        raise ValueError(
+            f"{name} must be a flat array of shape ({n},), as op is {n} x {n}, but has shape "
+            f"{vector.shape}"
+        )
     if not np.isfinite(vector).all():
         raise ValueError(f"{name} must be finite, but holds NaN or Inf")
     return vector

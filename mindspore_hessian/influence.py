@@ -1,4 +1,5 @@
 """Influence: which training samples a loss at test samples hangs on."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -10,7 +11,14 @@ from mindspore import nn
 from scipy.linalg import LinAlgError, solve
 
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_progress, check_real, shown
+from mindspore_hessian.arguments import (
+    as_reals,
+    check_choice,
+    check_integer,
+    check_progress,
+    check_real,
+    shown,
+)
 from mindspore_hessian.linops import Operator, inverse
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.data import Data
@@ -22,21 +30,43 @@ from mindspore_hessian.operators.risk import BatchRunner
 from mindspore_hessian.operators.samples import GRADIENTS, Samples
 from mindspore_hessian.typing import WeightNames
 
-CURVATURES: dict[str, Callable] = {"ggn": GGNOperator, "hessian": HessianOperator, "kfac": KFACOperator,
-                                   "ekfac": EKFACOperator}
+CURVATURES: dict[str, Callable] = {
+    "ggn": GGNOperator,
+    "hessian": HessianOperator,
+    "kfac": KFACOperator,
+    "ekfac": EKFACOperator,
+}
 METHODS = ("auto", "dense", "iterative")
 _DENSE = 2000  # weights up to which "auto" forms the matrix
-WHICH: dict[str, Callable] = {"helpful": lambda scores: scores, "harmful": lambda scores: -scores,
-                              "largest": lambda scores: -np.abs(scores)}
+WHICH: dict[str, Callable] = {
+    "helpful": lambda scores: scores,
+    "harmful": lambda scores: -scores,
+    "largest": lambda scores: -np.abs(scores),
+}
 
 
 class _Question:
-    """The checked arguments that `influence` and `self_influence` share, and what is computed of them."""
+    """The checked arguments that `influence` and `self_influence` share, and what is computed of
+    them.
+    """
 
-    def __init__(self, network: Any, loss_fn: Any, train: Any, curvature: Any, damping: Any, weights: Any, method: Any,
-                 tol: Any, progress: Any, options: dict[str, Any]):
+    def __init__(
+        self,
+        network: Any,
+        loss_fn: Any,
+        train: Any,
+        curvature: Any,
+        damping: Any,
+        weights: Any,
+        method: Any,
+        tol: Any,
+        progress: Any,
+        options: dict[str, Any],
+    ):
         if not isinstance(network, nn.Cell):
-            raise TypeError(f"network must be a Cell (an object, not its class), but got {shown(network)}")
+            raise TypeError(
+                f"network must be a Cell (an object, not its class), but got {shown(network)}"
+            )
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable, but got {shown(loss_fn)}")
         if not isinstance(curvature, Operator):
@@ -45,19 +75,32 @@ class _Question:
         check_choice("method", method, METHODS)
         check_real("tol", tol)
         check_progress(progress)
-        active = [name for name, cell in network.cells_and_names() if cell.training
-                  and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)]
+        active = [
+            name
+            for name, cell in network.cells_and_names()
+            if cell.training
+            and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)
+        ]
         if active:
-            raise ValueError(f"network is in training mode, and {', '.join(active)} behaves differently there, so that "
-                             "samples have no losses of their own: call network.set_train(False)")
+            raise ValueError(
+                f"network is in training mode, and {', '.join(active)} behaves differently there, "
+                "so that "
+                "samples have no losses of their own: call network.set_train(False)"
+            )
         self.network, self.loss_fn, self.progress, self.tol = network, loss_fn, progress, tol
         self.space = weight_choice.choose(network, weights)
         self.damping, self.method, self.size = float(damping), method, self.space.size
         if isinstance(curvature, Operator) and curvature.shape != (self.size, self.size):
-            raise ValueError(f"curvature is an operator of shape {curvature.shape}, but there are {self.size} weights")
+            raise ValueError(
+                f"curvature is an operator of shape {curvature.shape}, but there are {self.size} "
+                "weights"
+            )
         if isinstance(curvature, Operator) and options:
-            raise ValueError(f"{', '.join(options)}: options of the curvature are for one that is made here, but "
-                             "curvature is an operator")
+            raise ValueError(
+                f"{', '.join(options)}: options of the curvature are for one that is made here, "
+                "but "
+                "curvature is an operator"
+            )
         self._curvature, self._options = curvature, options
         self.train = Data(train, network, True)
         self._raw = train
@@ -66,14 +109,24 @@ class _Question:
         """That of the mean loss."""
         if isinstance(self._curvature, Operator):
             return self._curvature
-        op = CURVATURES[self._curvature](self.network, self.loss_fn, self._raw, self.space, progress=self.progress,
-                                         **self._options)
+        op = CURVATURES[self._curvature](
+            self.network,
+            self.loss_fn,
+            self._raw,
+            self.space,
+            progress=self.progress,
+            **self._options,
+        )
         return op if op.reduction == "mean" else op.scaled(1 / op.num_data)
 
     def solver(self) -> Callable[[np.ndarray], np.ndarray]:
         """(C + d I)^-1 of rows."""
         op = self.operator()
-        if op.structured or self.method == "iterative" or (self.method == "auto" and self.size > _DENSE):
+        if (
+            op.structured
+            or self.method == "iterative"
+            or (self.method == "auto" and self.size > _DENSE)
+        ):
             inverted = inverse(op, self.damping, tol=self.tol)
             return lambda rows: inverted.columns(rows.T).T
         matrix = op.to_dense().astype(np.float64)
@@ -87,7 +140,9 @@ class _Question:
         with bar(what, data.count() or 0, self.progress) as shown_bar:
             for batch in data:
                 if not batch.targets:
-                    raise ValueError(f"{what}: batch {batch.number} must have a target after the inputs, (x, y)")
+                    raise ValueError(
+                        f"{what}: batch {batch.number} must have a target after the inputs, (x, y)"
+                    )
                 runner.check_labels(batch)
                 rows = samples.rows(batch, GRADIENTS).astype(np.float64)
                 if not np.isfinite(rows).all():
@@ -100,35 +155,52 @@ def _solved(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
     try:
         return solve(matrix, columns, assume_a="sym")
     except LinAlgError as err:
-        raise ValueError("the curvature with this damping is singular to working precision: pass a larger damping"
-                         ) from err
+        raise ValueError(
+            "the curvature with this damping is singular to working precision: pass a larger "
+            "damping"
+        ) from err
 
 
 @interruptible
-def influence(network: nn.Cell, loss_fn: Callable[..., Any], train: Any, test: Any, *,
-              curvature: str | Operator = "ggn", damping: float = 1e-3, weights: WeightNames = None,
-              method: Literal["auto", "dense", "iterative"] = "auto", tol: float = 1e-6, progress: bool | None = None,
-              **options: Any) -> np.ndarray:
-    r"""The influence of each training sample on the loss at each test sample, :math:`-g_t^T (C + d I)^{-1} g_n`.
+def influence(
+    network: nn.Cell,
+    loss_fn: Callable[..., Any],
+    train: Any,
+    test: Any,
+    *,
+    curvature: str | Operator = "ggn",
+    damping: float = 1e-3,
+    weights: WeightNames = None,
+    method: Literal["auto", "dense", "iterative"] = "auto",
+    tol: float = 1e-6,
+    progress: bool | None = None,
+    **options: Any,
+) -> np.ndarray:
+    r"""The influence of each training sample on the loss at each test sample,
+    :math:`-g_t^T (C + d I)^{-1} g_n`.
 
-    g are the gradients of the losses of single samples, C is the curvature of the mean loss over `train`, d the
-    damping, which is the coefficient of the regulariser :math:`\frac d2 |w|^2` where the network was trained with one.
-    The score is the derivative of the loss at t by the weight of sample n in the sum that was minimised: without the
-    sample, that loss changes by about minus the score over N. A negative score is of a sample that helps.
+    g are the gradients of the losses of single samples, C is the curvature of the mean loss over
+    `train`, d the damping, which is the coefficient of the regulariser :math:`\frac d2 |w|^2` where
+    the network was trained with one. The score is the derivative of the loss at t by the weight of
+    sample n in the sum that was minimised: without the sample, that loss changes by about minus the
+    score over N. A negative score is of a sample that helps.
 
-    Costs a gradient for each sample, the curvature, and solving a system for each test sample: with the matrix
-    ("dense": n products), by a product of the Kronecker structure ("kfac", "ekfac"), or by conjugate gradients or
-    MINRES ("iterative"). Holds the gradients of the test samples and one batch of those of the training samples.
+    Costs a gradient for each sample, the curvature, and solving a system for each test sample: with
+    the matrix ("dense": n products), by a product of the Kronecker structure ("kfac", "ekfac"), or
+    by conjugate gradients or MINRES ("iterative"). Holds the gradients of the test samples and one
+    batch of those of the training samples.
 
     Args:
         network: a Cell in evaluation mode.
-        loss_fn: ``loss_fn(output, target)`` returns one number, the mean or the sum over samples, without regulariser.
+        loss_fn: ``loss_fn(output, target)`` returns one number, the mean or the sum over samples,
+            without regulariser.
         train, test: as `HessianOperator` has data.
-        curvature: "ggn", "hessian", "kfac", "ekfac" (with separate biases), or an `Operator` over the flat vector of
-            the weights that is the curvature of the mean loss.
+        curvature: "ggn", "hessian", "kfac", "ekfac" (with separate biases), or an `Operator` over
+            the flat vector of the weights that is the curvature of the mean loss.
         damping: d, at least 0.
         weights: as `HessianOperator` has them; None: all trainable.
-        method: for a curvature without structure: "dense", "iterative", or "auto": dense up to 2,000 weights.
+        method: for a curvature without structure: "dense", "iterative", or "auto": dense up to
+            2,000 weights.
         tol: of the relative residual, for "iterative".
         progress: as `HessianOperator` has it.
         **options: of the curvature, as its operator has them.
@@ -137,16 +209,18 @@ def influence(network: nn.Cell, loss_fn: Callable[..., Any], train: Any, test: A
         (samples of test, samples of train), float64, in the order of the data.
 
     Raises:
-        TypeError, ValueError: a wrong argument; a singular curvature; a system that is not solved to `tol`; a gradient
-            with NaN or Inf.
-        NotDeterministicError, NotCompilableError, MissingRuleError: as the operator of the curvature.
+        TypeError, ValueError: a wrong argument; a singular curvature; a system that is not solved
+            to `tol`; a gradient with NaN or Inf.
+        NotDeterministicError, NotCompilableError, MissingRuleError: as the operator of the
+            curvature.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        P. W. Koh and P. Liang, Understanding black-box predictions via influence functions, ICML 2017; R. Grosse et
-        al., Studying large language model generalization with influence functions, 2023 ("ekfac").
+        P. W. Koh and P. Liang, Understanding black-box predictions via influence functions, ICML
+        2017; R. Grosse et al., Studying large language model generalization with influence
+        functions, 2023 ("ekfac").
 
     Examples:
         >>> import mindspore as ms
@@ -158,36 +232,53 @@ def influence(network: nn.Cell, loss_fn: Callable[..., Any], train: Any, test: A
         [[-0.8  0.8]
          [ 0.8 -0.8]]
     """
-    question = _Question(network, loss_fn, train, curvature, damping, weights, method, tol, progress, options)
+    question = _Question(
+        network, loss_fn, train, curvature, damping, weights, method, tol, progress, options
+    )
     tested = np.concatenate(list(question.gradients("test", Data(test, network, True))))
     answers = question.solver()(tested)
-    return -np.concatenate([answers @ rows.T for rows in question.gradients("train", question.train)], axis=1)
+    return -np.concatenate(
+        [answers @ rows.T for rows in question.gradients("train", question.train)], axis=1
+    )
 
 
 @interruptible
-def self_influence(network: nn.Cell, loss_fn: Callable[..., Any], train: Any, *, curvature: str | Operator = "ggn",
-                   damping: float = 1e-3, weights: WeightNames = None,
-                   method: Literal["auto", "dense", "iterative"] = "auto", tol: float = 1e-6,
-                   progress: bool | None = None, **options: Any) -> np.ndarray:
+def self_influence(
+    network: nn.Cell,
+    loss_fn: Callable[..., Any],
+    train: Any,
+    *,
+    curvature: str | Operator = "ggn",
+    damping: float = 1e-3,
+    weights: WeightNames = None,
+    method: Literal["auto", "dense", "iterative"] = "auto",
+    tol: float = 1e-6,
+    progress: bool | None = None,
+    **options: Any,
+) -> np.ndarray:
     r"""The influence of each training sample on its own loss, :math:`-g_n^T (C + d I)^{-1} g_n`.
 
-    The most negative are of samples that the network would not predict without them: mislabelled ones are among these.
-    Costs a gradient and a system for each sample of `train`.
+    The most negative are of samples that the network would not predict without them: mislabelled
+    ones are among these. Costs a gradient and a system for each sample of `train`.
 
     Args:
-        network, loss_fn, train, curvature, damping, weights, method, tol, progress, **options: as `influence` has them.
+        network, loss_fn, train, curvature, damping, weights, method, tol, progress, **options: as
+            `influence` has them.
 
     Returns:
-        (samples,), float64, in the order of the data; none positive where the curvature is positive.
+        (samples,), float64, in the order of the data; none positive where the curvature is
+        positive.
 
     Raises:
-        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as `influence`.
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as
+            `influence`.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        P. W. Koh and P. Liang, Understanding black-box predictions via influence functions, ICML 2017 (section 5.4).
+        P. W. Koh and P. Liang, Understanding black-box predictions via influence functions, ICML
+        2017 (section 5.4).
 
     Examples:
         >>> import mindspore as ms
@@ -198,10 +289,16 @@ def self_influence(network: nn.Cell, loss_fn: Callable[..., Any], train: Any, *,
         >>> print(self_influence(net, nn.MSELoss(), train, damping=0.0).round(4))
         [-0.8 -0.8]
     """
-    question = _Question(network, loss_fn, train, curvature, damping, weights, method, tol, progress, options)
+    question = _Question(
+        network, loss_fn, train, curvature, damping, weights, method, tol, progress, options
+    )
     solved = question.solver()
-    return -np.concatenate([np.einsum("np,np->n", rows, solved(rows))
-                            for rows in question.gradients("train", question.train)])
+    return -np.concatenate(
+        [
+            np.einsum("np,np->n", rows, solved(rows))
+            for rows in question.gradients("train", question.train)
+        ]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,20 +318,26 @@ class Influential:
     def __str__(self) -> str:
         lines = [f"{'test':>6}  {self.which}: training sample (score)"]
         for number, (indices, scores) in enumerate(zip(self.indices, self.scores, strict=True)):
-            lines.append(f"{number:>6}  " + "  ".join(
-                f"{index} ({score:.3g})" for index, score in zip(indices, scores, strict=True)))
+            lines.append(
+                f"{number:>6}  "
+                + "  ".join(
+                    f"{index} ({score:.3g})" for index, score in zip(indices, scores, strict=True)
+                )
+            )
         return "\n".join(lines)
 
 
-def most_influential(scores: Any, k: int = 5,
-                     which: Literal["helpful", "harmful", "largest"] = "helpful") -> Influential:
+def most_influential(
+    scores: Any, k: int = 5, which: Literal["helpful", "harmful", "largest"] = "helpful"
+) -> Influential:
     """The training samples of the `k` first scores, for each test sample.
 
     Args:
-        scores: of `influence`, (tests, samples), or of one test sample or `self_influence`, (samples,).
+        scores: of `influence`, (tests, samples), or of one test sample or `self_influence`,
+            (samples,).
         k: how many; at most as many as there are samples.
-        which: "helpful" (the most negative: with more of the sample, the loss falls), "harmful" (the most positive) or
-            "largest" (by magnitude).
+        which: "helpful" (the most negative: with more of the sample, the loss falls), "harmful"
+            (the most positive) or "largest" (by magnitude).
 
     Returns:
         Influential.
@@ -253,8 +356,11 @@ def most_influential(scores: Any, k: int = 5,
     """
     table = np.atleast_2d(as_reals("scores", scores))
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
-        raise ValueError(f"scores must be finite, of shape (tests, samples) or (samples,), but have shape {table.shape}"
-                         f"{'' if np.isfinite(table).all() else ' and hold NaN or Inf'}")
+        raise ValueError(
+            "scores must be finite, of shape (tests, samples) or (samples,), but have shape "
+            f"{table.shape}"
+            f"{'' if np.isfinite(table).all() else ' and hold NaN or Inf'}"
+        )
     check_integer("k", k, 1, table.shape[1])
     check_choice("which", which, WHICH)
     indices = np.argsort(WHICH[which](table), axis=1, kind="stable")[:, :k]

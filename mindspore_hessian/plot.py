@@ -1,8 +1,10 @@
 """Pictures of what was found: by operators, estimators, calibration and influence.
 
-Each function draws into the Axes `ax`, or into a new figure where that is None, and returns the Axes. matplotlib is
-loaded at the first picture; where it is not installed, that is an ImportError which says how to get it.
+Each function draws into the Axes `ax`, or into a new figure where that is None, and returns the
+Axes. matplotlib is loaded at the first picture; where it is not installed, that is an ImportError
+which says how to get it.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -14,7 +16,14 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import as_array, as_reals, check_bool, check_real, is_integer, shown
+from mindspore_hessian.arguments import (
+    as_array,
+    as_reals,
+    check_bool,
+    check_real,
+    is_integer,
+    shown,
+)
 from mindspore_hessian.bayes.calibration import Calibration
 from mindspore_hessian.estimators.report import LayerReport
 from mindspore_hessian.estimators.results import SpectralDensity
@@ -26,11 +35,16 @@ from mindspore_hessian.operators.progress import bar
 # Okabe and Ito's colours, which differ for every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MOST_NUMBERS = 10  # blocks a side, up to which the numbers fit into a heat map
-_COLUMNS = {"trace": "trace_error", "top_eigenvalue": "top_residual",  # of a LayerReport, with their errors
-            "effective_dimension": "effective_error"}
+_COLUMNS = {
+    "trace": "trace_error",
+    "top_eigenvalue": "top_residual",  # of a LayerReport, with their errors
+    "effective_dimension": "effective_error",
+}
 
 
-def density(found: SpectralDensity, ax: Any = None, *, floor: float | None = None, label: str | None = None) -> Any:
+def density(
+    found: SpectralDensity, ax: Any = None, *, floor: float | None = None, label: str | None = None
+) -> Any:
     """Density of the eigenvalues on a log axis, with a band of one standard error.
 
     Args:
@@ -54,22 +68,43 @@ def density(found: SpectralDensity, ax: Any = None, *, floor: float | None = Non
     ax = _axes(ax)
     logarithmic = found.scale == "log"
     floor = _lowest_peak(found.density) / 10 if floor is None else floor
-    colour, low, high = _next(ax), found.density - found.standard_error, found.density + found.standard_error
+    colour, low, high = (
+        _next(ax),
+        found.density - found.standard_error,
+        found.density + found.standard_error,
+    )
     ax.plot(found.grid, found.density, color=colour, linewidth=1.5, label=label)
-    ax.fill_between(found.grid, np.maximum(low, floor), np.maximum(high, floor), color=colour, alpha=0.25, linewidth=0)
+    ax.fill_between(
+        found.grid,
+        np.maximum(low, floor),
+        np.maximum(high, floor),
+        color=colour,
+        alpha=0.25,
+        linewidth=0,
+    )
     ax.set(xscale=found.scale, yscale="log")
     ax.set_ylim(bottom=floor, top=3 * float(high.max()))
-    ax.set(xlabel="magnitude of the eigenvalue" if logarithmic else "eigenvalue",
-           ylabel="density per decade" if logarithmic else "density")
+    ax.set(
+        xlabel="magnitude of the eigenvalue" if logarithmic else "eigenvalue",
+        ylabel="density per decade" if logarithmic else "density",
+    )
     return _finish(ax, label is not None)
 
 
-def training(history: Iterable, ax: Any = None, *, learning_rate: float | None = None, label: str = "sharpness") -> Any:
-    """Sharpness against the step of the training, with the line 2 / learning rate above which descent is unstable.
+def training(
+    history: Iterable,
+    ax: Any = None,
+    *,
+    learning_rate: float | None = None,
+    label: str = "sharpness",
+) -> Any:
+    """Sharpness against the step of the training, with the line 2 / learning rate above which
+    descent is unstable.
 
     Args:
-        history: objects or dicts with ``step``, ``sharpness``, and ``threshold`` or ``learning_rate`` where known,
-            such as the history of a CurvatureMonitor. Those without sharpness are left out.
+        history: objects or dicts with ``step``, ``sharpness``, and ``threshold`` or
+            ``learning_rate`` where known, such as the history of a CurvatureMonitor. Those without
+            sharpness are left out.
         learning_rate: for the line; None: the line of each measurement, where it has one.
         label: of the sharpness, in the legend.
 
@@ -87,32 +122,56 @@ def training(history: Iterable, ax: Any = None, *, learning_rate: float | None =
         check_real("learning_rate", learning_rate)
     if not isinstance(history, Iterable):
         raise TypeError(f"history must be a list of measurements, but got {type(history).__name__}")
-    measurements = [one for one in history if _field(one, "step") is not None and _field(one, "sharpness") is not None]
+    measurements = [
+        one
+        for one in history
+        if _field(one, "step") is not None and _field(one, "sharpness") is not None
+    ]
     if not measurements:
-        raise ValueError("the history holds no measurement with step and sharpness: there is nothing to draw")
-    steps, sharpness = ([_field(one, name) for one in measurements] for name in ("step", "sharpness"))
+        raise ValueError(
+            "the history holds no measurement with step and sharpness: there is nothing to draw"
+        )
+    steps, sharpness = (
+        [_field(one, name) for one in measurements] for name in ("step", "sharpness")
+    )
     thresholds = [_threshold(one, learning_rate) for one in measurements]
     ax = _axes(ax)
     colour = _next(ax)
     ax.plot(steps, sharpness, color=colour, linewidth=1.5, marker="o", markersize=4, label=label)
     if np.isfinite(thresholds).any():
-        ax.plot(steps, thresholds, color=colour, linewidth=1.5, linestyle="--", label="2 / learning rate")
+        ax.plot(
+            steps,
+            thresholds,
+            color=colour,
+            linewidth=1.5,
+            linestyle="--",
+            label="2 / learning rate",
+        )
     ax.set(xlabel="step", ylabel="largest eigenvalue of the Hessian")
     ax.set_ylim(bottom=min(0.0, *ax.get_ylim()))
     return _finish(ax, True)
 
 
 @interruptible
-def loss_line(op: CurvatureOperator, vector: Any, radius: float = 1.0, points: int = 21, ax: Any = None, *,
-              label: str = "loss") -> Any:
-    """Loss along a direction through the weights, and the parabola that gradient and curvature predict.
+def loss_line(
+    op: CurvatureOperator,
+    vector: Any,
+    radius: float = 1.0,
+    points: int = 21,
+    ax: Any = None,
+    *,
+    label: str = "loss",
+) -> Any:
+    """Loss along a direction through the weights, and the parabola that gradient and curvature
+    predict.
 
-    Costs `points` passes over the data without derivatives, a gradient and a product. The weights move meanwhile, and
-    are as they were, bit for bit, when the function ends, also by an error.
+    Costs `points` passes over the data without derivatives, a gradient and a product. The weights
+    move meanwhile, and are as they were, bit for bit, when the function ends, also by an error.
 
     Args:
         op: an operator of a network.
-        vector: the direction, flat or shaped like the weights, such as an eigenvector. Its length does not matter.
+        vector: the direction, flat or shaped like the weights, such as an eigenvector. Its length
+            does not matter.
         radius: distance from the weights to each side.
         points: how many, odd, so that the weights are one of them.
         label: of the loss, in the legend.
@@ -141,28 +200,38 @@ def loss_line(op: CurvatureOperator, vector: Any, radius: float = 1.0, points: i
     bend = direction @ (op @ direction.astype(op.dtype)).astype(np.float64)
     colour = _next(ax)
     ax.plot(at, losses, color=colour, linewidth=1.5, marker="o", markersize=4, label=label)
-    ax.plot(at, here + at * (slope @ direction) + at ** 2 / 2 * bend, color=colour, linewidth=1.5, linestyle="--",
-            label="from gradient and curvature")
+    ax.plot(
+        at,
+        here + at * (slope @ direction) + at**2 / 2 * bend,
+        color=colour,
+        linewidth=1.5,
+        linestyle="--",
+        label="from gradient and curvature",
+    )
     ax.set(xlabel="distance from the weights, along the direction", ylabel="loss")
     return _finish(ax, True)
 
 
 @interruptible
-def loss_plane(op: CurvatureOperator, v1: Any, v2: Any, radius: float = 1.0, points: int = 15, ax: Any = None) -> Any:
-    """Contours of the loss on the plane through the weights that two directions span; the weights are the cross.
+def loss_plane(
+    op: CurvatureOperator, v1: Any, v2: Any, radius: float = 1.0, points: int = 15, ax: Any = None
+) -> Any:
+    """Contours of the loss on the plane through the weights that two directions span; the weights
+    are the cross.
 
-    Costs ``points ** 2`` passes over the data without derivatives. The weights move meanwhile, and are as they were,
-    bit for bit, when the function ends, also by an error.
+    Costs ``points ** 2`` passes over the data without derivatives. The weights move meanwhile, and
+    are as they were, bit for bit, when the function ends, also by an error.
 
     Args:
         op: an operator of a network.
-        v1, v2: the directions, flat or shaped like the weights. The second axis is the part of `v2` at right angles to
-            `v1`, so that distances in the picture are those of the weights.
+        v1, v2: the directions, flat or shaped like the weights. The second axis is the part of `v2`
+            at right angles to `v1`, so that distances in the picture are those of the weights.
         radius: distance from the weights to each side.
         points: along each axis, odd, so that the weights are one of them.
 
     Raises:
-        TypeError, ValueError: `op` is no operator of a network; another argument does not fit, parallel directions.
+        TypeError, ValueError: `op` is no operator of a network; another argument does not fit,
+            parallel directions.
 
     Examples:
         >>> import mindspore as ms
@@ -190,17 +259,20 @@ def loss_plane(op: CurvatureOperator, v1: Any, v2: Any, radius: float = 1.0, poi
 
 
 @interruptible
-def blocks(matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None, *, entries: bool = False) -> Any:
+def blocks(
+    matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None, *, entries: bool = False
+) -> Any:
     """Heat map of a curvature matrix by blocks of layers.
 
     Args:
         matrix: (n, n), or an operator, of which the whole matrix is then computed (n products).
         layers: layer name -> indices of its entries, as ``op.layers``; None: those of the operator.
-        entries: False: the Frobenius norm of each block, on a log scale. True: every entry, in the order of the
-            layers, on a scale that is logarithmic on both sides of zero.
+        entries: False: the Frobenius norm of each block, on a log scale. True: every entry, in the
+            order of the layers, on a scale that is logarithmic on both sides of zero.
 
     Raises:
-        TypeError, ValueError: no layers are known; the matrix is not square and finite, an index is outside of it.
+        TypeError, ValueError: no layers are known; the matrix is not square and finite, an index is
+            outside of it.
 
     Examples:
         >>> import numpy as np
@@ -213,22 +285,38 @@ def blocks(matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None,
     """
     layers = getattr(matrix, "layers", None) if layers is None else layers
     if not isinstance(layers, Mapping) or not layers:
-        raise TypeError(f"layers must be a dict from names to indices, such as op.layers, but got {shown(layers)}")
+        raise TypeError(
+            "layers must be a dict from names to indices, such as op.layers, but got "
+            f"{shown(layers)}"
+        )
     check_bool("entries", entries)
     dense = as_reals("matrix", matrix.to_dense() if hasattr(matrix, "to_dense") else matrix)
     if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not np.isfinite(dense).all():
         bad = int((~np.isfinite(dense)).sum())
-        raise ValueError(f"matrix must be square and finite, but has shape {dense.shape} and {bad} entries NaN or Inf")
+        raise ValueError(
+            f"matrix must be square and finite, but has shape {dense.shape} and {bad} entries NaN "
+            "or Inf"
+        )
     chosen = {str(name): np.asarray(index) for name, index in layers.items()}
     for name, index in chosen.items():
-        if not index.size or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(dense):
-            raise ValueError(f"the layer {name!r} must have indices from 0 to {len(dense) - 1}, but has {index}")
+        if (
+            not index.size
+            or index.dtype.kind not in "iu"
+            or index.min() < 0
+            or index.max() >= len(dense)
+        ):
+            raise ValueError(
+                f"the layer {name!r} must have indices from 0 to {len(dense) - 1}, but has {index}"
+            )
     ax = _axes(ax)
     return _entries(dense, chosen, ax) if entries else _norms(dense, chosen, ax)
 
 
-def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("trace", "top_eigenvalue")) -> Any:
-    """Bars for each layer of a report: what the columns hold, with their errors where they have any.
+def layers(
+    report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("trace", "top_eigenvalue")
+) -> Any:
+    """Bars for each layer of a report: what the columns hold, with their errors where they have
+    any.
 
     Args:
         report: from `layer_report`.
@@ -236,7 +324,8 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
             "effective_dimension". The axis is the same for all.
 
     Raises:
-        TypeError, ValueError: `report` is no LayerReport; an unknown column, none, or one that it does not hold.
+        TypeError, ValueError: `report` is no LayerReport; an unknown column, none, or one that it
+            does not hold.
 
     Examples:
         >>> import numpy as np
@@ -251,38 +340,63 @@ def layers(report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("tr
     """
     _check_kind("report", report, LayerReport, "layer_report")
     choices = {"parameters", "share", "mean_diagonal", *_COLUMNS}
-    if not isinstance(columns, tuple | list) or not columns or any(
-            not isinstance(name, str) or name not in choices for name in columns):
-        raise ValueError(f"columns must be some of {', '.join(sorted(choices))}, in a list, but got {shown(columns)}")
+    if (
+        not isinstance(columns, tuple | list)
+        or not columns
+        or any(not isinstance(name, str) or name not in choices for name in columns)
+    ):
+        raise ValueError(
+            f"columns must be some of {', '.join(sorted(choices))}, in a list, but got "
+            f"{shown(columns)}"
+        )
     if "effective_dimension" in columns and report.rows[0].effective_dimension is None:
-        raise ValueError("columns hold 'effective_dimension', which the report does not: make it by layer_report(op, "
-                         "damping=...)")
+        raise ValueError(
+            "columns hold 'effective_dimension', which the report does not: make it by "
+            "layer_report(op, "
+            "damping=...)"
+        )
     ax = _axes(ax)
     height, rows = 0.8 / len(columns), np.arange(len(report.rows))
     for number, name in enumerate(columns):
         values = [float(getattr(row, name)) for row in report.rows]
-        errors = [float(getattr(row, _COLUMNS[name])) for row in report.rows] if name in _COLUMNS else None
-        ax.barh(rows + (number + 0.5) * height - 0.4, values, height, xerr=errors, color=COLOURS[number],
-                ecolor="black", capsize=3, label=name.replace("_", " "))
+        errors = (
+            [float(getattr(row, _COLUMNS[name])) for row in report.rows]
+            if name in _COLUMNS
+            else None
+        )
+        ax.barh(
+            rows + (number + 0.5) * height - 0.4,
+            values,
+            height,
+            xerr=errors,
+            color=COLOURS[number],
+            ecolor="black",
+            capsize=3,
+            label=name.replace("_", " "),
+        )
     ax.set_yticks(rows, [row.label for row in report.rows])
     ax.invert_yaxis()  # the first layer on top
     ax.axvline(0, color="#777777", linewidth=0.8)
-    ax.set(xlabel=columns[0].replace("_", " ") if len(columns) == 1 else "curvature", ylabel="layer")
+    ax.set(
+        xlabel=columns[0].replace("_", " ") if len(columns) == 1 else "curvature", ylabel="layer"
+    )
     return _finish(ax, len(columns) > 1)
 
 
 def uncertainty(found: Any, ax: Any = None) -> Any:
-    """How sure predictions are: right as often as they say (a reliability diagram), or at all (a histogram).
+    """How sure predictions are: right as often as they say (a reliability diagram), or at all (a
+    histogram).
 
-    Of `calibration`'s results, the accuracy of each bin against its mean confidence, with the diagonal on which a
-    calibrated classifier lies; below it, predictions are surer than they are right. The larger a marker, the more
-    samples its bin has (the area), and the legend has the expected calibration errors. Of probabilities, the
-    distribution of the entropy of each row, from 0 (sure) to log(classes) (every class alike): for inputs like those of
-    the training beside others.
+    Of `calibration`'s results, the accuracy of each bin against its mean confidence, with the
+    diagonal on which a calibrated classifier lies; below it, predictions are surer than they are
+    right. The larger a marker, the more samples its bin has (the area), and the legend has the
+    expected calibration errors. Of probabilities, the distribution of the entropy of each row, from
+    0 (sure) to log(classes) (every class alike): for inputs like those of the training beside
+    others.
 
     Args:
-        found: a Calibration, or a dict from names to those; or probabilities, (samples, classes), or a dict from names
-            to those.
+        found: a Calibration, or a dict from names to those; or probabilities, (samples, classes),
+            or a dict from names to those.
 
     Raises:
         TypeError, ValueError: `found` is neither, or both.
@@ -297,25 +411,36 @@ def uncertainty(found: Any, ax: Any = None) -> Any:
     named = dict(found) if isinstance(found, Mapping) else {"": found}
     kinds = {isinstance(one, Calibration) for one in named.values()}
     if len(kinds) != 1:
-        raise ValueError("found must hold results of calibration, or probabilities, of one kind and at least one, but "
-                         f"got {shown(found)}")
+        raise ValueError(
+            "found must hold results of calibration, or probabilities, of one kind and at least "
+            "one, but "
+            f"got {shown(found)}"
+        )
     if kinds == {True}:
         return _reliability({str(name): one for name, one in named.items()}, _axes(ax))
     tables = {str(name): _rows_of_probabilities(str(name), one) for name, one in named.items()}
     return _entropies(tables, _axes(ax))
 
 
-def influence(found: Influential, train: Any, test: Any = None, ax: Any = None, *, labels: Any = None,
-              test_labels: Any = None) -> Any:
-    """The training images that `most_influential` found, with their scores: a row for each test image.
+def influence(
+    found: Influential,
+    train: Any,
+    test: Any = None,
+    ax: Any = None,
+    *,
+    labels: Any = None,
+    test_labels: Any = None,
+) -> Any:
+    """The training images that `most_influential` found, with their scores: a row for each test
+    image.
 
-    Each image has its number in the training set above it, its label where that is known, and its score below. Where
-    the test images are given, each row starts with its own.
+    Each image has its number in the training set above it, its label where that is known, and its
+    score below. Where the test images are given, each row starts with its own.
 
     Args:
         found: from `most_influential`.
-        train: all training images, (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3; the darkest and the lightest
-            value of all are black and white.
+        train: all training images, (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3; the
+            darkest and the lightest value of all are black and white.
         test: the test images, one for each row of `found`, or None.
         labels, test_labels: of the training and of the test images, or None.
 
@@ -335,21 +460,31 @@ def influence(found: Influential, train: Any, test: Any = None, ax: Any = None, 
     images = _images("train", train)
     names = _names("labels", labels, len(images))
     if found.indices.max() >= len(images):
-        raise ValueError(f"train must hold all training images, but has {len(images)}, and found names number "
-                         f"{found.indices.max()}")
+        raise ValueError(
+            f"train must hold all training images, but has {len(images)}, and found names number "
+            f"{found.indices.max()}"
+        )
     tested = None if test is None else _images("test", test)
     if tested is not None and len(tested) != rows:
-        raise ValueError(f"test must hold an image for each of the {rows} rows of found, but has {len(tested)}")
+        raise ValueError(
+            f"test must hold an image for each of the {rows} rows of found, but has {len(tested)}"
+        )
     own = _names("test_labels", test_labels, rows)
     images, tested = _scaled(images, tested)
     first = int(tested is not None)
     ax = _axes(ax, (1.1 * (columns + first), 1.5 * rows + 0.3))
     for row, (indices, scores) in enumerate(zip(found.indices, found.scores, strict=True)):
         if tested is not None:
-            _tile(ax, row, 0, tested[row], ": ".join(["test", *own[row:row + 1]]), "")
+            _tile(ax, row, 0, tested[row], ": ".join(["test", *own[row : row + 1]]), "")
         for column, (index, score) in enumerate(zip(indices, scores, strict=True)):
-            _tile(ax, row, column + first, images[index], ": ".join([str(index), *names[index:index + 1]]),
-                  f"{score:.3g}")
+            _tile(
+                ax,
+                row,
+                column + first,
+                images[index],
+                ": ".join([str(index), *names[index : index + 1]]),
+                f"{score:.3g}",
+            )
     if first:
         ax.axvline(1.1, color="#777777", linewidth=0.8)
     ax.set(xlim=(0, 1.1 * (columns + first)), ylim=(1.5 * rows, -0.3), aspect="equal")
@@ -357,15 +492,26 @@ def influence(found: Influential, train: Any, test: Any = None, ax: Any = None, 
     return ax
 
 
-# --- how sure -----------------------------------------------------------------------------------------------------
+# --- how sure -------------------------------------------------------------------------------------
+
 
 def _reliability(named: dict[str, Calibration], ax: Any) -> Any:
     for colour, (name, one) in zip(itertools.cycle(COLOURS), named.items()):  # noqa: B905 -- the first has no end
         there = one.counts > 0
-        ax.plot(one.confidences[there], one.accuracies[there], color=colour, linewidth=1.5,
-                label=f"{name} ({one.expected_calibration_error:.3f})".strip())
-        ax.scatter(one.confidences[there], one.accuracies[there], color=colour, zorder=3,
-                   s=10 + 200 * one.counts[there] / one.num_samples)
+        ax.plot(
+            one.confidences[there],
+            one.accuracies[there],
+            color=colour,
+            linewidth=1.5,
+            label=f"{name} ({one.expected_calibration_error:.3f})".strip(),
+        )
+        ax.scatter(
+            one.confidences[there],
+            one.accuracies[there],
+            color=colour,
+            zorder=3,
+            s=10 + 200 * one.counts[there] / one.num_samples,
+        )
     ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="calibrated")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(-0.03, 1.03))
     return _finish(ax, True)
@@ -373,9 +519,18 @@ def _reliability(named: dict[str, Calibration], ax: Any) -> Any:
 
 def _rows_of_probabilities(name: str, value: Any) -> np.ndarray:
     p = as_reals(f"found[{name!r}]" if name else "found", value)
-    if p.ndim != 2 or not p.size or not np.isfinite(p).all() or p.min() < 0 or np.abs(p.sum(1) - 1).max() > 1e-3:
-        raise ValueError(f"found{f'[{name!r}]' if name else ''} must be a Calibration, or probabilities of shape "
-                         "(samples, classes) whose rows are at least 0 and have the sum 1")
+    if (
+        p.ndim != 2
+        or not p.size
+        or not np.isfinite(p).all()
+        or p.min() < 0
+        or np.abs(p.sum(1) - 1).max() > 1e-3
+    ):
+        raise ValueError(
+            f"found{f'[{name!r}]' if name else ''} must be a Calibration, or probabilities of "
+            "shape "
+            "(samples, classes) whose rows are at least 0 and have the sum 1"
+        )
     return p
 
 
@@ -385,21 +540,31 @@ def _entropies(named: dict[str, np.ndarray], ax: Any) -> Any:
     edges = np.linspace(0, most or 1.0, 31)
     for colour, (name, p) in zip(itertools.cycle(COLOURS), named.items()):  # noqa: B905 -- the first has no end
         entropy = np.clip(-(p * np.log(np.maximum(p, 1e-300))).sum(1), 0, most)
-        ax.hist(entropy, edges, weights=np.full(len(p), 1 / len(p)), color=colour, alpha=0.5, label=name)
+        ax.hist(
+            entropy, edges, weights=np.full(len(p), 1 / len(p)), color=colour, alpha=0.5, label=name
+        )
     ax.set(xlabel="entropy of the prediction", ylabel="share of the samples", xlim=(0, edges[-1]))
     return _finish(ax, any(named))
 
 
-# --- images -------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
+
 
 def _images(name: str, value: Any) -> np.ndarray:
     """(N, H, W) or (N, H, W, 3)."""
     images = as_reals(name, value)
     if images.ndim == 4 and images.shape[1] in (1, 3):
         images = np.moveaxis(images, 1, 3)
-    if not images.size or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise ValueError(f"{name} must be images, (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, but has shape "
-                         f"{np.shape(value)}: reshape rows of pixels")
+    if (
+        not images.size
+        or images.ndim not in (3, 4)
+        or (images.ndim == 4 and images.shape[3] not in (1, 3))
+    ):
+        raise ValueError(
+            f"{name} must be images, (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, but "
+            "has shape "
+            f"{np.shape(value)}: reshape rows of pixels"
+        )
     if not np.isfinite(images).all():
         raise ValueError(f"{name} must be finite, but holds NaN or Inf")
     return images[..., 0] if images.shape[3:] == (1,) else images
@@ -409,7 +574,10 @@ def _scaled(*several: np.ndarray | None) -> list[Any]:
     """Images from 0 to 1, all by the same scale."""
     there = [images for images in several if images is not None]
     low, high = min(one.min() for one in there), max(one.max() for one in there)
-    return [None if one is None else (one - low) / (high - low if high > low else 1.0) for one in several]
+    return [
+        None if one is None else (one - low) / (high - low if high > low else 1.0)
+        for one in several
+    ]
 
 
 def _names(name: str, value: Any, count: int) -> list[str]:
@@ -418,28 +586,39 @@ def _names(name: str, value: Any, count: int) -> list[str]:
         return []
     found = as_array(value)
     if found.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), one for each image, but have shape {found.shape}")
+        raise ValueError(
+            f"{name} must have shape ({count},), one for each image, but have shape {found.shape}"
+        )
     return [str(one) for one in found.tolist()]
 
 
 def _tile(ax: Any, row: int, column: int, image: np.ndarray, above: str, below: str) -> None:
-    """An image on a place of a grid whose places are 1.1 wide and 1.5 high, with a text above and one below it."""
+    """An image on a place of a grid whose places are 1.1 wide and 1.5 high, with a text above and
+    one below it.
+    """
     left, top = 1.1 * column + 0.05, 1.5 * row
-    ax.imshow(image, extent=(left, left + 1, top + 1, top), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(
+        image,
+        extent=(left, left + 1, top + 1, top),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
     ax.text(left + 0.5, top - 0.03, above, ha="center", va="bottom", fontsize=8)
     if below:
         ax.text(left + 0.5, top + 1.03, below, ha="center", va="top", fontsize=8)
 
 
-
-
 def factors(op: KFACOperator, ax: Any = None) -> Any:
-    """Spectra of the Kronecker factors of each layer, A of its inputs and G of its output gradients, on a log axis.
+    """Spectra of the Kronecker factors of each layer, A of its inputs and G of its output
+    gradients, on a log axis.
 
-    A thin line from the least eigenvalue to the largest, a thick one over the middle half of them, a dot at the median.
-    Where a line is, is the scale of the factor; how long it is, its condition. An arrow stands where eigenvalues are 0
-    to working precision. Those of the block of a layer are the products of the two. The groups of a convolution are
-    taken together; a factor that is 0 has no line. Costs the eigenvalues of each factor.
+    A thin line from the least eigenvalue to the largest, a thick one over the middle half of them,
+    a dot at the median. Where a line is, is the scale of the factor; how long it is, its condition.
+    An arrow stands where eigenvalues are 0 to working precision. Those of the block of a layer are
+    the products of the two. The groups of a convolution are taken together; a factor that is 0 has
+    no line. Costs the eigenvalues of each factor.
 
     Args:
         op: a KFACOperator or EKFACOperator.
@@ -472,27 +651,52 @@ def factors(op: KFACOperator, ax: Any = None) -> Any:
         least, low, median, high, most, singular = np.array(spectra).T
         ax.hlines(rows, least, most, color=COLOURS[number], linewidth=0.3 * width)
         ax.hlines(rows, low, high, color=COLOURS[number], linewidth=width, label=label)
-        ax.plot(median, rows, linestyle="", marker="o", markersize=0.75 * width, markeredgewidth=0,
-                color="white")
+        ax.plot(
+            median,
+            rows,
+            linestyle="",
+            marker="o",
+            markersize=0.75 * width,
+            markeredgewidth=0,
+            color="white",
+        )
         arrows = np.flatnonzero(singular)
-        ax.plot(least[arrows], rows[arrows], linestyle="", marker="<", markersize=1.25 * width, color=COLOURS[number])
-    ax.set_yticks(range(len(names)), [f"{name} ({classes[name]})" if name in classes else name for name in names],
-                  fontsize=min(10.0, max(4.0, 0.8 * points)))
+        ax.plot(
+            least[arrows],
+            rows[arrows],
+            linestyle="",
+            marker="<",
+            markersize=1.25 * width,
+            color=COLOURS[number],
+        )
+    ax.set_yticks(
+        range(len(names)),
+        [f"{name} ({classes[name]})" if name in classes else name for name in names],
+        fontsize=min(10.0, max(4.0, 0.8 * points)),
+    )
     ax.set_ylim(len(names) - 0.5, -0.5)  # the first layer on top
     ax.set(xlabel="eigenvalue of the factor", ylabel="layer")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)  # beside the lines
+    ax.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False
+    )  # beside the lines
     return _finish(ax, False)
 
 
-# --- the loss beside the weights ----------------------------------------------------------------------------------
+# --- the loss beside the weights ------------------------------------------------------------------
+
 
 def _unit(op: Any, name: str, vector: Any) -> np.ndarray:
     """A direction as a flat vector of length 1."""
     _check_kind("op", op, CurvatureOperator, "HessianOperator")
-    structured = isinstance(vector, tuple | list) and any(isinstance(part, Tensor | np.ndarray) for part in vector)
+    structured = isinstance(vector, tuple | list) and any(
+        isinstance(part, Tensor | np.ndarray) for part in vector
+    )
     flat = as_reals(name, op.flatten(vector) if structured else vector)
     if flat.shape != op.shape[:1]:
-        raise ValueError(f"{name} must have shape ({op.shape[0]},), or that of the weights, but has shape {flat.shape}")
+        raise ValueError(
+            f"{name} must have shape ({op.shape[0]},), or that of the weights, but has shape "
+            f"{flat.shape}"
+        )
     length = np.linalg.norm(flat)
     if not (np.isfinite(length) and length > 0):
         raise ValueError(f"{name} must be finite and not zero, but has length {length}")
@@ -517,7 +721,8 @@ def _losses(op: CurvatureOperator, shifts: Iterable[np.ndarray], count: int) -> 
     return values
 
 
-# --- drawing ------------------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
+
 
 def _matplotlib() -> Any:
     try:
@@ -525,8 +730,10 @@ def _matplotlib() -> Any:
         import matplotlib.colors
         import matplotlib.pyplot
     except ImportError as err:
-        raise ImportError("mindspore_hessian.plot needs matplotlib, which is not installed: "
-                          "pip install mindspore-hessian[plot]") from err
+        raise ImportError(
+            "mindspore_hessian.plot needs matplotlib, which is not installed: "
+            "pip install mindspore-hessian[plot]"
+        ) from err
     return matplotlib
 
 
@@ -536,7 +743,10 @@ def _axes(ax: Any, size: tuple[float, float] = (6, 4)) -> Any:
     if ax is None:
         return library.pyplot.subplots(figsize=size, layout="constrained")[1]
     if not isinstance(ax, library.axes.Axes):
-        raise TypeError(f"ax must be an Axes of matplotlib, or None for a new figure, but got {type(ax).__name__}")
+        raise TypeError(
+            "ax must be an Axes of matplotlib, or None for a new figure, but got "
+            f"{type(ax).__name__}"
+        )
     return ax
 
 
@@ -555,22 +765,31 @@ def _finish(ax: Any, legend: bool) -> Any:
 
 def _check_kind(name: str, value: Any, kind: type, source: str) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, as from {source}, but got {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be a {kind.__name__}, as from {source}, but got {type(value).__name__}"
+        )
 
 
 def _spectrum(factor: np.ndarray) -> tuple[float, ...]:
-    """The quartiles of the eigenvalues, and whether some are 0 to working precision, which are put there. NaN for a
-    factor that is 0."""
+    """The quartiles of the eigenvalues, and whether some are 0 to working precision, which are put
+    there. NaN for a factor that is 0."""
     wide = factor.astype(np.float64)
     values = wide if wide.ndim == 1 else np.linalg.eigvalsh(wide).ravel()
     rounding = float(np.finfo(factor.dtype).eps) * float(values.max())
     if rounding <= 0:
         return (np.nan,) * 5 + (0.0,)
-    return (*np.quantile(np.maximum(values, rounding), (0, 0.25, 0.5, 0.75, 1)), float((values <= rounding).any()))
+    return (
+        *np.quantile(np.maximum(values, rounding), (0, 0.25, 0.5, 0.75, 1)),
+        float((values <= rounding).any()),
+    )
 
 
 def _field(measurement: Any, name: str) -> Any:
-    value = measurement.get(name) if isinstance(measurement, Mapping) else getattr(measurement, name, None)
+    value = (
+        measurement.get(name)
+        if isinstance(measurement, Mapping)
+        else getattr(measurement, name, None)
+    )
     if value is not None and not isinstance(value, numbers.Real):
         raise TypeError(f"history: {name} must be a number or None, but is {shown(value)}")
     return value
@@ -586,13 +805,19 @@ def _threshold(measurement: Any, learning_rate: float | None) -> float:
 def _lowest_peak(heights: np.ndarray) -> float:
     """The smallest local maximum that is not an underflow."""
     inner = np.concatenate([[-np.inf], heights, [-np.inf]])
-    peaks = heights[(heights >= inner[:-2]) & (heights >= inner[2:]) & (heights > 1e-12 * heights.max())]
+    peaks = heights[
+        (heights >= inner[:-2]) & (heights >= inner[2:]) & (heights > 1e-12 * heights.max())
+    ]
     return float(peaks.min())
 
 
 def _norms(dense: np.ndarray, layers: dict[str, np.ndarray], ax: Any) -> Any:
-    norms = np.array([[np.linalg.norm(dense[np.ix_(row, column)]) for column in layers.values()]
-                      for row in layers.values()])
+    norms = np.array(
+        [
+            [np.linalg.norm(dense[np.ix_(row, column)]) for column in layers.values()]
+            for row in layers.values()
+        ]
+    )
     shown = np.ma.masked_equal(norms, 0)  # a log scale has no place for it
     low, high = (float(shown.min()), float(shown.max())) if shown.count() else (1.0, 1.0)
     scale = _matplotlib().colors.LogNorm(low if low < high else low / 10, high)
@@ -601,7 +826,15 @@ def _norms(dense: np.ndarray, layers: dict[str, np.ndarray], ax: Any) -> Any:
     if len(layers) <= MOST_NUMBERS:
         for (i, j), value in np.ndenumerate(norms):
             dark = value > 0 and float(scale(value)) < 0.6
-            ax.text(j, i, f"{value:.2g}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+            ax.text(
+                j,
+                i,
+                f"{value:.2g}",
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+                fontsize=8,
+            )
     return _named(ax, image, list(layers), np.arange(len(layers)), "Frobenius norm of the block")
 
 

@@ -1,4 +1,7 @@
-"""The types in the public signatures. MindSpore ships no types: to a checker its Tensors and Parameters are Any."""
+"""The types in the public signatures. MindSpore ships no types: to a checker its Tensors and
+Parameters are Any.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,5 +1,6 @@
-"""What every test gets: seeded numpy, a check for debris, and a skip where its device is missing; and which cases of
-the tests are left to the full run."""
+"""What every test gets: seeded numpy, a check for debris, and a skip where its device is missing;
+and which cases of the tests are left to the full run."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -15,20 +16,54 @@ from mindspore_hessian.device import why_unusable
 BACKEND_OF_MARKER = {"needs_gpu": "GPU", "needs_ascend": "Ascend"}
 
 
-# In these files the default run takes of each test the first case and every so many after it; ci/full.sh takes all.
+# In these files the default run takes of each test the first case and every so many after it;
+# ci/full.sh takes all.
 EVERY = {
-    "rules/test_attributes.py": 4, "rules/test_batching.py": 10, "rules/test_calls.py": 16,
-    "rules/test_derivatives.py": 6, "rules/test_forward_rules.py": 4, "rules/test_norm.py": 6,
-    "rules/test_special_points.py": 12, "test_audit.py": 2, "test_bad_inputs.py": 4, "test_callables.py": 4,
-    "test_captures.py": 4, "test_estimators_golden.py": 4, "test_forward.py": 6, "test_in_graph.py": 2,
-    "test_in_graph_options.py": 7, "test_influence.py": 2, "test_inplace.py": 8, "test_interrupt.py": 5,
-    "test_jacobian.py": 6, "test_jet.py": 20, "test_kfac.py": 8, "test_kfac_layers.py": 3, "test_laplace.py": 12,
-    "test_layers_batched.py": 2, "test_loops.py": 3, "test_matrices.py": 4, "test_mean_losses.py": 6,
-    "test_operator_cases.py": 6, "test_operators.py": 2, "test_operators_golden.py": 12, "test_optim_kfac.py": 8,
-    "test_optim_least_squares.py": 3, "test_optim_minimize.py": 8, "test_optim_newton.py": 3,
-    "test_optim_training.py": 4, "test_pickle.py": 5, "test_products.py": 4, "test_programs.py": 4,
-    "test_real_numbers.py": 5, "test_refusals.py": 3, "test_scenario_hessians.py": 10,
-    "test_scenario_products.py": 8, "test_scenarios.py": 4, "test_sparse.py": 3, "test_testing.py": 4,
+    "rules/test_attributes.py": 4,
+    "rules/test_batching.py": 10,
+    "rules/test_calls.py": 16,
+    "rules/test_derivatives.py": 6,
+    "rules/test_forward_rules.py": 4,
+    "rules/test_norm.py": 6,
+    "rules/test_special_points.py": 12,
+    "test_audit.py": 2,
+    "test_bad_inputs.py": 4,
+    "test_callables.py": 4,
+    "test_captures.py": 4,
+    "test_estimators_golden.py": 4,
+    "test_forward.py": 6,
+    "test_in_graph.py": 2,
+    "test_in_graph_options.py": 7,
+    "test_influence.py": 2,
+    "test_inplace.py": 8,
+    "test_interrupt.py": 5,
+    "test_jacobian.py": 6,
+    "test_jet.py": 20,
+    "test_kfac.py": 8,
+    "test_kfac_layers.py": 3,
+    "test_laplace.py": 12,
+    "test_layers_batched.py": 2,
+    "test_loops.py": 3,
+    "test_matrices.py": 4,
+    "test_mean_losses.py": 6,
+    "test_operator_cases.py": 6,
+    "test_operators.py": 2,
+    "test_operators_golden.py": 12,
+    "test_optim_kfac.py": 8,
+    "test_optim_least_squares.py": 3,
+    "test_optim_minimize.py": 8,
+    "test_optim_newton.py": 3,
+    "test_optim_training.py": 4,
+    "test_pickle.py": 5,
+    "test_products.py": 4,
+    "test_programs.py": 4,
+    "test_real_numbers.py": 5,
+    "test_refusals.py": 3,
+    "test_scenario_hessians.py": 10,
+    "test_scenario_products.py": 8,
+    "test_scenarios.py": 4,
+    "test_sparse.py": 3,
+    "test_testing.py": 4,
 }
 
 
@@ -65,9 +100,11 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def no_debris(tmp_path, monkeypatch):
-    """MindSpore writes rank_0/om/analyze_fail.ir where the user happens to stand; this library must not let it.
+    """MindSpore writes rank_0/om/analyze_fail.ir where the user happens to stand; this library must
+    not let it.
 
-    Each test stands in a folder of its own, so that tests which run at the same time do not see each other's.
+    Each test stands in a folder of its own, so that tests which run at the same time do not see
+    each other's.
     """
     monkeypatch.chdir(tmp_path)
     yield

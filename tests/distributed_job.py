@@ -1,4 +1,7 @@
-"""What test_distributed.py runs in each process of an msrun job: ``distributed_job.py agree|raise|die``."""
+"""What test_distributed.py runs in each process of an msrun job: ``distributed_job.py
+agree|raise|die``.
+"""
+
 from __future__ import annotations
 
 import os
@@ -42,15 +45,21 @@ def agree(rank):
         close(op @ vector, H @ vector, tolerance)
         rest = X.sum(1, keepdims=True) - Y
         (slope,), value = op.gradient_and_loss()
-        close(value, np.mean(rest ** 2), tolerance)
+        close(value, np.mean(rest**2), tolerance)
         close(slope.asnumpy(), 2 / 8 * rest.T @ X, tolerance)
     close(op.to_dense(), H, tolerance)
     close(mh.eigsh(op, 2).eigenvalues, np.linalg.eigvalsh(H)[:0:-1], 1e-12)
     estimate = mh.trace(op + mh.Identity, max_products=16, seed=5, progress=True)
     print("TRACE", repr(float(estimate.value)))  # the same on each rank: compared by the test
     plain = {"distributed": True, "check_deterministic": False}
-    close(mh.GGNOperator(net, summed, batches(rank, "float64"), **plain) @ vector, 8 * H @ vector, 1e-14)
-    fisher = mh.FisherOperator(net, squared, batches(rank, "float64"), likelihood="gaussian", **plain)
+    close(
+        mh.GGNOperator(net, summed, batches(rank, "float64"), **plain) @ vector,
+        8 * H @ vector,
+        1e-14,
+    )
+    fisher = mh.FisherOperator(
+        net, squared, batches(rank, "float64"), likelihood="gaussian", **plain
+    )
     close(fisher @ vector, H @ vector, 1e-14)
 
 
@@ -61,20 +70,28 @@ def close(got, want, tolerance):
 
 def fail(how):
     """Rank 1 gets through one product, and fails in the next."""
+
     def run(rank):
         calls = []
 
         def loss(out, y):
             return squared(out, y)
 
-        op = mh.HessianOperator(network("float32"), loss, batches(rank, "float32"), distributed=True,
-                                check_deterministic=False, reduction="mean")
+        op = mh.HessianOperator(
+            network("float32"),
+            loss,
+            batches(rank, "float32"),
+            distributed=True,
+            check_deterministic=False,
+            reduction="mean",
+        )
         op @ np.ones(3)
         calls.append(1)
         if rank == 1:
             op.risk.run = how
         op @ np.ones(3)
         print("NOT REACHED")
+
     return run
 
 

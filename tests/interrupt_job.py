@@ -1,8 +1,11 @@
-"""Run by test_interrupt.py in a process of its own: Ctrl-C in the midst of long work, one line of JSON a case.
+"""Run by test_interrupt.py in a process of its own: Ctrl-C in the midst of long work, one line of
+JSON a case.
 
-``python interrupt_job.py CASE ...``: for each case, what it raised and what is not as it was before. The last case may
-be "sleep", after which the process waits for a signal outside of our work.
+``python interrupt_job.py CASE ...``: for each case, what it raised and what is not as it was
+before. The last case may be "sleep", after which the process waits for a signal outside of our
+work.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,12 +27,15 @@ from tqdm import tqdm
 import mindspore_hessian as mh
 
 warnings.simplefilter("ignore")
-FOREVER, LIBC = 10 ** 7, ctypes.CDLL(None)
+FOREVER, LIBC = 10**7, ctypes.CDLL(None)
 random_numbers = np.random.RandomState(0)
 
 
 def rows(count):
-    return [tuple(Tensor(random_numbers.randn(32, size).astype(np.float32)) for size in (8, 3)) for _ in range(count)]
+    return [
+        tuple(Tensor(random_numbers.randn(32, size).astype(np.float32)) for size in (8, 3))
+        for _ in range(count)
+    ]
 
 
 def network():
@@ -39,13 +45,18 @@ def network():
 plain, training = network(), network().set_train(True)
 plain.set_train(False)
 op = mh.HessianOperator(plain, nn.MSELoss(), rows(5))
-monitor = mh.CurvatureMonitor(rows(2), training, nn.MSELoss(), metrics=("sharpness",), max_products=FOREVER, tol=1e-12)
-vector, point = np.ones(op.shape[0], np.float32), Tensor(random_numbers.randn(50).astype(np.float32))
+monitor = mh.CurvatureMonitor(
+    rows(2), training, nn.MSELoss(), metrics=("sharpness",), max_products=FOREVER, tol=1e-12
+)
+vector, point = (
+    np.ones(op.shape[0], np.float32),
+    Tensor(random_numbers.randn(50).astype(np.float32)),
+)
 known = op @ vector
 
 
 def cube(x):
-    return (x ** 3).sum()
+    return (x**3).sum()
 
 
 class Slow:
@@ -55,7 +66,9 @@ class Slow:
 
     def __matmul__(self, block):
         time.sleep(0.02)
-        return np.arange(1.0, 201)[:, None] * block if block.ndim == 2 else np.arange(1.0, 201) * block
+        return (
+            np.arange(1.0, 201)[:, None] * block if block.ndim == 2 else np.arange(1.0, 201) * block
+        )
 
 
 def slow_data():
@@ -64,9 +77,11 @@ def slow_data():
             for row in first:
                 time.sleep(0.2)
                 yield row
+
     first = rows(2)
-    mh.HessianOperator(plain, nn.MSELoss(), Data(), check_deterministic=False, progress=True) @ np.ones(
-        (op.shape[0], 2000), np.float32)
+    mh.HessianOperator(
+        plain, nn.MSELoss(), Data(), check_deterministic=False, progress=True
+    ) @ np.ones((op.shape[0], 2000), np.float32)
 
 
 def compiling():
@@ -77,12 +92,14 @@ def compiling():
 
 def caught():
     """The user's own code swallows the exception: it comes all the same."""
+
     class Data:
         def __iter__(self):
             for row in rows(2):
                 with contextlib.suppress(KeyboardInterrupt):
                     time.sleep(0.6)
                 yield row
+
     mh.HessianOperator(plain, nn.MSELoss(), Data(), num_data=64, reduction="mean")
 
 
@@ -101,7 +118,9 @@ CASES = {
     "plan": lambda: [op.plan() for _ in range(FOREVER)],
     "loss line": lambda: mh.plot.loss_line(op, vector, points=20001),
     "numpy": lambda: mh.eigsh(Slow(), k=20, tol=1e-14, max_products=FOREVER),
-    "checkpoint": lambda: mh.trace(op, max_products=FOREVER, tol=1e-12, checkpoint=os.environ["CHECKPOINT"]),
+    "checkpoint": lambda: mh.trace(
+        op, max_products=FOREVER, tol=1e-12, checkpoint=os.environ["CHECKPOINT"]
+    ),
     "sleep": lambda: time.sleep(20),
 }
 
@@ -116,11 +135,20 @@ def in_c(number):
 def state():
     cells = [cell for net in (plain, training) for _, cell in net.cells_and_names()]
     return {
-        "weights": [p.asnumpy().tobytes() for net in (plain, training) for p in net.get_parameters()],
+        "weights": [
+            p.asnumpy().tobytes() for net in (plain, training) for p in net.get_parameters()
+        ],
         "flags": [cell.training for cell in cells],
-        "random": (random.getstate(), np.random.get_state()[1].tobytes(), ms.get_rng_state().asnumpy().tobytes()),
-        "SIGINT": signal.getsignal(signal.SIGINT), "SIGTERM": signal.getsignal(signal.SIGTERM),
-        "SIGINT in C": in_c(signal.SIGINT), "SIGTERM in C": in_c(signal.SIGTERM), "bars": len(tqdm._instances),
+        "random": (
+            random.getstate(),
+            np.random.get_state()[1].tobytes(),
+            ms.get_rng_state().asnumpy().tobytes(),
+        ),
+        "SIGINT": signal.getsignal(signal.SIGINT),
+        "SIGTERM": signal.getsignal(signal.SIGTERM),
+        "SIGINT in C": in_c(signal.SIGINT),
+        "SIGTERM in C": in_c(signal.SIGTERM),
+        "bars": len(tqdm._instances),
     }
 
 
@@ -131,6 +159,7 @@ def press(after):
     def now():
         at.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
+
     timer = threading.Timer(after, now)
     timer.start()
     return timer, at
@@ -147,8 +176,12 @@ def judged(name, after):
     seconds = time.monotonic() - at[0] if at else -1.0
     timer.join()
     now = state()
-    return {"raised": raised, "changed": [key for key in before if before[key] != now[key]], "seconds": seconds,
-            "next": bool(np.allclose(op @ vector, known, rtol=1e-5, atol=1e-6))}
+    return {
+        "raised": raised,
+        "changed": [key for key in before if before[key] != now[key]],
+        "seconds": seconds,
+        "next": bool(np.allclose(op @ vector, known, rtol=1e-5, atol=1e-6)),
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The networks of ci/golden/make_networks.py in MindSpore, with the golden values that torch and jax agree on."""
+"""The networks of ci/golden/make_networks.py in MindSpore, with the golden values that torch and
+jax agree on.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -35,7 +38,11 @@ class ConvNet(nn.Cell):
 class LayerNormNet(nn.Cell):
     def __init__(self):
         super().__init__()
-        self.hidden, self.norm, self.out = nn.Dense(5, 6), nn.LayerNorm((6,), epsilon=1e-5), nn.Dense(6, 2)
+        self.hidden, self.norm, self.out = (
+            nn.Dense(5, 6),
+            nn.LayerNorm((6,), epsilon=1e-5),
+            nn.Dense(6, 2),
+        )
 
     def construct(self, x):
         return self.out(ops.tanh(self.norm(self.hidden(x))))
@@ -76,14 +83,21 @@ class MeanSquare(nn.Cell):
 
 
 NETWORKS = {
-    "mlp": MLP, "conv": ConvNet, "layernorm": LayerNormNet, "attention": Attention, "batchnorm": BatchNormNet}
+    "mlp": MLP,
+    "conv": ConvNet,
+    "layernorm": LayerNormNet,
+    "attention": Attention,
+    "batchnorm": BatchNormNet,
+}
 #: MindSpore's CPU convolution and LayerNorm have no float64 kernel
 FLOAT64 = ("mlp", "attention")
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Float64; tuples follow ``net.trainable_params()``, and ``hvp_w`` is the whole weight block times ``vector_w``."""
+    """Float64; tuples follow ``net.trainable_params()``, and ``hvp_w`` is the whole weight block
+    times ``vector_w``.
+    """
 
     loss: np.ndarray
     gradient_x: np.ndarray
@@ -94,10 +108,18 @@ class Golden:
     hvp_w: tuple[np.ndarray, ...]
 
 
-def load(name: str, dtype: str = "float32") -> tuple[nn.Cell, nn.Cell, tuple[ms.Tensor, ms.Tensor], Golden]:
-    """``(net, loss_fn, (x, target), expected)``: the network with the golden weights, in evaluation mode."""
+def load(
+    name: str, dtype: str = "float32"
+) -> tuple[nn.Cell, nn.Cell, tuple[ms.Tensor, ms.Tensor], Golden]:
+    """``(net, loss_fn, (x, target), expected)``: the network with the golden weights, in evaluation
+    mode.
+    """
     with np.load(GOLDEN) as file:
-        entry = {key.removeprefix(f"{name}/"): file[key] for key in file.files if key.startswith(f"{name}/")}
+        entry = {
+            key.removeprefix(f"{name}/"): file[key]
+            for key in file.files
+            if key.startswith(f"{name}/")
+        }
     net = NETWORKS[name]()
     net.set_train(False)
     for parameter in net.get_parameters():
@@ -106,8 +128,13 @@ def load(name: str, dtype: str = "float32") -> tuple[nn.Cell, nn.Cell, tuple[ms.
         parameter.set_data(ms.Tensor(entry[f"{kind}/{parameter.name}"].astype(dtype)))
     weights = [parameter.name for parameter in net.trainable_params()]
     expected = Golden(
-        loss=entry["loss/value"], gradient_x=entry["gradient/x"], vector_x=entry["vectors/x"], hvp_x=entry["hvp/x"],
+        loss=entry["loss/value"],
+        gradient_x=entry["gradient/x"],
+        vector_x=entry["vectors/x"],
+        hvp_x=entry["hvp/x"],
         gradient_w=tuple(entry[f"gradient/{w}"] for w in weights),
-        vector_w=tuple(entry[f"vectors/{w}"] for w in weights), hvp_w=tuple(entry[f"hvp/{w}"] for w in weights))
+        vector_w=tuple(entry[f"vectors/{w}"] for w in weights),
+        hvp_w=tuple(entry[f"hvp/{w}"] for w in weights),
+    )
     inputs = tuple(ms.Tensor(entry[f"data/{key}"].astype(dtype)) for key in ("x", "target"))
     return net, MeanSquare(net), inputs, expected

@@ -1,7 +1,9 @@
-"""The problems of ci/golden/make_operators.py in MindSpore, with the dense curvature matrices of torch and curvlinops.
+"""The problems of ci/golden/make_operators.py in MindSpore, with the dense curvature matrices of
+torch and curvlinops.
 
-What is in the golden file, and the conventions of its matrices, is said in the docstring of that script. A case is in
-float32 by default, with MindSpore's own loss; all but one also have a float64 variant, for tighter tolerances. On CPU
+What is in the golden file, and the conventions of its matrices, is said in the docstring of that
+script. A case is in float32 by default, with MindSpore's own loss; all but one also have a float64
+variant, for tighter tolerances. On CPU
 
     nn.CrossEntropyLoss, nn.BCEWithLogitsLoss   refuse float64
     nn.MSELoss                                  takes float64, but casts to float32 on the way
@@ -9,8 +11,10 @@ float32 by default, with MindSpore's own loss; all but one also have a float64 v
     nn.Conv2d, nn.BatchNorm2d                   have no float64 kernel: that case is float32 only
     ops.log_softmax, ops.softplus               take float64, but are right to 1e-6 only
 
-so the float64 variants have subclasses of the losses and an LSTM of our own, written with operators that are exact.
+so the float64 variants have subclasses of the losses and an LSTM of our own, written with operators
+that are exact.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,7 +31,8 @@ GOLDEN = Path(__file__).parent / "golden" / "operators.npz"
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 
 
-# --- networks ---------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
+
 
 def zeros(name, *shape):
     return ms.Parameter(ms.Tensor(np.zeros(shape)), name=name)
@@ -62,17 +67,28 @@ class LSTM64(nn.Cell):
         self.hidden = hidden
         self.weight_ih_l0 = zeros("weight_ih_l0", 4 * hidden, inputs)
         self.weight_hh_l0 = zeros("weight_hh_l0", 4 * hidden, hidden)
-        self.bias_ih_l0, self.bias_hh_l0 = zeros("bias_ih_l0", 4 * hidden), zeros("bias_hh_l0", 4 * hidden)
+        self.bias_ih_l0, self.bias_hh_l0 = (
+            zeros("bias_ih_l0", 4 * hidden),
+            zeros("bias_hh_l0", 4 * hidden),
+        )
 
     def construct(self, x):
         n = self.hidden
         h = c = ops.zeros((x.shape[0], n), x.dtype)
         outputs = ()
         for step in range(x.shape[1]):
-            gates = (ops.matmul(x[:, step], self.weight_ih_l0.swapaxes(0, 1)) + self.bias_ih_l0
-                     + ops.matmul(h, self.weight_hh_l0.swapaxes(0, 1)) + self.bias_hh_l0)
-            i, f, o = (ops.sigmoid(gates[:, :n]), ops.sigmoid(gates[:, n:2 * n]), ops.sigmoid(gates[:, 3 * n:]))
-            c = f * c + i * ops.tanh(gates[:, 2 * n:3 * n])
+            gates = (
+                ops.matmul(x[:, step], self.weight_ih_l0.swapaxes(0, 1))
+                + self.bias_ih_l0
+                + ops.matmul(h, self.weight_hh_l0.swapaxes(0, 1))
+                + self.bias_hh_l0
+            )
+            i, f, o = (
+                ops.sigmoid(gates[:, :n]),
+                ops.sigmoid(gates[:, n : 2 * n]),
+                ops.sigmoid(gates[:, 3 * n :]),
+            )
+            c = f * c + i * ops.tanh(gates[:, 2 * n : 3 * n])
             h = o * ops.tanh(c)
             outputs = outputs + (h,)
         return ops.stack(outputs, 1), (h, c)
@@ -146,11 +162,12 @@ class PerPosition(nn.Cell):
         return self.out(h - h.mean(1, keep_dims=True)).swapaxes(1, 2)
 
 
-# --- losses that are exact in float64 ---------------------------------------------------------------------------
+# --- losses that are exact in float64 -------------------------------------------------------------
+
 
 class CrossEntropy64(nn.CrossEntropyLoss):
-    """Class indices, or class probabilities; no class weights, no smoothing. (`ops.cross_entropy` is right to 3e-8 only
-    before MindSpore 2.10.)"""
+    """Class indices, or class probabilities; no class weights, no smoothing. (`ops.cross_entropy`
+    is right to 3e-8 only before MindSpore 2.10.)"""
 
     def construct(self, logits, labels):
         wanted = labels
@@ -178,10 +195,14 @@ class MSE64(nn.MSELoss):
         return losses.mean() if self.average else losses.sum()
 
 
-# --- cases ------------------------------------------------------------------------------------------------------
+# --- cases ----------------------------------------------------------------------------------------
 
 # the loss in float32 and in float64
-CE, BCE, MSE = (nn.CrossEntropyLoss, CrossEntropy64), (nn.BCEWithLogitsLoss, BCEWithLogits64), (nn.MSELoss, MSE64)
+CE, BCE, MSE = (
+    (nn.CrossEntropyLoss, CrossEntropy64),
+    (nn.BCEWithLogitsLoss, BCEWithLogits64),
+    (nn.MSELoss, MSE64),
+)
 LIKELIHOOD = {CE: "categorical", BCE: "bernoulli", MSE: "gaussian"}
 # network and loss; the reduction is the last word of the name
 CASES = {
@@ -217,7 +238,8 @@ class OperatorCase:
         batches: pairs (x, y); x is a dict of keyword arguments in ``dict_mse_mean``, else a Tensor.
         reduction: "mean" or "sum".
         likelihood: "categorical", "gaussian" or "bernoulli".
-        order: names of the weights as the flat golden arrays have them, which is that of ``trainable_params()``.
+        order: names of the weights as the flat golden arrays have them, which is that of
+            ``trainable_params()``.
         dtype: of weights, inputs and real targets.
         tolerance: relative error that loss and gradient stay under.
     """
@@ -236,14 +258,22 @@ class OperatorCase:
 @cache
 def _entries(name: str) -> dict[str, np.ndarray]:
     with np.load(GOLDEN) as file:
-        return {key.removeprefix(f"{name}/"): file[key] for key in file.files if key.startswith(f"{name}/")}
+        return {
+            key.removeprefix(f"{name}/"): file[key]
+            for key in file.files
+            if key.startswith(f"{name}/")
+        }
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
     """Float64: loss (), gradient (P,), and hessian, ggn, fisher and ef, (P, P) each."""
     entry = _entries(name)
     matrices = {kind: entry[f"matrix/{kind}"].copy() for kind in ("hessian", "ggn", "fisher", "ef")}
-    return {"loss": entry["loss/value"].copy(), "gradient": entry["gradient/flat"].copy(), **matrices}
+    return {
+        "loss": entry["loss/value"].copy(),
+        "gradient": entry["gradient/flat"].copy(),
+        **matrices,
+    }
 
 
 def _network(name: str, dtype: str) -> nn.Cell:
@@ -262,8 +292,11 @@ def _tensor(array: np.ndarray, dtype: str) -> ms.Tensor:
 
 
 def _batches(name: str, dtype: str) -> list[tuple]:
-    data = {key.removeprefix("data/"): _tensor(value, dtype) for key, value in _entries(name).items()
-            if key.startswith("data/")}
+    data = {
+        key.removeprefix("data/"): _tensor(value, dtype)
+        for key, value in _entries(name).items()
+        if key.startswith("data/")
+    }
     numbers = range(sum(key.startswith("y") for key in data))
     if "a0" in data:
         return [({"a": data[f"a{i}"], "b": data[f"b{i}"]}, data[f"y{i}"]) for i in numbers]
@@ -278,9 +311,16 @@ def load(name: str, dtype: str | None = None) -> OperatorCase:
     losses = CASES[name][1]
     reduction = name.rpartition("_")[2]
     return OperatorCase(
-        name=name, network=partial(_network, name, dtype), loss_fn=losses[dtype == "float64"](reduction=reduction),
-        batches=_batches(name, dtype), reduction=reduction, likelihood=LIKELIHOOD[losses],
-        order=tuple(map(str, _entries(name)["order/names"])), dtype=dtype, tolerance=TOLERANCE[dtype])
+        name=name,
+        network=partial(_network, name, dtype),
+        loss_fn=losses[dtype == "float64"](reduction=reduction),
+        batches=_batches(name, dtype),
+        reduction=reduction,
+        likelihood=LIKELIHOOD[losses],
+        order=tuple(map(str, _entries(name)["order/names"])),
+        dtype=dtype,
+        tolerance=TOLERANCE[dtype],
+    )
 
 
 def cases(dtype: str | None = None) -> list[OperatorCase]:

@@ -1,8 +1,11 @@
-"""Weights, batches and directions of tests/programs.py, by numpy alone: ci/golden/make_programs.py imports this too.
+"""Weights, batches and directions of tests/programs.py, by numpy alone: ci/golden/make_programs.py
+imports this too.
 
-Weights are drawn by name, so that neither side has to store them. They are small where a normalisation follows, so that
-its epsilon matters: rows of variance near 1e-3 go into layers of epsilon 1e-5 and 1e-6.
+Weights are drawn by name, so that neither side has to store them. They are small where a
+normalisation follows, so that its epsilon matters: rows of variance near 1e-3 go into layers of
+epsilon 1e-5 and 1e-6.
 """
+
 from __future__ import annotations
 
 import zlib

@@ -1,8 +1,10 @@
-"""Four programs as people write them for MindSpore: a vision transformer, a language model, a tagger and a PINN.
+"""Four programs as people write them for MindSpore: a vision transformer, a language model, a
+tagger and a PINN.
 
-Their products in float64 are in tests/golden/programs.npz (ci/golden/make_programs.py); weights and batches are those
-of program_data.py.
+Their products in float64 are in tests/golden/programs.npz (ci/golden/make_programs.py); weights and
+batches are those of program_data.py.
 """
+
 from __future__ import annotations
 
 import math
@@ -19,7 +21,8 @@ import mindspore_hessian as mh
 GOLDEN = Path(__file__).parent / "golden" / "programs.npz"
 
 
-# --- a vision transformer, as mindcv writes it ------------------------------------------------------------------
+# --- a vision transformer, as mindcv writes it ----------------------------------------------------
+
 
 class DropPath(nn.Cell):
     def __init__(self, drop_prob=0.0):
@@ -37,7 +40,7 @@ class Attention(nn.Cell):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.scale = ms.Tensor(self.head_dim ** -0.5)
+        self.scale = ms.Tensor(self.head_dim**-0.5)
         self.qkv = nn.Dense(dim, dim * 3, has_bias=qkv_bias)
         self.attn_drop = nn.Dropout(p=attn_drop)
         self.proj = nn.Dense(dim, dim)
@@ -123,7 +126,8 @@ class VisionTransformer(nn.Cell):
         return self.forward_head(x)
 
 
-# --- a language model with tied embeddings, as mindnlp writes it ------------------------------------------------
+# --- a language model with tied embeddings, as mindnlp writes it ----------------------------------
+
 
 class GPTConfig:
     n_embd, n_head, n_layer, vocab_size, n_positions = 8, 2, 2, 7, 6
@@ -133,7 +137,9 @@ class GPTConfig:
 
 class NewGELU(nn.Cell):
     def construct(self, x):
-        return 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * ops.pow(x, 3.0))))
+        return (
+            0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * ops.pow(x, 3.0))))
+        )
 
 
 ACT2FN = {"gelu_new": NewGELU}
@@ -199,7 +205,8 @@ class GPT(nn.Cell):
         return logits.view(-1, self.config.vocab_size)
 
 
-# --- a tagger ---------------------------------------------------------------------------------------------------
+# --- a tagger -------------------------------------------------------------------------------------
+
 
 class Tagger(nn.Cell):
     def __init__(self):
@@ -215,7 +222,8 @@ class Tagger(nn.Cell):
         return self.out(self.norm(states)).reshape(-1, 5)
 
 
-# --- a PINN: the residual of the Helmholtz equation ---------------------------------------------------------------
+# --- a PINN: the residual of the Helmholtz equation -----------------------------------------------
+
 
 class Pinn(nn.Cell):
     def __init__(self, hidden=8):
@@ -246,10 +254,14 @@ def load(program):
         for parameter in network.trainable_params():
             shape = tuple(golden[f"{program}/shape/{parameter.name}"])
             assert tuple(parameter.shape) == shape, parameter.name
-            parameter.set_data(ms.Tensor(program_data.weight(program, parameter.name, shape).astype(np.float32)))
+            parameter.set_data(
+                ms.Tensor(program_data.weight(program, parameter.name, shape).astype(np.float32))
+            )
     classes = program_data.CLASSES[program]
     batches = []
     for x, y in program_data.batches(program):
         y = y.astype(np.int32).reshape(-1) if classes else y.astype(np.float32)
-        batches.append((ms.Tensor(x.astype(np.int32 if x.dtype.kind == "i" else np.float32)), ms.Tensor(y)))
+        batches.append(
+            (ms.Tensor(x.astype(np.int32 if x.dtype.kind == "i" else np.float32)), ms.Tensor(y))
+        )
     return network, nn.CrossEntropyLoss() if classes else nn.MSELoss(), batches

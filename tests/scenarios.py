@@ -1,4 +1,7 @@
-"""One table of functions with closed-form gradient and Hessian, run by every transform, mode, dtype and cache state."""
+"""One table of functions with closed-form gradient and Hessian, run by every transform, mode, dtype
+and cache state.
+"""
+
 from __future__ import annotations
 
 import scenarios_algebra as algebra
@@ -10,7 +13,11 @@ from scenarios_base import Scenario, cast, relative_error
 __all__ = ["BY_NAME", "SCENARIOS", "Scenario", "cast", "relative_error", "select"]
 
 SCENARIOS: list[Scenario] = [
-    *elementwise.SCENARIOS, *algebra.SCENARIOS, *models.SCENARIOS, *vector.SCENARIOS]
+    *elementwise.SCENARIOS,
+    *algebra.SCENARIOS,
+    *models.SCENARIOS,
+    *vector.SCENARIOS,
+]
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 

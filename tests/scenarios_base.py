@@ -1,4 +1,5 @@
 """What a scenario is, and the few pieces of index algebra its closed forms are written with."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -21,12 +22,12 @@ CONTROL_FLOW = {**TOLERANCE, "float64": 1e-6}
 class Scenario:
     """A function with its first and second derivative in closed form.
 
-    ``fn`` is written with MindSpore and takes every input. Its Python constants are exact in float32, since graph mode
-    rounds a Python float to float32 even next to a float64 tensor.
+    ``fn`` is written with MindSpore and takes every input. Its Python constants are exact in
+    float32, since graph mode rounds a Python float to float32 even next to a float64 tensor.
 
-    ``inputs``, ``gradient`` and ``hessian`` are numpy in float64 (integer and bool inputs stay what they are).
-    ``gradient`` has one array of shape ``out.shape + x_i.shape`` per position, ``hessian`` the nested tuple ``H[i][j]``
-    of shape ``out.shape + x_i.shape + x_j.shape``.
+    ``inputs``, ``gradient`` and ``hessian`` are numpy in float64 (integer and bool inputs stay what
+    they are). ``gradient`` has one array of shape ``out.shape + x_i.shape`` per position,
+    ``hessian`` the nested tuple ``H[i][j]`` of shape ``out.shape + x_i.shape + x_j.shape``.
     """
 
     name: str
@@ -53,7 +54,9 @@ def cast(inputs: Arrays, dtype: str) -> Arrays:
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest error over the largest expected entry, or the largest error itself where zeros are expected."""
+    """Largest error over the largest expected entry, or the largest error itself where zeros are
+    expected.
+    """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
     scale = np.abs(expected).max(initial=0.0) or 1.0
@@ -61,18 +64,22 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.where(np.isnan(error), np.inf, error).max(initial=0.0) / scale)
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
+
 
 def normal(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], Arrays]:
     """One array of standard normals per shape."""
     return lambda rng: tuple(np.asarray(rng.normal(size=shape)) for shape in shapes)
 
 
-def uniform(low: float, high: float, *shapes: tuple[int, ...]) -> Callable[[np.random.Generator], Arrays]:
+def uniform(
+    low: float, high: float, *shapes: tuple[int, ...]
+) -> Callable[[np.random.Generator], Arrays]:
     return lambda rng: tuple(np.asarray(rng.uniform(low, high, shape)) for shape in shapes)
 
 
-# --- index algebra ----------------------------------------------------------------------------------------------
+# --- index algebra --------------------------------------------------------------------------------
+
 
 def eye(*shape: int) -> np.ndarray:
     """The identity on arrays of a shape: shape + shape."""
@@ -96,16 +103,24 @@ def diagonal3(values: np.ndarray) -> np.ndarray:
 def swap(block: np.ndarray, row_ndim: int, out_ndim: int = 0) -> np.ndarray:
     """``H[j][i]`` from ``H[i][j]``: the axes of the two inputs change places."""
     axes = list(range(block.ndim))
-    out, row, column = axes[:out_ndim], axes[out_ndim:out_ndim + row_ndim], axes[out_ndim + row_ndim:]
+    out, row, column = (
+        axes[:out_ndim],
+        axes[out_ndim : out_ndim + row_ndim],
+        axes[out_ndim + row_ndim :],
+    )
     return block.transpose(out + column + row)
 
 
-def symmetric(xx: np.ndarray, xy: np.ndarray, yy: np.ndarray, x_ndim: int, out_ndim: int = 0) -> Blocks:
+def symmetric(
+    xx: np.ndarray, xy: np.ndarray, yy: np.ndarray, x_ndim: int, out_ndim: int = 0
+) -> Blocks:
     """The blocks of two inputs from the three that are independent."""
     return (xx, xy), (swap(xy, x_ndim, out_ndim), yy)
 
 
-def single(gradient: Callable[..., np.ndarray], hessian: Callable[..., np.ndarray]) -> dict[str, Callable]:
+def single(
+    gradient: Callable[..., np.ndarray], hessian: Callable[..., np.ndarray]
+) -> dict[str, Callable]:
     """The two closed forms of a function of one differentiated input."""
     return {"gradient": lambda *xs: (gradient(*xs),), "hessian": lambda *xs: ((hessian(*xs),),)}
 

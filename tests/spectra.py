@@ -1,4 +1,5 @@
 """Symmetric operators with a prescribed spectrum, for the tests of the estimators."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +11,9 @@ SPECTRA = {
     "decaying": 0.9 ** np.arange(BIG),
     "algebraic": 1.0 / np.arange(1, BIG + 1) ** 2,
     "clustered": np.concatenate([1 + 1e-4 * np.arange(5), np.linspace(0.0, 0.9, BIG - 5)]),
-    "indefinite": np.concatenate([[9.0, 7.0, 5.0, -4.0, -6.0, -8.0], np.linspace(-1.0, 1.0, BIG - 6)]),
+    "indefinite": np.concatenate(
+        [[9.0, 7.0, 5.0, -4.0, -6.0, -8.0], np.linspace(-1.0, 1.0, BIG - 6)]
+    ),
     "deficient": np.concatenate([[3.0, 2.0, -1.0], np.zeros(BIG - 3)]),
     "repeated": np.concatenate([[10.0] * 3, [5.0] * 4, np.linspace(-1.0, 1.0, BIG - 7)]),
     "identity": np.ones(BIG),

@@ -1,4 +1,5 @@
 """The layout is kept by a test: who may import whom, and who may touch private MindSpore."""
+
 from __future__ import annotations
 
 import ast
@@ -10,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mindspore_hessian"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# A module imports only from rows above its own, and from its own folder. A new module gets a place here first.
+# A module imports only from rows above its own, and from its own folder. A new module gets a place
+# here first.
 LEVELS = [
     {"arguments"},
     {"_interrupt", "_checkpoint", "_environment", "_progress"},
@@ -30,7 +32,15 @@ LEVELS = [
     {"__main__"},
 ]
 FREE_OF_MINDSPORE = ("estimators", "linops")
-WITHIN_OPERATORS = {"risk", "kernel", "comm", "_make", "_chunked", "_partial", "_set_up"}  # attributes of an operator
+WITHIN_OPERATORS = {
+    "risk",
+    "kernel",
+    "comm",
+    "_make",
+    "_chunked",
+    "_partial",
+    "_set_up",
+}  # attributes of an operator
 OUTSIDE_OF_OPERATORS = ("bayes", "influence", "plot", "testing", "tools", *FREE_OF_MINDSPORE)
 PRIVATE_MODULES = ("mindspore.common.api", "mindspore.graph")
 
@@ -84,7 +94,9 @@ def private_mindspore(source: str) -> list[str]:
     for line, name, local in imports(tree):
         if of_mindspore(name):
             bound.add(local)
-            if any(map(private, name.split("."))) or f"{name}.".startswith(tuple(f"{m}." for m in PRIVATE_MODULES)):
+            if any(map(private, name.split("."))) or f"{name}.".startswith(
+                tuple(f"{m}." for m in PRIVATE_MODULES)
+            ):
                 wrong.append(f"line {line}: imports {name}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and private(node.attr):
@@ -111,32 +123,46 @@ def test_only_compat_touches_private_mindspore(path):
 
 
 def reached(source: str, seen: set[str]) -> set[str]:
-    """All modules that a source imports, through ours too, but for what the package's own __init__ re-exports."""
+    """All modules that a source imports, through ours too, but for what the package's own __init__
+    re-exports.
+    """
     for _, imported, _ in imports(ast.parse(source)):
         parts = imported.split(".")
         if parts[0] != "mindspore_hessian":
             seen.add(parts[0])
             continue
-        for file in (PACKAGE.joinpath(*parts[1:]).with_suffix(".py"), PACKAGE.joinpath(*parts[1:], "__init__.py"),
-                     PACKAGE.joinpath(*parts[1:-1]).with_suffix(".py"), PACKAGE.joinpath(*parts[1:-1], "__init__.py")):
+        for file in (
+            PACKAGE.joinpath(*parts[1:]).with_suffix(".py"),
+            PACKAGE.joinpath(*parts[1:], "__init__.py"),
+            PACKAGE.joinpath(*parts[1:-1]).with_suffix(".py"),
+            PACKAGE.joinpath(*parts[1:-1], "__init__.py"),
+        ):
             if file.is_file() and file != PACKAGE / "__init__.py" and name_of(file) not in seen:
                 seen.add(name_of(file))
                 reached(file.read_text(), seen)
     return seen
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if component(p) in FREE_OF_MINDSPORE], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if component(p) in FREE_OF_MINDSPORE], ids=name_of
+)
 def test_estimators_and_linops_reach_no_mindspore(path):
     assert "mindspore" not in reached(path.read_text(), set())
 
 
 def reaching_in(source: str) -> list[str]:
-    return [f"line {node.lineno}: {ast.unparse(node)}" for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Attribute) and node.attr in WITHIN_OPERATORS
-            and not (isinstance(node.value, ast.Name) and node.value.id == "self")]
+    return [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and node.attr in WITHIN_OPERATORS
+        and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    ]
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if component(p) in OUTSIDE_OF_OPERATORS], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if component(p) in OUTSIDE_OF_OPERATORS], ids=name_of
+)
 def test_nobody_outside_of_operators_reaches_into_one(path):
     assert reaching_in(path.read_text()) == []
 
@@ -144,28 +170,51 @@ def test_nobody_outside_of_operators_reaches_into_one(path):
 def test_what_is_reached_is_seen():
     assert "mindspore" in reached("import mindspore_hessian.device", set())
     assert "mindspore" in reached("from mindspore_hessian.operators.base import Operator", set())
-    assert reached("from mindspore_hessian import arguments", set()) >= {"numpy", "mindspore_hessian/arguments.py"}
-    assert reaching_in("op.risk.data\nself.risk\none._make(1)") == ["line 1: op.risk", "line 3: one._make"]
+    assert reached("from mindspore_hessian import arguments", set()) >= {
+        "numpy",
+        "mindspore_hessian/arguments.py",
+    }
+    assert reaching_in("op.risk.data\nself.risk\none._make(1)") == [
+        "line 1: op.risk",
+        "line 3: one._make",
+    ]
 
 
-# --- rules: a file each family ----------------------------------------------------------------------------------
+# --- rules: a file each family --------------------------------------------------------------------
 
-FILED_BY = ("derivative", "by_formula", "batching", "composition", "forward", "by_slopes", "by_partials",
-            "by_composition", "expansion", "by_series", "by_two_series")
+FILED_BY = (
+    "derivative",
+    "by_formula",
+    "batching",
+    "composition",
+    "forward",
+    "by_slopes",
+    "by_partials",
+    "by_composition",
+    "expansion",
+    "by_series",
+    "by_two_series",
+)
 
 
 def filed(path: Path) -> dict[str, list[str]]:
     """The primitives that a file names to the decorators of rules, with what each was named to."""
     out: dict[str, list[str]] = {}
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FILED_BY:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in FILED_BY
+        ):
             for name in node.args:
                 if isinstance(name, ast.Constant):
                     out.setdefault(name.value, []).append(node.func.id)
     return out
 
 
-FAMILIES = {path.stem: rows for path in MODULES if path.parent.name == "rules" and (rows := filed(path))}
+FAMILIES = {
+    path.stem: rows for path in MODULES if path.parent.name == "rules" and (rows := filed(path))
+}
 
 
 def test_all_rules_of_a_primitive_stand_in_one_file():
@@ -211,6 +260,8 @@ def test_an_upward_import_is_seen(source):
     assert upward_imports(source, "_errors", {"transforms", "device", "_compat", "_errors"})
 
 
-@pytest.mark.parametrize(("source", "count"), [*((s, 1) for s in PRIVATE), *((s, 0) for s in PUBLIC)])
+@pytest.mark.parametrize(
+    ("source", "count"), [*((s, 1) for s in PRIVATE), *((s, 0) for s in PUBLIC)]
+)
 def test_private_mindspore_is_seen(source, count):
     assert len(private_mindspore(source)) == count

@@ -1,4 +1,7 @@
-"""`audit`: what a second derivative is made of, whose rules it uses, and what is zero; and its command."""
+"""`audit`: what a second derivative is made of, whose rules it uses, and what is zero; and its
+command.
+"""
+
 from __future__ import annotations
 
 import os
@@ -56,7 +59,7 @@ def rectified(x):
 
 def branching(x):
     if x.sum() > 0:  # a branch
-        return (x ** 3).sum()
+        return (x**3).sum()
     return ops.tanh(x).sum()
 
 
@@ -66,14 +69,30 @@ def vector(x):
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_changes(tmp_path_factory):
-    """Context, environment, MindSpore's random state and the folder for temporary files, over all tests here."""
+    """Context, environment, MindSpore's random state and the folder for temporary files, over all
+    tests here.
+    """
     own, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("temporary"))
 
     def state():
-        folders = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mindspore_hessian_audit_")}
-        return (ms.get_context("save_graphs"), ms.get_context("save_graphs_path"), ms.get_context("mode"),
-                {name: value for name, value in os.environ.items() if name.startswith("MS_DEV_") and "GRAPH" in name},
-                ms.get_rng_state().asnumpy().tolist(), folders)
+        folders = {
+            name
+            for name in os.listdir(tempfile.gettempdir())
+            if name.startswith("mindspore_hessian_audit_")
+        }
+        return (
+            ms.get_context("save_graphs"),
+            ms.get_context("save_graphs_path"),
+            ms.get_context("mode"),
+            {
+                name: value
+                for name, value in os.environ.items()
+                if name.startswith("MS_DEV_") and "GRAPH" in name
+            },
+            ms.get_rng_state().asnumpy().tolist(),
+            folders,
+        )
+
     before = state()
     yield
     after = state()
@@ -90,7 +109,9 @@ def test_what_is_there_and_whose_it_is():
     assert (rows["Sigmoid"].derivative, rows["TanhGrad"].derivative) == ("mindspore", "ours")
     assert (rows["MatMulExt"].batching, rows["Tanh"].batching) == ("ours", "mindspore")
     assert rows["TanhGrad"].sources == (line_of("# smooth"),)
-    assert str(report).splitlines()[-1] == "verdict: hvp and hessian compile, and no rule is missing"
+    assert (
+        str(report).splitlines()[-1] == "verdict: hvp and hessian compile, and no rule is missing"
+    )
 
 
 def test_rules_of_ours():
@@ -105,7 +126,9 @@ def test_rules_of_ours():
 def test_a_missing_derivative():
     report = audit(aligned, X)
     row = by_name(report)["CTCLossV2Grad"]
-    assert report.rows[0] is row and row.derivative == "missing" and row.sources == (line_of("# CTC"),)
+    assert (
+        report.rows[0] is row and row.derivative == "missing" and row.sources == (line_of("# CTC"),)
+    )
     assert "register_derivative('CTCLossV2Grad'" in row.remedy
     assert report.compiles == (False, False) and not report.structurally_zero
     assert "refused: no derivative of CTCLossV2Grad" in report.summary()
@@ -116,10 +139,14 @@ def test_a_missing_derivative():
 def test_relu_is_structurally_zero_in_its_inputs_only():
     report = audit(rectified, X)
     assert report.structurally_zero and report.variables[0].evidence == PROOF
-    assert "structurally zero" in report.summary() and report.summary().endswith("the Hessian is zero")
+    assert "structurally zero" in report.summary() and report.summary().endswith(
+        "the Hessian is zero"
+    )
     assert not mh.hvp(rectified, X, X).asnumpy().any()
     report = audit(rectified, X, weights=W)
-    assert [(v.name, v.zero) for v in report.variables] == [("weight 'w'", False)] and not report.structurally_zero
+    assert [(v.name, v.zero) for v in report.variables] == [
+        ("weight 'w'", False)
+    ] and not report.structurally_zero
     report = audit(rectified, X, 0, weights=W)
     assert [v.zero for v in report.variables] == [False, False]
 
@@ -127,8 +154,13 @@ def test_relu_is_structurally_zero_in_its_inputs_only():
 def test_zero_without_a_proof():
     def odd(x):
         return (ops.sin(x) + ops.sin(-x)).sum()
+
     report = audit(odd, X)
-    assert report.structurally_zero and report.variables[0].evidence == RANDOM and "no proof" in report.summary()
+    assert (
+        report.structurally_zero
+        and report.variables[0].evidence == RANDOM
+        and "no proof" in report.summary()
+    )
 
 
 def test_control_flow_is_not_batched():
@@ -144,17 +176,31 @@ def test_weights_of_a_network():
     net = nn.SequentialCell(nn.Dense(4, 3), nn.Tanh(), nn.Dense(3, 2))
     loss = nn.CrossEntropyLoss()
     report = audit(lambda x, y: loss(net(x), y), (X, LABELS % 2), weights=net.trainable_params())
-    assert len(report.variables) == 4 and report.compiles.hvp and not any(v.zero for v in report.variables)
+    assert (
+        len(report.variables) == 4
+        and report.compiles.hvp
+        and not any(v.zero for v in report.variables)
+    )
     assert "weight '2.weight' and 1 more" in " ".join(str(report).split())
-    assert by_name(report)["TanhGrad"].sources[0].startswith("test_audit.py:")  # a lambda has its own line
+    assert (
+        by_name(report)["TanhGrad"].sources[0].startswith("test_audit.py:")
+    )  # a lambda has its own line
     assert max(map(len, str(report).splitlines())) <= 120
 
 
-@pytest.mark.parametrize(("call", "error", "text"), [
-    (lambda: audit(3, X), TypeError, "fn must be callable"),
-    (lambda: audit(vector, X), ValueError, "one number"),
-    (lambda: audit(smooth, X, 1), ValueError, "out of range"),
-    (lambda: audit(smooth, X, weights=Parameter(X, name="other")), ValueError, "'other' is not in the function")])
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: audit(3, X), TypeError, "fn must be callable"),
+        (lambda: audit(vector, X), ValueError, "one number"),
+        (lambda: audit(smooth, X, 1), ValueError, "out of range"),
+        (
+            lambda: audit(smooth, X, weights=Parameter(X, name="other")),
+            ValueError,
+            "'other' is not in the function",
+        ),
+    ],
+)
 def test_refused_as_hvp_refuses(call, error, text):
     with pytest.raises(error, match=text):
         call()
@@ -163,8 +209,10 @@ def test_refused_as_hvp_refuses(call, error, text):
 
 def test_a_text_that_is_not_understood():
     assert graph_dump.parse("nothing").lines() == {}
-    graph = graph_dump.parse("# IR entry: @a\nsubgraph @a() {\n  %0(x) = PrimFunc_Exp(%para1_x)\n  what is this\n"
-                               "  %1(y) = %0[@b](%0)\n  Return(%1)\n}\n")
+    graph = graph_dump.parse(
+        "# IR entry: @a\nsubgraph @a() {\n  %0(x) = PrimFunc_Exp(%para1_x)\n  what is this\n"
+        "  %1(y) = %0[@b](%0)\n  Return(%1)\n}\n"
+    )
     assert list(graph.lines()) == ["Exp"] and graph.differentiated({"%para1_x"}) == {"Exp"}
     assert graph.constant_outputs({"%para1_x"}) == []
 
@@ -182,11 +230,28 @@ def test_the_command_as_a_program(tmp_path):
     folder.mkdir()
     (folder / "model.py").write_text(
         "from mindspore import nn\nnet = nn.Dense(4, 1)\n\n\ndef loss(x, y):\n"
-        "    return ((net(x).sum(-1) - y) ** 2).mean()\n")
+        "    return ((net(x).sum(-1) - y) ** 2).mean()\n"
+    )
     root = Path(__file__).resolve().parents[1]
-    child = subprocess.run([sys.executable, "-m", "mindspore_hessian", "audit", "model:loss", "--shape", "3,4",
-                            "--shape", "3", "--weights"], capture_output=True, text=True, timeout=240, cwd=folder,
-                           env={**os.environ, "PYTHONPATH": str(root)})
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mindspore_hessian",
+            "audit",
+            "model:loss",
+            "--shape",
+            "3,4",
+            "--shape",
+            "3",
+            "--weights",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     assert child.returncode == 0, child.stdout + child.stderr[-2000:]
     assert "loss (model.py:5)" in child.stdout and "model.py:6" in child.stdout
     assert {path.name for path in folder.iterdir()} <= {"model.py", "__pycache__"}

@@ -1,4 +1,7 @@
-"""Each bad call of `bad_inputs` ends in one clear error of ours, and leaves everything as it was."""
+"""Each bad call of `bad_inputs` ends in one clear error of ours, and leaves everything as it
+was.
+"""
+
 from __future__ import annotations
 
 import linecache
@@ -16,7 +19,9 @@ from mindspore_hessian import _compat, rules
 
 PACKAGE = str(Path(mh.__file__).parent)
 OURS = (mh.HessianError, ValueError, TypeError, NotImplementedError)
-RAW = re.compile(r"\n|-{10}|C\+\+|ccsrc|function call stack|fake_bprop|not supported between instances")
+RAW = re.compile(
+    r"\n|-{10}|C\+\+|ccsrc|function call stack|fake_bprop|not supported between instances"
+)
 PYTHONS_OWN = "got an unexpected keyword argument"  # what a signature says is clear, and names it
 ROWS = {row.name: row for row in rows()}
 
@@ -30,6 +35,7 @@ def compiled(monkeypatch):
         def __init__(self, *args, **kwargs):
             made.append(self)
             super().__init__(*args, **kwargs)
+
     monkeypatch.setattr(_compat, "Graph", Counted)
     return made
 
@@ -38,9 +44,15 @@ def state():
     """What a call that fails must not change."""
     parameters = [W, OTHER, *NET.get_parameters()]
     generator = np.random.get_state()
-    return ([p.asnumpy().tobytes() for p in parameters], [p.requires_grad for p in parameters],
-            [cell.training for _, cell in NET.cells_and_names()], ms.get_context("mode"),
-            ms.get_rng_state().asnumpy().tobytes(), generator[1].tobytes(), generator[2])
+    return (
+        [p.asnumpy().tobytes() for p in parameters],
+        [p.requires_grad for p in parameters],
+        [cell.training for _, cell in NET.cells_and_names()],
+        ms.get_context("mode"),
+        ms.get_rng_state().asnumpy().tobytes(),
+        generator[1].tobytes(),
+        generator[2],
+    )
 
 
 def raised_by_us(error):
@@ -49,14 +61,21 @@ def raised_by_us(error):
     while tb.tb_next is not None:
         tb = tb.tb_next
     file = tb.tb_frame.f_code.co_filename
-    return file.startswith(PACKAGE) and linecache.getline(file, tb.tb_lineno).lstrip().startswith("raise ")
+    return file.startswith(PACKAGE) and linecache.getline(file, tb.tb_lineno).lstrip().startswith(
+        "raise "
+    )
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NaN, and of what is compiled again and again
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # of NaN, and of what is compiled again and again
 @pytest.mark.parametrize("name", ROWS)
 def test_a_bad_input_is_refused_in_one_paragraph_that_names_it(name, compiled):
     row = ROWS[name]
-    arguments = {key: value.make() if isinstance(value, Made) else value for key, value in row.arguments.items()}
+    arguments = {
+        key: value.make() if isinstance(value, Made) else value
+        for key, value in row.arguments.items()
+    }
     compiled.clear()  # what was made just now
     before, misses = state(), mh.cache_info().misses
     with pytest.raises(OURS) as caught:
@@ -74,23 +93,63 @@ GOOD = {name: (call, good) for name, (call, good, _) in SUBJECTS.items()}
 
 
 def test_the_good_calls_of_the_table_are_good():
-    """So that a row fails by its bad argument alone. (Those without an argument to leave out are bad by themselves.)"""
-    for name in ("hvp", "curvature", "ggnvp", "hessian", "laplacian", "batched_hessian", "HessianOperator", "trace",
-                 "solve", "eigsh", "layer_report", "diagnose", "CurvatureMonitor", "audit"):
+    """So that a row fails by its bad argument alone. (Those without an argument to leave out are
+    bad by themselves.)
+    """
+    for name in (
+        "hvp",
+        "curvature",
+        "ggnvp",
+        "hessian",
+        "laplacian",
+        "batched_hessian",
+        "HessianOperator",
+        "trace",
+        "solve",
+        "eigsh",
+        "layer_report",
+        "diagnose",
+        "CurvatureMonitor",
+        "audit",
+    ):
         call, good = GOOD[name]
-        call(**{key: value.make() if isinstance(value, Made) else value for key, value in good.items()})
+        call(
+            **{
+                key: value.make() if isinstance(value, Made) else value
+                for key, value in good.items()
+            }
+        )
 
 
 def test_the_table_covers_every_public_function():
     """Classes of results and errors are not called by users."""
     called = {name.split(",")[0].split(" ")[0] for name in SUBJECTS}
-    without = {"cache_info", "clear_cache", "available_devices", "device_info", "Operator", "Identity"}  # no arguments
-    wanted = {name for name in mh.__all__ if callable(getattr(mh, name)) and not (
-        isinstance(getattr(mh, name), type) and (issubclass(getattr(mh, name), BaseException | tuple)
-                                                 or hasattr(getattr(mh, name), "__dataclass_fields__")))}
+    without = {
+        "cache_info",
+        "clear_cache",
+        "available_devices",
+        "device_info",
+        "Operator",
+        "Identity",
+    }  # no arguments
+    wanted = {
+        name
+        for name in mh.__all__
+        if callable(getattr(mh, name))
+        and not (
+            isinstance(getattr(mh, name), type)
+            and (
+                issubclass(getattr(mh, name), BaseException | tuple)
+                or hasattr(getattr(mh, name), "__dataclass_fields__")
+            )
+        )
+    }
     assert wanted - called - without == set()
-    assert {f"optim.{name}" for name in mh.optim.__all__
-            if not hasattr(getattr(mh.optim, name), "__dataclass_fields__")} - called == set()
+    assert {
+        f"optim.{name}"
+        for name in mh.optim.__all__
+        if not hasattr(getattr(mh.optim, name), "__dataclass_fields__")
+    } - called == set()
 
 
 def test_no_bad_rule_was_registered():
@@ -100,10 +159,12 @@ def test_no_bad_rule_was_registered():
 
 def test_an_error_of_ours_is_not_its_own_cause():
     """A ring of causes is gone through without end (by us, and by whoever prints it)."""
+
     def f(x):
         if x.sum() > 0:
-            return (x ** 3).sum()
-        return (x ** 2).sum()
+            return (x**3).sum()
+        return (x**2).sum()
+
     with pytest.raises(mh.MissingRuleError, match="loses a term") as caught:
         mh.hvp(f, bad_inputs.X, bad_inputs.V, mode="fwdrev")
     assert caught.value.__cause__ is not caught.value

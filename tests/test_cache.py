@@ -1,4 +1,5 @@
 """Compiled once, and never stale: what hits the cache, what must not, threads, forks, memory."""
+
 from __future__ import annotations
 
 import gc
@@ -35,7 +36,8 @@ def counts():
 
 def scaled(c):
     def f(x):
-        return (x ** 3 * c).sum()
+        return (x**3 * c).sum()
+
     return f
 
 
@@ -65,18 +67,18 @@ TABLE = {"scale": [1.0]}
 
 
 def with_global(x):
-    return (x ** 3 * SCALE).sum()
+    return (x**3 * SCALE).sum()
 
 
 def with_table(x):
-    return (x ** 3 * TABLE["scale"][0]).sum()
+    return (x**3 * TABLE["scale"][0]).sum()
 
 
 class Holder:
     scale = 1.0
 
     def method(self, x):
-        return (x ** 3 * self.scale).sum()
+        return (x**3 * self.scale).sum()
 
 
 class Net(nn.Cell):
@@ -85,7 +87,7 @@ class Net(nn.Cell):
         self.scale = 1.0
 
     def construct(self, x):
-        return (x ** 3 * self.scale).sum()
+        return (x**3 * self.scale).sum()
 
 
 def factor(f, x=X):
@@ -113,7 +115,8 @@ def test_what_a_function_captured_and_then_changed_is_seen(monkeypatch):
     c = 1.0
 
     def f(x):
-        return (x ** 3 * c).sum()
+        return (x**3 * c).sum()
+
     assert factor(f) == [1, 1]
     c = 7.0
     assert factor(f) == [7, 7]
@@ -136,7 +139,8 @@ def test_an_object_array_changed_in_place_is_seen():
     factors = np.array([2.0, "a label"], object)
 
     def f(x):
-        return (x ** 2).sum() * factors[0]
+        return (x**2).sum() * factors[0]
+
     token = captures.Captures(f).token
     assert captures.Captures(f).token == token
     factors[0] = 3.0
@@ -146,7 +150,9 @@ def test_an_object_array_changed_in_place_is_seen():
 def test_what_a_function_captured_is_read_once_for_all_chunks(monkeypatch):
     read = []
     token = captures.tensor_token
-    monkeypatch.setattr(captures, "tensor_token", lambda tensor: read.append(tensor) or token(tensor))
+    monkeypatch.setattr(
+        captures, "tensor_token", lambda tensor: read.append(tensor) or token(tensor)
+    )
     matrix = np.arange(36.0).reshape(6, 6)
     captured, x = Tensor(matrix), Tensor(np.ones(6))
     chunked = hessian(lambda x: (x * ops.matmul(captured, x)).sum(), chunk_size=2)
@@ -162,8 +168,12 @@ def test_what_a_function_captured_is_read_once_for_all_chunks(monkeypatch):
 def test_numbers_that_only_look_equal_are_told_apart():
     def sign(c):
         def f(x):
-            return (ops.atan2(x * 0 + c, x * 0 - 1) * x * x).sum()  # atan2(0, -1) = pi, atan2(-0, -1) = -pi
+            return (
+                ops.atan2(x * 0 + c, x * 0 - 1) * x * x
+            ).sum()  # atan2(0, -1) = pi, atan2(-0, -1) = -pi
+
         return f
+
     assert hvp(sign(0.0), X, V).asnumpy()[0] > 0
     one, true = hvp(scaled(1), X, V), hvp(scaled(True), X, V)
     np.testing.assert_array_equal(one.asnumpy(), true.asnumpy())
@@ -210,6 +220,7 @@ def test_training_mode_is_part_of_the_function_and_statistics_stay():
 
     def f(x):
         return (net(x) ** 3).sum()
+
     net.set_train(False)
     evaluated = hvp(f, x, v).asnumpy().copy()
     net.set_train(True)
@@ -225,8 +236,12 @@ def test_training_mode_is_part_of_the_function_and_statistics_stay():
 def test_views_of_other_tensors_are_read_rightly():
     table = Tensor(np.arange(12.0).reshape(3, 4))
     v = Tensor(np.ones((4, 3)))
-    for x in (table.T, ops.broadcast_to(Tensor([1.0, 2.0, 3.0], ms.float64), (4, 3)), Tensor(np.ones((4, 6)))[:, ::2]):
-        np.testing.assert_allclose(hvp(lambda x: (x ** 3).sum(), x, v).asnumpy(), 6 * x.asnumpy())
+    for x in (
+        table.T,
+        ops.broadcast_to(Tensor([1.0, 2.0, 3.0], ms.float64), (4, 3)),
+        Tensor(np.ones((4, 6)))[:, ::2],
+    ):
+        np.testing.assert_allclose(hvp(lambda x: (x**3).sum(), x, v).asnumpy(), 6 * x.asnumpy())
 
 
 def test_results_outlive_the_next_call():
@@ -286,6 +301,7 @@ def test_threads_get_right_numbers():
                     hvp(scaled(float(number)), x, V)
         except Exception as err:
             errors.append(err)
+
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
@@ -349,16 +365,22 @@ print("GROWTH", resident() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("different", "calls", "bound"), [(False, 1000, 8.0), (True, 60, 60.0)],
-                         ids=["equal closures", "different closures"])
+@pytest.mark.parametrize(
+    ("different", "calls", "bound"),
+    [(False, 1000, 8.0), (True, 60, 60.0)],
+    ids=["equal closures", "different closures"],
+)
 def test_memory_stays_bounded(different, calls, bound, tmp_path):
-    """Equal closures: nothing. Different ones: 0.64 MiB each were seen, where compiling again leaks 2 to 7.
+    """Equal closures: nothing. Different ones: 0.64 MiB each were seen, where compiling again leaks
+    2 to 7.
 
     ci/bench/memory.py runs 1,000 different ones.
     """
     file = tmp_path / "growth.py"
     file.write_text(GROWTH.replace("DIFFERENT", str(different)).replace("CALLS", str(calls)))
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, str(file)], capture_output=True, text=True, timeout=240, check=False
+    )
     assert "GROWTH" in done.stdout, textwrap.shorten(done.stderr, 2000)
     assert float(done.stdout.split("GROWTH")[1]) < bound
 
@@ -368,14 +390,16 @@ def test_compiling_does_not_collect_all_garbage_and_leaves_what_the_user_froze(f
     """MindSpore calls gc.collect() at each compilation: 0.1 s or more in a large process."""
     seen = []
     collect = gc.collect
-    monkeypatch.setattr(gc, "collect", lambda *args: seen.append(gc.get_freeze_count()) or collect(*args))
+    monkeypatch.setattr(
+        gc, "collect", lambda *args: seen.append(gc.get_freeze_count()) or collect(*args)
+    )
     if frozen:
         gc.freeze()
     try:
         before = gc.get_freeze_count()
         for number in range(2 if frozen else 16):
             shape = (3 + number,)
-            mh.hvp(lambda x: (x ** 2).sum(), Tensor(np.ones(shape)), Tensor(np.ones(shape)))
+            mh.hvp(lambda x: (x**2).sum(), Tensor(np.ones(shape)), Tensor(np.ones(shape)))
         after = gc.get_freeze_count()
     finally:
         gc.unfreeze()
@@ -386,7 +410,10 @@ def test_compiling_does_not_collect_all_garbage_and_leaves_what_the_user_froze(f
 
 
 def test_a_compiled_function_that_is_dropped_is_freed():
-    """MindSpore keeps some Cells for ever: those that call a function among their attributes with ``*args``."""
+    """MindSpore keeps some Cells for ever: those that call a function among their attributes with
+    ``*args``.
+    """
+
     def alive():
         gc.collect()
         return sum(type(thing) is _compat._Holder for thing in gc.get_objects())
@@ -402,7 +429,9 @@ def test_a_compiled_function_that_is_dropped_is_freed():
 
 
 @pytest.mark.parametrize("times", [1, 2, 9])
-def test_a_graph_at_which_mindspore_lost_its_way_is_compiled_once_more_and_then_as_a_function(monkeypatch, times):
+def test_a_graph_at_which_mindspore_lost_its_way_is_compiled_once_more_and_then_as_a_function(
+    monkeypatch, times
+):
     failures = ["The pointer[real_primal_func] is null."] * times
 
     class Failing(_compat.Graph):
@@ -410,6 +439,7 @@ def test_a_graph_at_which_mindspore_lost_its_way_is_compiled_once_more_and_then_
             if failures:
                 raise RuntimeError(failures.pop())
             super().__init__(*args)
+
     monkeypatch.setattr(_compat, "Graph", Failing)
     if times < 9:
         np.testing.assert_allclose(hvp(scaled(2.0), X, V).asnumpy(), 12 * X.asnumpy())

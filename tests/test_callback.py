@@ -1,8 +1,9 @@
 """`CurvatureMonitor`: training goes on bit by bit as without it, and what it measures is right.
 
-Trainings have at most five steps: MindSpore's dropout on CPU chooses its number of threads by timing at the sixth call,
-and from then on its masks differ from run to run, without any monitor.
+Trainings have at most five steps: MindSpore's dropout on CPU chooses its number of threads by
+timing at the sixth call, and from then on its masks differ from run to run, without any monitor.
 """
+
 from __future__ import annotations
 
 import csv
@@ -65,13 +66,25 @@ def outcome(train, watched, **arguments):
     net = Net()
     optimizer = nn.SGD(net.trainable_params(), 0.1, momentum=0.9)
     data = ds.NumpySlicesDataset({"x": X, "y": Y}, shuffle=True).batch(6)
-    source = data if train is by_model else (X, Y)  # the very pipeline that the training goes through
-    monitors = [CurvatureMonitor(source, net, nn.CrossEntropyLoss(), **arguments)] if watched else []
+    source = (
+        data if train is by_model else (X, Y)
+    )  # the very pipeline that the training goes through
+    monitors = (
+        [CurvatureMonitor(source, net, nn.CrossEntropyLoss(), **arguments)] if watched else []
+    )
     train(net, optimizer, monitors, data)
-    left = {p.name: p.asnumpy().tobytes() for p in (*net.get_parameters(), *optimizer.get_parameters())}
+    left = {
+        p.name: p.asnumpy().tobytes() for p in (*net.get_parameters(), *optimizer.get_parameters())
+    }
     left["training"] = [cell.training for _, cell in net.cells_and_names()]
-    left["random"] = [random.random(), np.random.rand(), ms.get_seed(), ms.get_rng_state().asnumpy().tobytes(),
-                      ops.standard_normal((3,)).asnumpy().tobytes(), ops.dropout(ms.Tensor(X)).asnumpy().tobytes()]
+    left["random"] = [
+        random.random(),
+        np.random.rand(),
+        ms.get_seed(),
+        ms.get_rng_state().asnumpy().tobytes(),
+        ops.standard_normal((3,)).asnumpy().tobytes(),
+        ops.dropout(ms.Tensor(X)).asnumpy().tobytes(),
+    ]
     return left, net, monitors
 
 
@@ -86,15 +99,19 @@ def check_numbers(net, op, found):
     assert found.loss == pytest.approx(float(loss.asnumpy()), rel=1e-5) and found.gradient_norm > 0
 
 
-@pytest.mark.parametrize(("train", "metrics", "mode"), [(by_model, ("density",), ms.GRAPH_MODE),
-                                                        (by_hand, ("sharpness", "trace"), ms.PYNATIVE_MODE)])
+@pytest.mark.parametrize(
+    ("train", "metrics", "mode"),
+    [(by_model, ("density",), ms.GRAPH_MODE), (by_hand, ("sharpness", "trace"), ms.PYNATIVE_MODE)],
+)
 def test_training_goes_on_as_without(train, metrics, mode):
     before = ms.get_context("mode")
     ms.set_context(mode=mode)
     try:
         alone = outcome(train, False)[0]
         watched, net, (monitor,) = outcome(train, True, every=2, metrics=metrics, tol=1e-4)
-        assert any(name.endswith("moving_mean") for name in alone) and any("stat" in name for name in alone)
+        assert any(name.endswith("moving_mean") for name in alone) and any(
+            "stat" in name for name in alone
+        )
         assert watched == alone and all(alone["training"])
         first, last = monitor.history
         assert (first.step, last.step) == (2, 4)
@@ -103,18 +120,28 @@ def test_training_goes_on_as_without(train, metrics, mode):
             assert (getattr(last, name) is not None) == (name in metrics)
         if train is by_hand:
             check_numbers(net, monitor.op, last)
-        assert 0 < last.share < 1 and 0 < first.share < 1 and last.seconds < first.seconds  # the first one compiles
+        assert (
+            0 < last.share < 1 and 0 < first.share < 1 and last.seconds < first.seconds
+        )  # the first one compiles
     finally:
         ms.set_context(mode=before)
 
 
-# --- operators of numpy: what needs no compiler -----------------------------------------------------------------
+# --- operators of numpy: what needs no compiler ---------------------------------------------------
+
 
 class Matrix(Operator):
-    """A matrix that changes by `drift` at each step of the test, and does `mischief` at each product."""
+    """A matrix that changes by `drift` at each step of the test, and does `mischief` at each
+    product.
+    """
 
     def __init__(self, matrix, mischief=lambda: None, slope=None, loss=1.0):
-        self.matrix, self.mischief, self.shape, self.dtype = matrix, mischief, matrix.shape, np.dtype(np.float64)
+        self.matrix, self.mischief, self.shape, self.dtype = (
+            matrix,
+            mischief,
+            matrix.shape,
+            np.dtype(np.float64),
+        )
         if slope is not None:
             self.gradient_and_loss = lambda: (slope, loss)
 
@@ -132,7 +159,9 @@ def monitor_of(size=3, **arguments):
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
 def test_state_comes_back_even_after_an_error(error):
-    net = nn.SequentialCell(nn.Dense(2, 2), nn.BatchNorm1d(2), nn.SequentialCell(nn.Dropout(p=0.5), nn.Dense(2, 1)))
+    net = nn.SequentialCell(
+        nn.Dense(2, 2), nn.BatchNorm1d(2), nn.SequentialCell(nn.Dropout(p=0.5), nn.Dense(2, 1))
+    )
     net.set_train()
     net[2][0].set_train(False)
     frozen = net[1].moving_mean
@@ -149,8 +178,13 @@ def test_state_comes_back_even_after_an_error(error):
             raise error("stop")
 
     def state():
-        return ([cell.training for _, cell in net.cells_and_names()], random.getstate(),
-                np.random.get_state()[1].tolist(), ms.get_rng_state().asnumpy().tolist(), frozen.asnumpy().tobytes())
+        return (
+            [cell.training for _, cell in net.cells_and_names()],
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            ms.get_rng_state().asnumpy().tolist(),
+            frozen.asnumpy().tobytes(),
+        )
 
     before = state()
     monitor = CurvatureMonitor(Matrix(np.eye(3), mischief), network=net, every=1)
@@ -165,28 +199,48 @@ def test_state_comes_back_even_after_an_error(error):
 
 def test_every_is_respected():
     monitor = monitor_of(every=3)
-    assert [monitor.step() is not None for _ in range(7)] == [False, False, True, False, False, True, False]
+    assert [monitor.step() is not None for _ in range(7)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     assert [one.step for one in monitor.history] == [3, 6]
     assert monitor.step(8) is None and monitor.step(14).step == 14  # 9 and 12 lie on the way
-    assert monitor.step(2) is None and monitor.step(3).step == 3    # a new count
+    assert monitor.step(2) is None and monitor.step(3).step == 3  # a new count
     assert monitor_of(every=3).step(1000) is None and monitor_of(every=3).step(999) is not None
     assert monitor.measure().step == 3 and monitor.step(4) is None
     assert 0 < monitor.share < 1
 
 
 def test_the_share_of_the_time():
-    monitor = CurvatureMonitor(Matrix(np.eye(3), lambda: time.sleep(0.1)), every=2, metrics=("trace",), max_products=4)
+    monitor = CurvatureMonitor(
+        Matrix(np.eye(3), lambda: time.sleep(0.1)), every=2, metrics=("trace",), max_products=4
+    )
     for _ in range(4):
         time.sleep(0.2)
         found = monitor.step()
-    assert found.seconds >= 0.1 and found.share == pytest.approx(found.seconds / (found.seconds + 0.4), abs=0.1)
+    assert found.seconds >= 0.1 and found.share == pytest.approx(
+        found.seconds / (found.seconds + 0.4), abs=0.1
+    )
     assert monitor.share == pytest.approx(found.share, abs=0.1)
 
 
 def test_what_was_not_measured_is_none():
     found = monitor_of(every=1, metrics=("trace",)).step()
     assert found.trace == pytest.approx(6) and found.num_products > 0
-    for name in ("sharpness", "sharpness_residual", "density", "loss", "gradient_norm", "learning_rate", "threshold"):
+    for name in (
+        "sharpness",
+        "sharpness_residual",
+        "density",
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+        "threshold",
+    ):
         assert getattr(found, name) is None
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.trace = 0
@@ -208,8 +262,12 @@ def test_a_warm_start_is_cheaper():
 
 
 def test_budget_and_trace_tolerance():
-    spent = [CurvatureMonitor(Matrix(dense(np.arange(100.0))), every=1, metrics=(metric,), max_products=20).step()
-             for metric in ("sharpness", "trace", "density")]
+    spent = [
+        CurvatureMonitor(
+            Matrix(dense(np.arange(100.0))), every=1, metrics=(metric,), max_products=20
+        ).step()
+        for metric in ("sharpness", "trace", "density")
+    ]
     assert all(one.num_products <= 20 for one in spent)
     assert spent[2].density.nodes.shape == (2, 10)
     assert monitor_of(50, every=1, metrics=("trace",), max_products=1000).step().num_products == 16
@@ -233,7 +291,9 @@ def test_files_parse_back(tmp_path, suffix):
     again = monitor_of(every=1, file=str(path))  # goes on in the same file
     again.step(3)
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file)) if suffix == ".csv" else [json.loads(line) for line in file]
+        rows = (
+            list(csv.DictReader(file)) if suffix == ".csv" else [json.loads(line) for line in file]
+        )
     assert len(rows) == 3
     for row, one in zip(rows, monitor.history + again.history, strict=True):
         assert set(row) - {"density"} == set(COLUMNS)
@@ -241,7 +301,9 @@ def test_files_parse_back(tmp_path, suffix):
             assert (float(row[name]) if row[name] not in ("", None) else None) == value
     if suffix == ".jsonl":
         density = rows[0]["density"]
-        assert np.sum(np.array(density["nodes"]) * density["weights"]) / len(density["nodes"]) == pytest.approx(2)
+        assert np.sum(np.array(density["nodes"]) * density["weights"]) / len(
+            density["nodes"]
+        ) == pytest.approx(2)
         assert "density" not in rows[2]
 
 
@@ -250,10 +312,15 @@ def test_tensorboard(tmp_path, monkeypatch):
 
     class SummaryWriter:
         def __init__(self, folder):
-            self.add_scalar, self.flush = lambda *scalar: written.append((folder, *scalar)), lambda: None
+            self.add_scalar, self.flush = (
+                lambda *scalar: written.append((folder, *scalar)),
+                lambda: None,
+            )
             self.close = lambda: closed.append(folder)
 
-    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setitem(
+        sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    )
     with monitor_of(every=1, metrics=("sharpness",), tensorboard=tmp_path) as monitor:
         found = monitor.step()
         assert (str(tmp_path), "curvature/sharpness", found.sharpness, 1) in written
@@ -293,19 +360,33 @@ def test_learning_rates():
     schedule = nn.NaturalExpDecayLR(0.5, 0.1, 1)
     assert rate(schedule, 3) == pytest.approx(0.5 * np.exp(-0.2), rel=1e-6)
     for second, expected in ((0.5, 0.5), (0.25, None)):
-        assert rate(0.5, groups=[{"params": parameters[:1]}, {"params": parameters[1:], "lr": second}]) == expected
+        assert (
+            rate(0.5, groups=[{"params": parameters[:1]}, {"params": parameters[1:], "lr": second}])
+            == expected
+        )
     assert learning_rate_of(Groups()) == 0.25 and learning_rate_of(ms.Tensor(0.5)) == 0.5
     assert learning_rate_of(None) is None
     with pytest.raises(TypeError, match="learning_rate"):
         monitor_of(every=1).step(learning_rate="fast")
 
 
-@pytest.mark.parametrize(("arguments", "error", "word"), [
-    ({"metrics": ("sharpnes",)}, ValueError, "sharpnes"), ({"metrics": "trace"}, TypeError, "metrics"),
-    ({"every": 0}, ValueError, "every"), ({"every": 1.5}, TypeError, "every"), ({"file": "a.txt"}, ValueError, "csv"),
-    ({"file": "nowhere/a.csv"}, ValueError, "folder"), ({"max_products": 1}, ValueError, "max_products"),
-    ({"tol": 0}, ValueError, "tol"), ({"seed": -1}, ValueError, "seed"), ({"options": {"a": 3}}, ValueError, "options"),
-    ({"loss_fn": nn.MSELoss()}, ValueError, "loss_fn"), ({"network": len}, TypeError, "network")])
+@pytest.mark.parametrize(
+    ("arguments", "error", "word"),
+    [
+        ({"metrics": ("sharpnes",)}, ValueError, "sharpnes"),
+        ({"metrics": "trace"}, TypeError, "metrics"),
+        ({"every": 0}, ValueError, "every"),
+        ({"every": 1.5}, TypeError, "every"),
+        ({"file": "a.txt"}, ValueError, "csv"),
+        ({"file": "nowhere/a.csv"}, ValueError, "folder"),
+        ({"max_products": 1}, ValueError, "max_products"),
+        ({"tol": 0}, ValueError, "tol"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"options": {"a": 3}}, ValueError, "options"),
+        ({"loss_fn": nn.MSELoss()}, ValueError, "loss_fn"),
+        ({"network": len}, TypeError, "network"),
+    ],
+)
 def test_refusals(arguments, error, word):
     with pytest.raises(error, match=word):
         monitor_of(**arguments)
@@ -329,7 +410,9 @@ def test_the_network_of_an_operator_is_found():
         net.set_train()
         seen = []
         monitor = CurvatureMonitor(source, metrics=())
-        monitor.op.gradient_and_loss = lambda seen=seen: seen.append(net.drop.training) or ([np.zeros(3)] * 6, 0.0)
+        monitor.op.gradient_and_loss = lambda seen=seen: (
+            seen.append(net.drop.training) or ([np.zeros(3)] * 6, 0.0)
+        )
         monitor.op.flatten = np.concatenate
         monitor.measure()
         assert seen == [False] and net.drop.training

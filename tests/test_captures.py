@@ -1,4 +1,7 @@
-"""A value that a function reads from anywhere is changed between two calls, and counts: against the closed form."""
+"""A value that a function reads from anywhere is changed between two calls, and counts: against the
+closed form.
+"""
+
 from __future__ import annotations
 
 import abc
@@ -169,6 +172,7 @@ def kept_by_closure(c):
     class Holder:
         def factor(self):
             return table["c"]
+
     return Holder(), table
 
 
@@ -177,7 +181,12 @@ user_dict, user_list = collections.UserDict(c=1.0), collections.UserList([1.0])
 ordered, default = collections.OrderedDict(c=1.0), collections.defaultdict(float, c=1.0)
 behind = {"c": 1.0}
 chain, proxy = collections.ChainMap({}, behind), types.MappingProxyType(behind)
-queue, numbers, bytes_, view = collections.deque([1.0]), array.array("d", [1.0]), bytearray(b"\x01"), bytearray(b"\x01")
+queue, numbers, bytes_, view = (
+    collections.deque([1.0]),
+    array.array("d", [1.0]),
+    bytearray(b"\x01"),
+    bytearray(b"\x01"),
+)
 memory = memoryview(view)
 slots, more_slots, slots_data, data = Slots(), MoreSlots(), SlotsData(), Data()
 named, of_dict, dots, lookup = Named([1.0]), OfDict(1.0), DotDict(c=1.0), Lookup(1.0)
@@ -192,7 +201,7 @@ two_names = types.SimpleNamespace(first=1.0, second=5.0)
 
 
 def times(table, x):
-    return table["c"] * (x ** 2).sum()
+    return table["c"] * (x**2).sum()
 
 
 def of_metaclass():
@@ -206,62 +215,124 @@ def set_global(value):
 def renew_property():
     def c(self):
         return 3.0
+
     ReadsGlobal.c = property(c)
 
 
 # what is read, and what makes it 3 where it was 1
 CHANGES = {
-    "class attribute": (lambda x: Config.c * (x ** 2).sum(), lambda: setattr(Config, "c", 3.0)),
-    "class attribute by an instance": (lambda x: INSTANCE.c * (x ** 2).sum(),
-                                       lambda: setattr(type(INSTANCE), "c", 3.0)),
-    "inherited class attribute": (lambda x: Child.c * (x ** 2).sum(), lambda: setattr(Config, "c", 3.0)),
-    "table on a class": (lambda x: Config.nested["c"][0] * (x ** 2).sum(),
-                         lambda: Config.nested["c"].__setitem__(0, 3.0)),
-    "class attribute of an ABC": (lambda x: OfAbstract.c * (x ** 2).sum(), lambda: setattr(Abstract, "c", 3.0)),
-    "class attribute of a Generic": (lambda x: OfGeneric.c * (x ** 2).sum(), lambda: setattr(Generic, "c", 3.0)),
-    "attribute of a metaclass": (lambda x: OfMeta.c * (x ** 2).sum(), lambda: setattr(Meta, "c", 3.0)),
-    "value of an Enum member": (lambda x: Option.TABLE.value["c"] * (x ** 2).sum(),
-                                lambda: Option.TABLE.value.update(c=3.0)),
-    "SimpleNamespace": (lambda x: space.c * (x ** 2).sum(), lambda: setattr(space, "c", 3.0)),
-    "one of two attributes": (lambda x: two_names.first * (x ** 2).sum(), lambda: setattr(two_names, "first", 3.0)),
-    "argparse.Namespace": (lambda x: parsed.c * (x ** 2).sum(), lambda: setattr(parsed, "c", 3.0)),
-    "UserDict": (lambda x: user_dict["c"] * (x ** 2).sum(), lambda: user_dict.update(c=3.0)),
-    "UserList": (lambda x: user_list[0] * (x ** 2).sum(), lambda: user_list.__setitem__(0, 3.0)),
-    "OrderedDict": (lambda x: ordered["c"] * (x ** 2).sum(), lambda: ordered.update(c=3.0)),
-    "defaultdict": (lambda x: default["c"] * (x ** 2).sum(), lambda: default.update(c=3.0)),
-    "ChainMap": (lambda x: chain["c"] * (x ** 2).sum(), lambda: behind.update(c=3.0)),
-    "MappingProxyType": (lambda x: proxy["c"] * (x ** 2).sum(), lambda: behind.update(c=3.0)),
-    "deque": (lambda x: queue[0] * (x ** 2).sum(), lambda: queue.__setitem__(0, 3.0)),
-    "array.array": (lambda x: numbers[0] * (x ** 2).sum(), lambda: numbers.__setitem__(0, 3.0)),
-    "bytearray": (lambda x: bytes_[0] * (x ** 2).sum(), lambda: bytes_.__setitem__(0, 3)),
-    "memoryview": (lambda x: memory[0] * (x ** 2).sum(), lambda: view.__setitem__(0, 3)),
-    "__slots__": (lambda x: slots.c * (x ** 2).sum(), lambda: setattr(slots, "c", 3.0)),
-    "inherited __slots__": (lambda x: more_slots.c * (x ** 2).sum(), lambda: setattr(more_slots, "c", 3.0)),
-    "dataclass with slots": (lambda x: slots_data.c * (x ** 2).sum(), lambda: setattr(slots_data, "c", 3.0)),
-    "dataclass": (lambda x: data.c * (x ** 2).sum(), lambda: setattr(data, "c", 3.0)),
-    "namedtuple of a list": (lambda x: named.c[0] * (x ** 2).sum(), lambda: named.c.__setitem__(0, 3.0)),
-    "attribute of a dict": (lambda x: of_dict.c * (x ** 2).sum(), lambda: setattr(of_dict, "c", 3.0)),
-    "dict with __getattr__": (lambda x: dots.c * (x ** 2).sum(), lambda: dots.update(c=3.0)),
-    "object with __getattr__": (lambda x: lookup.c * (x ** 2).sum(), lambda: lookup._content.update(c=3.0)),
-    "property that reads a global": (lambda x: reads_global.c * (x ** 2).sum(), lambda: set_global(3.0)),
-    "descriptor that reads a global": (lambda x: described.c * (x ** 2).sum(), lambda: set_global(3.0)),
-    "another property": (lambda x: reads_global.c * (x ** 2).sum(), renew_property),
-    "cached_property": (lambda x: lazy.c * (x ** 2).sum(), lambda: setattr(lazy, "c", 3.0)),
-    "import pkg.inner": (lambda x: package.inner.c * (x ** 2).sum(), lambda: setattr(package.inner, "c", 3.0)),
-    "alias of a module": (lambda x: alias.c * (x ** 2).sum(), lambda: setattr(alias, "c", 3.0)),
-    "module attribute": (lambda x: package.c * (x ** 2).sum(), lambda: setattr(package, "c", 3.0)),
-    "structured array": (lambda x: float_of(structured) * (x ** 2).sum(), lambda: structured["c"].__setitem__(0, 3.0)),
-    "array": (lambda x: float(plain_array[0]) * (x ** 2).sum(), lambda: plain_array.__setitem__(0, 3.0)),
-    "array of objects": (lambda x: object_array[0] * (x ** 2).sum(), lambda: object_array.__setitem__(0, 3.0)),
-    "numpy scalar": (lambda x: float(scalars["c"]) * (x ** 2).sum(), lambda: scalars.update(c=np.float64(3.0))),
-    "long list": (lambda x: long_list[99] * (x ** 2).sum(), lambda: long_list.__setitem__(99, 3.0)),
-    "long dict": (lambda x: long_dict[99] * (x ** 2).sum(), lambda: long_dict.__setitem__(99, 3.0)),
-    "closure of a method": (lambda x: holder.factor() * (x ** 2).sum(), lambda: holder_table.update(c=3.0)),
-    "getattr": (lambda x: getattr(space, "d" if False else "c") * (x ** 2).sum(), lambda: setattr(space, "c", 3.0)),
+    "class attribute": (lambda x: Config.c * (x**2).sum(), lambda: setattr(Config, "c", 3.0)),
+    "class attribute by an instance": (
+        lambda x: INSTANCE.c * (x**2).sum(),
+        lambda: setattr(type(INSTANCE), "c", 3.0),
+    ),
+    "inherited class attribute": (
+        lambda x: Child.c * (x**2).sum(),
+        lambda: setattr(Config, "c", 3.0),
+    ),
+    "table on a class": (
+        lambda x: Config.nested["c"][0] * (x**2).sum(),
+        lambda: Config.nested["c"].__setitem__(0, 3.0),
+    ),
+    "class attribute of an ABC": (
+        lambda x: OfAbstract.c * (x**2).sum(),
+        lambda: setattr(Abstract, "c", 3.0),
+    ),
+    "class attribute of a Generic": (
+        lambda x: OfGeneric.c * (x**2).sum(),
+        lambda: setattr(Generic, "c", 3.0),
+    ),
+    "attribute of a metaclass": (
+        lambda x: OfMeta.c * (x**2).sum(),
+        lambda: setattr(Meta, "c", 3.0),
+    ),
+    "value of an Enum member": (
+        lambda x: Option.TABLE.value["c"] * (x**2).sum(),
+        lambda: Option.TABLE.value.update(c=3.0),
+    ),
+    "SimpleNamespace": (lambda x: space.c * (x**2).sum(), lambda: setattr(space, "c", 3.0)),
+    "one of two attributes": (
+        lambda x: two_names.first * (x**2).sum(),
+        lambda: setattr(two_names, "first", 3.0),
+    ),
+    "argparse.Namespace": (lambda x: parsed.c * (x**2).sum(), lambda: setattr(parsed, "c", 3.0)),
+    "UserDict": (lambda x: user_dict["c"] * (x**2).sum(), lambda: user_dict.update(c=3.0)),
+    "UserList": (lambda x: user_list[0] * (x**2).sum(), lambda: user_list.__setitem__(0, 3.0)),
+    "OrderedDict": (lambda x: ordered["c"] * (x**2).sum(), lambda: ordered.update(c=3.0)),
+    "defaultdict": (lambda x: default["c"] * (x**2).sum(), lambda: default.update(c=3.0)),
+    "ChainMap": (lambda x: chain["c"] * (x**2).sum(), lambda: behind.update(c=3.0)),
+    "MappingProxyType": (lambda x: proxy["c"] * (x**2).sum(), lambda: behind.update(c=3.0)),
+    "deque": (lambda x: queue[0] * (x**2).sum(), lambda: queue.__setitem__(0, 3.0)),
+    "array.array": (lambda x: numbers[0] * (x**2).sum(), lambda: numbers.__setitem__(0, 3.0)),
+    "bytearray": (lambda x: bytes_[0] * (x**2).sum(), lambda: bytes_.__setitem__(0, 3)),
+    "memoryview": (lambda x: memory[0] * (x**2).sum(), lambda: view.__setitem__(0, 3)),
+    "__slots__": (lambda x: slots.c * (x**2).sum(), lambda: setattr(slots, "c", 3.0)),
+    "inherited __slots__": (
+        lambda x: more_slots.c * (x**2).sum(),
+        lambda: setattr(more_slots, "c", 3.0),
+    ),
+    "dataclass with slots": (
+        lambda x: slots_data.c * (x**2).sum(),
+        lambda: setattr(slots_data, "c", 3.0),
+    ),
+    "dataclass": (lambda x: data.c * (x**2).sum(), lambda: setattr(data, "c", 3.0)),
+    "namedtuple of a list": (
+        lambda x: named.c[0] * (x**2).sum(),
+        lambda: named.c.__setitem__(0, 3.0),
+    ),
+    "attribute of a dict": (lambda x: of_dict.c * (x**2).sum(), lambda: setattr(of_dict, "c", 3.0)),
+    "dict with __getattr__": (lambda x: dots.c * (x**2).sum(), lambda: dots.update(c=3.0)),
+    "object with __getattr__": (
+        lambda x: lookup.c * (x**2).sum(),
+        lambda: lookup._content.update(c=3.0),
+    ),
+    "property that reads a global": (
+        lambda x: reads_global.c * (x**2).sum(),
+        lambda: set_global(3.0),
+    ),
+    "descriptor that reads a global": (
+        lambda x: described.c * (x**2).sum(),
+        lambda: set_global(3.0),
+    ),
+    "another property": (lambda x: reads_global.c * (x**2).sum(), renew_property),
+    "cached_property": (lambda x: lazy.c * (x**2).sum(), lambda: setattr(lazy, "c", 3.0)),
+    "import pkg.inner": (
+        lambda x: package.inner.c * (x**2).sum(),
+        lambda: setattr(package.inner, "c", 3.0),
+    ),
+    "alias of a module": (lambda x: alias.c * (x**2).sum(), lambda: setattr(alias, "c", 3.0)),
+    "module attribute": (lambda x: package.c * (x**2).sum(), lambda: setattr(package, "c", 3.0)),
+    "structured array": (
+        lambda x: float_of(structured) * (x**2).sum(),
+        lambda: structured["c"].__setitem__(0, 3.0),
+    ),
+    "array": (
+        lambda x: float(plain_array[0]) * (x**2).sum(),
+        lambda: plain_array.__setitem__(0, 3.0),
+    ),
+    "array of objects": (
+        lambda x: object_array[0] * (x**2).sum(),
+        lambda: object_array.__setitem__(0, 3.0),
+    ),
+    "numpy scalar": (
+        lambda x: float(scalars["c"]) * (x**2).sum(),
+        lambda: scalars.update(c=np.float64(3.0)),
+    ),
+    "long list": (lambda x: long_list[99] * (x**2).sum(), lambda: long_list.__setitem__(99, 3.0)),
+    "long dict": (lambda x: long_dict[99] * (x**2).sum(), lambda: long_dict.__setitem__(99, 3.0)),
+    "closure of a method": (
+        lambda x: holder.factor() * (x**2).sum(),
+        lambda: holder_table.update(c=3.0),
+    ),
+    "getattr": (
+        lambda x: getattr(space, "d" if False else "c") * (x**2).sum(),
+        lambda: setattr(space, "c", 3.0),
+    ),
     "partial": (functools.partial(times, partial_table), lambda: partial_table.update(c=3.0)),
 }
 INSTANCE = Child()
-# these MindSpore does not compile (it would run them as Python); the token sees the change all the same
+# these MindSpore does not compile (it would run them as Python); the token sees the change all the
+# same
 NOT_COMPILED = {"ChainMap", "memoryview", "attribute of a dict"}
 
 
@@ -273,10 +344,22 @@ def float_of(structured):
 def as_before():
     yield
     Config.c = Abstract.c = Generic.c = Meta.c = 1.0
-    Config.nested["c"][0] = space.c = parsed.c = slots.c = more_slots.c = slots_data.c = data.c = of_dict.c = 1.0
+    Config.nested["c"][0] = space.c = parsed.c = slots.c = more_slots.c = slots_data.c = data.c = (
+        of_dict.c
+    ) = 1.0
     two_names.first = package.c = package.inner.c = 1.0
-    for table in (Option.TABLE.value, user_dict, ordered, default, behind, dots, lookup._content, holder_table,
-                  partial_table, lazy.table):
+    for table in (
+        Option.TABLE.value,
+        user_dict,
+        ordered,
+        default,
+        behind,
+        dots,
+        lookup._content,
+        holder_table,
+        partial_table,
+        lazy.table,
+    ):
         table["c"] = 1.0
     for row in (user_list, queue, numbers, named.c, plain_array, object_array):
         row[0] = 1.0
@@ -307,7 +390,8 @@ def test_a_change_is_seen_by_a_transform(name):
     np.testing.assert_allclose(mh.hvp(fn, X, V).asnumpy(), 6 * V.asnumpy(), rtol=1e-6)
 
 
-# --- networks, in operators -----------------------------------------------------------------------------------------
+# --- networks, in operators -----------------------------------------------------------------------
+
 
 class Mixin:
     mixed = 1.0
@@ -318,21 +402,35 @@ class Base(nn.Cell):
 
 
 class Net(Mixin, Base):
-    """y = (product of what may change) w x; with the mean squared error its Hessian is 2 mean(x^2) c^2."""
+    """y = (product of what may change) w x; with the mean squared error its Hessian is 2 mean(x^2)
+    c^2.
+    """
 
     own = 1.0
 
     def __init__(self):
         super().__init__()
         self.w = Parameter(Tensor([0.5]), name="w")
-        self.scale, self.config, self.space = 1.0, {"scale": [1.0]}, types.SimpleNamespace(scale=1.0)
+        self.scale, self.config, self.space = (
+            1.0,
+            {"scale": [1.0]},
+            types.SimpleNamespace(scale=1.0),
+        )
         self.layers = nn.CellList([Times(1.0)])
         self.chain = nn.SequentialCell([Times(1.0)])
         self.numbered_0 = 1.0
         self.doubled = False
 
     def construct(self, x):
-        x = x * self.own * self.inherited * self.mixed * self.scale * self.config["scale"][0] * self.space.scale
+        x = (
+            x
+            * self.own
+            * self.inherited
+            * self.mixed
+            * self.scale
+            * self.config["scale"][0]
+            * self.space.scale
+        )
         for layer in self.layers:
             x = layer(x)
         if self.doubled:
@@ -383,10 +481,10 @@ def test_a_change_is_seen_by_an_operator(name, monkeypatch):
     net, x = Net(), np.array([[1.0], [2.0]], np.float32)
     net.set_train(False)
     op = mh.HessianOperator(net, nn.MSELoss(), (Tensor(x), Tensor(0 * x)), progress=False)
-    one, truth = np.ones(1), 2 * (x ** 2).mean()
+    one, truth = np.ones(1), 2 * (x**2).mean()
     np.testing.assert_allclose(op @ one, truth, rtol=1e-5)
     change(net, monkeypatch)
-    np.testing.assert_allclose(op @ one, truth * factor ** 2, rtol=1e-5)
+    np.testing.assert_allclose(op @ one, truth * factor**2, rtol=1e-5)
 
 
 def test_a_loss_that_changes_is_seen():
@@ -397,6 +495,7 @@ def test_a_loss_that_changes_is_seen():
 
         def construct(self, out, target):
             return self.options.factor * ((out - target) ** 2).mean()
+
     loss, x = Loss(), np.array([[1.0], [2.0]], np.float32)
     op = mh.GGNOperator(Net().set_train(False), loss, (Tensor(x), Tensor(0 * x)), progress=False)
     np.testing.assert_allclose(op @ np.ones(1), 5.0, rtol=1e-5)
@@ -409,13 +508,15 @@ def test_a_construct_of_the_instance_is_seen():
 
     def construct(self, x):
         return 3.0 * x
+
     f = lambda x: (net(x) ** 2).sum()  # noqa: E731
     token = Captures(f).token
     net.construct = types.MethodType(construct, net)
     assert Captures(f).token != token
 
 
-# --- what is in reach, and what is not ------------------------------------------------------------------------------
+# --- what is in reach, and what is not ------------------------------------------------------------
+
 
 class Unrelated:
     """Its methods say names of the standard library, and are not called."""
@@ -424,6 +525,7 @@ class Unrelated:
 
     def save(self):
         import json
+
         return json.dumps({"home": os.getenv("HOME")})
 
     def log(self):
@@ -442,7 +544,7 @@ class WithUnrelated(nn.Cell):
             x = x + len(os.environ.get("HOME"))
         if self.settings.cached:
             x = 2 * x
-        return (x ** 2).sum()
+        return (x**2).sum()
 
     def save(self):
         return self.settings.save(), os.getcwd(), unknown_source()
@@ -482,7 +584,8 @@ def test_a_progress_bar_does_not_compile_anew():
     def f(x):
         if shown:
             bar.update()
-        return (x ** 2).sum()
+        return (x**2).sum()
+
     token = Captures(f).token
     bar.update()
     assert Captures(f).token == token
@@ -491,12 +594,14 @@ def test_a_progress_bar_does_not_compile_anew():
 def test_what_no_code_reads_is_not_kept_alive():
     import gc
     import weakref
+
     settings = Unrelated()
     settings.rows = Data()
     alive = weakref.ref(settings.rows)
 
     def f(x):
         return x * settings.cached
+
     captures = Captures(f)
     del settings.rows
     gc.collect()
@@ -514,7 +619,9 @@ def says_ops_sin(x):
 
 def test_a_global_with_the_name_of_an_attribute_is_not_in_reach():
     assert sin not in Captures(says_ops_sin).functions
-    np.testing.assert_allclose(mh.hvp(says_ops_sin, X, V).asnumpy(), -np.sin(X.asnumpy()) * V.asnumpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        mh.hvp(says_ops_sin, X, V).asnumpy(), -np.sin(X.asnumpy()) * V.asnumpy(), rtol=1e-5
+    )
 
 
 class OfC:
@@ -530,12 +637,15 @@ def test_what_cannot_be_read_is_compiled_anew_and_named():
     def f(x):
         if opaque.rows is None:
             return x.sum()
-        return (x ** 2).sum()
+        return (x**2).sum()
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(7):
             np.testing.assert_allclose(mh.hvp(f, X, V).asnumpy(), 2 * V.asnumpy())
-    assert any(w.category is RecompileWarning and "function.opaque.rows" in str(w.message) for w in caught)
+    assert any(
+        w.category is RecompileWarning and "function.opaque.rows" in str(w.message) for w in caught
+    )
 
 
 def test_paths_name_the_place_in_the_network():
@@ -554,8 +664,8 @@ BIG = {
     "dict": lambda: {f"key {i}": float(i) for i in range(100_000)},
     "dict of tuples": lambda: {i: (i, str(i), {"k": [i]}) for i in range(10_000)},
     "list": lambda: list(range(1_000_000)),
-    "array": lambda: np.ones(2 ** 22),
-    "range": lambda: range(10 ** 9),
+    "array": lambda: np.ones(2**22),
+    "range": lambda: range(10**9),
     "unread attribute": lambda: types.MethodType(lambda self: 1.0, Many(1)) and HasUnread(),
 }
 
@@ -571,10 +681,12 @@ class HasUnread:
 @pytest.mark.parametrize("name", BIG)
 def test_large_captures_are_read_fast(name):
     import time
+
     big = BIG[name]()
 
     def f(x):
         return x * (big.factor() if False else big)
+
     best = np.inf
     for _ in range(5):
         start = time.thread_time()
@@ -584,9 +696,11 @@ def test_large_captures_are_read_fast(name):
 
 
 def test_a_change_in_a_large_array_or_list_is_seen():
-    for big in (np.zeros(2 ** 22), [0.0] * 10 ** 5, {i: [0.0] for i in range(1000)}):
+    for big in (np.zeros(2**22), [0.0] * 10**5, {i: [0.0] for i in range(1000)}):
+
         def f(x, big=big):
             return x * big
+
         token = Captures(f).token
         if isinstance(big, dict):
             big[999][0] = 1.0
@@ -599,7 +713,9 @@ def test_equal_values_of_other_types_in_a_large_list_are_told_apart():
     def token(items):
         def f(x):
             return x * items
+
         return Captures(f).token
+
     for other in (1, True, np.float64(1.0), -0.0):
         assert token([1.0] * 20 + [0.0]) != token([1.0] * 19 + [other, 0.0])
     assert token([0.0] * 20) != token([-0.0] * 20)
@@ -611,7 +727,8 @@ def test_a_slow_capture_is_named(monkeypatch):
     many = Many(100)
 
     def f(x):
-        return (x ** 2).sum() * many.objects[1].c
+        return (x**2).sum() * many.objects[1].c
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(4):
@@ -621,7 +738,7 @@ def test_a_slow_capture_is_named(monkeypatch):
     assert "function.many.objects" in told[0]
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 WEIGHTS = {
     "generator": lambda net: (p for p in net.trainable_params()),
@@ -638,12 +755,18 @@ def test_weights_from_anything_that_gives_them(name):
     net.w = Parameter(Tensor([2.0, 3.0]), name="w")
 
     def f(x):
-        return (net.w ** 3 * x).sum()
+        return (net.w**3 * x).sum()
+
     x, truth = Tensor([1.0, 2.0]), np.array([12.0, 36.0])
     product = mh.hvp(f, x, (Tensor([1.0, 1.0]),), weights=WEIGHTS[name](net))[0]
     np.testing.assert_allclose(product.asnumpy(), truth, rtol=1e-5)
-    diagonal, matrix = mh.hessian_diag(f, weights=WEIGHTS[name](net)), mh.hessian(f, weights=WEIGHTS[name](net))
+    diagonal, matrix = (
+        mh.hessian_diag(f, weights=WEIGHTS[name](net)),
+        mh.hessian(f, weights=WEIGHTS[name](net)),
+    )
     for _ in range(2):  # a generator is read once
         np.testing.assert_allclose(diagonal(x)[0].asnumpy(), truth, rtol=1e-5)
         np.testing.assert_allclose(matrix(x)[0][0].asnumpy(), np.diag(truth), rtol=1e-5)
-    np.testing.assert_allclose(mh.jacobian(f, weights=WEIGHTS[name](net))(x)[0].asnumpy(), [12, 54], rtol=1e-5)
+    np.testing.assert_allclose(
+        mh.jacobian(f, weights=WEIGHTS[name](net))(x)[0].asnumpy(), [12, 54], rtol=1e-5
+    )

@@ -1,4 +1,7 @@
-"""Checkpoints: files that are not ours or damaged are named and left alone, before any work; a kill loses nothing."""
+"""Checkpoints: files that are not ours or damaged are named and left alone, before any work; a kill
+loses nothing.
+"""
+
 from __future__ import annotations
 
 import io
@@ -26,7 +29,11 @@ MATRIX = MATRIX + MATRIX.T
 class Counting:
     """A matrix that counts its products."""
 
-    shape, dtype, layers = (60, 60), np.dtype(np.float64), {"a": np.arange(30), "b": np.arange(30, 60)}
+    shape, dtype, layers = (
+        (60, 60),
+        np.dtype(np.float64),
+        {"a": np.arange(30), "b": np.arange(30, 60)},
+    )
 
     def __init__(self, matrix=MATRIX):
         self.matrix, self.products = matrix, 0
@@ -66,18 +73,23 @@ FOREIGN = {
     "empty": lambda tmp_path: b"",
     "text": lambda tmp_path: b"hello, I am somebody's thesis",
     "cut short": lambda tmp_path: ours(tmp_path)[:3000],
-    "a byte changed": lambda tmp_path: (b := ours(tmp_path))[:5000] + bytes([b[5000] ^ 1]) + b[5001:],
+    "a byte changed": lambda tmp_path: (
+        (b := ours(tmp_path))[:5000] + bytes([b[5000] ^ 1]) + b[5001:]
+    ),
     "empty zip": lambda tmp_path: b"PK\x05\x06" + bytes(18),
     "a plain array": lambda tmp_path: saved(np.save, np.ones(3)),
     "pickled objects": lambda tmp_path: saved(np.savez, a=np.array([{}], object)),
     "arrays of others": lambda tmp_path: saved(np.savez, a=1),
-    "a list of contents that is none": lambda tmp_path: saved(np.savez, _contents=np.array("[1, 2]")),
+    "a list of contents that is none": lambda tmp_path: saved(
+        np.savez, _contents=np.array("[1, 2]")
+    ),
     "a zip of texts": lambda tmp_path: zipped(b"text"),
 }
 
 
 def zipped(content):
     import zipfile
+
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("_contents.npy", content)
@@ -94,8 +106,10 @@ def product_operator():
 def test_a_file_that_is_not_ours_is_named_and_left_alone(kind, tmp_path, product_operator):
     content, file = FOREIGN[kind](tmp_path), tmp_path / "state"
     file.write_bytes(content)
-    calls = {**{name: lambda call=call: call(op, file) for name, call in ESTIMATORS.items()},
-             "product": lambda: product_operator.product(np.ones(15), checkpoint=file)}
+    calls = {
+        **{name: lambda call=call: call(op, file) for name, call in ESTIMATORS.items()},
+        "product": lambda: product_operator.product(np.ones(15), checkpoint=file),
+    }
     for name, call in calls.items():
         op = Counting()
         with pytest.raises(ValueError, match="is no checkpoint of ours, or is damaged") as raised:
@@ -115,8 +129,12 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("place", "kind", "message"), PLACES, ids=[message for *_, message in PLACES])
-def test_a_place_where_no_file_can_be_is_an_error_before_the_work(place, kind, message, tmp_path, product_operator):
+@pytest.mark.parametrize(
+    ("place", "kind", "message"), PLACES, ids=[message for *_, message in PLACES]
+)
+def test_a_place_where_no_file_can_be_is_an_error_before_the_work(
+    place, kind, message, tmp_path, product_operator
+):
     for name, call in ESTIMATORS.items():
         op = Counting()
         with pytest.raises(kind, match=message):
@@ -127,18 +145,25 @@ def test_a_place_where_no_file_can_be_is_an_error_before_the_work(place, kind, m
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("what", "mode", "message"), [("state", 0o000, "cannot be read .Permission denied"),
-                                                       (".", 0o500, "cannot be written .Permission denied")])
+@pytest.mark.parametrize(
+    ("what", "mode", "message"),
+    [
+        ("state", 0o000, "cannot be read .Permission denied"),
+        (".", 0o500, "cannot be written .Permission denied"),
+    ],
+)
 def test_files_and_folders_without_permission(what, mode, message, tmp_path, monkeypatch):
     """Root may do everything, so the refusal is made up there."""
     file = tmp_path / "state"
     write(str(file), a=1)
     (tmp_path / what).chmod(mode)
     if os.getuid() == 0:
+
         def refusing(name, how="r"):
             if (what == "state") == (how == "rb"):
                 raise PermissionError(13, "Permission denied", name)
             return io.open(name, how)  # noqa: UP020
+
         monkeypatch.setattr(_checkpoint, "open", refusing, raising=False)
     try:
         op = Counting()
@@ -160,11 +185,17 @@ def test_a_missing_or_changed_member_is_named(name, tmp_path):
     assert {"_contents", "_arguments", "_probe"} < state.keys()
     for key, value in state.items():
         others = {k: v for k, v in state.items() if k != key}
-        for changed in ({}, {key: np.asarray(value)[None]}, {key: np.zeros(np.shape(value), np.int8)}):
+        for changed in (
+            {},
+            {key: np.asarray(value)[None]},
+            {key: np.zeros(np.shape(value), np.int8)},
+        ):
             np.savez(file.with_suffix(".npz"), **others, **changed)
             os.replace(file.with_suffix(".npz"), file)
             op = Counting(matrix)
-            with pytest.raises(ValueError, match="is no checkpoint of ours, or is damaged") as raised:
+            with pytest.raises(
+                ValueError, match="is no checkpoint of ours, or is damaged"
+            ) as raised:
                 ESTIMATORS[name](op, file)
             assert op.products == 0 and (key == "_contents" or repr(key) in str(raised.value))
 
@@ -179,7 +210,9 @@ def test_checkpoints_of_products_and_of_estimators_are_not_mistaken(tmp_path, pr
         mh.trace(MATRIX, max_products=40, checkpoint=file)
 
 
-def test_a_later_chunk_s_foreign_file_is_seen_before_the_first_is_computed(tmp_path, product_operator, monkeypatch):
+def test_a_later_chunk_s_foreign_file_is_seen_before_the_first_is_computed(
+    tmp_path, product_operator, monkeypatch
+):
     (tmp_path / "state.2").write_text("foreign")
     monkeypatch.setattr(product_operator, "chunk_size", 2)
     monkeypatch.setattr(product_operator.risk, "products", None)
@@ -193,6 +226,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
 
     def full(_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ValueError, match="state' cannot be written .No space left"):
         write(file, a=2)
@@ -207,8 +241,10 @@ def test_what_is_written_is_on_the_disk_before_it_takes_the_name(tmp_path, monke
     for _ in range(2):
         write(str(tmp_path / "state"), a=1)
     assert calls[0] == calls[2] == "fsync" and calls[1][0] != calls[3][0]
-    assert all(Path(a).parent == tmp_path and str(os.getpid()) in a and b == str(tmp_path / "state")
-               for a, b in calls[1::2])
+    assert all(
+        Path(a).parent == tmp_path and str(os.getpid()) in a and b == str(tmp_path / "state")
+        for a, b in calls[1::2]
+    )
 
 
 WRITER = """

@@ -1,4 +1,7 @@
-"""Data that cannot be gone through twice alike are refused by name; outputs, numbers, vectors and matrices as given."""
+"""Data that cannot be gone through twice alike are refused by name; outputs, numbers, vectors and
+matrices as given.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -13,7 +16,10 @@ from mindspore_hessian.operators import data as data_module
 from mindspore_hessian.tools.diagnose import diagnose
 
 RNG = np.random.default_rng(2)
-X, Y = RNG.standard_normal((6, 3)).astype(np.float32), RNG.standard_normal((6, 1)).astype(np.float32)
+X, Y = (
+    RNG.standard_normal((6, 3)).astype(np.float32),
+    RNG.standard_normal((6, 1)).astype(np.float32),
+)
 BATCHES = [(X[:4], Y[:4]), (X[4:], Y[4:])]
 H = 2 / 6 * X.T @ X
 SUM = nn.MSELoss(reduction="sum")
@@ -34,7 +40,8 @@ def close(got, want, tolerance=1e-5):
     assert np.abs(np.asarray(got) - want).max() <= tolerance * np.abs(want).max()
 
 
-# --- passes -----------------------------------------------------------------------------------------------------
+# --- passes ---------------------------------------------------------------------------------------
+
 
 class Counted:
     """What GeneratorDataset reads, and how often."""
@@ -52,7 +59,9 @@ class Counted:
 
 def counted():
     source = Counted()
-    return source, ms.dataset.GeneratorDataset(source, ["x", "y"], shuffle=False, num_parallel_workers=1).batch(2)
+    return source, ms.dataset.GeneratorDataset(
+        source, ["x", "y"], shuffle=False, num_parallel_workers=1
+    ).batch(2)
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -70,11 +79,11 @@ def test_the_batches_of_a_pipeline_are_kept(checked):
     assert "MiB of data kept" in str(plan)
 
 
-@pytest.mark.parametrize("free", [10 ** 9, 4 * (X.nbytes + Y.nbytes) - 4])
+@pytest.mark.parametrize("free", [10**9, 4 * (X.nbytes + Y.nbytes) - 4])
 def test_batches_are_not_kept_where_that_is_not_wanted_or_too_much(free, monkeypatch):
     monkeypatch.setattr("mindspore_hessian.operators.curvature.memory_available", lambda: free)
     source, data = counted()
-    op = quick(data, keep_data=free < 10 ** 9)
+    op = quick(data, keep_data=free < 10**9)
     for _ in range(2):
         op @ np.ones(3)  # noqa: B018
     reads = source.reads
@@ -150,22 +159,63 @@ class UsedUp:
 
 
 REFUSED = {
-    "generator": (lambda: (row for row in BATCHES), TypeError, r"iterator, which can be gone.*list\(data\)"),
+    "generator": (
+        lambda: (row for row in BATCHES),
+        TypeError,
+        r"iterator, which can be gone.*list\(data\)",
+    ),
     "shared": (Shared, TypeError, r"iterator, which can be gone.*list\(data\)"),
-    "dataset-iterator": (lambda: pipeline().create_tuple_iterator(), TypeError, "iterator, which can be gone"),
-    "hidden": (Hidden, NotDeterministicError, "first pass.*2 batches of 6 samples in all, and this one 0 batches of 0"),
-    "shrinks": (lambda: Passes(BATCHES, BATCHES[:1]), NotDeterministicError, "2 batches of 6.* 1 batch of 4 samples"),
-    "grows": (lambda: Passes(BATCHES[:1], BATCHES), NotDeterministicError,
-              "1 batch of 4.*this one more than 1 batches"),
-    "other-sizes": (lambda: Passes(BATCHES[:1], BATCHES[1:]), NotDeterministicError,
-                    "1 batch of 4.*1 batch of 2 samples"),
-    "endless": (Endless, ValueError, "has given 50 batches and goes on.*endless.*__len__.*num_data="),
-    "endless-with-length": (EndlessWithLength, ValueError, r"more batches than its len\(\), which is 3: is it endless"),
-    "endless-pipeline": (lambda: pipeline().repeat(-1), ValueError, "has given 50 batches and goes on"),
-    "used-up-pipeline": (lambda: ms.dataset.GeneratorDataset(UsedUp(), ["x", "y"], shuffle=False).batch(2),
-                         NotDeterministicError, "first pass.*3 batches of 6 samples in all, and this one 0 batches"),
+    "dataset-iterator": (
+        lambda: pipeline().create_tuple_iterator(),
+        TypeError,
+        "iterator, which can be gone",
+    ),
+    "hidden": (
+        Hidden,
+        NotDeterministicError,
+        "first pass.*2 batches of 6 samples in all, and this one 0 batches of 0",
+    ),
+    "shrinks": (
+        lambda: Passes(BATCHES, BATCHES[:1]),
+        NotDeterministicError,
+        "2 batches of 6.* 1 batch of 4 samples",
+    ),
+    "grows": (
+        lambda: Passes(BATCHES[:1], BATCHES),
+        NotDeterministicError,
+        "1 batch of 4.*this one more than 1 batches",
+    ),
+    "other-sizes": (
+        lambda: Passes(BATCHES[:1], BATCHES[1:]),
+        NotDeterministicError,
+        "1 batch of 4.*1 batch of 2 samples",
+    ),
+    "endless": (
+        Endless,
+        ValueError,
+        "has given 50 batches and goes on.*endless.*__len__.*num_data=",
+    ),
+    "endless-with-length": (
+        EndlessWithLength,
+        ValueError,
+        r"more batches than its len\(\), which is 3: is it endless",
+    ),
+    "endless-pipeline": (
+        lambda: pipeline().repeat(-1),
+        ValueError,
+        "has given 50 batches and goes on",
+    ),
+    "used-up-pipeline": (
+        lambda: ms.dataset.GeneratorDataset(UsedUp(), ["x", "y"], shuffle=False).batch(2),
+        NotDeterministicError,
+        "first pass.*3 batches of 6 samples in all, and this one 0 batches",
+    ),
     "empty": (lambda: Passes([]), ValueError, "data has no batches"),
-    "no-rows": (lambda: [BATCHES[0], (X[:0], Y[:0])], ValueError, r"batch 1 has no samples.*\(0, 3\)"),
+    "no-rows": (
+        lambda: [BATCHES[0], (X[:0], Y[:0])],
+        ValueError,
+        r"batch 1 has no samples.*\(0, 3\)",
+    ),
 }
 
 
@@ -194,6 +244,7 @@ def test_a_pass_that_fails_half_way_costs_that_product_only():
             if self.passes == 3:
                 raise OSError("disk")
             yield BATCHES[1]
+
     op, v = quick(Fails()), np.arange(3.0)
     close(op @ v, 6 * H @ v)
     with pytest.raises(OSError, match="disk"):
@@ -201,7 +252,8 @@ def test_a_pass_that_fails_half_way_costs_that_product_only():
     close(op @ v, 6 * H @ v)
 
 
-# --- outputs ----------------------------------------------------------------------------------------------------
+# --- outputs --------------------------------------------------------------------------------------
+
 
 class Several(nn.Cell):
     """A network that returns more than one thing."""
@@ -233,7 +285,9 @@ def nested(out):
     return out[1][0]
 
 
-@pytest.mark.parametrize(("form", "output"), [("dict", "out"), ("tuple", nested), ("tuple", lambda out: out[1][0])])
+@pytest.mark.parametrize(
+    ("form", "output"), [("dict", "out"), ("tuple", nested), ("tuple", lambda out: out[1][0])]
+)
 def test_the_output_that_is_named(form, output):
     net = Several(form)
     for kind in (HessianOperator, GGNOperator):
@@ -242,15 +296,38 @@ def test_the_output_that_is_named(form, output):
 
 @pytest.mark.parametrize("output", [0, np.int64(-2)])
 def test_the_loss_among_what_the_network_returns(output):
-    close(quick(BATCHES[:1], None, net=WithLoss(), output=output, reduction="sum").to_dense(), 2 * X[:4].T @ X[:4])
+    close(
+        quick(BATCHES[:1], None, net=WithLoss(), output=output, reduction="sum").to_dense(),
+        2 * X[:4].T @ X[:4],
+    )
 
 
 OUTPUTS = [
-    (lambda: quick(BATCHES, net=Several("dict")) @ np.ones(3), TypeError, r"something else than one Tensor.*output=0"),
-    (lambda: quick(BATCHES, kind=GGNOperator, net=Several("tuple")) @ np.ones(3), TypeError, "something else than one"),
-    (lambda: quick(BATCHES, None, net=WithLoss(), reduction="sum") @ np.ones(3), TypeError, "something else than one"),
-    (lambda: quick(BATCHES, net=Several("tuple"), output=5) @ np.ones(3), ValueError, "output=5 is no part of what"),
-    (lambda: quick(BATCHES, net=Several("dict"), output="no") @ np.ones(3), ValueError, "output='no' is no part of"),
+    (
+        lambda: quick(BATCHES, net=Several("dict")) @ np.ones(3),
+        TypeError,
+        r"something else than one Tensor.*output=0",
+    ),
+    (
+        lambda: quick(BATCHES, kind=GGNOperator, net=Several("tuple")) @ np.ones(3),
+        TypeError,
+        "something else than one",
+    ),
+    (
+        lambda: quick(BATCHES, None, net=WithLoss(), reduction="sum") @ np.ones(3),
+        TypeError,
+        "something else than one",
+    ),
+    (
+        lambda: quick(BATCHES, net=Several("tuple"), output=5) @ np.ones(3),
+        ValueError,
+        "output=5 is no part of what",
+    ),
+    (
+        lambda: quick(BATCHES, net=Several("dict"), output="no") @ np.ones(3),
+        ValueError,
+        "output='no' is no part of",
+    ),
     (lambda: quick(BATCHES, output=1.5), TypeError, "output must be an index.*but got 1.5"),
 ]
 
@@ -261,7 +338,8 @@ def test_outputs_are_asked_for(call, error, message):
         call()
 
 
-# --- numbers, vectors, weights ----------------------------------------------------------------------------------
+# --- numbers, vectors, weights --------------------------------------------------------------------
+
 
 def test_a_list_of_numbers_is_a_vector_and_a_list_of_tensors_a_structure():
     op = quick(BATCHES)
@@ -277,8 +355,14 @@ def test_a_list_of_numbers_is_a_vector_and_a_list_of_tensors_a_structure():
         op @ [1.0, 2.0]
 
 
-@pytest.mark.parametrize("weights", [lambda net: (p for p in net.trainable_params()), lambda net: filter(None, ["*"]),
-                                     lambda net: {p.name: p for p in net.trainable_params()}.values()])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda net: (p for p in net.trainable_params()),
+        lambda net: filter(None, ["*"]),
+        lambda net: {p.name: p for p in net.trainable_params()}.values(),
+    ],
+)
 def test_weights_from_a_generator(weights):
     close(quick(BATCHES, weights=weights(NET)) @ np.ones(3), 6 * H @ np.ones(3))
 
@@ -287,15 +371,24 @@ def test_numpy_integers_are_integers(tmp_path):
     n = np.int64
     op = quick(BATCHES, nn.MSELoss(), micro_batch=n(4), chunk_size=n(2), num_data=n(6))
     close(op.to_dense(), H)
-    fisher = quick(BATCHES, kind=mh.FisherOperator, mc_samples=n(2), seed=n(1), likelihood="gaussian")
-    np.testing.assert_array_equal(fisher @ np.ones(3),
-                                  quick(BATCHES, kind=mh.FisherOperator, mc_samples=2, seed=1, likelihood="gaussian")
-                                  @ np.ones(3))
+    fisher = quick(
+        BATCHES, kind=mh.FisherOperator, mc_samples=n(2), seed=n(1), likelihood="gaussian"
+    )
+    np.testing.assert_array_equal(
+        fisher @ np.ones(3),
+        quick(BATCHES, kind=mh.FisherOperator, mc_samples=2, seed=1, likelihood="gaussian")
+        @ np.ones(3),
+    )
     matrix = np.diag([3.0, 2.0, 1.0])
     file = tmp_path / "checkpoint"
     found = mh.eigsh(matrix, n(1), max_products=np.int32(9), seed=np.uint8(1), checkpoint=file)
     close(found.eigenvalues, [3.0])
-    assert mh.trace(matrix, max_products=n(4), batch=n(2), checkpoint=file.with_name("two")).num_products == 4
+    assert (
+        mh.trace(
+            matrix, max_products=n(4), batch=n(2), checkpoint=file.with_name("two")
+        ).num_products
+        == 4
+    )
     x = Tensor([1.0, 2.0])
     close(mh.hessian(cubic, chunk_size=n(1))(x).asnumpy(), np.diag([6.0, 12.0]))
     close(mh.hvp(cubic, (x, x), Tensor([1.0, 1.0]), grad_position=n(1)).asnumpy(), [6.0, 12.0])
@@ -307,13 +400,16 @@ def test_numpy_integers_are_integers(tmp_path):
 
 
 def cubic(x, y=None):
-    return (x ** 3).sum() + (0.0 if y is None else (y ** 3).sum())
+    return (x**3).sum() + (0.0 if y is None else (y**3).sum())
 
 
-# --- matrices ---------------------------------------------------------------------------------------------------
+# --- matrices -------------------------------------------------------------------------------------
+
 
 class Foreign:
-    """What another library's tensor is to numpy: it has a shape, a dtype of its own, `@` for its own kind, an array."""
+    """What another library's tensor is to numpy: it has a shape, a dtype of its own, `@` for its
+    own kind, an array.
+    """
 
     shape, dtype = (3, 3), "their.float32"
 
@@ -326,16 +422,22 @@ class Foreign:
 
 MATRIX = [[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]]
 MATRICES = {
-    "matrix": np.matrix(MATRIX), "list": MATRIX, "integers": [[4, 1, 0], [1, 3, 0], [0, 0, 1]],
+    "matrix": np.matrix(MATRIX),
+    "list": MATRIX,
+    "integers": [[4, 1, 0], [1, 3, 0], [0, 0, 1]],
     "Tensor": Tensor(MATRIX),
-    "foreign": Foreign(), "sparse": sp.csr_matrix(MATRIX), "sparse-array": sp.coo_array(MATRIX),
+    "foreign": Foreign(),
+    "sparse": sp.csr_matrix(MATRIX),
+    "sparse-array": sp.coo_array(MATRIX),
     "float32": np.float32(MATRIX),
     "bool": np.eye(3, dtype=bool),
 }
 ESTIMATORS = {
-    "eigsh": lambda op: mh.eigsh(op, 1, "LA").eigenvalues, "trace": lambda op: mh.trace(op, max_products=3).value,
+    "eigsh": lambda op: mh.eigsh(op, 1, "LA").eigenvalues,
+    "trace": lambda op: mh.trace(op, max_products=3).value,
     "diagonal": lambda op: mh.diagonal(op, max_products=30).value,
-    "solve": lambda op: mh.solve(op, np.ones(3)).x, "condition": lambda op: mh.condition_number(op).value,
+    "solve": lambda op: mh.solve(op, np.ones(3)).x,
+    "condition": lambda op: mh.condition_number(op).value,
     "diagnose": lambda op: diagnose(op, gradient=np.zeros(3)).sharpness,
 }
 
@@ -348,7 +450,9 @@ def test_a_matrix_is_a_matrix(name):
         close(estimate(matrix), estimate(dense), 1e-4)
 
 
-@pytest.mark.parametrize("bad", [[["a", "b"], ["c", "d"]], [[1.0], [1.0, 2.0]], [1.0, 2.0], np.matrix([[1.0, 2.0]])])
+@pytest.mark.parametrize(
+    "bad", [[["a", "b"], ["c", "d"]], [[1.0], [1.0, 2.0]], [1.0, 2.0], np.matrix([[1.0, 2.0]])]
+)
 def test_what_is_no_square_matrix_is_refused(bad):
     with pytest.raises((TypeError, ValueError), match="op "):
         mh.eigsh(bad, 1)
@@ -356,5 +460,8 @@ def test_what_is_no_square_matrix_is_refused(bad):
 
 def test_options_reach_the_monitor():
     from mindspore_hessian.tools.monitor import CurvatureMonitor
-    monitor = CurvatureMonitor(BATCHES[:1], Several("dict"), SUM, options={"output": "out"}, metrics=("sharpness",))
+
+    monitor = CurvatureMonitor(
+        BATCHES[:1], Several("dict"), SUM, options={"output": "out"}, metrics=("sharpness",)
+    )
     close(monitor.measure(1).sharpness, np.linalg.eigvalsh(2 * X[:4].T @ X[:4])[-1], 1e-3)

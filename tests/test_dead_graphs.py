@@ -1,4 +1,5 @@
 """After an error the next call is right; a refusal names its cause and costs little."""
+
 from __future__ import annotations
 
 import os
@@ -31,14 +32,21 @@ def gathered(x, index):
     return (ops.gather(x, index, 0) ** 3).sum()
 
 
-@pytest.mark.parametrize("transform", [
-    lambda index: mh.hvp(gathered, (ROWS, index), ONES, 0),
-    lambda index: mh.hessian_diag(picked)(ROWS, index)], ids=["hvp", "hessian_diag"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda index: mh.hvp(gathered, (ROWS, index), ONES, 0),
+        lambda index: mh.hessian_diag(picked)(ROWS, index),
+    ],
+    ids=["hvp", "hessian_diag"],
+)
 def test_an_index_out_of_range_is_an_error_and_the_next_call_right(transform):
     expected = 6 * ROWS.asnumpy() * [[1], [1], [0]]
     for _ in range(2):
         np.testing.assert_allclose(transform(GOOD).asnumpy(), expected, rtol=1e-5)
-    with pytest.raises(mh.KernelError, match=r"index or a label out of range.*range \[0, 3\), but got 70000") as caught:
+    with pytest.raises(
+        mh.KernelError, match=r"index or a label out of range.*range \[0, 3\), but got 70000"
+    ) as caught:
         transform(BAD)
     assert len(str(caught.value)) < 600
     np.testing.assert_allclose(transform(GOOD).asnumpy(), expected, rtol=1e-5)
@@ -56,10 +64,14 @@ class Embedded(nn.Cell):
 def test_an_operator_names_the_batch_and_stays_usable():
     net, loss = Embedded(), nn.MSELoss("sum")
     zeros = Tensor(np.zeros((2, 3), np.float32))
-    good = mh.HessianOperator(net, loss, [(GOOD, zeros), (GOOD, zeros)], check_deterministic=False, progress=False)
+    good = mh.HessianOperator(
+        net, loss, [(GOOD, zeros), (GOOD, zeros)], check_deterministic=False, progress=False
+    )
     expected = np.repeat([4.0, 4.0, 0.0, 0.0], 3)
     np.testing.assert_allclose(good @ np.ones(12, np.float32), expected)
-    bad = mh.HessianOperator(net, loss, [(GOOD, zeros), (BAD, zeros)], check_deterministic=False, progress=False)
+    bad = mh.HessianOperator(
+        net, loss, [(GOOD, zeros), (BAD, zeros)], check_deterministic=False, progress=False
+    )
     with pytest.raises(mh.KernelError, match="batch 1: .*70000"):
         bad @ np.ones(12, np.float32)
     np.testing.assert_allclose(good @ np.ones(12, np.float32), expected)
@@ -79,18 +91,25 @@ def long_and_aligned(x):
 
 
 def test_the_user_s_line_of_a_missing_rule_costs_little(monkeypatch):
-    """By the second derivative's graph it took four times as long as the refusal, and 115 MB of dumps."""
+    """By the second derivative's graph it took four times as long as the refusal, and 115 MB of
+    dumps.
+    """
     sizes, read = [], graph_dump.read
 
     def measured(folder):
         sizes.append(sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()))
         return read(folder)
+
     monkeypatch.setattr(graph_dump, "read", measured)
     x = Tensor([0.3, -0.6])
-    with pytest.raises(mh.MissingRuleError, match=r"^primitive CTCLossV2Grad .* comes from test_dead_graphs.py:\d+"):
+    with pytest.raises(
+        mh.MissingRuleError, match=r"^primitive CTCLossV2Grad .* comes from test_dead_graphs.py:\d+"
+    ):
         mh.hvp(long_and_aligned, x, x)
     assert len(sizes) == 1
-    monkeypatch.setattr("mindspore_hessian.core.cache._PATIENCE", 0.0)  # a large graph: the function alone is compiled
+    monkeypatch.setattr(
+        "mindspore_hessian.core.cache._PATIENCE", 0.0
+    )  # a large graph: the function alone is compiled
     with pytest.raises(mh.MissingRuleError, match=r"comes from test_dead_graphs.py:\d+"):
         mh.hvp(long_and_aligned, x, x)
     assert len(sizes) == 2
@@ -102,13 +121,16 @@ def test_a_missing_kernel_is_not_a_missing_rule():
 
     def no_kernel(x):
         return ops.cholesky(x).sum()
+
     try:
         mh.hvp(no_kernel, matrix, matrix)
     except mh.MissingRuleError as err:
         assert "register_derivative" not in str(err) or "has no derivative" in str(err)
         assert "no kernel" in str(err)
     text = "Unsupported op [CholeskyGrad] on CPU, Please confirm"
-    error = _errors.translate(RuntimeError(f"\n----------------\n- Kernel select failed:\n----------------\n{text}"))
+    error = _errors.translate(
+        RuntimeError(f"\n----------------\n- Kernel select failed:\n----------------\n{text}")
+    )
     assert "no kernel" in str(error)
     assert text in str(error)
     assert "register" not in str(error)
@@ -127,8 +149,12 @@ with graph_dump.saved() as folder:
 def test_dumps_of_a_killed_process_are_removed(tmp_path):
     script = tmp_path / "writer.py"
     script.write_text(WRITER)
-    with child([sys.executable, str(script)], stdout=subprocess.PIPE, env={**os.environ, "GLOG_v": "4"}) as process:
-        folder = Path(next(line for line in process.stdout if line.startswith(tempfile.gettempdir())).strip())
+    with child(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env={**os.environ, "GLOG_v": "4"}
+    ) as process:
+        folder = Path(
+            next(line for line in process.stdout if line.startswith(tempfile.gettempdir())).strip()
+        )
         with graph_dump.saved():
             assert folder.exists(), "a process that lives keeps its own"
     with graph_dump.saved() as own:
@@ -139,9 +165,11 @@ def test_dumps_of_a_killed_process_are_removed(tmp_path):
 def first_paragraphs():
     rule = "-" * 20
     return {
-        f"said\n\n{rule}\n- C++ Call Stack: (For framework developers)\n{rule}\nmindspore/ccsrc/a.cc:1 f": "said",
+        f"said\n\n{rule}\n- C++ Call Stack: (For framework "
+        f"developers)\n{rule}\nmindspore/ccsrc/a.cc:1 f": "said",
         f"\n{rule}\n- Kernel select failed:\n{rule}\nUnsupported op": "Unsupported op",
-        "said\n# In file /home/me/net.py:12\n# In file /x/site-packages/mindspore/ops/f.py:3": "said # In file",
+        "said\n# In file /home/me/net.py:12\n# In file "
+        "/x/site-packages/mindspore/ops/f.py:3": "said # In file",
     }
 
 

@@ -1,4 +1,5 @@
 """Choosing a device: on this machine, and on machines with GPUs and Ascends that are made up."""
+
 from __future__ import annotations
 
 import os
@@ -17,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Machine:
-    """A made-up machine: MindSpore's setters record what they are given and the probe looks into a table."""
+    """A made-up machine: MindSpore's setters record what they are given and the probe looks into a
+    table.
+    """
 
     def __init__(self, monkeypatch, counts, in_use=None, deterministic=None):
         self.calls, self.probed, self.counts, self.in_use = [], [], {"CPU": 1, **counts}, in_use
@@ -28,16 +31,27 @@ class Machine:
         monkeypatch.setattr(_compat, "plugin_loaded", self.counts.__contains__)
         monkeypatch.setattr(_compat, "device_in_use", lambda: self.in_use)
         monkeypatch.setattr(_compat, "deterministic_is_set", lambda: self.deterministic is not None)
-        monkeypatch.setattr(_compat, "hf32_is_set", lambda switch, value: self.hf32.get(switch, value) != value)
+        monkeypatch.setattr(
+            _compat, "hf32_is_set", lambda switch, value: self.hf32.get(switch, value) != value
+        )
         monkeypatch.setattr(ms, "set_device", self.set_device)
         monkeypatch.setattr(ms, "set_deterministic", self.set_deterministic)
         monkeypatch.setattr(ms, "set_context", self.set_context)
-        monkeypatch.setattr(ms, "get_context", lambda name: (
-            "ON" if self.deterministic else "OFF") if name == "deterministic" else self.settings[name])
+        monkeypatch.setattr(
+            ms,
+            "get_context",
+            lambda name: (
+                ("ON" if self.deterministic else "OFF")
+                if name == "deterministic"
+                else self.settings[name]
+            ),
+        )
         for backend, switches in device.PRECISION_SWITCHES.items():
             for switch in switches:
                 setter = lambda value, switch=switch: self.calls.append((switch, value))  # noqa: E731
-                monkeypatch.setattr(getattr(ms.device_context, backend.lower()).op_precision, switch, setter)
+                monkeypatch.setattr(
+                    getattr(ms.device_context, backend.lower()).op_precision, switch, setter
+                )
 
     def run_kernel(self, backend, number):
         self.probed.append((backend, number))
@@ -91,7 +105,11 @@ REFUSED = [
     ({}, {"device": "GPU"}, ["GPU is not usable", "LD_LIBRARY_PATH", "What can be used here: CPU"]),
     ({}, {"device": "Ascend"}, ["Ascend is not usable", "set_env.sh"]),
     ({"GPU": BROKEN}, {"device": "GPU"}, ["died with status -11"]),
-    ({"GPU": 2}, {"device": "GPU", "device_id": 2}, ["GPU:2", "numbered 0 to 1", "What can be used here: GPU, CPU"]),
+    (
+        {"GPU": 2},
+        {"device": "GPU", "device_id": 2},
+        ["GPU:2", "numbered 0 to 1", "What can be used here: GPU, CPU"],
+    ),
     ({"GPU": 2}, {"device": "GPU", "device_id": -1}, ["GPU:-1", "numbered 0 to 1"]),
     ({"GPU": 2}, {"device_id": 7}, ["GPU:7", "CPU:7"]),
     ({}, {"device": "CPU", "device_id": 1}, ["CPU:1", "numbered 0"]),
@@ -109,17 +127,33 @@ def test_a_device_that_is_not_there(machine, counts, asked, words):
 
 
 INVALID = [
-    ({"device": "gpu"}, ValueError, "device must be one of 'auto', 'Ascend', 'GPU', 'CPU', but got 'gpu'"),
+    (
+        {"device": "gpu"},
+        ValueError,
+        "device must be one of 'auto', 'Ascend', 'GPU', 'CPU', but got 'gpu'",
+    ),
     ({"device": None}, ValueError, "'CPU', but got None"),
-    ({"mode": "eager"}, ValueError, "mode must be one of None, 'PYNATIVE', 'GRAPH', 1, 0, but got 'eager'"),
+    (
+        {"mode": "eager"},
+        ValueError,
+        "mode must be one of None, 'PYNATIVE', 'GRAPH', 1, 0, but got 'eager'",
+    ),
     ({"mode": True}, ValueError, "1, 0, but got True"),
     ({"jit_level": "O2"}, ValueError, "jit_level must be one of None, 'O0', 'O1', but got 'O2'"),
-    ({"precision": "tf32"}, ValueError, "precision must be one of None, 'highest', 'default', 'high', but got 'tf32'"),
+    (
+        {"precision": "tf32"},
+        ValueError,
+        "precision must be one of None, 'highest', 'default', 'high', but got 'tf32'",
+    ),
     ({"device_id": "0"}, TypeError, "device_id must be an int or None, but got '0'"),
     ({"device_id": True}, TypeError, "device_id must be an int or None, but got True"),
     ({"deterministic": 1}, TypeError, "deterministic must be a bool, but got 1"),
     ({"pin_threads": "yes"}, TypeError, "pin_threads must be a bool, but got 'yes'"),
-    ({"max_cpu_isa": "AVX512"}, ValueError, "max_cpu_isa must be one of None, 'AVX2', 'ALL', but got 'AVX512'"),
+    (
+        {"max_cpu_isa": "AVX512"},
+        ValueError,
+        "max_cpu_isa must be one of None, 'AVX2', 'ALL', but got 'AVX512'",
+    ),
 ]
 
 
@@ -139,7 +173,9 @@ def test_the_same_device_twice_is_fine(machine):
     assert fake.calls == [("device", "GPU", 1)]
 
 
-@pytest.mark.parametrize("asked", [{"device": "CPU"}, {"device": "GPU", "device_id": 0}, {"device_id": 0}])
+@pytest.mark.parametrize(
+    "asked", [{"device": "CPU"}, {"device": "GPU", "device_id": 0}, {"device_id": 0}]
+)
 def test_another_device_is_refused(machine, asked):
     machine({"GPU": 2}, in_use=("GPU", 1))
     with pytest.raises(DeviceError, match="already uses GPU:1.*new process"):
@@ -166,11 +202,20 @@ def test_precision(machine, backend, precision, switches):
     info = device.configure(backend, precision=precision)
     assert dict(fake.calls[1:]) == switches
     assert info.precision == (precision if switches else "highest")
-    assert (info.honoured, info.ignored) == ((("precision",), ()) if switches else ((), ("precision",)))
+    assert (info.honoured, info.ignored) == (
+        (("precision",), ()) if switches else ((), ("precision",))
+    )
 
 
-@pytest.mark.parametrize(("backend", "settled"), [
-    ("CPU", [True, False]), ("GPU", []), ("Ascend", []), pytest.param("elsewhere", [], id="CPU without Linux")])
+@pytest.mark.parametrize(
+    ("backend", "settled"),
+    [
+        ("CPU", [True, False]),
+        ("GPU", []),
+        ("Ascend", []),
+        pytest.param("elsewhere", [], id="CPU without Linux"),
+    ],
+)
 def test_threads_are_pinned_on_cpu_alone(machine, monkeypatch, backend, settled):
     machine({"GPU": 1, "Ascend": 1})
     pinned = []
@@ -179,15 +224,23 @@ def test_threads_are_pinned_on_cpu_alone(machine, monkeypatch, backend, settled)
         backend = "CPU"
         monkeypatch.delattr(os, "sched_setaffinity", raising=False)
     info = device.configure(backend, pin_threads=True)
-    assert (info.honoured, info.ignored) == ((("pin_threads",), ()) if settled else ((), ("pin_threads",)))
+    assert (info.honoured, info.ignored) == (
+        (("pin_threads",), ()) if settled else ((), ("pin_threads",))
+    )
     device.configure(pin_threads=False)
     device.configure()
     assert pinned == settled
 
 
-@pytest.mark.parametrize(("backend", "where", "settled"), [
-    ("CPU", ("linux", "x86_64"), ["AVX2"]), ("GPU", ("linux", "x86_64"), []), ("CPU", ("linux", "aarch64"), []),
-    ("CPU", ("win32", "x86_64"), [])])
+@pytest.mark.parametrize(
+    ("backend", "where", "settled"),
+    [
+        ("CPU", ("linux", "x86_64"), ["AVX2"]),
+        ("GPU", ("linux", "x86_64"), []),
+        ("CPU", ("linux", "aarch64"), []),
+        ("CPU", ("win32", "x86_64"), []),
+    ],
+)
 def test_instructions_are_limited_on_cpu_alone(machine, monkeypatch, backend, where, settled):
     machine({"GPU": 1})
     limited = []
@@ -196,15 +249,21 @@ def test_instructions_are_limited_on_cpu_alone(machine, monkeypatch, backend, wh
     monkeypatch.setattr(device.platform, "machine", lambda: where[1])
     info = device.configure(backend, max_cpu_isa="AVX2")
     device.configure()
-    assert (info.honoured, info.ignored) == ((("max_cpu_isa",), ()) if settled else ((), ("max_cpu_isa",)))
+    assert (info.honoured, info.ignored) == (
+        (("max_cpu_isa",), ()) if settled else ((), ("max_cpu_isa",))
+    )
     assert limited == settled
 
 
 def test_instructions_cannot_be_limited_after_a_kernel(machine, monkeypatch):
     fake = machine()
-    monkeypatch.setattr(_compat, "limit_cpu_isa", lambda name: "a kernel has run. Call configure() in a new process")
+    monkeypatch.setattr(
+        _compat, "limit_cpu_isa", lambda name: "a kernel has run. Call configure() in a new process"
+    )
     monkeypatch.setattr(device, "_follows", lambda backend, setting: True)
-    with pytest.raises(DeviceError, match="max_cpu_isa='AVX2' cannot be had: a kernel has run. Call .* process"):
+    with pytest.raises(
+        DeviceError, match="max_cpu_isa='AVX2' cannot be had: a kernel has run. Call .* process"
+    ):
         device.configure("CPU", mode="GRAPH", max_cpu_isa="AVX2")
     assert fake.calls == [] and device.device_info().honoured == ()
 
@@ -212,7 +271,9 @@ def test_instructions_cannot_be_limited_after_a_kernel(machine, monkeypatch):
 def test_what_is_set_once_is_refused_before_anything_changes(machine):
     fake = machine({"Ascend": 1}, deterministic=False)
     fake.hf32 = {"matmul_allow_hf32": True}
-    with pytest.raises(DeviceError, match=r"deterministic=True \(it is False\) and precision='highest'"):
+    with pytest.raises(
+        DeviceError, match=r"deterministic=True \(it is False\) and precision='highest'"
+    ):
         device.configure("Ascend", deterministic=True, precision="highest", mode="GRAPH")
     assert fake.calls == []
     assert device.configure("Ascend", deterministic=False, precision="high").deterministic is False
@@ -235,13 +296,18 @@ def test_modes_and_settings_are_remembered(machine, mode, constant):
     info = device.configure(mode=mode, jit_level="O1", deterministic=True)
     assert ("mode", constant) in fake.calls
     assert info == device.device_info() == device.configure()
-    assert (info.mode, info.jit_level, info.deterministic) == (("GRAPH", "PYNATIVE")[constant], "O1", True)
+    assert (info.mode, info.jit_level, info.deterministic) == (
+        ("GRAPH", "PYNATIVE")[constant],
+        "O1",
+        True,
+    )
     assert info.honoured == ("mode", "jit_level", "deterministic")
     assert device.jit_level() == "O1"
     assert info.mindspore == ms.__version__ and "backend='CPU'" in repr(info)
 
 
-# --- this machine -----------------------------------------------------------------------------------------------
+# --- this machine ---------------------------------------------------------------------------------
+
 
 def test_available_devices_end_with_cpu_and_are_quick_to_ask_again():
     assert device.available_devices()[-1] == "CPU"
@@ -270,15 +336,27 @@ def test_a_probe_that_crashes_or_hangs_is_a_reason(monkeypatch):
 
 def test_the_probe_does_not_join_the_cluster_of_its_parent(monkeypatch):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
-    monkeypatch.setattr(device, "PROBE", "import os; print('usable' if 'MS_ROLE' not in os.environ else 'joined')")
+    monkeypatch.setattr(
+        device, "PROBE", "import os; print('usable' if 'MS_ROLE' not in os.environ else 'joined')"
+    )
     assert device._run_kernel.__wrapped__("GPU", 0) is None
 
 
 def in_new_process(code, folder):
     # pytest-xdist's workers inherit the wish that importing the package leaves for oneDNN
-    inherited = {name: value for name, value in os.environ.items() if (name, value) != ("ONEDNN_MAX_CPU_ISA", "AVX2")}
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=folder,
-                           env={**inherited, "PYTHONPATH": str(ROOT)})
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if (name, value) != ("ONEDNN_MAX_CPU_ISA", "AVX2")
+    }
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT)},
+    )
     assert child.returncode == 0, child.stderr[-2000:]
     return child.stdout.strip().splitlines()
 
@@ -378,12 +456,22 @@ SLOW = _compat.MS_VERSION >= (2, 9)  # these bring oneDNN 3
 
 
 @pytest.mark.skipif(not AVX512, reason="AVX-512 on Linux only")
-@pytest.mark.parametrize(("settings", "isa"), [
-    ("", "AVX2" if SLOW else "ALL"), ('configure("CPU", max_cpu_isa="AVX2")', "AVX2"),
-    ('configure(max_cpu_isa="ALL")', "ALL")], ids=["as it is imported", "asked for", "all asked for"])
+@pytest.mark.parametrize(
+    ("settings", "isa"),
+    [
+        ("", "AVX2" if SLOW else "ALL"),
+        ('configure("CPU", max_cpu_isa="AVX2")', "AVX2"),
+        ('configure(max_cpu_isa="ALL")', "ALL"),
+    ],
+    ids=["as it is imported", "asked for", "all asked for"],
+)
 def test_no_convolution_takes_the_slow_way(tmp_path, settings, isa):
-    (tmp_path / "convolve.py").write_text(CONVOLUTION.format(settings=settings))  # MindSpore compiles what is in a file
-    *log, last = in_new_process("import convolve", tmp_path)  # jit_uni_ncsp nests the reference loop for most shapes
+    (tmp_path / "convolve.py").write_text(
+        CONVOLUTION.format(settings=settings)
+    )  # MindSpore compiles what is in a file
+    *log, last = in_new_process(
+        "import convolve", tmp_path
+    )  # jit_uni_ncsp nests the reference loop for most shapes
     kernels = [line for line in log if ",exec," in line and ",convolution," in line]
     assert last == f"True {isa}"
     assert kernels and any("jit_uni_ncsp" in line for line in kernels) == (SLOW and isa == "ALL")
@@ -392,7 +480,9 @@ def test_no_convolution_takes_the_slow_way(tmp_path, settings, isa):
 @pytest.mark.parametrize("variable", ["MINDSPORE_HESSIAN_CPU_ISA", "ONEDNN_MAX_CPU_ISA"])
 def test_the_environment_keeps_the_instructions_as_they_are(tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "ALL")
-    assert in_new_process("import mindspore_hessian as mh; print(mh.device_info().cpu_isa)", tmp_path) == ["ALL"]
+    assert in_new_process(
+        "import mindspore_hessian as mh; print(mh.device_info().cpu_isa)", tmp_path
+    ) == ["ALL"]
 
 
 @pytest.mark.skipif(not (AVX512 and SLOW), reason="AVX-512 on Linux, MindSpore 2.9 or later")
@@ -400,7 +490,9 @@ def test_instructions_are_chosen_at_the_first_kernel(tmp_path):
     (tmp_path / "late.py").write_text(TOO_LATE)
     line, count, isa, planned = in_new_process("import late", tmp_path)
     assert (isa, count, planned) == ("ALL", "1", "True")
-    assert line.startswith("max_cpu_isa='AVX2' cannot be had: a kernel has run, and oneDNN takes it once per process.")
+    assert line.startswith(
+        "max_cpu_isa='AVX2' cannot be had: a kernel has run, and oneDNN takes it once per process."
+    )
 
 
 def test_real_settings(tmp_path):
@@ -409,12 +501,20 @@ def test_real_settings(tmp_path):
 
 def test_after_a_kernel_ran(tmp_path):
     assert in_new_process(AFTER_A_KERNEL, tmp_path) == [
-        "CPU True", "GPU:0 was asked for, but this process al", "CPU:1 was asked for, but this process al",
-        "This process can no longer take determin"]
+        "CPU True",
+        "GPU:0 was asked for, but this process al",
+        "CPU:1 was asked for, but this process al",
+        "This process can no longer take determin",
+    ]
 
 
-@pytest.mark.parametrize("backend", [
-    pytest.param("GPU", marks=pytest.mark.needs_gpu), pytest.param("Ascend", marks=pytest.mark.needs_ascend)])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("GPU", marks=pytest.mark.needs_gpu),
+        pytest.param("Ascend", marks=pytest.mark.needs_ascend),
+    ],
+)
 def test_a_real_accelerator(backend, tmp_path):
     code = f"""
 from mindspore_hessian.device import available_devices, configure

@@ -1,4 +1,5 @@
 """ci/device.py: explains itself on a CPU; where there is a device, a report of each job."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("device_report", Path(__file__).parent.parent / "ci" / "device.py")
+SPEC = importlib.util.spec_from_file_location(
+    "device_report", Path(__file__).parent.parent / "ci" / "device.py"
+)
 job = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(job)
 
@@ -21,10 +24,13 @@ def test_on_a_cpu_it_says_why_there_is_nothing_to_do(monkeypatch, capsys, tmp_pa
     assert not (tmp_path / "report").exists()
 
 
-@pytest.mark.parametrize(("code", "status", "word"), [
-    ("print('fine')", 0, "ok"), ("print('bad'); exit(3)", 1, "FAILED")])
+@pytest.mark.parametrize(
+    ("code", "status", "word"), [("print('fine')", 0, "ok"), ("print('bad'); exit(3)", 1, "FAILED")]
+)
 def test_a_report_is_written(monkeypatch, capsys, tmp_path, code, status, word):
-    monkeypatch.setattr(job, "why_unusable", lambda backend: None if backend == "GPU" else "no CANN")
+    monkeypatch.setattr(
+        job, "why_unusable", lambda backend: None if backend == "GPU" else "no CANN"
+    )
     monkeypatch.setattr(job, "JOBS", {"demo": ["-c", code]})
     monkeypatch.setattr(sys, "argv", ["device.py", str(tmp_path / "report")])
     assert job.main() == status

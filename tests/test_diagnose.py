@@ -1,4 +1,7 @@
-"""`diagnose` on quadratics with prescribed Hessians: what it says is true, and what it cannot know it does not say."""
+"""`diagnose` on quadratics with prescribed Hessians: what it says is true, and what it cannot know
+it does not say.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -42,7 +45,9 @@ def test_a_minimum():
     assert found.gradient_norm == found.loss == 0 and found.threshold == 20
     assert found.sharpness == pytest.approx(8.0, rel=1e-4) and found.sharpness_converged
     assert found.condition.resolved and found.condition.value == pytest.approx(16, rel=2e-3)
-    assert not found.negative_curvature.found and found.negative_curvature.value == pytest.approx(0.5, rel=1e-2)
+    assert not found.negative_curvature.found and found.negative_curvature.value == pytest.approx(
+        0.5, rel=1e-2
+    )
     assert "Point: a minimum." in found.statements and "no proof" in str(found)
     assert str(found).splitlines() == list(found.statements)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -54,29 +59,48 @@ def test_a_saddle_with_its_certificate():
     found = diagnose(Quadratic(matrix), 0.1, progress=False)
     assert found.point == "saddle" and "Point: a saddle." in found.statements
     v = found.negative_curvature.vector
-    assert np.linalg.norm(v) == pytest.approx(1) and v @ matrix @ v == pytest.approx(found.negative_curvature.value)
+    assert np.linalg.norm(v) == pytest.approx(1) and v @ matrix @ v == pytest.approx(
+        found.negative_curvature.value
+    )
     assert found.negative_curvature.value == pytest.approx(-0.3, rel=1e-2)
 
 
 def test_a_maximum():
     found = diagnose(Quadratic(dense(-POSITIVE)), 0.1, progress=False)
     assert found.point == "maximum" and found.stability == "unknown"
-    assert said(found, "Stability")[0].startswith("Stability: cannot be concluded. No curvature is positive")
+    assert said(found, "Stability")[0].startswith(
+        "Stability: cannot be concluded. No curvature is positive"
+    )
 
 
 @pytest.mark.parametrize("smallest", [1e-4, -1e-4])
 def test_the_sign_of_a_small_eigenvalue(smallest):
-    """It lies below the tolerance of the sharpness; the search for negative curvature is as fine as it needs."""
-    found = diagnose(Quadratic(dense(np.concatenate([[smallest], np.linspace(1.0, 8.0, 60)]))), progress=False)
+    """It lies below the tolerance of the sharpness; the search for negative curvature is as fine as
+    it needs.
+    """
+    found = diagnose(
+        Quadratic(dense(np.concatenate([[smallest], np.linspace(1.0, 8.0, 60)]))), progress=False
+    )
     assert found.point == ("minimum" if smallest > 0 else "saddle")
     assert found.condition.value == pytest.approx(8e4, rel=1e-2)
 
 
-@pytest.mark.parametrize(("ratio", "stability"), [(0.3, "stable"), (0.94, "stable"), (0.97, "edge"), (1.04, "edge"),
-                                                  (1.06, "unstable"), (3.0, "unstable")])
+@pytest.mark.parametrize(
+    ("ratio", "stability"),
+    [
+        (0.3, "stable"),
+        (0.94, "stable"),
+        (0.97, "edge"),
+        (1.04, "edge"),
+        (1.06, "unstable"),
+        (3.0, "unstable"),
+    ],
+)
 def test_the_edge_of_stability(ratio, stability):
     found = diagnose(Quadratic(dense(POSITIVE)), ratio * 2 / 8, progress=False)
-    assert found.stability == stability and found.sharpness / found.threshold == pytest.approx(ratio, rel=1e-4)
+    assert found.stability == stability and found.sharpness / found.threshold == pytest.approx(
+        ratio, rel=1e-4
+    )
 
 
 def test_unstable_is_what_gradient_descent_does():
@@ -91,7 +115,11 @@ def test_unstable_is_what_gradient_descent_does():
 
 def test_a_singular_hessian_decides_nothing():
     found = diagnose(Quadratic(dense(np.concatenate([np.zeros(3), POSITIVE]))), 0.1, progress=False)
-    assert found.point == "unknown" and not found.condition.resolved and found.condition.stopped_by == "singular"
+    assert (
+        found.point == "unknown"
+        and not found.condition.resolved
+        and found.condition.stopped_by == "singular"
+    )
     assert "Point: cannot be concluded." in found.statements
     assert "higher derivatives decide" in said(found, "Curvature")[0]
     assert "singular" in said(found, "Condition")[0] and "at least" in said(found, "Condition")[0]
@@ -103,7 +131,9 @@ def test_zero_everywhere():
 
 
 def test_a_small_budget_is_admitted():
-    op = Quadratic(dense(np.concatenate([10.0 ** np.linspace(-6, 0, 300), np.linspace(1, 1.1, 300)])))
+    op = Quadratic(
+        dense(np.concatenate([10.0 ** np.linspace(-6, 0, 300), np.linspace(1, 1.1, 300)]))
+    )
     found = diagnose(op, 1.0, max_products=10, tol=1e-6, progress=False)
     assert found.point == found.stability == "unknown" and found.num_products <= 30
     assert not found.sharpness_converged and not found.condition.resolved
@@ -124,7 +154,9 @@ def test_on_the_way():
     assert found.point == "not stationary"
     assert found.gradient_norm == pytest.approx(np.linalg.norm(matrix @ np.ones(61)))
     assert found.stability == "unknown" and found.threshold is None
-    assert diagnose(Quadratic(matrix, np.ones(61)), gradient_tol=1e3, progress=False).point == "saddle"
+    assert (
+        diagnose(Quadratic(matrix, np.ones(61)), gradient_tol=1e3, progress=False).point == "saddle"
+    )
 
 
 def test_the_gradient_may_be_given_or_unknown():
@@ -133,13 +165,22 @@ def test_the_gradient_may_be_given_or_unknown():
     assert unknown.point == "unknown" and unknown.gradient_norm is None and unknown.loss is None
     assert "with a zero gradient it is a minimum" in said(unknown, "Point")[0]
     assert diagnose(matrix, gradient=np.zeros(60), progress=False).point == "minimum"
-    assert diagnose(matrix, gradient=np.full(60, 0.1), progress=False).gradient_norm == pytest.approx(np.sqrt(0.6))
+    assert diagnose(
+        matrix, gradient=np.full(60, 0.1), progress=False
+    ).gradient_norm == pytest.approx(np.sqrt(0.6))
 
 
-@pytest.mark.parametrize(("arguments", "error", "word"), [
-    ({"learning_rate": 0.0}, ValueError, "learning_rate"), ({"learning_rate": "0.1"}, TypeError, "learning_rate"),
-    ({"gradient": np.zeros(2)}, ValueError, "gradient"), ({"gradient_tol": -1.0}, ValueError, "gradient_tol"),
-    ({"max_products": 3}, ValueError, "max_products"), ({"tol": 0.0}, ValueError, "tol")])
+@pytest.mark.parametrize(
+    ("arguments", "error", "word"),
+    [
+        ({"learning_rate": 0.0}, ValueError, "learning_rate"),
+        ({"learning_rate": "0.1"}, TypeError, "learning_rate"),
+        ({"gradient": np.zeros(2)}, ValueError, "gradient"),
+        ({"gradient_tol": -1.0}, ValueError, "gradient_tol"),
+        ({"max_products": 3}, ValueError, "max_products"),
+        ({"tol": 0.0}, ValueError, "tol"),
+    ],
+)
 def test_refusals(arguments, error, word):
     with pytest.raises(error, match=word):
         diagnose(Quadratic(np.eye(3)), **arguments)
@@ -156,7 +197,9 @@ def test_a_network():
     op = HessianOperator(*problem())
     found = diagnose(op, 1.0)
     assert found.point == "minimum" and found.stability == "stable" and found.loss == 0
-    assert found.sharpness == pytest.approx(0.5, rel=1e-4) and found.condition.value == pytest.approx(2, rel=1e-3)
+    assert found.sharpness == pytest.approx(
+        0.5, rel=1e-4
+    ) and found.condition.value == pytest.approx(2, rel=1e-3)
     assert "the 4 samples and the 6 weights" in str(found)
     slope = diagnose(op, gradient=[ms.Tensor(np.full((2, 3), 0.5, np.float32))])
     assert slope.gradient_norm == pytest.approx(np.sqrt(1.5))

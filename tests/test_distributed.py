@@ -1,4 +1,5 @@
 """Two processes on CPU, started by msrun: the numbers, and what happens when one of them fails."""
+
 from __future__ import annotations
 
 import os
@@ -27,14 +28,34 @@ def free_port():
 def launch(job, folder):
     """(logs of the two ranks, seconds)."""
     binaries = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-                   "PYTHONPATH": os.pathsep.join([str(JOB.parents[1]), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(JOB.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
     start = time.monotonic()
-    with child([binaries / "msrun", "--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}",
-                "--cluster_time_out=60", f"--log_dir={folder}", "--join=True", JOB, job], seconds=240,
-               env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with child(
+        [
+            binaries / "msrun",
+            "--worker_num=2",
+            "--local_worker_num=2",
+            f"--master_port={free_port()}",
+            "--cluster_time_out=60",
+            f"--log_dir={folder}",
+            "--join=True",
+            JOB,
+            job,
+        ],
+        seconds=240,
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         process.wait()
-    return [(folder / f"worker_{rank}.log").read_text() for rank in (0, 1)], time.monotonic() - start
+    return [
+        (folder / f"worker_{rank}.log").read_text() for rank in (0, 1)
+    ], time.monotonic() - start
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -49,7 +70,10 @@ def test_two_processes_equal_one(tmp_path):
 def test_a_rank_that_raises_stops_the_other_at_once(tmp_path):
     (other, failed), _ = launch("raise", tmp_path)
     assert "ERROR FloatingPointError: rank 1 has a problem of its own" in failed
-    assert "ERROR DistributedError: rank 0 of 2 stops, because rank 1 failed; its log says why" in other
+    assert (
+        "ERROR DistributedError: rank 0 of 2 stops, because rank 1 failed; its log says why"
+        in other
+    )
     assert "NOT REACHED" not in other + failed
 
 
@@ -61,9 +85,13 @@ def test_a_rank_that_dies_ends_the_job_in_bounded_time(tmp_path):
 
 
 def test_without_a_job_it_says_how_to_start_one():
-    with pytest.raises(mh.DistributedError, match="was not started by msrun.*msrun --worker_num=2"), \
-            mh.distributed.session():
+    with (
+        pytest.raises(mh.DistributedError, match="was not started by msrun.*msrun --worker_num=2"),
+        mh.distributed.session(),
+    ):
         pass
-    with pytest.raises(ValueError, match="timeout must be a positive number of seconds, but got 0"), \
-            mh.distributed.session(timeout=0):
+    with (
+        pytest.raises(ValueError, match="timeout must be a positive number of seconds, but got 0"),
+        mh.distributed.session(timeout=0),
+    ):
         pass

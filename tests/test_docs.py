@@ -1,4 +1,5 @@
 """The examples in README and docs run, and what they point at is there."""
+
 from __future__ import annotations
 
 import doctest
@@ -8,12 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if ">>> " in path.read_text()]
+PAGES = [
+    path
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if ">>> " in path.read_text()
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_examples_run(page):
-    result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testfile(
+        str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
     assert result.attempted > 1
     assert result.failed == 0
 
@@ -29,6 +36,7 @@ def test_the_readme_is_short_and_names_files_that_are_there():
 
 def test_each_public_name_is_on_a_page_of_the_api():
     import mindspore_hessian as mh
+
     pages = "\n".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
     shown = set(re.findall(r"::: mindspore_hessian\.([\w.]+)", pages))
     assert set(mh.__all__) <= {name.split(".")[0] for name in shown}

@@ -1,4 +1,7 @@
-"""What all estimators keep: checkpoints, refusals, counts, seeds, progress, and operators of many kinds."""
+"""What all estimators keep: checkpoints, refusals, counts, seeds, progress, and operators of many
+kinds.
+"""
+
 from __future__ import annotations
 
 import csv
@@ -38,21 +41,38 @@ CALLS = {
     "condition_number": (INDEFINITE, condition_number),
     "condition_number, definite": (POSITIVE, condition_number),
     "hutchinson": (INDEFINITE, lambda op, **more: trace(op, max_products=60, **more)),
-    "hutchinson to tol": (POSITIVE, lambda op, **more: trace(op, tol=0.1, max_products=2000, **more)),
+    "hutchinson to tol": (
+        POSITIVE,
+        lambda op, **more: trace(op, tol=0.1, max_products=2000, **more),
+    ),
     "hutch++": (INDEFINITE, lambda op, **more: trace(op, "hutch++", max_products=70, **more)),
     "xtrace": (INDEFINITE, lambda op, **more: trace(op, "xtrace", max_products=70, **more)),
-    "xtrace, sphere": (INDEFINITE, lambda op, **more: trace(op, "xtrace", distribution="sphere", **more)),
+    "xtrace, sphere": (
+        INDEFINITE,
+        lambda op, **more: trace(op, "xtrace", distribution="sphere", **more),
+    ),
     "diagonal": (INDEFINITE, lambda op, **more: diagonal(op, max_products=60, **more)),
     "xdiag": (INDEFINITE, lambda op, **more: diagonal(op, "xdiag", max_products=70, **more)),
     "exact diagonal": (INDEFINITE, lambda op, **more: diagonal(op, "exact", **more)),
     "frobenius_norm": (INDEFINITE, lambda op, **more: frobenius_norm(op, max_products=60, **more)),
-    "logdet": (POSITIVE, lambda op, **more: logdet(op, num_steps=12, max_products=240, batch=3, **more)),
-    "spectral_density": (INDEFINITE, lambda op, **more: spectral_density(op, 20, 12, batch=3, **more)),
+    "logdet": (
+        POSITIVE,
+        lambda op, **more: logdet(op, num_steps=12, max_products=240, batch=3, **more),
+    ),
+    "spectral_density": (
+        INDEFINITE,
+        lambda op, **more: spectral_density(op, 20, 12, batch=3, **more),
+    ),
     "cg": (POSITIVE, lambda op, **more: solve(op, B, tol=1e-9, **more)),
-    "cg of three": (POSITIVE, lambda op, **more: solve(
-        op, np.c_[B, 2 * B, B[::-1]], tol=1e-9, max_products=3000, **more)),
+    "cg of three": (
+        POSITIVE,
+        lambda op, **more: solve(op, np.c_[B, 2 * B, B[::-1]], tol=1e-9, max_products=3000, **more),
+    ),
     "minres": (INDEFINITE, lambda op, **more: solve(op, B, method="minres", tol=1e-9, **more)),
-    "neumann": (POSITIVE, lambda op, **more: solve(op, B, method="neumann", max_products=150, **more)),
+    "neumann": (
+        POSITIVE,
+        lambda op, **more: solve(op, B, method="neumann", max_products=150, **more),
+    ),
 }
 ONE_SHOT = {
     "lsmr": (INDEFINITE, lambda op, **more: solve(op, B, method="lsmr", **more)),
@@ -106,13 +126,19 @@ def test_the_last_checkpoint_survives_an_interrupt(tmp_path):
     assert file.read_bytes() == contents[-1] != b""
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"seed": 1}, "seed=0 there and 1 here"), ({"max_products": 99}, "max_products=40 there and 99 here"),
-    ({"method": "xtrace"}, "method='hutchinson' there and 'xtrace' here"),
-    ({"tol": 0.1}, "tol=None there and 0.1 here"),
-    ({"batch": 4}, "batch=8 there and 4 here"), ({"op": np.eye(N + 1)}, f"n={N} there and {N + 1} here"),
-    ({"op": INDEFINITE.astype(np.float32)}, "dtype='float64' there and 'float32' here"),
-    ({"op": INDEFINITE * 1.001}, "another operator")])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed=0 there and 1 here"),
+        ({"max_products": 99}, "max_products=40 there and 99 here"),
+        ({"method": "xtrace"}, "method='hutchinson' there and 'xtrace' here"),
+        ({"tol": 0.1}, "tol=None there and 0.1 here"),
+        ({"batch": 4}, "batch=8 there and 4 here"),
+        ({"op": np.eye(N + 1)}, f"n={N} there and {N + 1} here"),
+        ({"op": INDEFINITE.astype(np.float32)}, "dtype='float64' there and 'float32' here"),
+        ({"op": INDEFINITE * 1.001}, "another operator"),
+    ],
+)
 def test_a_checkpoint_of_another_call_is_refused(change, named, tmp_path):
     file = tmp_path / "state.npz"
     arguments = {"op": INDEFINITE, "max_products": 40, "progress": False, "checkpoint": file}
@@ -124,8 +150,11 @@ def test_a_checkpoint_of_another_call_is_refused(change, named, tmp_path):
 def test_other_refused_checkpoints(tmp_path):
     file = tmp_path / "state.npz"
     eigsh(INDEFINITE, 2, v0=B, checkpoint=file, progress=False)
-    for call in (lambda: eigsh(INDEFINITE, 2, v0=-B, checkpoint=file), lambda: eigsh(INDEFINITE, 3, checkpoint=file),
-                 lambda: trace(INDEFINITE, checkpoint=file)):
+    for call in (
+        lambda: eigsh(INDEFINITE, 2, v0=-B, checkpoint=file),
+        lambda: eigsh(INDEFINITE, 3, checkpoint=file),
+        lambda: trace(INDEFINITE, checkpoint=file),
+    ):
         with pytest.raises(ValueError, match="was made with other arguments"):
             call()
     for contents in (b"", b"no archive", file.read_bytes()[:200]):
@@ -180,7 +209,11 @@ REFUSED = [
     (lambda: trace(np.ones((2, 3))), ValueError, r"op must be square.*\(2, 3\)"),
     (lambda: trace(np.ones(3)), ValueError, r"op must be square.*\(3,\)"),
     (lambda: trace(np.eye(3, dtype=complex)), TypeError, "op must be real.*complex128"),
-    (lambda: trace(type("Op", (Counting,), {"dtype": "Float32"})(GOOD)), TypeError, "op.dtype must be a numpy dtype"),
+    (
+        lambda: trace(type("Op", (Counting,), {"dtype": "Float32"})(GOOD)),
+        TypeError,
+        "op.dtype must be a numpy dtype",
+    ),
     (lambda: eigsh(GOOD, 0), ValueError, "k must be from 1 to 4.*got 0"),
     (lambda: eigsh(GOOD, 5), ValueError, "k must be from 1 to 4.*got 5"),
     (lambda: eigsh(GOOD, 1.5), TypeError, "k must be an int.*1.5"),
@@ -197,30 +230,86 @@ REFUSED = [
     (lambda: eigsh(GOOD, 2, seed=-1), ValueError, "seed must be at least 0, but got -1"),
     (lambda: eigsh(GOOD, 2, seed=None), TypeError, "seed must be an int.*None"),
     (lambda: trace(GOOD, "magic"), ValueError, "method must be one of 'hutchinson'.*'magic'"),
-    (lambda: trace(GOOD, max_products=1), ValueError, "max_products must be at least 2 for method 'hutchinson'"),
-    (lambda: trace(GOOD, "hutch++", max_products=5), ValueError, "max_products must be at least 6.*got 5"),
+    (
+        lambda: trace(GOOD, max_products=1),
+        ValueError,
+        "max_products must be at least 2 for method 'hutchinson'",
+    ),
+    (
+        lambda: trace(GOOD, "hutch++", max_products=5),
+        ValueError,
+        "max_products must be at least 6.*got 5",
+    ),
     (lambda: trace(GOOD, batch=0), ValueError, "batch must be at least 1, but got 0"),
-    (lambda: trace(GOOD, distribution="cauchy"), ValueError, "distribution must be one of.*'cauchy'"),
+    (
+        lambda: trace(GOOD, distribution="cauchy"),
+        ValueError,
+        "distribution must be one of.*'cauchy'",
+    ),
     (lambda: trace(GOOD, tol=-1), ValueError, "tol must be finite and at least 0, but got -1"),
     (lambda: trace(GOOD, progress="yes"), TypeError, "progress must be True, False or None.*'yes'"),
-    (lambda: diagonal(GOOD, "exact", max_products=3), ValueError, "max_products must be at least 4 for method 'exact'"),
-    (lambda: diagonal(GOOD, "xdiag", distribution="normal"), ValueError, "distribution must be 'rademacher'"),
+    (
+        lambda: diagonal(GOOD, "exact", max_products=3),
+        ValueError,
+        "max_products must be at least 4 for method 'exact'",
+    ),
+    (
+        lambda: diagonal(GOOD, "xdiag", distribution="normal"),
+        ValueError,
+        "distribution must be 'rademacher'",
+    ),
     (lambda: frobenius_norm(GOOD, max_products=0), ValueError, "max_products must be at least 2"),
-    (lambda: logdet(GOOD, damping=-1.0), ValueError, "damping must be finite and at least 0, but got -1"),
+    (
+        lambda: logdet(GOOD, damping=-1.0),
+        ValueError,
+        "damping must be finite and at least 0, but got -1",
+    ),
     (lambda: logdet(GOOD, max_products=7), ValueError, "max_products must be at least 8"),
     (lambda: spectral_density(GOOD, num_probes=1), ValueError, "num_probes must be at least 2"),
-    (lambda: spectral_density(GOOD, scale="cubic"), ValueError, "scale must be one of 'linear', 'log'"),
+    (
+        lambda: spectral_density(GOOD, scale="cubic"),
+        ValueError,
+        "scale must be one of 'linear', 'log'",
+    ),
     (lambda: spectral_density(GOOD, kernel="box"), ValueError, "kernel must be one of"),
-    (lambda: spectral_density(GOOD, sigma=0.0), ValueError, "sigma must be finite and greater than 0"),
-    (lambda: spectral_density(GOOD, grid=[1.0, 1.0]), ValueError, "grid must be one row of at least two"),
-    (lambda: spectral_density(GOOD, grid=[-1.0, 1.0], scale="log"), ValueError, "grid must be positive"),
-    (lambda: spectral_density(np.zeros((3, 3)), scale="log", progress=False), ValueError, "scale='log' needs"),
-    (lambda: condition_number(GOOD, max_products=9), ValueError, "max_products must be at least 10"),
+    (
+        lambda: spectral_density(GOOD, sigma=0.0),
+        ValueError,
+        "sigma must be finite and greater than 0",
+    ),
+    (
+        lambda: spectral_density(GOOD, grid=[1.0, 1.0]),
+        ValueError,
+        "grid must be one row of at least two",
+    ),
+    (
+        lambda: spectral_density(GOOD, grid=[-1.0, 1.0], scale="log"),
+        ValueError,
+        "grid must be positive",
+    ),
+    (
+        lambda: spectral_density(np.zeros((3, 3)), scale="log", progress=False),
+        ValueError,
+        "scale='log' needs",
+    ),
+    (
+        lambda: condition_number(GOOD, max_products=9),
+        ValueError,
+        "max_products must be at least 10",
+    ),
     (lambda: solve(GOOD, np.ones(3)), ValueError, r"b must be a flat array of shape \(4,\)"),
     (lambda: solve(GOOD, np.ones(4), method="lu"), ValueError, "method must be one of 'cg'.*'lu'"),
     (lambda: solve(GOOD, np.ones(4), np.nan), ValueError, "damping must be finite"),
-    (lambda: solve(GOOD, np.ones(4), learning_rate=1.0), ValueError, "learning_rate is for method 'neumann'"),
-    (lambda: solve(GOOD, np.ones(4), method="lsmr", checkpoint="x"), ValueError, "checkpoint is not for method 'lsmr'"),
+    (
+        lambda: solve(GOOD, np.ones(4), learning_rate=1.0),
+        ValueError,
+        "learning_rate is for method 'neumann'",
+    ),
+    (
+        lambda: solve(GOOD, np.ones(4), method="lsmr", checkpoint="x"),
+        ValueError,
+        "checkpoint is not for method 'lsmr'",
+    ),
     (lambda: layer_report(GOOD), TypeError, "op must have .layers"),
 ]
 
@@ -268,7 +357,9 @@ def test_the_table_names_the_class_of_a_layer_and_the_row_keeps_its_name():
     assert lines[0].split()[0] == "name" and "layer_class" not in lines[0]
     assert [line.split("  ")[0].strip() for line in lines[1:]] == [row.label for row in found.rows]
     rows = list(csv.DictReader(io.StringIO(found.to_csv())))
-    assert [row["layer_class"] for row in rows] == ["Conv2d", "", "Dense"] and rows[0]["name"] == "conv"
+    assert [row["layer_class"] for row in rows] == ["Conv2d", "", "Dense"] and rows[0][
+        "name"
+    ] == "conv"
 
 
 def test_layer_report_as_csv_and_pandas(tmp_path, monkeypatch):
@@ -276,7 +367,9 @@ def test_layer_report_as_csv_and_pandas(tmp_path, monkeypatch):
     text = found.to_csv(tmp_path / "layers.csv")
     assert (tmp_path / "layers.csv").read_text() == text
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert [row["name"] for row in rows] == list(LAYERS) and float(rows[1]["trace"]) == found.rows[1].trace
+    assert [row["name"] for row in rows] == list(LAYERS) and float(rows[1]["trace"]) == found.rows[
+        1
+    ].trace
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):
         found.to_pandas()
@@ -290,7 +383,10 @@ def test_effective_dimensions_are_parts_of_that_of_the_whole():
     found = layer_report(op, num_probes=400, batch=100, progress=False, damping=0.5)
     assert found.num_products == op.columns and found.seconds > 0
     for row, index in zip(found.rows, LAYERS.values(), strict=True):
-        assert abs(row.effective_dimension - EFFECTIVE.diagonal()[index].sum()) <= 4 * row.effective_error + 1e-6
+        assert (
+            abs(row.effective_dimension - EFFECTIVE.diagonal()[index].sum())
+            <= 4 * row.effective_error + 1e-6
+        )
     assert "effective_dimension" in str(found) and "effective_error" in found.to_csv()
     assert "effective" not in str(layer_report(op, num_probes=2, progress=False))
 
@@ -298,15 +394,22 @@ def test_effective_dimensions_are_parts_of_that_of_the_whole():
 def test_effective_dimensions_of_structure_are_exact():
     class Blocks(BlockDiagonal):
         layers = LAYERS
+
     op = Blocks([POSITIVE[np.ix_(index, index)] for index in LAYERS.values()], LAYERS.values())
     found = layer_report(op, progress=False, damping=0.5)
     for row, index in zip(found.rows, LAYERS.values(), strict=True):
         values = np.linalg.eigvalsh(POSITIVE[np.ix_(index, index)])
-        assert row.effective_dimension == pytest.approx((values / (values + 0.5)).sum()) and row.effective_error == 0
+        assert (
+            row.effective_dimension == pytest.approx((values / (values + 0.5)).sum())
+            and row.effective_error == 0
+        )
 
 
 def test_there_is_no_effective_dimension_of_an_indefinite_matrix():
-    with pytest.raises(ValueError, match="positive definite and its systems solved, but one stopped by negative curv"):
+    with pytest.raises(
+        ValueError,
+        match="positive definite and its systems solved, but one stopped by negative curv",
+    ):
         layer_report(Layered(INDEFINITE, LAYERS), progress=False, damping=0.1)
 
 
@@ -315,9 +418,14 @@ def test_an_interrupted_effective_dimension_goes_on(tmp_path):
     op = Layered(POSITIVE, LAYERS)
     whole = layer_report(op, **options)
     with pytest.raises(KeyboardInterrupt):
-        layer_report(Layered(POSITIVE, LAYERS, op.columns - 9, KeyboardInterrupt()), checkpoint=tmp_path / "a",
-                     **options)
-    assert_identical(whole, layer_report(Layered(POSITIVE, LAYERS), checkpoint=tmp_path / "a", **options))
+        layer_report(
+            Layered(POSITIVE, LAYERS, op.columns - 9, KeyboardInterrupt()),
+            checkpoint=tmp_path / "a",
+            **options,
+        )
+    assert_identical(
+        whole, layer_report(Layered(POSITIVE, LAYERS), checkpoint=tmp_path / "a", **options)
+    )
 
 
 @pytest.mark.parametrize("after", [10, 40, 60])
@@ -326,10 +434,14 @@ def test_an_interrupted_layer_report_goes_on(after, tmp_path):
     stopping = Layered(INDEFINITE, LAYERS, after, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         layer_report(stopping, progress=False, checkpoint=tmp_path / "a")
-    assert_identical(whole, layer_report(Layered(INDEFINITE, LAYERS), progress=False, checkpoint=tmp_path / "a"))
+    assert_identical(
+        whole, layer_report(Layered(INDEFINITE, LAYERS), progress=False, checkpoint=tmp_path / "a")
+    )
 
 
-@pytest.mark.parametrize("layers", [{}, None, [1], {"a": [N]}, {"a": [-1]}, {"a": []}, {"a": [0.5]}, {"a": [[1]]}])
+@pytest.mark.parametrize(
+    "layers", [{}, None, [1], {"a": [N]}, {"a": [-1]}, {"a": []}, {"a": [0.5]}, {"a": [[1]]}]
+)
 def test_wrong_layers_are_refused(layers):
     with pytest.raises((TypeError, ValueError), match="layers"):
         layer_report(Layered(INDEFINITE, layers), progress=False)
@@ -351,17 +463,28 @@ def test_float32_is_fed_float32():
     layered.layers = LAYERS
     layer_report(layered, progress=False)
     assert seen == {(np.dtype(np.float32), True)}
-    assert trace(cosine(np.arange(50.0), np.float32), progress=False).value == pytest.approx(1225, rel=0.1)
+    assert trace(cosine(np.arange(50.0), np.float32), progress=False).value == pytest.approx(
+        1225, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("name", estimators.__all__)
 def test_public_functions_are_documented(name):
     thing = getattr(estimators, name)
     if inspect.isfunction(thing):
-        for part in ("Args:", "Returns:", "Raises:", "Source:", "Examples:",
-                     "Supported Platforms:\n        ``Ascend`` ``GPU`` ``CPU``"):
+        for part in (
+            "Args:",
+            "Returns:",
+            "Raises:",
+            "Source:",
+            "Examples:",
+            "Supported Platforms:\n        ``Ascend`` ``GPU`` ``CPU``",
+        ):
             assert part in thing.__doc__, part
-        assert all(f"        {argument}: " in thing.__doc__ for argument in inspect.signature(thing).parameters)
+        assert all(
+            f"        {argument}: " in thing.__doc__
+            for argument in inspect.signature(thing).parameters
+        )
 
 
 @pytest.mark.parametrize("shows", [True, False])
@@ -371,5 +494,6 @@ def test_an_operator_can_say_that_another_process_shows_the_bar(shows, capfd):
 
         def __matmul__(self, block):
             return INDEFINITE @ block
+
     trace(Ranked(), max_products=20, progress=True)
     assert ("trace" in capfd.readouterr().err) == shows

@@ -1,4 +1,5 @@
 """Eigenpairs against prescribed spectra; residuals and flags that do not lie."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,15 +13,32 @@ def truth(spectrum, k, which):
     down = np.sort(spectrum)[::-1]
     if which == "LM":
         return np.sort(down[np.argsort(-np.abs(down), kind="stable")[:k]])[::-1]
-    return {"LA": down[:k], "SA": down[::-1][:k],
-            "BE": np.concatenate([down[:k - k // 2], down[len(down) - k // 2:]])}[which]
+    return {
+        "LA": down[:k],
+        "SA": down[::-1][:k],
+        "BE": np.concatenate([down[: k - k // 2], down[len(down) - k // 2 :]]),
+    }[which]
 
 
-BIG_CASES = [("decaying", "LA", 6), ("decaying", "LM", 5), ("algebraic", "LA", 4), ("clustered", "LA", 5),
-             ("clustered", "LM", 7), ("indefinite", "LA", 3), ("indefinite", "SA", 3), ("indefinite", "LM", 6),
-             ("indefinite", "BE", 5), ("indefinite", "both ends", 6), ("deficient", "LA", 2), ("deficient", "SA", 1),
-             ("deficient", "BE", 3), ("deficient", "LA", 6), ("repeated", "LA", 7), ("repeated", "LM", 5),
-             ("identity", "LA", 6)]
+BIG_CASES = [
+    ("decaying", "LA", 6),
+    ("decaying", "LM", 5),
+    ("algebraic", "LA", 4),
+    ("clustered", "LA", 5),
+    ("clustered", "LM", 7),
+    ("indefinite", "LA", 3),
+    ("indefinite", "SA", 3),
+    ("indefinite", "LM", 6),
+    ("indefinite", "BE", 5),
+    ("indefinite", "both ends", 6),
+    ("deficient", "LA", 2),
+    ("deficient", "SA", 1),
+    ("deficient", "BE", 3),
+    ("deficient", "LA", 6),
+    ("repeated", "LA", 7),
+    ("repeated", "LM", 5),
+    ("identity", "LA", 6),
+]
 
 
 @pytest.mark.parametrize(("name", "which", "k"), BIG_CASES)
@@ -33,12 +51,17 @@ def test_eigenvalues_of_big_operators(name, which, k):
     assert found.num_products <= 1000
     vectors = found.eigenvectors
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(k), atol=1e-10)
-    np.testing.assert_allclose(np.linalg.norm(op @ vectors - vectors * found.eigenvalues, axis=0), found.residuals,
-                               atol=1e-13)
+    np.testing.assert_allclose(
+        np.linalg.norm(op @ vectors - vectors * found.eigenvalues, axis=0),
+        found.residuals,
+        atol=1e-13,
+    )
 
 
 @pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 2), (7, 3), (32, 5), (33, 3), (60, 29), (60, 60), (80, 20)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(1, 1), (2, 2), (7, 3), (32, 5), (33, 3), (60, 29), (60, 60), (80, 20)]
+)
 def test_small_matrices(n, k, which):
     spectrum = np.random.default_rng(n).standard_normal(n)
     matrix = Counting(dense(spectrum))
@@ -63,7 +86,9 @@ def test_a_tiny_budget_is_kept_and_admitted(budget, which):
     op = Counting(cosine(np.linspace(-1.0, 1.0, 1000)))
     found = eigsh(op, 3, which, max_products=budget, progress=False)
     assert op.columns == found.num_products <= budget
-    true = np.linalg.norm(op.matrix @ found.eigenvectors - found.eigenvectors * found.eigenvalues, axis=0)
+    true = np.linalg.norm(
+        op.matrix @ found.eigenvectors - found.eigenvectors * found.eigenvalues, axis=0
+    )
     np.testing.assert_allclose(found.residuals, true, atol=1e-13)
     assert not found.converged.any() and found.stopped_by == "budget"
 
@@ -74,7 +99,9 @@ def test_float32_says_what_it_reaches(name, tol, reached):
     spectrum = SPECTRA[name]
     found = eigsh(cosine(spectrum, np.float32), 3, tol=tol, progress=False)
     exact = cosine(spectrum)
-    true = np.linalg.norm(exact @ found.eigenvectors - found.eigenvectors * found.eigenvalues, axis=0)
+    true = np.linalg.norm(
+        exact @ found.eigenvectors - found.eigenvectors * found.eigenvalues, axis=0
+    )
     scale = np.abs(spectrum).max()
     assert (np.abs(true - found.residuals) <= 2e-6 * scale).all()
     assert found.converged.all() == reached
@@ -102,9 +129,13 @@ def test_zero_and_structure():
         eigsh(np.eye(3), 1).structured(0)
 
 
-NEGATIVE = [([4.0, -2.0, 1.0], True, -2.0), (np.linspace(0.5, 2, 200), False, 0.5),
-            (np.r_[-1e-3, np.ones(499)], True, -1e-3), (np.zeros(40), False, 0.0),
-            (np.r_[np.zeros(30), np.ones(70)], False, 0.0)]
+NEGATIVE = [
+    ([4.0, -2.0, 1.0], True, -2.0),
+    (np.linspace(0.5, 2, 200), False, 0.5),
+    (np.r_[-1e-3, np.ones(499)], True, -1e-3),
+    (np.zeros(40), False, 0.0),
+    (np.r_[np.zeros(30), np.ones(70)], False, 0.0),
+]
 
 
 @pytest.mark.parametrize(("spectrum", "found", "value"), NEGATIVE, ids=range(len(NEGATIVE)))
@@ -124,9 +155,14 @@ def test_negative_curvature_is_proved_before_it_has_converged():
 
 
 CONDITIONS = [
-    (np.linspace(1, 50, 300), 50.0), (np.geomspace(1e-4, 1, 300), 1e4), (-np.linspace(2, 8, 100), 4.0),
-    (np.r_[-np.geomspace(0.01, 3, 150), np.geomspace(0.02, 7, 150)], 700.0), ([8.0, 4.0, -2.0], 4.0),
-    (np.ones(50), 1.0), ([3.0], 1.0)]
+    (np.linspace(1, 50, 300), 50.0),
+    (np.geomspace(1e-4, 1, 300), 1e4),
+    (-np.linspace(2, 8, 100), 4.0),
+    (np.r_[-np.geomspace(0.01, 3, 150), np.geomspace(0.02, 7, 150)], 700.0),
+    ([8.0, 4.0, -2.0], 4.0),
+    (np.ones(50), 1.0),
+    ([3.0], 1.0),
+]
 
 
 @pytest.mark.parametrize(("spectrum", "expected"), CONDITIONS, ids=range(len(CONDITIONS)))
@@ -147,8 +183,11 @@ def test_an_unresolved_condition_number_is_a_lower_bound(budget, seed):
     assert 1 <= found.value <= 7e5
 
 
-@pytest.mark.parametrize("spectrum", [np.r_[0.0, np.linspace(1, 2, 99)], np.r_[np.zeros(60), np.linspace(-1, 2, 60)],
-                                      np.zeros(40)], ids=range(3))
+@pytest.mark.parametrize(
+    "spectrum",
+    [np.r_[0.0, np.linspace(1, 2, 99)], np.r_[np.zeros(60), np.linspace(-1, 2, 60)], np.zeros(40)],
+    ids=range(3),
+)
 def test_a_singular_operator_has_no_condition_number(spectrum):
     found = condition_number(cosine(spectrum), progress=False)
     assert not found.resolved and found.stopped_by == "singular" and found.value > 1e11
@@ -157,7 +196,9 @@ def test_a_singular_operator_has_no_condition_number(spectrum):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("zeros", [1, 3, 30])
 def test_that_an_operator_is_singular_is_found_whatever_the_rounding(zeros, seed):
-    """Other matrices and start vectors stand for the sums of another machine: none may wander until the budget ends."""
+    """Other matrices and start vectors stand for the sums of another machine: none may wander until
+    the budget ends.
+    """
     spectrum = np.r_[np.zeros(zeros), np.linspace(0.5, 8.0, 60)]
     for make in (dense(spectrum, seed), cosine(spectrum)):
         found = condition_number(make, seed=seed, max_products=500, progress=False)
@@ -171,5 +212,3 @@ def test_a_nearly_singular_operator_is_not_taken_for_a_singular_one(smallest, se
     found = condition_number(dense(spectrum, seed), seed=seed, max_products=3000, progress=False)
     assert found.stopped_by != "singular" and found.value <= 1.001 * 3 / abs(smallest[0])
     assert len(smallest) > 1 or (found.resolved and found.num_products < 300)
-
-

@@ -1,4 +1,7 @@
-"""The exact diagonal of Gauss-Newton and Fisher operators is that of their matrices, without products."""
+"""The exact diagonal of Gauss-Newton and Fisher operators is that of their matrices, without
+products.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -15,7 +18,9 @@ OFF = {"check_deterministic": False, "progress": False}
 
 
 def mlp(outputs=3):
-    return nn.SequentialCell(nn.Dense(3, 4, dtype=ms.float64), nn.Tanh(), nn.Dense(4, outputs, dtype=ms.float64))
+    return nn.SequentialCell(
+        nn.Dense(3, 4, dtype=ms.float64), nn.Tanh(), nn.Dense(4, outputs, dtype=ms.float64)
+    )
 
 
 def normal(*shape):
@@ -25,7 +30,7 @@ def normal(*shape):
 def quartic(out, y):
     """Not convex, and its Hessian at the output is full."""
     gap = (out - y).sum(1)
-    return (gap ** 4 - ops.square(out[:, 0])).mean()
+    return (gap**4 - ops.square(out[:, 0])).mean()
 
 
 def of_all(out, y):
@@ -48,15 +53,23 @@ ONE = UNEVEN[:1]
 
 def error(op, products=0):
     found = mh.diagonal(op, method="exact", progress=False)
-    assert found.num_products == products and found.stopped_by == "exact" and not found.standard_error.any()
+    assert (
+        found.num_products == products
+        and found.stopped_by == "exact"
+        and not found.standard_error.any()
+    )
     return relative_error(found.value, op.to_dense().diagonal())
 
 
-@pytest.mark.parametrize(("kind", "loss", "options"), [
-    (mh.GGNOperator, quartic, {"reduction": "mean", "batch_weight": "samples"}),
-    (mh.FisherOperator, nn.MSELoss(), {"mc_samples": 2}),
-    (mh.EmpiricalFisherOperator, nn.MSELoss(), {}),
-    *[(mh.FisherOperator, nn.MSELoss(), {})] * FULL])
+@pytest.mark.parametrize(
+    ("kind", "loss", "options"),
+    [
+        (mh.GGNOperator, quartic, {"reduction": "mean", "batch_weight": "samples"}),
+        (mh.FisherOperator, nn.MSELoss(), {"mc_samples": 2}),
+        (mh.EmpiricalFisherOperator, nn.MSELoss(), {}),
+        *[(mh.FisherOperator, nn.MSELoss(), {})] * FULL,
+    ],
+)
 def test_it_is_that_of_the_matrix(kind, loss, options):
     assert error(kind(mlp(), loss, UNEVEN if FULL else ONE, **options, **OFF)) < 1e-10
 
@@ -73,8 +86,12 @@ class Words(nn.Cell):
         return self.out(h + h.mean(1, keep_dims=True)).swapaxes(1, 2)
 
 
-SEQUENCES = [(mh.FisherOperator, {"mc_samples": 2}), (mh.GGNOperator, {}), (mh.FisherOperator, {}),
-             (mh.EmpiricalFisherOperator, {})]
+SEQUENCES = [
+    (mh.FisherOperator, {"mc_samples": 2}),
+    (mh.GGNOperator, {}),
+    (mh.FisherOperator, {}),
+    (mh.EmpiricalFisherOperator, {}),
+]
 
 
 @pytest.mark.parametrize(("kind", "options"), SEQUENCES if FULL else SEQUENCES[:1])
@@ -82,7 +99,9 @@ def test_positions_are_terms_of_their_own_and_some_are_masked(kind, options):
     labels = RNG.integers(0, 3, (3, 2))
     labels[1, 0] = -100
     data = (Tensor(RNG.integers(0, 4, (3, 2)), ms.int32), Tensor(labels, ms.int32))
-    assert error(kind(Words(), nn.CrossEntropyLoss(ignore_index=-100), data, **options, **OFF)) < 1e-5
+    assert (
+        error(kind(Words(), nn.CrossEntropyLoss(ignore_index=-100), data, **options, **OFF)) < 1e-5
+    )
 
 
 @pytest.mark.parametrize(("net", "loss"), [(mlp(1), of_all), (Centered(), quartic)])

@@ -1,4 +1,5 @@
 """The notebooks in examples/ hold no outputs, and run; each of them checks its own numbers."""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +20,17 @@ def name_of(path: Path) -> str:
 
 
 def test_the_notebooks_are_there():
-    assert {path.stem[:2] for path in NOTEBOOKS} == {"01", "02", "03", "04", "05", "06", "07", "08", "09"}
+    assert {path.stem[:2] for path in NOTEBOOKS} == {
+        "01",
+        "02",
+        "03",
+        "04",
+        "05",
+        "06",
+        "07",
+        "08",
+        "09",
+    }
     assert set(QUICK) <= {path.stem for path in NOTEBOOKS}
 
 
@@ -34,20 +45,43 @@ def test_a_notebook_is_stripped(path):
     assert notebook["cells"][0]["cell_type"] == "markdown"
 
 
-@pytest.mark.parametrize("path", [
-    pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.skipif(
-        not FULL, reason="takes up to a minute; MINDSPORE_HESSIAN_FULL=1 runs it")) for path in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[]
+            if path.stem in QUICK
+            else pytest.mark.skipif(
+                not FULL, reason="takes up to a minute; MINDSPORE_HESSIAN_FULL=1 runs it"
+            ),
+        )
+        for path in NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     for needed in ("nbclient", "nbformat", "ipykernel", "matplotlib", "sklearn"):
-        pytest.importorskip(needed, reason=f"{needed} is not installed: pip install mindspore-hessian[examples]")
+        pytest.importorskip(
+            needed, reason=f"{needed} is not installed: pip install mindspore-hessian[examples]"
+        )
     import nbclient
     import nbformat
+
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("MS_DEV_USE_PY_BPROP", raising=False)  # this process has it from the library
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # not the Agg of other tests
+    monkeypatch.setenv(
+        "MPLBACKEND", "module://matplotlib_inline.backend_inline"
+    )  # not the Agg of other tests
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    nbclient.NotebookClient(notebook, timeout=SECONDS, kernel_name="python3",
-                            resources={"metadata": {"path": str(tmp_path)}}).execute()
-    printed = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    nbclient.NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    printed = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
     assert any(output.output_type == "stream" and output.name == "stdout" for output in printed)

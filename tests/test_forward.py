@@ -1,4 +1,7 @@
-"""Forward derivatives: Laplacians, Jacobian-vector products, in both ways, as a user writes them."""
+"""Forward derivatives: Laplacians, Jacobian-vector products, in both ways, as a user writes
+them.
+"""
+
 from __future__ import annotations
 
 import warnings
@@ -25,28 +28,47 @@ def wave(x):
 def hessian_of_wave(p):
     a, b, c = p
     s, k, e = np.sin(a), np.cos(a), np.exp(c)
-    return np.array([[-s * b ** 3 * e, 3 * k * b ** 2 * e, k * b ** 3 * e],
-                     [3 * k * b ** 2 * e, 6 * s * b * e, 3 * s * b ** 2 * e],
-                     [k * b ** 3 * e, 3 * s * b ** 2 * e, s * b ** 3 * e]])
+    return np.array(
+        [
+            [-s * b**3 * e, 3 * k * b**2 * e, k * b**3 * e],
+            [3 * k * b**2 * e, 6 * s * b * e, 3 * s * b**2 * e],
+            [k * b**3 * e, 3 * s * b**2 * e, s * b**3 * e],
+        ]
+    )
 
 
 HESSIANS = np.array([hessian_of_wave(p) for p in POINTS])
-GRADIENTS = np.array([[np.cos(a) * b ** 3 * np.exp(c), 3 * np.sin(a) * b ** 2 * np.exp(c),
-                       np.sin(a) * b ** 3 * np.exp(c)] for a, b, c in POINTS])
-VALUES = np.array([np.sin(a) * b ** 3 * np.exp(c) for a, b, c in POINTS])
+GRADIENTS = np.array(
+    [
+        [
+            np.cos(a) * b**3 * np.exp(c),
+            3 * np.sin(a) * b**2 * np.exp(c),
+            np.sin(a) * b**3 * np.exp(c),
+        ]
+        for a, b, c in POINTS
+    ]
+)
+VALUES = np.array([np.sin(a) * b**3 * np.exp(c) for a, b, c in POINTS])
 
 
 def close(found, expected, rtol=1e-12):
     np.testing.assert_allclose(found.asnumpy(), expected, rtol=rtol, atol=1e-13)
 
 
-# --- what is computed -------------------------------------------------------------------------------------------
+# --- what is computed -----------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
-@pytest.mark.parametrize(("options", "operator"), [
-    ({}, np.eye(3)), ({"along": (0, -1)}, np.diag([1, 0, 1])), ({"metric": METRIC}, METRIC),
-    ({"along": (2, 1), "metric": [[2.0, 1.0], [1.0, 3.0]]}, [[0, 0, 0], [0, 3, 1], [0, 1, 2]])],
-    ids=["all", "along", "indefinite", "both"])
+@pytest.mark.parametrize(
+    ("options", "operator"),
+    [
+        ({}, np.eye(3)),
+        ({"along": (0, -1)}, np.diag([1, 0, 1])),
+        ({"metric": METRIC}, METRIC),
+        ({"along": (2, 1), "metric": [[2.0, 1.0], [1.0, 3.0]]}, [[0, 0, 0], [0, 3, 1], [0, 1, 2]]),
+    ],
+    ids=["all", "along", "indefinite", "both"],
+)
 def test_an_operator_at_points_is_its_closed_form(mode, options, operator):
     expected = np.einsum("ij,nij->n", np.asarray(operator, float), HESSIANS)
     close(laplacian(wave, in_axes=0, mode=mode, chunk_size=3, **options)(X), expected, 1e-11)
@@ -64,7 +86,7 @@ def test_outputs_inputs_and_axes(mode):
     y = np.random.default_rng(2).uniform(-1, 1, (2, 4))
     one, two = laplacian(several, (0, 1), in_axes=(0, 1), mode=mode)(X, Tensor(y))
     close(one, np.zeros((4, 3)))
-    close(two, 6 * np.sin(y[0]) - (POINTS ** 2).sum(1) * np.sin(y[0]))
+    close(two, 6 * np.sin(y[0]) - (POINTS**2).sum(1) * np.sin(y[0]))
     one, two = laplacian(several, 1, in_axes=(None, 1), mode=mode)(X[0], Tensor(y))
     close(two, -(POINTS[0] ** 2).sum() * np.sin(y[0]))
 
@@ -72,12 +94,15 @@ def test_outputs_inputs_and_axes(mode):
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_value_gradient_and_laplacian(mode):
     for axes, at in ((0, X), (1, Tensor(POINTS.T.copy()))):
-        value, gradient, second = value_grad_and_laplacian(wave, in_axes=axes, mode=mode, chunk_size=3)(at)
+        value, gradient, second = value_grad_and_laplacian(
+            wave, in_axes=axes, mode=mode, chunk_size=3
+        )(at)
         close(value, VALUES)
         close(gradient, GRADIENTS)
         close(second, HESSIANS.trace(axis1=1, axis2=2), 1e-11)
     (value, gradients, second), aux = value_grad_and_laplacian(
-        lambda x, y: (wave(x) * y.sum(), y), (1, 0), True, mode=mode)(X[0], X[1])
+        lambda x, y: (wave(x) * y.sum(), y), (1, 0), True, mode=mode
+    )(X[0], X[1])
     close(gradients[0], np.full(3, VALUES[0]))
     close(gradients[1], GRADIENTS[0] * POINTS[1].sum())
     close(second, np.trace(HESSIANS[0]) * POINTS[1].sum())
@@ -107,15 +132,17 @@ def test_what_does_not_depend_on_the_point_has_no_derivatives():
     close(laplacian(lambda x: ops.ones(2, ms.float64) * 3, mode="forward")(X[0]), np.zeros(2))
     close(laplacian(lambda x: ops.stop_gradient(x) ** 3, mode="forward")(X[0]), np.zeros(3))
     close(jvp(lambda x: (x > 0).astype(ms.float64), X[0], X[1])[1], np.zeros(3))
-    close(jvp(lambda x: (3 * x).astype(ms.int32).astype(ms.float64) * x, X[0], X[1])[1],
-          np.trunc(3 * POINTS[0]) * POINTS[1])
+    close(
+        jvp(lambda x: (3 * x).astype(ms.int32).astype(ms.float64) * x, X[0], X[1])[1],
+        np.trunc(3 * POINTS[0]) * POINTS[1],
+    )
 
 
 class Straight(nn.Cell):
     """x^3, whose derivative is said to be 1."""
 
     def construct(self, x):
-        return x ** 3
+        return x**3
 
     def bprop(self, x, out, dout):
         return (dout,)
@@ -133,7 +160,7 @@ class Stopped(nn.Cell):
 
 
 def stopped(x):
-    return (ops.stop_gradient(ops.tanh(x)) * x ** 2).sum()
+    return (ops.stop_gradient(ops.tanh(x)) * x**2).sum()
 
 
 def stopped_inside(x):
@@ -152,7 +179,8 @@ def test_what_is_stopped_is_constant():
         laplacian(Straight(), mode="forward")(X[0])
 
 
-# --- where a rule is missing --------------------------------------------------------------------------------------
+# --- where a rule is missing ----------------------------------------------------------------------
+
 
 def without(x):
     return ops.bessel_y0(x[0] + 2) * x[1]
@@ -181,15 +209,19 @@ def test_a_rule_of_the_users():
     def slopes(x, y):  # y'' = -y - y' / x
         first = -ops.bessel_y1(x)
         return first, -y - first / x
+
     rules.register_forward("BesselY0", rules.forward.elementwise(slopes))
     try:
-        close(laplacian(lambda x: ops.bessel_y0(x + 2).sum(), mode="forward")(X[0]),
-              laplacian(lambda x: ops.bessel_y0(x + 2).sum(), mode="reverse")(X[0]).asnumpy())
+        close(
+            laplacian(lambda x: ops.bessel_y0(x + 2).sum(), mode="forward")(X[0]),
+            laplacian(lambda x: ops.bessel_y0(x + 2).sum(), mode="reverse")(X[0]).asnumpy(),
+        )
     finally:
         del rules.registry.FORWARD_RULES["BesselY0"]
 
 
-# --- networks as people write them --------------------------------------------------------------------------------
+# --- networks as people write them ----------------------------------------------------------------
+
 
 def dense(a, b):
     return nn.Dense(a, b, dtype=ms.float64)
@@ -201,7 +233,12 @@ class Residual(nn.Cell):
     def __init__(self):
         super().__init__()
         self.frequencies = Tensor(np.random.default_rng(5).normal(size=(3, 4)))
-        self.first, self.gate, self.second, self.last = dense(8, 6), dense(6, 6), dense(6, 6), dense(6, 1)
+        self.first, self.gate, self.second, self.last = (
+            dense(8, 6),
+            dense(6, 6),
+            dense(6, 6),
+            dense(6, 1),
+        )
 
     def construct(self, x):
         z = ops.matmul(x, self.frequencies)
@@ -214,7 +251,9 @@ class Residual(nn.Cell):
 
 
 class Orbitals(nn.Cell):
-    """log |psi| of three electrons: a determinant of orbitals times an envelope of their distances."""
+    """log |psi| of three electrons: a determinant of orbitals times an envelope of their
+    distances.
+    """
 
     def __init__(self):
         super().__init__()
@@ -244,8 +283,15 @@ class Attention(nn.Cell):
         return self.out(ops.relu(ops.matmul(w, h)) ** 3).sum()
 
 
-NETWORKS = {"mlp": (lambda: nn.SequentialCell(dense(3, 5), nn.Tanh(), dense(5, 5), nn.Sigmoid(), dense(5, 2)), 3),
-            "residual": (Residual, 3), "orbitals": (Orbitals, 9), "attention": (Attention, 3)}
+NETWORKS = {
+    "mlp": (
+        lambda: nn.SequentialCell(dense(3, 5), nn.Tanh(), dense(5, 5), nn.Sigmoid(), dense(5, 2)),
+        3,
+    ),
+    "residual": (Residual, 3),
+    "orbitals": (Orbitals, 9),
+    "attention": (Attention, 3),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -255,18 +301,30 @@ def test_networks(name):
     make, inputs = NETWORKS[name]
     net, points = make(), np.random.default_rng(6).uniform(-1, 1, (3, inputs))
     forward = laplacian(net, in_axes=0, mode="forward")(Tensor(points)).asnumpy()
-    np.testing.assert_allclose(laplacian(net, mode="forward")(Tensor(points[0])).asnumpy(), forward[0], rtol=1e-10)
-    np.testing.assert_allclose(forward, laplacian(net, in_axes=0, mode="reverse")(Tensor(points)).asnumpy(),
-                               rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(
+        laplacian(net, mode="forward")(Tensor(points[0])).asnumpy(), forward[0], rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        forward,
+        laplacian(net, in_axes=0, mode="reverse")(Tensor(points)).asnumpy(),
+        rtol=1e-9,
+        atol=1e-11,
+    )
     step = 1e-4 * np.eye(inputs)
     near = np.stack([points[0] + sign * row for sign in (1, -1) for row in step])
-    values = vmap(net)(Tensor(near)).asnumpy() if name == "mlp" else np.array(
-        [net(Tensor(p)).asnumpy() for p in near])
+    values = (
+        vmap(net)(Tensor(near)).asnumpy()
+        if name == "mlp"
+        else np.array([net(Tensor(p)).asnumpy() for p in near])
+    )
     at = net(Tensor(points[0])).asnumpy()
-    np.testing.assert_allclose((values.sum(0) - 2 * inputs * at) / 1e-8, forward[0], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        (values.sum(0) - 2 * inputs * at) / 1e-8, forward[0], rtol=2e-5, atol=2e-5
+    )
 
 
-# --- in the user's own graph ---------------------------------------------------------------------------------------
+# --- in the user's own graph ----------------------------------------------------------------------
+
 
 class Field(nn.Cell):
     """u(x) = w . x^3 at one point; its Laplacian is 6 w . x."""
@@ -294,9 +352,12 @@ def test_a_loss_of_laplacians_is_trained(context, way):
 
     def loss(points):
         return (lap(points) ** 2).mean()
+
     w = net.w.asnumpy()
-    for step in (ms.value_and_grad(loss, None, net.trainable_params()),
-                 jit(ms.value_and_grad(loss, None, net.trainable_params()))):
+    for step in (
+        ms.value_and_grad(loss, None, net.trainable_params()),
+        jit(ms.value_and_grad(loss, None, net.trainable_params())),
+    ):
         value, (gradient,) = step(X)
         np.testing.assert_allclose(float(value), ((6 * POINTS @ w) ** 2).mean())
         close(gradient, (72 * (POINTS @ w)[:, None] * POINTS).mean(0))
@@ -313,8 +374,11 @@ def with_and_without_rules(points):
 
 def more_passes(points):
     x = points[0]
-    return (value_grad_and_laplacian(wave)(x)[1], jvp(wave, x, points[1]),
-            value_grad_and_laplacian(without, in_axes=0)(points)[1])
+    return (
+        value_grad_and_laplacian(wave)(x)[1],
+        jvp(wave, x, points[1]),
+        value_grad_and_laplacian(without, in_axes=0)(points)[1],
+    )
 
 
 def compiled(function):
@@ -370,9 +434,16 @@ def hessian_of_it(points):
     return mh.hessian(lambda x: QUARTIC(x))(points[0])
 
 
-@pytest.mark.parametrize(("function", "expected"), [
-    (at_points, 12 * (POINTS ** 2).sum(1)), (slope, 24 * POINTS[0]), (biharmonic, 72), (hessian_of_it, 24 * np.eye(3))],
-    ids=["vmap", "gradient", "Laplacian", "Hessian"])
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (at_points, 12 * (POINTS**2).sum(1)),
+        (slope, 24 * POINTS[0]),
+        (biharmonic, 72),
+        (hessian_of_it, 24 * np.eye(3)),
+    ],
+    ids=["vmap", "gradient", "Laplacian", "Hessian"],
+)
 def test_a_laplacian_inside_of_other_transforms(function, expected):
     """The Laplacian of sum x^4 is 12 |x|^2; its gradient 24 x, its Laplacian 24 n."""
     close(jit(function)(X), expected)

@@ -1,4 +1,5 @@
 """Inside the user's own graphs, in both modes, and differentiated again."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -31,44 +32,70 @@ POINTS = Tensor([[1.0, 2.0], [3.0, 4.0], [0.5, 1.0]], ms.float64)
 
 
 def cube(x):
-    return (x ** 3).sum()
+    return (x**3).sum()
 
 
 def coupled(x, y):
-    return (x ** 2 * y ** 2).sum()
+    return (x**2 * y**2).sum()
 
 
 def with_aux(x):
-    return (x ** 3).sum(), x + 1
+    return (x**3).sum(), x + 1
 
 
 OUTSIDE = {
-    "hessian": hessian(cube), "fwdrev": hessian(cube, mode="fwdrev"), "positions": hessian(coupled, (0, 1)),
-    "aux": hessian(with_aux, has_aux=True), "all": value_grad_and_hessian(cube), "jacobian": jacobian(lambda x: x ** 2),
-    "diagonal": hessian_diag(cube), "laplacian": laplacian(cube, in_axes=0), "batched": batched_hessian(cube),
+    "hessian": hessian(cube),
+    "fwdrev": hessian(cube, mode="fwdrev"),
+    "positions": hessian(coupled, (0, 1)),
+    "aux": hessian(with_aux, has_aux=True),
+    "all": value_grad_and_hessian(cube),
+    "jacobian": jacobian(lambda x: x**2),
+    "diagonal": hessian_diag(cube),
+    "laplacian": laplacian(cube, in_axes=0),
+    "batched": batched_hessian(cube),
 }
 
 
 def square(x):
-    return x ** 2
+    return x**2
 
 
 def half_norm(y):
-    return (y ** 2).sum() / 2
+    return (y**2).sum() / 2
 
 
 def everything(x, v, points):
     """Products, and transforms made inside the graph."""
-    return (hvp(cube, x, v), hvp(coupled, (x, v), (v, x))[1], grad_and_hvp(cube, x, v)[0],
-            hvp(coupled, (x, v), x, grad_position=1), hvp_revfwd(cube, x, v), hvp(with_aux, x, v, has_aux=True)[0],
-            hessian(cube)(x), laplacian(cube, in_axes=0)(points), jacobian(cube)(x), curvature(cube, x, v),
-            ggnvp(square, half_norm, x, v))
+    return (
+        hvp(cube, x, v),
+        hvp(coupled, (x, v), (v, x))[1],
+        grad_and_hvp(cube, x, v)[0],
+        hvp(coupled, (x, v), x, grad_position=1),
+        hvp_revfwd(cube, x, v),
+        hvp(with_aux, x, v, has_aux=True)[0],
+        hessian(cube)(x),
+        laplacian(cube, in_axes=0)(points),
+        jacobian(cube)(x),
+        curvature(cube, x, v),
+        ggnvp(square, half_norm, x, v),
+    )
 
 
 def expected_everything():
     x, v, p = X.asnumpy(), V.asnumpy(), POINTS.asnumpy()
-    return (6 * x * v, 4 * x * v * v + 2 * x * x * x, 3 * x ** 2, 2 * x * x * x, 6 * x * v, 6 * x * v, np.diag(6 * x),
-            6 * p.sum(1), 3 * x ** 2, (6 * x * v * v).sum() / (v * v).sum(), 4 * x ** 2 * v)
+    return (
+        6 * x * v,
+        4 * x * v * v + 2 * x * x * x,
+        3 * x**2,
+        2 * x * x * x,
+        6 * x * v,
+        6 * x * v,
+        np.diag(6 * x),
+        6 * p.sum(1),
+        3 * x**2,
+        (6 * x * v * v).sum() / (v * v).sum(),
+        4 * x**2 * v,
+    )
 
 
 class Everything(nn.Cell):
@@ -96,18 +123,31 @@ def test_in_a_cell(mode):
     check(Everything()(X, V, POINTS))
 
 
-hess, diag, lap, per_sample, jac, full = (OUTSIDE[k] for k in (
-    "hessian", "diagonal", "laplacian", "batched", "jacobian", "all"))
+hess, diag, lap, per_sample, jac, full = (
+    OUTSIDE[k] for k in ("hessian", "diagonal", "laplacian", "batched", "jacobian", "all")
+)
 blocks, aux, explicit = OUTSIDE["positions"], OUTSIDE["aux"], OUTSIDE["fwdrev"]
 
 
 @jit
 def made_outside(x, v, points):
-    return hess(x), diag(x), lap(points), per_sample(points), jac(x), full(x), blocks(x, v), aux(x), explicit(x)
+    return (
+        hess(x),
+        diag(x),
+        lap(points),
+        per_sample(points),
+        jac(x),
+        full(x),
+        blocks(x, v),
+        aux(x),
+        explicit(x),
+    )
 
 
 def test_transforms_made_outside():
-    h, d, laplacians, batch, j, (value, gradient, h2), b, (h3, more), h4 = made_outside(X, V, POINTS)
+    h, d, laplacians, batch, j, (value, gradient, h2), b, (h3, more), h4 = made_outside(
+        X, V, POINTS
+    )
     x, v, p = X.asnumpy(), V.asnumpy(), POINTS.asnumpy()
     for matrix in (h, h2, h3, h4):
         np.testing.assert_allclose(matrix.asnumpy(), np.diag(6 * x))
@@ -116,7 +156,7 @@ def test_transforms_made_outside():
     np.testing.assert_allclose(batch.asnumpy(), np.einsum("ni,ij->nij", 6 * p, np.eye(2)))
     np.testing.assert_allclose(j.asnumpy(), np.diag(2 * x))
     np.testing.assert_allclose(float(value), 9.0)
-    np.testing.assert_allclose(gradient.asnumpy(), 3 * x ** 2)
+    np.testing.assert_allclose(gradient.asnumpy(), 3 * x**2)
     np.testing.assert_allclose(b[0][1].asnumpy(), np.diag(4 * x * v))
     np.testing.assert_allclose(more.asnumpy(), x + 1)
 
@@ -125,7 +165,7 @@ W = Parameter(Tensor([1.0, 2.0], ms.float64), name="w")
 
 
 def weighted(x):
-    return (x * W ** 3).sum()
+    return (x * W**3).sum()
 
 
 @jit
@@ -139,7 +179,7 @@ def test_weights_in_a_jit_function():
     expected = 6 * X.asnumpy() * w * V.asnumpy()
     np.testing.assert_allclose(product.asnumpy(), expected)
     np.testing.assert_allclose(again[0].asnumpy(), expected)
-    np.testing.assert_allclose(gradient[0].asnumpy(), 3 * X.asnumpy() * w ** 2)
+    np.testing.assert_allclose(gradient[0].asnumpy(), 3 * X.asnumpy() * w**2)
 
 
 def product_sum(x):
@@ -147,7 +187,7 @@ def product_sum(x):
 
 
 def quartic(x):
-    return (x ** 4).sum()
+    return (x**4).sum()
 
 
 def quartic_sum(x):
@@ -156,14 +196,17 @@ def quartic_sum(x):
 
 def local_function(x, v):
     def inside(x):
-        return (x ** 3).sum()
+        return (x**3).sum()
+
     return hvp(inside, x, v)
 
 
 def test_a_function_made_inside_the_graph_is_refused():
     with debris_removed(), pytest.raises(TypeError, match="defined outside of it"):
         jit(local_function)(X, V)
-    np.testing.assert_allclose(local_function(X, V).asnumpy(), 6 * X.asnumpy() * V.asnumpy())  # no graph of the user's
+    np.testing.assert_allclose(
+        local_function(X, V).asnumpy(), 6 * X.asnumpy() * V.asnumpy()
+    )  # no graph of the user's
 
 
 def test_third_derivatives(mode):
@@ -195,6 +238,7 @@ def test_a_pinn_loss_is_trained_through_the_laplacian(mode):
 
     def loss(points):
         return (laplace(points) ** 2).mean()
+
     step = ms.value_and_grad(loss, None, net.trainable_params())
     if mode == ms.PYNATIVE_MODE and _compat.MS_VERSION < (2, 8, 0):  # loud, and said in the README
         with debris_removed(), pytest.raises(RuntimeError, match="mutable"):
@@ -215,8 +259,11 @@ def test_user_functions_of_pynatives_wrong_shapes_are_right():
 
     def f(x):
         return (x.sum(0) ** 3).sum() + ops.norm(x) ** 2
+
     got = hvp(f, Tensor(x), Tensor(v)).asnumpy()
-    np.testing.assert_allclose(got, np.broadcast_to(6 * x.sum(0) * v.sum(0), (3, 4)) + 2 * v, rtol=1e-9)
+    np.testing.assert_allclose(
+        got, np.broadcast_to(6 * x.sum(0) * v.sum(0), (3, 4)) + 2 * v, rtol=1e-9
+    )
 
 
 def _slope(function, space):
@@ -231,7 +278,7 @@ def slope(fn, inputs, grad_position=None, has_aux=False, *, weights=None):
 
 
 def weighted_aux(x):
-    return (x * W ** 3).sum(), x + W
+    return (x * W**3).sum(), x + W
 
 
 def of_ones_own(x):
@@ -241,9 +288,9 @@ def of_ones_own(x):
 def test_a_transform_of_ones_own_is_written_once():
     x, w = X.asnumpy(), W.asnumpy()
     for found, ((by_x, (by_w,)), more) in (of_ones_own(X), jit(of_ones_own)(X)):
-        np.testing.assert_allclose(found.asnumpy(), 3 * x ** 2)
-        np.testing.assert_allclose(by_x.asnumpy(), w ** 3)
-        np.testing.assert_allclose(by_w.asnumpy(), 3 * x * w ** 2)
+        np.testing.assert_allclose(found.asnumpy(), 3 * x**2)
+        np.testing.assert_allclose(by_x.asnumpy(), w**3)
+        np.testing.assert_allclose(by_w.asnumpy(), 3 * x * w**2)
         np.testing.assert_allclose(more.asnumpy(), x + w)
 
 

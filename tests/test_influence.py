@@ -1,4 +1,5 @@
 """Influence: against formulas in float64, and against leaving samples out."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -20,16 +21,23 @@ from mindspore_hessian.operators.weights import choose
 
 GOLDEN = Path(__file__).parent / "golden" / "influence.npz"
 DAMPING, CLASSES, WIDTH = 0.05, 3, 4
-NET, LOSS = nn.SequentialCell(nn.Dense(WIDTH, CLASSES)), nn.CrossEntropyLoss()  # one: graphs are found again
+NET, LOSS = (
+    nn.SequentialCell(nn.Dense(WIDTH, CLASSES)),
+    nn.CrossEntropyLoss(),
+)  # one: graphs are found again
 
 
 class Logistic:
-    """Softmax regression in float64, with its derivatives by hand: w is (classes, width), then (classes,)."""
+    """Softmax regression in float64, with its derivatives by hand: w is (classes, width), then
+    (classes,).
+    """
 
     def __init__(self, rows=60, tests=30, seed=0, noise=1.0):
         rng = np.random.default_rng(seed)
         self.x = rng.normal(size=(rows + tests, WIDTH)).astype(np.float32).astype(np.float64)
-        logits = self.x @ rng.normal(size=(WIDTH, CLASSES)) + noise * rng.normal(size=(rows + tests, CLASSES))
+        logits = self.x @ rng.normal(size=(WIDTH, CLASSES)) + noise * rng.normal(
+            size=(rows + tests, CLASSES)
+        )
         self.y, self.rows = logits.argmax(1), rows
 
     def losses(self, w):
@@ -41,26 +49,36 @@ class Logistic:
         return np.concatenate([(p[:, :, None] * self.x[:, None]).reshape(len(p), -1), p], axis=1)
 
     def curvature(self, w):
-        p = self.losses(w)[1][:self.rows]
+        p = self.losses(w)[1][: self.rows]
         j = np.concatenate([np.kron(np.eye(CLASSES), self.x[n])[None] for n in range(self.rows)])
-        j = np.concatenate([j, np.broadcast_to(np.eye(CLASSES), (self.rows, CLASSES, CLASSES))], axis=2)
+        j = np.concatenate(
+            [j, np.broadcast_to(np.eye(CLASSES), (self.rows, CLASSES, CLASSES))], axis=2
+        )
         metric = p[:, :, None] * (np.eye(CLASSES) - p[:, None])
         return np.einsum("ncp,nck,nkq->pq", j, metric, j) / self.rows
 
     def fitted(self, changed=None, count=0.0):
-        """The minimum of the mean loss, which counts the sample `changed` so often, plus the regulariser."""
+        """The minimum of the mean loss, which counts the sample `changed` so often, plus the
+        regulariser.
+        """
         counts = np.ones(self.rows)
         if changed is not None:
             counts[changed] = count
 
         def risk(w):
-            losses, slopes = self.losses(w)[0][:self.rows], self.gradients(w)[:self.rows]
-            return (counts @ losses / self.rows + DAMPING / 2 * w @ w, counts @ slopes / self.rows + DAMPING * w)
+            losses, slopes = self.losses(w)[0][: self.rows], self.gradients(w)[: self.rows]
+            return (
+                counts @ losses / self.rows + DAMPING / 2 * w @ w,
+                counts @ slopes / self.rows + DAMPING * w,
+            )
+
         return minimize(risk, np.zeros(CLASSES * (WIDTH + 1)), jac=True, options={"gtol": 1e-10}).x
 
     def scores(self, w):
         g = self.gradients(w)
-        return -g[self.rows:] @ np.linalg.solve(self.curvature(w) + DAMPING * np.eye(len(w)), g[:self.rows].T)
+        return -g[self.rows :] @ np.linalg.solve(
+            self.curvature(w) + DAMPING * np.eye(len(w)), g[: self.rows].T
+        )
 
     def network(self, w):
         NET[0].weight.set_data(ms.Tensor(w[:-CLASSES].reshape(CLASSES, WIDTH), ms.float32))
@@ -70,8 +88,10 @@ class Logistic:
     def data(self, start, stop):
         """In batches of 30."""
         cuts = range(start, stop + 1, 30)
-        return [(ms.Tensor(self.x[a:b], ms.float32), ms.Tensor(self.y[a:b], ms.int32))
-                for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        return [
+            (ms.Tensor(self.x[a:b], ms.float32), ms.Tensor(self.y[a:b], ms.int32))
+            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        ]
 
 
 def close(found, expected, rtol=1e-5):
@@ -86,14 +106,24 @@ def model():
 @pytest.fixture
 def asked(model):
     """A network that is not at its minimum, and the data: batches of 30."""
-    w = np.random.default_rng(1).normal(size=CLASSES * (WIDTH + 1)).astype(np.float32).astype(np.float64)
+    w = (
+        np.random.default_rng(1)
+        .normal(size=CLASSES * (WIDTH + 1))
+        .astype(np.float32)
+        .astype(np.float64)
+    )
     return w, model.network(w), model.data(0, 60), model.data(60, 90)
 
 
-@pytest.mark.parametrize(("options", "rtol"), [
-    ({}, 1e-5), ({"curvature": "hessian"}, 1e-5),
-    ({"method": "iterative", "tol": 1e-6}, 1e-4)],  # a residual of tol, times the condition number, is below 3e-5
-    ids=["ggn", "hessian", "iterative"])
+@pytest.mark.parametrize(
+    ("options", "rtol"),
+    [
+        ({}, 1e-5),
+        ({"curvature": "hessian"}, 1e-5),
+        ({"method": "iterative", "tol": 1e-6}, 1e-4),
+    ],  # a residual of tol, times the condition number, is below 3e-5
+    ids=["ggn", "hessian", "iterative"],
+)
 def test_it_is_the_formula(model, asked, options, rtol):
     """The Hessian of a network that is linear in its weights is the Gauss-Newton matrix."""
     w, net, train, test = asked
@@ -103,11 +133,17 @@ def test_it_is_the_formula(model, asked, options, rtol):
 
 def test_a_summed_loss_and_an_operator_give_the_same(model, asked):
     w, net, train, test = asked
-    close(influence(net, nn.CrossEntropyLoss(reduction="sum"), train, test, damping=DAMPING, progress=False),
-          model.scores(w))
+    close(
+        influence(
+            net, nn.CrossEntropyLoss(reduction="sum"), train, test, damping=DAMPING, progress=False
+        ),
+        model.scores(w),
+    )
     op = mh.linops.Kronecker(model.curvature(w))
-    close(influence(net, LOSS, train, test, curvature=op, damping=DAMPING, progress=False),
-          model.scores(w))
+    close(
+        influence(net, LOSS, train, test, curvature=op, damping=DAMPING, progress=False),
+        model.scores(w),
+    )
 
 
 @pytest.mark.parametrize("curvature", ["kfac", "ekfac"])
@@ -132,7 +168,9 @@ def test_kronecker_structure_is_inverted_exactly(model, asked, curvature):
 def test_self_influence_is_the_diagonal(model, asked):
     w, net, train, _ = asked
     found = self_influence(net, LOSS, train, damping=DAMPING, progress=False)
-    close(found, np.diag(influence(net, LOSS, train, train, damping=DAMPING, progress=False)), 1e-10)
+    close(
+        found, np.diag(influence(net, LOSS, train, train, damping=DAMPING, progress=False)), 1e-10
+    )
     assert (found < 0).all()
 
 
@@ -145,19 +183,30 @@ def test_some_weights_alone(model, asked):
 
 
 def left_out(rows):
-    """How the losses at 30 test samples change without each of 20 samples, and what the scores say of that."""
+    """How the losses at 30 test samples change without each of 20 samples, and what the scores say
+    of that.
+    """
     model = Logistic(rows=rows)
     w = model.fitted()
-    found = influence(model.network(w), LOSS, model.data(0, rows), model.data(rows, rows + 30), damping=DAMPING,
-                      progress=False)
+    found = influence(
+        model.network(w),
+        LOSS,
+        model.data(0, rows),
+        model.data(rows, rows + 30),
+        damping=DAMPING,
+        progress=False,
+    )
     before = model.losses(w)[0][rows:]
-    changes = np.stack([model.losses(model.fitted(n))[0][rows:] - before for n in range(20)], axis=1)
+    changes = np.stack(
+        [model.losses(model.fitted(n))[0][rows:] - before for n in range(20)], axis=1
+    )
     return changes.ravel(), -found[:, :20].ravel() / rows
 
 
 def test_it_is_what_leaving_samples_out_does():
-    """One after another, at the minimum of the regularised loss. What is missing is of second order: a sample is 1/300
-    of the loss. Of 60 rows it is more, and the change is larger than the derivative says."""
+    """One after another, at the minimum of the regularised loss. What is missing is of second
+    order: a sample is 1/300 of the loss. Of 60 rows it is more, and the change is larger than the
+    derivative says."""
     changes, predicted = left_out(300)
     assert np.corrcoef(changes, predicted)[0, 1] > 0.9995
     assert 1 < np.polyfit(predicted, changes, 1)[0] < 1.05
@@ -168,7 +217,14 @@ def test_it_is_what_leaving_samples_out_does():
 
 def test_it_is_the_derivative_by_the_weight_of_a_sample(model):
     w, step = model.fitted(), 0.05
-    found = influence(model.network(w), LOSS, model.data(0, 60), model.data(60, 90), damping=DAMPING, progress=False)
+    found = influence(
+        model.network(w),
+        LOSS,
+        model.data(0, 60),
+        model.data(60, 90),
+        damping=DAMPING,
+        progress=False,
+    )
     for n in range(3):
         more, less = (model.losses(model.fitted(n, 1 + h))[0][60:] for h in (step, -step))
         close(found[:, n], (more - less) / (2 * step) * 60, 1e-5)
@@ -207,64 +263,101 @@ def test_wrong_labels_have_the_largest_self_influence():
     model = Logistic(rows=210, tests=0, seed=3, noise=0.1)  # with no other labels that surprise
     flipped = np.random.default_rng(4).choice(210, 20, replace=False)
     model.y[flipped] = (model.y[flipped] + 1) % CLASSES
-    scores = self_influence(model.network(model.fitted()), LOSS, model.data(0, 210), damping=DAMPING,
-                            progress=False)
+    scores = self_influence(
+        model.network(model.fitted()), LOSS, model.data(0, 210), damping=DAMPING, progress=False
+    )
     first = most_influential(scores, 40).indices[0]
     assert len(set(first) & set(flipped)) >= 14  # 4 by chance
 
 
-# --- kronfluence's scores ------------------------------------------------------------------------------------------
+# --- kronfluence's scores -------------------------------------------------------------------------
 
-MADE = {"mlp": lambda outputs: (nn.Dense(4, 5), nn.ReLU(), nn.Dense(5, outputs)),
-        "conv": lambda outputs: (nn.Conv2d(1, 2, 3, pad_mode="valid", has_bias=True), nn.ReLU(), nn.Flatten(),
-                                 nn.Dense(18, outputs))}
+MADE = {
+    "mlp": lambda outputs: (nn.Dense(4, 5), nn.ReLU(), nn.Dense(5, outputs)),
+    "conv": lambda outputs: (
+        nn.Conv2d(1, 2, 3, pad_mode="valid", has_bias=True),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dense(18, outputs),
+    ),
+}
 
 
-@pytest.mark.parametrize(("name", "strategy"), some(
-    [("mlp_ce", "ekfac"), ("mlp_ce", "kfac"), ("mlp_mse", "ekfac"), ("mlp_mse", "kfac"), ("conv_ce", "ekfac")],
-    every=5))
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    some(
+        [
+            ("mlp_ce", "ekfac"),
+            ("mlp_ce", "kfac"),
+            ("mlp_mse", "ekfac"),
+            ("mlp_mse", "kfac"),
+            ("conv_ce", "ekfac"),
+        ],
+        every=5,
+    ),
+)
 def test_scores_equal_those_of_kronfluence(name, strategy):
     """Its sign is the other one, and weight and bias are in one block."""
     with np.load(GOLDEN) as file:
-        golden = {key[len(name) + 1:]: file[key] for key in file.files if key.startswith(name)}
+        golden = {key[len(name) + 1 :]: file[key] for key in file.files if key.startswith(name)}
         damping = float(file["damping"])
     kind, loss = name.split("_")
     net = nn.SequentialCell(*MADE[kind](3 if loss == "ce" else 2))
     for parameter in net.get_parameters():
         parameter.set_data(ms.Tensor(golden[f"weights/{parameter.name}"], ms.float32))
-    x, y = ms.Tensor(golden["x"], ms.float32), ms.Tensor(golden["y"], ms.int32 if loss == "ce" else ms.float32)
+    x, y = (
+        ms.Tensor(golden["x"], ms.float32),
+        ms.Tensor(golden["y"], ms.int32 if loss == "ce" else ms.float32),
+    )
     train, test = [(x[:30], y[:30]), (x[30:60], y[30:60])], (x[60:], y[60:])
     options = {"fisher": "empirical", "separate_bias": False, "progress": False}
     criterion, curvature = LOSS, strategy
-    if loss == "mse":  # of a mean over 2 outputs, ours is of one output's error: twice the square of the gradient
+    if (
+        loss == "mse"
+    ):  # of a mean over 2 outputs, ours is of one output's error: twice the square of the gradient
         criterion = nn.MSELoss()
         operator = {"ekfac": mh.EKFACOperator, "kfac": mh.KFACOperator}[strategy]
-        curvature, options = operator(net, criterion, train, **options).scaled(0.5), {"progress": False}
+        curvature, options = (
+            operator(net, criterion, train, **options).scaled(0.5),
+            {"progress": False},
+        )
     found = influence(net, criterion, train, test, curvature=curvature, damping=damping, **options)
     close(found, -golden[f"{strategy}/pairs"], 1e-5)
     own = self_influence(net, criterion, train, curvature=curvature, damping=damping, **options)
     close(own, -golden[f"{strategy}/self"], 1e-5)
 
 
-# --- derivatives of single samples ---------------------------------------------------------------------------------
+# --- derivatives of single samples ----------------------------------------------------------------
+
 
 def gradient_rows(net, loss, data, **options):
     source = Data(data, net, True)
-    return Samples(Risk(net, loss, source, choose(net, None), "sum", None), **options).rows(source.first(), GRADIENTS)
+    return Samples(Risk(net, loss, source, choose(net, None), "sum", None), **options).rows(
+        source.first(), GRADIENTS
+    )
 
 
 def test_rows_are_those_of_batches_of_one():
-    net = nn.SequentialCell(nn.Conv2d(1, 2, 3, has_bias=True), nn.ReLU(), nn.Flatten(), nn.Dense(32, 3))
+    net = nn.SequentialCell(
+        nn.Conv2d(1, 2, 3, has_bias=True), nn.ReLU(), nn.Flatten(), nn.Dense(32, 3)
+    )
     rng = np.random.default_rng(0)
-    x, y = ms.Tensor(rng.normal(size=(5, 1, 4, 4)), ms.float32), ms.Tensor(rng.integers(0, 3, 5), ms.int32)
+    x, y = (
+        ms.Tensor(rng.normal(size=(5, 1, 4, 4)), ms.float32),
+        ms.Tensor(rng.integers(0, 3, 5), ms.int32),
+    )
     weights, loss = choose(net, None), nn.CrossEntropyLoss()
     source = Data((x, y), net, True)
     gradients = gradient_rows(net, loss, (x, y))
-    jacobians = Samples(Risk(net, None, source, weights, "sum", None)).jacobian(source.first(), (5, 3), np.float32)
+    jacobians = Samples(Risk(net, None, source, weights, "sum", None)).jacobian(
+        source.first(), (5, 3), np.float32
+    )
     assert gradients.shape == (5, weights.size) and jacobians.shape == (5, 3, weights.size)
     slope = ms.grad(lambda a, b: loss(net(a), b), None, weights.parameters)
     for n in range(5):
-        expected = np.concatenate([one.asnumpy().ravel() for one in slope(x[n:n + 1], y[n:n + 1])])
+        expected = np.concatenate(
+            [one.asnumpy().ravel() for one in slope(x[n : n + 1], y[n : n + 1])]
+        )
         close(gradients[n], expected)
     p = softmax(net(x).asnumpy().astype(np.float64), 1) - np.eye(3)[y.asnumpy()]
     close(np.einsum("nc,ncp->np", p, jacobians), gradients)
@@ -272,7 +365,9 @@ def test_rows_are_those_of_batches_of_one():
 
 def test_rows_come_in_pieces_where_they_are_many(asked):
     _, net, train, _ = asked
-    close(gradient_rows(net, LOSS, train, chunk_size=8), gradient_rows(net, LOSS, train), 1e-6)  # the first of 30
+    close(
+        gradient_rows(net, LOSS, train, chunk_size=8), gradient_rows(net, LOSS, train), 1e-6
+    )  # the first of 30
 
 
 def test_the_first_in_rank():

@@ -1,4 +1,7 @@
-"""In-place operators: right where the overwritten Tensor is not read again, refused by name where it is."""
+"""In-place operators: right where the overwritten Tensor is not read again, refused by name where
+it is.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,14 +21,14 @@ V = Tensor(np.array([[1.0, -1.0, 2.0], [0.5, 0.3, -0.7]], np.float32))
 
 
 def loss(y):
-    return (y ** 2).sum() / 2 + (y ** 3).sum()
+    return (y**2).sum() / 2 + (y**3).sum()
 
 
 def image(x):
     return x.reshape(1, 3, 1, 2)
 
 
-# --- right: each function beside the same one written out of place ------------------------------------------------
+# --- right: each function beside the same one written out of place --------------------------------
 
 batch, group = nn.BatchNorm2d(3).set_train(False), nn.GroupNorm(1, 3)
 
@@ -55,7 +58,7 @@ def group_norm_plain(x):
 
 
 def arithmetic(x):
-    y = norm(x ** 2)
+    y = norm(x**2)
     y *= x
     y /= x + 3
     y += 3
@@ -68,7 +71,7 @@ def arithmetic(x):
 
 
 def arithmetic_plain(x):
-    y = ((norm(x ** 2) * x / (x + 3) + 3) ** 2 @ ops.eye(3, 3, ms.float32)) % 20.0
+    y = ((norm(x**2) * x / (x + 3) + 3) ** 2 @ ops.eye(3, 3, ms.float32)) % 20.0
     return y // 1e-3 + x * x
 
 
@@ -87,11 +90,13 @@ def outputs_that_the_backward_reads(x):
 
 
 def outputs_that_the_backward_reads_plain(x):
-    return ops.exp(x) / (ops.softmax(x) + ops.tanh(x) * x - ops.sigmoid(x) * ops.sqrt(x * x + 1) + 9.0)
+    return ops.exp(x) / (
+        ops.softmax(x) + ops.tanh(x) * x - ops.sigmoid(x) * ops.sqrt(x * x + 1) + 9.0
+    )
 
 
 def several_outputs(x):
-    a, b = ops.split(x ** 2, 1, 0)
+    a, b = ops.split(x**2, 1, 0)
     a += b
     a *= b
     top, _ = ops.topk(x, 2)
@@ -103,7 +108,7 @@ def several_outputs(x):
 
 
 def several_outputs_plain(x):
-    a, b = ops.split(x ** 2, 1, 0)
+    a, b = ops.split(x**2, 1, 0)
     top, _ = ops.topk(x, 2)
     return (top * top + ((a + b) * b).sum()) * (x.max(1) * 2).sum()
 
@@ -111,7 +116,7 @@ def several_outputs_plain(x):
 def filled(x):
     y = norm(x)
     y.copy_(x[0])
-    z = norm(x ** 2)
+    z = norm(x**2)
     z.clamp_(-0.5, 0.8)
     z.masked_fill_(x > 1.5, 1.5)
     w = norm(x)
@@ -122,7 +127,7 @@ def filled(x):
 
 
 def filled_plain(x):
-    z = ops.where(x > 1.5, x * 0 + 1.5, ops.clamp(norm(x ** 2), -0.5, 0.8))
+    z = ops.where(x > 1.5, x * 0 + 1.5, ops.clamp(norm(x**2), -0.5, 0.8))
     return (x * 0 + x[0]) * z * (x + 1.5)
 
 
@@ -148,11 +153,12 @@ def calls(x):
     def inner(a, b):
         a *= b
         return a
-    y = into(norm(x ** 2), x)
+
+    y = into(norm(x**2), x)
     y = into(y, x)
     total, k, outs = 0, 0, []
     for power in (1, 2):
-        z = inner(norm(x ** power), y)
+        z = inner(norm(x**power), y)
         total += z
         outs += [z]
         k += 1
@@ -160,13 +166,13 @@ def calls(x):
 
 
 def calls_plain(x):
-    y = norm(x ** 2) + x + x
-    return norm(x) * y + norm(x ** 2) * y * 2
+    y = norm(x**2) + x + x
+    return norm(x) * y + norm(x**2) * y * 2
 
 
 def argument(x):
     x += 1
-    return x ** 2
+    return x**2
 
 
 def argument_plain(x):
@@ -218,10 +224,16 @@ class Stack(nn.Cell):
 
 NET, PLAIN_NET = Stack(Layer), Stack(PlainLayer)
 RIGHT = [
-    (batch_norm, batch_norm_plain), (group_norm, group_norm_plain), (arithmetic, arithmetic_plain),
+    (batch_norm, batch_norm_plain),
+    (group_norm, group_norm_plain),
+    (arithmetic, arithmetic_plain),
     (several_outputs, several_outputs_plain),
-    (outputs_that_the_backward_reads, outputs_that_the_backward_reads_plain), (filled, filled_plain),
-    (parts, parts_plain), (calls, calls_plain), (argument, argument_plain), (NET, PLAIN_NET),
+    (outputs_that_the_backward_reads, outputs_that_the_backward_reads_plain),
+    (filled, filled_plain),
+    (parts, parts_plain),
+    (calls, calls_plain),
+    (argument, argument_plain),
+    (NET, PLAIN_NET),
 ]
 
 
@@ -237,9 +249,13 @@ def close(got, wanted, tolerance=2e-5):
 
 @pytest.mark.parametrize(("written", "plain"), RIGHT, ids=name_of)
 def test_an_in_place_operator_is_its_out_of_place_equal(written, plain):
-    close(mh.ggnvp(written, loss, X, V).asnumpy().copy(), mh.ggnvp(plain, loss, X, V).asnumpy().copy())
-    close(mh.hvp(lambda x: loss(written(x)), X, V).asnumpy().copy(),
-          mh.hvp(lambda x: loss(plain(x)), X, V).asnumpy().copy())
+    close(
+        mh.ggnvp(written, loss, X, V).asnumpy().copy(), mh.ggnvp(plain, loss, X, V).asnumpy().copy()
+    )
+    close(
+        mh.hvp(lambda x: loss(written(x)), X, V).asnumpy().copy(),
+        mh.hvp(lambda x: loss(plain(x)), X, V).asnumpy().copy(),
+    )
 
 
 def test_the_derivative_is_that_of_a_closed_form():
@@ -248,6 +264,7 @@ def test_the_derivative_is_that_of_a_closed_form():
         y *= y
         y += x * x
         return y.sum()  # exp(2x) + x^2
+
     x = X.asnumpy().astype(np.float64)
     close(mh.hvp(tanh, X, V).asnumpy().copy(), (4 * np.exp(2 * x) + 2) * V.asnumpy())
     close(mh.hessian(tanh)(X[0]).asnumpy().copy(), np.diag(4 * np.exp(2 * x[0]) + 2))
@@ -258,8 +275,9 @@ for mine, other in zip(NETWORKS[1].get_parameters(), NETWORKS[0].get_parameters(
     mine.set_data(other.value())
 
 
-@pytest.mark.parametrize("operator", [
-    mh.GGNOperator, mh.HessianOperator, mh.FisherOperator, mh.EmpiricalFisherOperator])
+@pytest.mark.parametrize(
+    "operator", [mh.GGNOperator, mh.HessianOperator, mh.FisherOperator, mh.EmpiricalFisherOperator]
+)
 def test_operators_of_a_network_that_writes_in_place(operator):
     random = np.random.RandomState(1)
     data = [tuple(Tensor(random.randn(2, 3).astype(np.float32)) for _ in range(2))]
@@ -272,14 +290,16 @@ def test_a_recorded_gradient_of_a_product():
     def written(x):
         y = ops.exp(x)
         y *= x
-        return (mh.hvp(lambda z: loss(into(z * 1.0, z ** 2)), y, V) * x).sum()
+        return (mh.hvp(lambda z: loss(into(z * 1.0, z**2)), y, V) * x).sum()
 
     def plain(x):
-        return (mh.hvp(lambda z: loss(z + z ** 2), ops.exp(x) * x, V) * x).sum()
+        return (mh.hvp(lambda z: loss(z + z**2), ops.exp(x) * x, V) * x).sum()
+
     close(ms.grad(written)(X).asnumpy().copy(), ms.grad(plain)(X).asnumpy().copy())
 
 
-# --- refused ------------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
+
 
 def another_name(x):
     y = norm(x)
@@ -331,6 +351,7 @@ def by_an_inner_function(x):
     def inner(a):
         a += 1.0
         return a
+
     y = norm(x)
     z = inner(y)
     return z * y
@@ -341,6 +362,7 @@ def by_a_closure(x):
 
     def inner():
         return y * 2
+
     y += x
     return inner()
 
@@ -447,10 +469,31 @@ class Caller(nn.Cell):
 
 
 SILU = mint.nn.SiLU(True)
-REFUSED = [another_name, a_view, through_a_view, in_a_list, in_a_list_of_a_loop, by_a_function, by_a_function_after,
-           by_an_inner_function, by_a_closure, what_passed_through, captured, twice_in_a_list, an_item,
-           a_view_by_method, within_an_expression, in_one_branch, an_option, a_layer, a_function, an_assignment,
-           an_old_function, Held(), Caller()]
+REFUSED = [
+    another_name,
+    a_view,
+    through_a_view,
+    in_a_list,
+    in_a_list_of_a_loop,
+    by_a_function,
+    by_a_function_after,
+    by_an_inner_function,
+    by_a_closure,
+    what_passed_through,
+    captured,
+    twice_in_a_list,
+    an_item,
+    a_view_by_method,
+    within_an_expression,
+    in_one_branch,
+    an_option,
+    a_layer,
+    a_function,
+    an_assignment,
+    an_old_function,
+    Held(),
+    Caller(),
+]
 
 
 @pytest.mark.parametrize("fn", REFUSED, ids=name_of)
@@ -483,7 +526,9 @@ def hessian_in_graph(x, v):
     return hessian_of_written(x) * v.sum()
 
 
-@pytest.mark.parametrize("graph", [product_in_graph, gauss_newton_in_graph, hessian_in_graph], ids=name_of)
+@pytest.mark.parametrize(
+    "graph", [product_in_graph, gauss_newton_in_graph, hessian_in_graph], ids=name_of
+)
 def test_inside_the_users_own_graph_it_is_refused(graph):
     with debris_removed(), pytest.raises(NotImplementedError, match="must not write in place"):
         ms.jit(graph)(X, V)
@@ -493,6 +538,7 @@ def test_inside_the_users_own_graph_other_functions_work():
     @ms.jit
     def product(x, v):
         return mh.hvp(plain_loss, x, v)
+
     close(product(X, V).asnumpy().copy(), mh.hvp(plain_loss, X, V).asnumpy().copy())
 
 
@@ -503,9 +549,12 @@ def test_the_users_own_graphs_are_left_alone():
         z = y
         y += x
         return z
+
     before = twice(X).asnumpy().copy()
     mh.hvp(written_loss, X, V)
-    again = ms.jit(twice.__wrapped__ if hasattr(twice, "__wrapped__") else twice)(X).asnumpy().copy()
+    again = (
+        ms.jit(twice.__wrapped__ if hasattr(twice, "__wrapped__") else twice)(X).asnumpy().copy()
+    )
     np.testing.assert_array_equal(before, again)
 
 
@@ -517,7 +566,8 @@ def test_audit_tells_what_is_written_in_place():
     assert mh.audit(plain_loss, X).written == ()
 
 
-# --- a network as a model library writes it: mindcv's ResNet ------------------------------------------------------
+# --- a network as a model library writes it: mindcv's ResNet --------------------------------------
+
 
 class BasicBlock(nn.Cell):
     expansion: int = 1
@@ -526,10 +576,14 @@ class BasicBlock(nn.Cell):
         super().__init__()
         if norm is None:
             norm = nn.BatchNorm2d
-        self.conv1 = nn.Conv2d(in_channels, channels, kernel_size=3, stride=stride, padding=1, pad_mode="pad")
+        self.conv1 = nn.Conv2d(
+            in_channels, channels, kernel_size=3, stride=stride, padding=1, pad_mode="pad"
+        )
         self.bn1 = norm(channels)
         self.relu = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, stride=1, padding=1, pad_mode="pad")
+        self.conv2 = nn.Conv2d(
+            channels, channels, kernel_size=3, stride=1, padding=1, pad_mode="pad"
+        )
         self.bn2 = norm(channels)
         self.down_sample = down_sample
 
@@ -557,7 +611,9 @@ class ResNet(nn.Cell):
         super().__init__()
         self.norm = nn.BatchNorm2d
         self.input_channels = channels[0]
-        self.conv1 = nn.Conv2d(3, self.input_channels, kernel_size=7, stride=2, pad_mode="pad", padding=3)
+        self.conv1 = nn.Conv2d(
+            3, self.input_channels, kernel_size=7, stride=2, pad_mode="pad", padding=3
+        )
         self.bn1 = self.norm(self.input_channels)
         self.relu = nn.ReLU()
         self.max_pool = nn.MaxPool2d(kernel_size=3, stride=2, pad_mode="same")
@@ -568,11 +624,20 @@ class ResNet(nn.Cell):
     def _make_layer(self, block, channels, stride=1):
         down_sample = None
         if stride != 1 or self.input_channels != channels * block.expansion:
-            down_sample = nn.SequentialCell([
-                nn.Conv2d(self.input_channels, channels * block.expansion, kernel_size=1, stride=stride),
-                self.norm(channels * block.expansion),
-            ])
-        layer = block(self.input_channels, channels, stride=stride, down_sample=down_sample, norm=self.norm)
+            down_sample = nn.SequentialCell(
+                [
+                    nn.Conv2d(
+                        self.input_channels,
+                        channels * block.expansion,
+                        kernel_size=1,
+                        stride=stride,
+                    ),
+                    self.norm(channels * block.expansion),
+                ]
+            )
+        layer = block(
+            self.input_channels, channels, stride=stride, down_sample=down_sample, norm=self.norm
+        )
         self.input_channels = channels * block.expansion
         return nn.SequentialCell([layer])
 
@@ -616,21 +681,30 @@ def test_mindcvs_resnet_against_torch():
         parameter.set_data(Tensor(drawn(name, parameter.shape).astype(np.float32)))
     size = sum(parameter.size for parameter in network.trainable_params())
     x = (drawn("x", (4, 3, 12, 12)) * np.sqrt(3 * 12 * 12)).astype(np.float32)
-    data, v = [(Tensor(x), Tensor(np.arange(4) % 3, ms.int32))], (drawn("v", (size,)) / 0.3).astype(np.float32)
+    data, v = (
+        [(Tensor(x), Tensor(np.arange(4) % 3, ms.int32))],
+        (drawn("v", (size,)) / 0.3).astype(np.float32),
+    )
     loss_fn = nn.CrossEntropyLoss()
-    for operator, key in ((mh.GGNOperator, "ggn"), (mh.EmpiricalFisherOperator, "empirical"),
-                          (mh.HessianOperator, "hessian")):
+    for operator, key in (
+        (mh.GGNOperator, "ggn"),
+        (mh.EmpiricalFisherOperator, "empirical"),
+        (mh.HessianOperator, "hessian"),
+    ):
         close(operator(network, loss_fn, data) @ v, golden[key], 1e-4)
     weights = ParameterTuple(network.trainable_params())
     parts, place = [], 0
     for weight in weights:
-        parts.append(Tensor(v[place:place + weight.size].reshape(weight.shape)))
+        parts.append(Tensor(v[place : place + weight.size].reshape(weight.shape)))
         place += weight.size
-    product = mh.ggnvp(network, lambda out: loss_fn(out, data[0][1]), data[0][0], tuple(parts), weights=weights)
+    product = mh.ggnvp(
+        network, lambda out: loss_fn(out, data[0][1]), data[0][0], tuple(parts), weights=weights
+    )
     close(np.concatenate([part.asnumpy().ravel() for part in product]), golden["ggn"], 1e-4)
 
 
-# --- Parameters that the function assigns: evaluated once, or refused; as before at the end -------------------------
+# --- Parameters that the function assigns: evaluated once, or refused; as before at the end -------
+
 
 class Stateful(nn.Cell):
     """(x w)^3 times a factor of 2 that changes."""
@@ -683,7 +757,7 @@ STATE = {
     "hvp, fwdrev": lambda net, f, x, v: mh.hvp(f, x, v, weights=[net.w], mode="fwdrev")[0],
     "grad_and_hvp": lambda net, f, x, v: mh.grad_and_hvp(f, x, v, weights=[net.w])[1][0],
     "hessian_diag": lambda net, f, x, v: mh.hessian_diag(f, weights=[net.w])(x)[0],
-    "ggnvp": lambda net, f, x, v: mh.ggnvp(net, lambda y: (y ** 2).sum(), x, v, weights=[net.w])[0],
+    "ggnvp": lambda net, f, x, v: mh.ggnvp(net, lambda y: (y**2).sum(), x, v, weights=[net.w])[0],
 }
 
 

@@ -1,4 +1,7 @@
-"""Ctrl-C in the midst of our work, and SIGTERM, each in a process of its own that MindSpore's handler would end."""
+"""Ctrl-C in the midst of our work, and SIGTERM, each in a process of its own that MindSpore's
+handler would end.
+"""
+
 from __future__ import annotations
 
 import json
@@ -19,18 +22,46 @@ from mindspore_hessian import trace
 from mindspore_hessian._interrupt import interruptible
 
 JOB = Path(__file__).with_name("interrupt_job.py")
-CASES = ["trace", "trace with a bar", "product", "gradient", "transform", "compiling", "reading data", "caught",
-         "monitor", "diagnose", "report", "plan", "loss line", "numpy", "checkpoint", "sleep"]
+CASES = [
+    "trace",
+    "trace with a bar",
+    "product",
+    "gradient",
+    "transform",
+    "compiling",
+    "reading data",
+    "caught",
+    "monitor",
+    "diagnose",
+    "report",
+    "plan",
+    "loss line",
+    "numpy",
+    "checkpoint",
+    "sleep",
+]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MindSpore has no handler of SIGINT elsewhere")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="MindSpore has no handler of SIGINT elsewhere"
+)
 
 
 def python(*arguments, **environment):
     """A Python that has this package, without MindSpore's log."""
     root = str(JOB.parents[1])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {"arguments": [sys.executable, *arguments], "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
-            "env": {**os.environ, "PYTHONPATH": paths, "GLOG_v": "4", "MPLBACKEND": "Agg", **environment}}
+    return {
+        "arguments": [sys.executable, *arguments],
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "env": {
+            **os.environ,
+            "PYTHONPATH": paths,
+            "GLOG_v": "4",
+            "MPLBACKEND": "Agg",
+            **environment,
+        },
+    }
 
 
 def ended(*arguments, **environment):
@@ -78,12 +109,26 @@ print("goes on", flush=True)
 """
 
 
-@pytest.mark.parametrize(("setting", "sent", "status", "said"), [
-    ("", signal.SIGTERM, -signal.SIGTERM, []),
-    ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", signal.SIGTERM, 0, ["raised SystemExit", "goes on"]),
-    ("def own(number, frame):\n    print('own', number, flush=True)\n    raise LookupError\n"
-     "signal.signal(signal.SIGINT, own)", signal.SIGINT, 0, ["own 2", "raised LookupError", "goes on"]),
-], ids=["SIGTERM from outside", "SIGTERM with a handler", "SIGINT with a handler"])
+@pytest.mark.parametrize(
+    ("setting", "sent", "status", "said"),
+    [
+        ("", signal.SIGTERM, -signal.SIGTERM, []),
+        (
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))",
+            signal.SIGTERM,
+            0,
+            ["raised SystemExit", "goes on"],
+        ),
+        (
+            "def own(number, frame):\n    print('own', number, flush=True)\n    raise LookupError\n"
+            "signal.signal(signal.SIGINT, own)",
+            signal.SIGINT,
+            0,
+            ["own 2", "raised LookupError", "goes on"],
+        ),
+    ],
+    ids=["SIGTERM from outside", "SIGTERM with a handler", "SIGINT with a handler"],
+)
 def test_signals_do_what_they_do_without_us(setting, sent, status, said):
     with child(**python("-c", ALIVE.format(setting=setting))) as process:
         assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -124,7 +169,9 @@ def test_handlers_are_ours_inside_only(then):
 
 def test_another_thread_sets_no_handlers():
     before, op = handlers(), Matrix()
-    thread = threading.Thread(target=trace, args=(op,), kwargs={"max_products": 20, "progress": False})
+    thread = threading.Thread(
+        target=trace, args=(op,), kwargs={"max_products": 20, "progress": False}
+    )
     thread.start()
     thread.join()
     assert op.seen == {before} and handlers() == before
@@ -136,7 +183,9 @@ def test_where_python_has_no_handler_none_is_set(ignored):
     try:
         op = Matrix()
         trace(op, max_products=20, progress=False)
-        assert {sigint for sigint, _ in op.seen} == {ignored} and signal.getsignal(signal.SIGINT) == ignored
+        assert {sigint for sigint, _ in op.seen} == {ignored} and signal.getsignal(
+            signal.SIGINT
+        ) == ignored
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -146,6 +195,7 @@ def test_a_handler_set_inside_stays():
 
     def own(number, frame):
         raise AssertionError
+
     try:
         with interruptible, interruptible:
             signal.signal(signal.SIGINT, own)
@@ -164,6 +214,7 @@ def test_an_interrupt_waits_until_things_are_put_back():
         def __exit__(self, *_):
             signal.raise_signal(signal.SIGINT)
             done.append("put back")
+
     with pytest.raises(KeyboardInterrupt), interruptible:
         with PutsBack():
             done.append("inside")
@@ -195,7 +246,10 @@ NUMPY_2 = "import numpy\nnumpy.__version__ = '2.0.1'\nimport mindspore_hessian{m
 @pytest.mark.parametrize("module", ["", ".device", ".estimators"])
 def test_numpy_2_is_an_error_that_says_what_to_do_before_mindspore_is_imported(module):
     test = NUMPY_2.format(module=module) + "print('imported')"
-    _, out, err = ended("-c", f"import sys\ntry:\n    exec({test!r})\nexcept ImportError as err:\n"
-                              "    print('mindspore' in sys.modules, err)")
+    _, out, err = ended(
+        "-c",
+        f"import sys\ntry:\n    exec({test!r})\nexcept ImportError as err:\n"
+        "    print('mindspore' in sys.modules, err)",
+    )
     assert out.startswith("False mindspore_hessian cannot work with numpy 2.0.1"), err
     assert 'pip install "numpy<2"' in out and len(out.splitlines()) == 1

@@ -1,4 +1,5 @@
 """Jacobians and per-sample gradients are those of torch.func, and closed forms."""
+
 from __future__ import annotations
 
 from functools import cache
@@ -15,15 +16,28 @@ import mindspore_hessian as mh
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "jacobian.npz")
 RNG = np.random.default_rng(0)
-TOLERANCE = {"mlp": 1e-10, "conv": 1e-5, "tied": 1e-5}  # float64; float32, where MindSpore has no float64
-IN_TORCH = {"1.gamma": "1.weight", "1.beta": "1.bias", "1.moving_mean": "1.running_mean",
-            "1.moving_variance": "1.running_var", "words.embedding_table": "words.weight"}
+TOLERANCE = {
+    "mlp": 1e-10,
+    "conv": 1e-5,
+    "tied": 1e-5,
+}  # float64; float32, where MindSpore has no float64
+IN_TORCH = {
+    "1.gamma": "1.weight",
+    "1.beta": "1.bias",
+    "1.moving_mean": "1.running_mean",
+    "1.moving_variance": "1.running_var",
+    "words.embedding_table": "words.weight",
+}
 
 
 class Tied(nn.Cell):
     def __init__(self):
         super().__init__()
-        self.words, self.middle, self.out = nn.Embedding(6, 3, dtype=ms.float32), nn.Dense(3, 3), nn.Dense(3, 6)
+        self.words, self.middle, self.out = (
+            nn.Embedding(6, 3, dtype=ms.float32),
+            nn.Dense(3, 3),
+            nn.Dense(3, 6),
+        )
         self.out.weight = self.words.embedding_table
 
     def construct(self, x):
@@ -40,11 +54,22 @@ def mean_of_squares(out, y):
 
 
 NETWORKS = {
-    "mlp": (lambda: nn.SequentialCell(nn.Dense(4, 5, dtype=ms.float64), nn.Tanh(), nn.Dense(5, 3, dtype=ms.float64)),
-            lambda: mean_of_squares),
-    "conv": (lambda: nn.SequentialCell(nn.Conv2d(2, 3, 3, stride=2, pad_mode="pad", padding=1, has_bias=True),
-                                       nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dense(12, 3)),
-             nn.CrossEntropyLoss),
+    "mlp": (
+        lambda: nn.SequentialCell(
+            nn.Dense(4, 5, dtype=ms.float64), nn.Tanh(), nn.Dense(5, 3, dtype=ms.float64)
+        ),
+        lambda: mean_of_squares,
+    ),
+    "conv": (
+        lambda: nn.SequentialCell(
+            nn.Conv2d(2, 3, 3, stride=2, pad_mode="pad", padding=1, has_bias=True),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dense(12, 3),
+        ),
+        nn.CrossEntropyLoss,
+    ),
     "tied": (Tied, nn.CrossEntropyLoss),
 }
 
@@ -57,7 +82,9 @@ def problem(name):
     for p in net.get_parameters():
         p.set_data(Tensor(GOLDEN[f"{name}/weights/{IN_TORCH.get(p.name, p.name)}"].astype(dtype)))
     net.set_train(False)
-    assert [IN_TORCH.get(p.name, p.name) for p in net.trainable_params()] == list(GOLDEN[f"{name}/order"])
+    assert [IN_TORCH.get(p.name, p.name) for p in net.trainable_params()] == list(
+        GOLDEN[f"{name}/order"]
+    )
     x, y = (GOLDEN[f"{name}/{part}"] for part in "xy")
     x, y = (one.astype(np.int32 if one.dtype.kind == "i" else dtype) for one in (x, y))
     return net, loss(), (Tensor(x), Tensor(y))
@@ -67,9 +94,13 @@ def problem(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_of_samples_are_those_of_torch(name):
     net, loss, data = problem(name)
-    found = mh.per_sample_gradients(net, loss, data, chunk_size=3, progress=False)  # the chunks overlap
+    found = mh.per_sample_gradients(
+        net, loss, data, chunk_size=3, progress=False
+    )  # the chunks overlap
     golden = GOLDEN[f"{name}/gradients"]
-    assert found.shape == golden.shape and found.dtype == (np.float64 if name == "mlp" else np.float32)
+    assert found.shape == golden.shape and found.dtype == (
+        np.float64 if name == "mlp" else np.float32
+    )
     assert relative_error(found, golden) < TOLERANCE[name]
 
 
@@ -95,7 +126,9 @@ def linear():
 @pytest.mark.full_run
 def test_forms_of_products():
     net, x, exact = linear()
-    op = mh.JacobianOperator(net, [(Tensor(x[:3]), Tensor(x[:3])), (Tensor(x[3:]),)])  # with a target, and without
+    op = mh.JacobianOperator(
+        net, [(Tensor(x[:3]), Tensor(x[:3])), (Tensor(x[3:]),)]
+    )  # with a target, and without
     v, u = RNG.standard_normal(6), RNG.standard_normal(8)
     assert relative_error(op.to_dense(), exact) < 1e-14
     assert relative_error(op.T.to_dense(), exact.T) < 1e-14
@@ -134,8 +167,9 @@ def test_gradients_of_a_linear_network_in_closed_form():
     residual = x @ net.weight.asnumpy().T - y
     found = mh.per_sample_gradients(net, sum_of_squares, (Tensor(x), Tensor(y)))
     assert relative_error(found, 2 * np.einsum("nc,ni->nci", residual, x).reshape(4, 6)) < 1e-14
-    slope, _ = mh.HessianOperator(net, sum_of_squares, (Tensor(x), Tensor(y)), reduction="sum",
-                                  check_deterministic=False).gradient_and_loss()
+    slope, _ = mh.HessianOperator(
+        net, sum_of_squares, (Tensor(x), Tensor(y)), reduction="sum", check_deterministic=False
+    ).gradient_and_loss()
     assert relative_error(found.sum(0), slope[0].asnumpy().ravel()) < 1e-14
 
 
@@ -143,20 +177,28 @@ def test_rows_of_nan_are_named():
     net, x, _ = linear()
     x[1] = np.nan
     with pytest.warns(mh.NonFiniteWarning, match="1 of 4 samples hold NaN or Inf: 1"):
-        found = mh.per_sample_gradients(net, mean_of_squares, [(Tensor(x), Tensor(np.ones((4, 2))))])
+        found = mh.per_sample_gradients(
+            net, mean_of_squares, [(Tensor(x), Tensor(np.ones((4, 2))))]
+        )
     assert np.isfinite(found[[0, 2, 3]]).all()
 
 
 @pytest.mark.full_run
 def test_a_sample_whose_targets_are_all_ignored_has_a_gradient_of_zero():
-    found = mh.per_sample_gradients(nn.Dense(3, 2), nn.CrossEntropyLoss(ignore_index=-100), (
-        Tensor(np.ones((2, 3), np.float32)), Tensor([1, -100], ms.int32)))
+    found = mh.per_sample_gradients(
+        nn.Dense(3, 2),
+        nn.CrossEntropyLoss(ignore_index=-100),
+        (Tensor(np.ones((2, 3), np.float32)), Tensor([1, -100], ms.int32)),
+    )
     assert found[0].any() and not found[1].any()
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(p=0.5), nn.BatchNorm1d(3)])
 def test_training_mode_is_refused(layer):
-    net, x = nn.SequentialCell(nn.Dense(3, 3), layer).set_train(), Tensor(np.ones((2, 3), np.float32))
+    net, x = (
+        nn.SequentialCell(nn.Dense(3, 3), layer).set_train(),
+        Tensor(np.ones((2, 3), np.float32)),
+    )
     with pytest.raises(ValueError, match="1 of the network is in training mode.*set_train.False"):
         mh.JacobianOperator(net, x)
     with pytest.raises(ValueError, match="1 of the network is in training mode.*set_train.False"):

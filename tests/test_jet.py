@@ -1,4 +1,5 @@
 """jet and derivative: closed forms, JAX's values, gradients by weights, refusals."""
+
 from __future__ import annotations
 
 import shutil
@@ -18,49 +19,150 @@ layer_norm = ops.LayerNorm(-1, -1, 1e-5)
 layer_norm_weights = Tensor(np.ones(3)), Tensor(np.zeros(3))
 
 
-# --- rules: JAX's nested derivatives ----------------------------------------------------------------------------
+# --- rules: JAX's nested derivatives --------------------------------------------------------------
+
 
 def exponentials(x):
-    return (ops.exp(x), ops.expm1(x), ops.log(x), ops.log1p(x), ops.tanh(x), ops.sigmoid(x), ops.sinh(x), ops.cosh(x),
-            ops.pow(1.5, x))
+    return (
+        ops.exp(x),
+        ops.expm1(x),
+        ops.log(x),
+        ops.log1p(x),
+        ops.tanh(x),
+        ops.sigmoid(x),
+        ops.sinh(x),
+        ops.cosh(x),
+        ops.pow(1.5, x),
+    )
 
 
 def trigonometry(x):
-    return (ops.sin(x), ops.cos(x), ops.tan(x), ops.asin(x), ops.acos(x), ops.atan(x), ops.asinh(x),
-            ops.acosh(x + Tensor(1.2, ms.float64)), ops.atanh(x))
+    return (
+        ops.sin(x),
+        ops.cos(x),
+        ops.tan(x),
+        ops.asin(x),
+        ops.acos(x),
+        ops.atan(x),
+        ops.asinh(x),
+        ops.acosh(x + Tensor(1.2, ms.float64)),
+        ops.atanh(x),
+    )
 
 
 def powers(x):
-    return (ops.sqrt(x), ops.rsqrt(x), ops.reciprocal(x), ops.square(x), (x - 0.5) ** 3, x ** 2.5, x ** -2.0,
-            (x - 0.5) ** 9, ops.norm(x, dim=-1), ops.abs(x - 0.5) * x)
+    return (
+        ops.sqrt(x),
+        ops.rsqrt(x),
+        ops.reciprocal(x),
+        ops.square(x),
+        (x - 0.5) ** 3,
+        x**2.5,
+        x**-2.0,
+        (x - 0.5) ** 9,
+        ops.norm(x, dim=-1),
+        ops.abs(x - 0.5) * x,
+    )
 
 
 def activations(x):
     y = x - 0.5
-    return (ops.erf(x), ops.erfc(x), ops.gelu(y), ops.gelu(y, approximate="tanh"), ops.silu(y), ops.softplus(y),
-            ops.mish(y), ops.elu(y), ops.selu(y), ops.softsign(y), ops.hardswish(y), ops.relu(y) * x)
+    return (
+        ops.erf(x),
+        ops.erfc(x),
+        ops.gelu(y),
+        ops.gelu(y, approximate="tanh"),
+        ops.silu(y),
+        ops.softplus(y),
+        ops.mish(y),
+        ops.elu(y),
+        ops.selu(y),
+        ops.softsign(y),
+        ops.hardswish(y),
+        ops.relu(y) * x,
+    )
 
 
 def compositions(x):
-    return (ops.softmax(x, 0), ops.log_softmax(x, -1), ops.logsumexp(x, -1),
-            layer_norm(x, *layer_norm_weights)[0],
-            ops.concat((x.T, x.T ** 2), -1)[:, 1:].sum(0) * x[0, 0], ops.amax(x, -1) * ops.amin(x, 0).sum())
+    return (
+        ops.softmax(x, 0),
+        ops.log_softmax(x, -1),
+        ops.logsumexp(x, -1),
+        layer_norm(x, *layer_norm_weights)[0],
+        ops.concat((x.T, x.T**2), -1)[:, 1:].sum(0) * x[0, 0],
+        ops.amax(x, -1) * ops.amin(x, 0).sum(),
+    )
 
 
 def of_two(a, b):
-    return (a * b[0], a[0] / b, 2 / b + a / 3, ops.atan2(a, b), ops.hypot(a, b), ops.xlogy(a, b), ops.pow(a, b),
-            ops.maximum(a, b[0]) * a, ops.square(a - b), ops.matmul(a, b.T), ops.where(a > b, a * b, b))
+    return (
+        a * b[0],
+        a[0] / b,
+        2 / b + a / 3,
+        ops.atan2(a, b),
+        ops.hypot(a, b),
+        ops.xlogy(a, b),
+        ops.pow(a, b),
+        ops.maximum(a, b[0]) * a,
+        ops.square(a - b),
+        ops.matmul(a, b.T),
+        ops.where(a > b, a * b, b),
+    )
 
 
 NAMES = {
-    exponentials: ("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sinh", "cosh", "exponential"),
+    exponentials: (
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "tanh",
+        "sigmoid",
+        "sinh",
+        "cosh",
+        "exponential",
+    ),
     trigonometry: ("sin", "cos", "tan", "asin", "acos", "atan", "asinh", "acosh", "atanh"),
-    powers: ("sqrt", "rsqrt", "reciprocal", "square", "cube", "power", "negative power", "ninth", "norm", "abs"),
-    activations: ("erf", "erfc", "gelu", "gelu tanh", "silu", "softplus", "mish", "elu", "selu", "softsign", "hswish",
-                  "relu"),
+    powers: (
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "square",
+        "cube",
+        "power",
+        "negative power",
+        "ninth",
+        "norm",
+        "abs",
+    ),
+    activations: (
+        "erf",
+        "erfc",
+        "gelu",
+        "gelu tanh",
+        "silu",
+        "softplus",
+        "mish",
+        "elu",
+        "selu",
+        "softsign",
+        "hswish",
+        "relu",
+    ),
     compositions: ("softmax", "log softmax", "logsumexp", "layer norm", "shapes", "largest"),
-    of_two: ("mul", "div", "constant div", "atan2", "hypot", "xlogy", "pow", "maximum", "squared difference", "matmul",
-             "where"),
+    of_two: (
+        "mul",
+        "div",
+        "constant div",
+        "atan2",
+        "hypot",
+        "xlogy",
+        "pow",
+        "maximum",
+        "squared difference",
+        "matmul",
+        "where",
+    ),
 }
 
 
@@ -75,20 +177,31 @@ def test_rules_agree_with_nested_derivatives_of_jax(function):
     for name, value, series in zip(NAMES[function], values, found, strict=True):
         for k, one in enumerate(series, 1):
             expected = GOLDEN[name][k]
-            limit = (1e-9 if name == "layer norm" else 1e-10) * np.abs(expected).max()  # MindSpore's epsilon is float32
-            np.testing.assert_allclose(one.asnumpy(), expected, rtol=0, atol=limit, err_msg=f"{name}, order {k}")
-        np.testing.assert_allclose(value.asnumpy(), GOLDEN[name][0], rtol=1e-5, err_msg=name)  # kernels' own
+            limit = (1e-9 if name == "layer norm" else 1e-10) * np.abs(
+                expected
+            ).max()  # MindSpore's epsilon is float32
+            np.testing.assert_allclose(
+                one.asnumpy(), expected, rtol=0, atol=limit, err_msg=f"{name}, order {k}"
+            )
+        np.testing.assert_allclose(
+            value.asnumpy(), GOLDEN[name][0], rtol=1e-5, err_msg=name
+        )  # kernels' own
 
 
-# --- networks and closed forms ------------------------------------------------------------------------------------
+# --- networks and closed forms --------------------------------------------------------------------
+
 
 class Net(nn.Cell):
     """The tanh network 1-32-32-1 of the golden values."""
 
     def __init__(self):
         super().__init__()
-        self.w = ms.ParameterTuple([Parameter(Tensor(GOLDEN[f"w{k}"]), name=f"w{k}") for k in range(3)])
-        self.b = ms.ParameterTuple([Parameter(Tensor(GOLDEN[f"b{k}"]), name=f"b{k}") for k in range(3)])
+        self.w = ms.ParameterTuple(
+            [Parameter(Tensor(GOLDEN[f"w{k}"]), name=f"w{k}") for k in range(3)]
+        )
+        self.b = ms.ParameterTuple(
+            [Parameter(Tensor(GOLDEN[f"b{k}"]), name=f"b{k}") for k in range(3)]
+        )
 
     def construct(self, x):
         x = ops.tanh(ops.matmul(x, self.w[0]) + self.b[0])
@@ -103,7 +216,9 @@ net = Net()
 def test_a_network_agrees_with_jets_of_jax(order):
     x = Tensor(GOLDEN["points"])
     found = mh.derivative(net, order)(x).asnumpy()
-    np.testing.assert_allclose(found, GOLDEN["net"][order], rtol=1e-10, atol=1e-10 * np.abs(GOLDEN["net"][order]).max())
+    np.testing.assert_allclose(
+        found, GOLDEN["net"][order], rtol=1e-10, atol=1e-10 * np.abs(GOLDEN["net"][order]).max()
+    )
 
 
 @pytest.mark.full_run
@@ -128,11 +243,13 @@ def test_ranks(shape):
     x = np.random.default_rng(1).uniform(-1, 1, shape)
     found = mh.derivative(wave, 5)(Tensor(x, ms.float64)).asnumpy()
     assert found.shape == shape
-    np.testing.assert_allclose(found, 2 ** 2.5 * np.exp(x) * np.sin(x + 5 * np.pi / 4), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        found, 2**2.5 * np.exp(x) * np.sin(x + 5 * np.pi / 4), rtol=1e-12, atol=1e-12
+    )
 
 
 def of_several(a, x, n):
-    return ops.stack((a * x ** n, a + ops.cos(x)), -1)
+    return ops.stack((a * x**n, a + ops.cos(x)), -1)
 
 
 @pytest.mark.full_run
@@ -153,7 +270,9 @@ def test_what_does_not_move_has_no_series():
     (product, sine), (of_product, of_sine) = mh.jet(pair, (a, b), (None, (one, one)))
     np.testing.assert_allclose(product.asnumpy(), [1.0, 3.0])
     np.testing.assert_allclose([t.asnumpy() for t in of_product], [[2.0, 3.0]] * 2)
-    np.testing.assert_allclose(of_sine[1].asnumpy(), np.cos([0.5, 1.0]) - np.sin([0.5, 1.0]), rtol=1e-14)
+    np.testing.assert_allclose(
+        of_sine[1].asnumpy(), np.cos([0.5, 1.0]) - np.sin([0.5, 1.0]), rtol=1e-14
+    )
     assert sine.shape == (2,)
 
 
@@ -165,7 +284,8 @@ def test_float32():
     np.testing.assert_allclose(found.asnumpy(), -4 * np.exp(x) * np.sin(x), rtol=1e-4, atol=1e-5)
 
 
-# --- inside graphs ------------------------------------------------------------------------------------------------
+# --- inside graphs --------------------------------------------------------------------------------
+
 
 def test_a_jet_and_a_derivative_inside_a_graph():
     fourth = mh.derivative(wave, 4)
@@ -174,6 +294,7 @@ def test_a_jet_and_a_derivative_inside_a_graph():
     def both(x):
         value, (first, second) = mh.jet(wave, x, (ops.ones_like(x), ops.zeros_like(x)))
         return fourth(x) + mh.derivative(wave, 1)(x), value, first, second
+
     x = np.linspace(-1, 1, 5)
     sums, value, first, second = (t.asnumpy() for t in both(Tensor(x)))
     slope = np.exp(x) * (np.sin(x) + np.cos(x))
@@ -189,8 +310,9 @@ def nested_wave(x):
 @pytest.mark.full_run
 def test_derivatives_nest():
     x = np.linspace(-1, 1, 5)
-    np.testing.assert_allclose(mh.derivative(nested_wave, 2)(Tensor(x)).asnumpy(), -4 * np.exp(x) * np.sin(x),
-                               rtol=1e-12)
+    np.testing.assert_allclose(
+        mh.derivative(nested_wave, 2)(Tensor(x)).asnumpy(), -4 * np.exp(x) * np.sin(x), rtol=1e-12
+    )
 
 
 class Beam(nn.Cell):
@@ -212,15 +334,23 @@ def test_the_gradient_of_a_beam_by_the_weights():
     gradients = ms.jit(ms.grad(beam, None, weights))(x)
     loss, step = ms.jit(beam), 1e-5
     for weight, gradient in zip(weights, gradients, strict=True):
-        start, direction = weight.asnumpy().copy(), np.random.default_rng(3).normal(size=weight.shape)
+        start, direction = (
+            weight.asnumpy().copy(),
+            np.random.default_rng(3).normal(size=weight.shape),
+        )
         values = []
         for sign in (1, -1):
             ops.assign(weight, Tensor(start + sign * step * direction))
             values.append(float(loss(x)))
         ops.assign(weight, Tensor(start))
         expected = (values[0] - values[1]) / (2 * step)
-        np.testing.assert_allclose((gradient.asnumpy() * direction).sum(), expected, rtol=1e-6,
-                                   atol=1e-7 * abs(values[0]), err_msg=weight.name)
+        np.testing.assert_allclose(
+            (gradient.asnumpy() * direction).sum(),
+            expected,
+            rtol=1e-6,
+            atol=1e-7 * abs(values[0]),
+            err_msg=weight.name,
+        )
 
 
 def test_a_network_is_compiled_once():
@@ -231,7 +361,7 @@ def test_a_network_is_compiled_once():
     assert mh.cache_info().misses == before
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 POINT = Tensor([0.5, 1.0, 2.0], ms.float64)
 
@@ -245,7 +375,7 @@ def softmaxed(x):
 
 
 def total(x):
-    return (x ** 2).sum()
+    return (x**2).sum()
 
 
 def several(x):
@@ -256,29 +386,44 @@ def gamma(x):
     return ops.lgamma(x)
 
 
-@pytest.mark.parametrize(("call", "error", "text"), [
-    (lambda: mh.derivative(mixed, 2)(POINT), ValueError, "depends on several entries"),
-    (lambda: mh.derivative(softmaxed, 1)(POINT), ValueError, "depends on several entries"),
-    (lambda: mh.derivative(total, 2)(POINT), ValueError, "must begin with"),
-    (lambda: mh.derivative(several, 2)(POINT), TypeError, "returned a tuple"),
-    (lambda: mh.derivative(gamma, 2)(POINT), mh.MissingRuleError, "Lgamma has no Taylor rule"),
-    (lambda: mh.derivative(wave, 0), ValueError, "order must be at least 1"),
-    (lambda: mh.derivative(wave, 2.0), TypeError, "order must be an int"),
-    (lambda: mh.derivative(wave, 2, argnum="x"), TypeError, "argnum must be an int"),
-    (lambda: mh.derivative(wave, 2, argnum=1)(POINT), ValueError, "out of range"),
-    (lambda: mh.derivative(3, 2), TypeError, "fn must be callable"),
-    (lambda: mh.derivative(wave, 2)(Tensor([1, 2])), TypeError, "cannot be differentiated"),
-    (lambda: mh.jet(wave, POINT, POINT), TypeError, "series must be a tuple"),
-    (lambda: mh.jet(wave, POINT, ()), ValueError, "is empty"),
-    (lambda: mh.jet(wave, POINT, (POINT[:2],)), ValueError, r"must be like primals\[0\]"),
-    (lambda: mh.jet(wave, POINT, (1.0,)), TypeError, "must be a Tensor"),
-    (lambda: mh.jet(wave, POINT, (POINT.astype(ms.float32),)), ValueError, r"must be like primals\[0\]"),
-    (lambda: mh.jet(wave, (POINT,), (None,)), ValueError, "nothing moves"),
-    (lambda: mh.jet(wave, (POINT,), (POINT,)), TypeError, "must be a tuple of Tensors"),
-    (lambda: mh.jet(pair, (POINT, POINT), ((POINT,), (POINT, POINT))), ValueError, "as many Tensors"),
-    (lambda: mh.jet(pair, (POINT, POINT), ((POINT,),)), ValueError, "for each of the 2 primals"),
-    (lambda: mh.jet(pair, (POINT, 2), ((POINT,), (POINT,))), TypeError, "Pass None"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: mh.derivative(mixed, 2)(POINT), ValueError, "depends on several entries"),
+        (lambda: mh.derivative(softmaxed, 1)(POINT), ValueError, "depends on several entries"),
+        (lambda: mh.derivative(total, 2)(POINT), ValueError, "must begin with"),
+        (lambda: mh.derivative(several, 2)(POINT), TypeError, "returned a tuple"),
+        (lambda: mh.derivative(gamma, 2)(POINT), mh.MissingRuleError, "Lgamma has no Taylor rule"),
+        (lambda: mh.derivative(wave, 0), ValueError, "order must be at least 1"),
+        (lambda: mh.derivative(wave, 2.0), TypeError, "order must be an int"),
+        (lambda: mh.derivative(wave, 2, argnum="x"), TypeError, "argnum must be an int"),
+        (lambda: mh.derivative(wave, 2, argnum=1)(POINT), ValueError, "out of range"),
+        (lambda: mh.derivative(3, 2), TypeError, "fn must be callable"),
+        (lambda: mh.derivative(wave, 2)(Tensor([1, 2])), TypeError, "cannot be differentiated"),
+        (lambda: mh.jet(wave, POINT, POINT), TypeError, "series must be a tuple"),
+        (lambda: mh.jet(wave, POINT, ()), ValueError, "is empty"),
+        (lambda: mh.jet(wave, POINT, (POINT[:2],)), ValueError, r"must be like primals\[0\]"),
+        (lambda: mh.jet(wave, POINT, (1.0,)), TypeError, "must be a Tensor"),
+        (
+            lambda: mh.jet(wave, POINT, (POINT.astype(ms.float32),)),
+            ValueError,
+            r"must be like primals\[0\]",
+        ),
+        (lambda: mh.jet(wave, (POINT,), (None,)), ValueError, "nothing moves"),
+        (lambda: mh.jet(wave, (POINT,), (POINT,)), TypeError, "must be a tuple of Tensors"),
+        (
+            lambda: mh.jet(pair, (POINT, POINT), ((POINT,), (POINT, POINT))),
+            ValueError,
+            "as many Tensors",
+        ),
+        (
+            lambda: mh.jet(pair, (POINT, POINT), ((POINT,),)),
+            ValueError,
+            "for each of the 2 primals",
+        ),
+        (lambda: mh.jet(pair, (POINT, 2), ((POINT,), (POINT,))), TypeError, "Pass None"),
+    ],
+)
 def test_refusals(call, error, text):
     with pytest.raises(error, match=text):
         call()
@@ -289,7 +434,9 @@ def test_a_primitive_without_a_rule_is_refused_inside_a_graph():
     with pytest.raises(Exception, match="Lgamma has no Taylor rule"):
         inside(POINT)
     shutil.rmtree("rank_0", ignore_errors=True)  # MindSpore's own, of the user's graph
-    np.testing.assert_allclose(mh.laplacian(total)(POINT).asnumpy(), 6.0)  # and the pass is as it was
+    np.testing.assert_allclose(
+        mh.laplacian(total)(POINT).asnumpy(), 6.0
+    )  # and the pass is as it was
 
 
 @pytest.mark.parametrize("order", [2, 4])
@@ -299,7 +446,8 @@ def test_factorials(order):
     np.testing.assert_allclose(found, [1.0])
 
 
-# --- jacobian(mode="fwd") -----------------------------------------------------------------------------------------
+# --- jacobian(mode="fwd") -------------------------------------------------------------------------
+
 
 def tall(x, y):
     return ops.sin(ops.outer(x, y)), ops.matmul(y, y) * x
@@ -310,7 +458,9 @@ def test_a_jacobian_by_a_forward_pass(position):
     args = Tensor([0.5, 1.0, 2.0], ms.float64), Tensor([1.0, -1.0], ms.float64)
     found, expected = (mh.jacobian(tall, position, mode=mode)(*args) for mode in ("fwd", "rev"))
     for one, two in zip(found, expected, strict=True):
-        for a, b in zip(*(part if isinstance(part, tuple) else (part,) for part in (one, two)), strict=True):
+        for a, b in zip(
+            *(part if isinstance(part, tuple) else (part,) for part in (one, two)), strict=True
+        ):
             assert a.shape == b.shape
             np.testing.assert_allclose(a.asnumpy(), b.asnumpy(), rtol=1e-13, atol=1e-15)
 

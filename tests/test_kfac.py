@@ -1,4 +1,5 @@
 """Kronecker factors are those of curvlinops, and exact where KFAC is."""
+
 from __future__ import annotations
 
 from functools import cache
@@ -32,7 +33,9 @@ def normal(*shape):
 
 
 def dense(inputs, outputs, **options):
-    return nn.Dense(inputs, outputs, weight_init="normal", bias_init="normal", dtype=ms.float64, **options)
+    return nn.Dense(
+        inputs, outputs, weight_init="normal", bias_init="normal", dtype=ms.float64, **options
+    )
 
 
 def blocks_of(op, joint):
@@ -43,16 +46,23 @@ def blocks_of(op, joint):
 
 def block_errors(found, exact, joint=False):
     found, whole = found.to_dense(), exact.to_dense()
-    return [relative_error(found[np.ix_(i, i)], whole[np.ix_(i, i)]) for i in blocks_of(exact, joint)]
+    return [
+        relative_error(found[np.ix_(i, i)], whole[np.ix_(i, i)]) for i in blocks_of(exact, joint)
+    ]
 
 
-# --- curvlinops -------------------------------------------------------------------------------------------------
+# --- curvlinops -----------------------------------------------------------------------------------
+
 
 def golden_network(name):
     if name == "conv_ce":
         net = nn.SequentialCell(
-            nn.Conv2d(2, 3, 3, stride=2, pad_mode="pad", padding=1, has_bias=True), nn.Tanh(),
-            nn.Conv2d(3, 2, 2, pad_mode="valid", dilation=2, has_bias=True), nn.Flatten(), nn.Dense(4, 3))
+            nn.Conv2d(2, 3, 3, stride=2, pad_mode="pad", padding=1, has_bias=True),
+            nn.Tanh(),
+            nn.Conv2d(3, 2, 2, pad_mode="valid", dilation=2, has_bias=True),
+            nn.Flatten(),
+            nn.Dense(4, 3),
+        )
     else:
         net = nn.SequentialCell(nn.Dense(4, 5), nn.Tanh(), nn.Dense(5, 3))
     for parameter in net.get_parameters():
@@ -62,19 +72,32 @@ def golden_network(name):
 
 @cache
 def golden_problem(name):
-    loss = {"ce": nn.CrossEntropyLoss, "mse": nn.MSELoss, "bce": nn.BCEWithLogitsLoss}[name.split("_")[1]]()
+    loss = {"ce": nn.CrossEntropyLoss, "mse": nn.MSELoss, "bce": nn.BCEWithLogitsLoss}[
+        name.split("_")[1]
+    ]()
     data = []
     for number in range(2):
         y = GOLDEN[f"{name}/y{number}"]
-        data.append((Tensor(GOLDEN[f"{name}/x{number}"].astype(np.float32)),
-                     Tensor(y.astype(np.int32 if y.dtype.kind == "i" else np.float32))))
+        data.append(
+            (
+                Tensor(GOLDEN[f"{name}/x{number}"].astype(np.float32)),
+                Tensor(y.astype(np.int32 if y.dtype.kind == "i" else np.float32)),
+            )
+        )
     return golden_network(name), loss, data
 
 
 FACTORS = [("mlp_mse", "empirical", "expand"), ("conv_ce", "exact", "expand")]
-MORE_FACTORS = [("mlp_ce", "exact", "expand"), ("mlp_mse", "exact", "expand"), ("mlp_bce", "exact", "expand"),
-                ("conv_ce", "empirical", "reduce"), ("conv_ce", "exact", "reduce")]
-KINDS = [mh.KFACOperator, mh.EKFACOperator] if FULL else [mh.EKFACOperator]  # which has KFAC's pass in it
+MORE_FACTORS = [
+    ("mlp_ce", "exact", "expand"),
+    ("mlp_mse", "exact", "expand"),
+    ("mlp_bce", "exact", "expand"),
+    ("conv_ce", "empirical", "reduce"),
+    ("conv_ce", "exact", "reduce"),
+]
+KINDS = (
+    [mh.KFACOperator, mh.EKFACOperator] if FULL else [mh.EKFACOperator]
+)  # which has KFAC's pass in it
 
 
 @pytest.mark.parametrize(("name", "fisher", "approx"), FACTORS + MORE_FACTORS * FULL)
@@ -87,7 +110,7 @@ def test_factors_are_those_of_curvlinops(name, fisher, approx):
     assert len(op.factors) == 2 + (name == "conv_ce")
 
 
-# --- where it is exact ------------------------------------------------------------------------------------------
+# --- where it is exact ----------------------------------------------------------------------------
 
 DEEP = nn.SequentialCell(dense(3, 4), dense(4, 2))
 UNEVEN = [(normal(5, 3), normal(5, 2)), (normal(2, 3), normal(2, 2))]
@@ -96,8 +119,10 @@ MEAN, SUM = Squared(), Squared(reduction="sum")
 
 @pytest.mark.full_run
 @pytest.mark.parametrize("loss", [MEAN, SUM], ids=["mean", "sum"])
-@pytest.mark.parametrize(("kind", "separate"), [(mh.KFACOperator, True), (mh.KFACOperator, False),
-                                                (mh.EKFACOperator, False)])
+@pytest.mark.parametrize(
+    ("kind", "separate"),
+    [(mh.KFACOperator, True), (mh.KFACOperator, False), (mh.EKFACOperator, False)],
+)
 def test_a_deep_linear_network_with_squared_error(kind, separate, loss):
     op = kind(DEEP, loss, UNEVEN, separate_bias=separate, **OFF)
     assert max(block_errors(op, mh.GGNOperator(DEEP, loss, UNEVEN, **OFF), not separate)) < 1e-12
@@ -108,14 +133,24 @@ def test_functions_of_it_are_exact():
     whole = op.to_dense()
     assert relative_error(op.trace(), np.trace(whole)) < 1e-12
     assert relative_error(op.frobenius_norm(), np.linalg.norm(whole)) < 1e-12
-    assert relative_error(op.logdet(0.1), np.linalg.slogdet(whole + 0.1 * np.eye(len(whole)))[1]) < 1e-12
-    assert relative_error(op.inverse(0.1).to_dense(), np.linalg.inv(whole + 0.1 * np.eye(len(whole)))) < 1e-10
+    assert (
+        relative_error(op.logdet(0.1), np.linalg.slogdet(whole + 0.1 * np.eye(len(whole)))[1])
+        < 1e-12
+    )
+    assert (
+        relative_error(op.inverse(0.1).to_dense(), np.linalg.inv(whole + 0.1 * np.eye(len(whole))))
+        < 1e-10
+    )
     a, g = op.factors["1"]
     pi = np.sqrt(np.trace(a) / len(a) / (np.trace(g) / len(g)))
-    split = np.kron(np.linalg.inv(g + np.sqrt(0.1) / pi * np.eye(len(g))),
-                    np.linalg.inv(a + pi * np.sqrt(0.1) * np.eye(len(a))))
+    split = np.kron(
+        np.linalg.inv(g + np.sqrt(0.1) / pi * np.eye(len(g))),
+        np.linalg.inv(a + pi * np.sqrt(0.1) * np.eye(len(a))),
+    )
     where = slices(mh.GGNOperator(DEEP, MEAN, UNEVEN, **OFF).space)["1.weight"]
-    assert relative_error(mh.inverse(op, 0.1, heuristic=True).to_dense()[where, where], split) < 1e-10
+    assert (
+        relative_error(mh.inverse(op, 0.1, heuristic=True).to_dense()[where, where], split) < 1e-10
+    )
     shaped = op @ op.unflatten(np.ones(op.shape[0]))
     assert relative_error(op.flatten(shaped), whole.sum(1)) < 1e-12
 
@@ -147,10 +182,13 @@ def test_one_sample():
     data = [(normal(1, 3), normal(1, 2))]
     for joint in (True, False):
         op = mh.KFACOperator(net, MEAN, data, separate_bias=not joint, fisher="empirical", **OFF)
-        assert max(block_errors(op, mh.EmpiricalFisherOperator(net, MEAN, data, **OFF), joint)) < 1e-12
+        assert (
+            max(block_errors(op, mh.EmpiricalFisherOperator(net, MEAN, data, **OFF), joint)) < 1e-12
+        )
 
 
-# --- layers that are used twice ---------------------------------------------------------------------------------
+# --- layers that are used twice -------------------------------------------------------------------
+
 
 class Twice(nn.Cell):
     def __init__(self):
@@ -181,14 +219,17 @@ def test_a_weight_that_is_used_twice(make, kind):
     assert max(block_errors(op, mh.GGNOperator(net, MEAN, data, **OFF))) < 1e-12
 
 
-# --- convolutions, embeddings, masks ----------------------------------------------------------------------------
+# --- convolutions, embeddings, masks --------------------------------------------------------------
+
 
 class Convolutions(nn.Cell):
     """Each output has one position: the factors are exact for a linear network."""
 
     def __init__(self):
         super().__init__()
-        self.first = nn.Conv2d(4, 4, (2, 3), stride=(1, 2), pad_mode="same", dilation=(2, 1), group=2, has_bias=True)
+        self.first = nn.Conv2d(
+            4, 4, (2, 3), stride=(1, 2), pad_mode="same", dilation=(2, 1), group=2, has_bias=True
+        )
         self.line = nn.Conv1d(4, 3, 3, stride=2, pad_mode="pad", padding=1, has_bias=True)
         self.out = nn.Dense(9, 2, activation="sigmoid")
 
@@ -201,17 +242,25 @@ class Convolutions(nn.Cell):
 def test_convolutions_are_exact_for_one_position_and_ekfac_is_nearer():
     rng = np.random.default_rng(1)
     net, loss = Convolutions(), nn.MSELoss()
-    data = (Tensor(rng.normal(size=(6, 4, 2, 5)).astype(np.float32)),
-            Tensor(rng.normal(size=(6, 2)).astype(np.float32)))
+    data = (
+        Tensor(rng.normal(size=(6, 4, 2, 5)).astype(np.float32)),
+        Tensor(rng.normal(size=(6, 2)).astype(np.float32)),
+    )
     exact = mh.GGNOperator(net, loss, data, **OFF).to_dense()
     kfac, ekfac = (kind(net, loss, data, **OFF) for kind in (mh.KFACOperator, mh.EKFACOperator))
-    assert kfac.factors["first"][0].shape == (2, 12, 12) and kfac.factors["first"][1].shape == (2, 2, 2)
+    assert kfac.factors["first"][0].shape == (2, 12, 12) and kfac.factors["first"][1].shape == (
+        2,
+        2,
+        2,
+    )
     errors = []
     for op in (kfac, ekfac):
         whole = op.to_dense()
         errors.append([np.linalg.norm((whole - exact)[i][:, i]) for i in op.layers.values()])
     assert (np.array(errors[1]) <= np.array(errors[0]) * (1 + 1e-4)).all()
-    assert relative_error(ekfac.trace(), np.trace(exact)) < 1e-4  # the eigenvalues are those of the whole diagonal
+    assert (
+        relative_error(ekfac.trace(), np.trace(exact)) < 1e-4
+    )  # the eigenvalues are those of the whole diagonal
 
 
 class Words(nn.Cell):
@@ -226,7 +275,9 @@ class Words(nn.Cell):
 @pytest.mark.full_run
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_embedding_with_masked_targets(kind):
-    """A linear network, each position by itself, one of them with a target: exact for what is left."""
+    """A linear network, each position by itself, one of them with a target: exact for what is
+    left.
+    """
     rng = np.random.default_rng(2)
     labels = np.full((3, 4), -100)
     labels[1, 2] = 1
@@ -236,7 +287,8 @@ def test_an_embedding_with_masked_targets(kind):
     assert max(block_errors(op, mh.GGNOperator(net, loss, data, **OFF))) < 1e-4
 
 
-# --- what is not covered ----------------------------------------------------------------------------------------
+# --- what is not covered --------------------------------------------------------------------------
+
 
 class Mixed(nn.Cell):
     def __init__(self):
@@ -252,11 +304,19 @@ class Mixed(nn.Cell):
 def test_what_is_not_covered_is_named_or_has_exact_blocks():
     rng = np.random.default_rng(3)
     net, loss = Mixed(), nn.MSELoss()
-    data = (Tensor(rng.normal(size=(6, 3)).astype(np.float32)), Tensor(rng.normal(size=(6, 2)).astype(np.float32)))
-    with pytest.raises(ValueError, match="scale .of a Mixed.*first.weight .it is used outside") as caught:
+    data = (
+        Tensor(rng.normal(size=(6, 3)).astype(np.float32)),
+        Tensor(rng.normal(size=(6, 2)).astype(np.float32)),
+    )
+    with pytest.raises(
+        ValueError, match="scale .of a Mixed.*first.weight .it is used outside"
+    ) as caught:
         mh.KFACOperator(net, loss, data, **OFF)
     assert "norm.gamma" not in str(caught.value)
-    op, exact = mh.KFACOperator(net, loss, data, blocks="dense", **OFF), mh.GGNOperator(net, loss, data, **OFF)
+    op, exact = (
+        mh.KFACOperator(net, loss, data, blocks="dense", **OFF),
+        mh.GGNOperator(net, loss, data, **OFF),
+    )
     whole, golden = op.to_dense(), exact.to_dense()
     for name in ("first.weight", "scale", "norm.gamma"):
         part = slices(exact.space)[name]
@@ -265,8 +325,10 @@ def test_what_is_not_covered_is_named_or_has_exact_blocks():
 
 
 def test_monte_carlo_draws_are_those_of_the_seed():
-    first, again, other = (mh.KFACOperator(DEEP, MEAN, UNEVEN, fisher="mc", mc_samples=2, seed=seed, **OFF)
-                           for seed in (0, 0, 1))
+    first, again, other = (
+        mh.KFACOperator(DEEP, MEAN, UNEVEN, fisher="mc", mc_samples=2, seed=seed, **OFF)
+        for seed in (0, 0, 1)
+    )
     assert np.array_equal(first.factors["1"][1], again.factors["1"][1])
     assert not np.allclose(first.factors["1"][1], other.factors["1"][1])
     many = mh.KFACOperator(DEEP, MEAN, UNEVEN, fisher="mc", mc_samples=400, **OFF)

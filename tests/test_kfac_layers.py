@@ -1,4 +1,7 @@
-"""Which layers have Kronecker factors: the Gauss-Newton blocks where these are exact, or an error that names them."""
+"""Which layers have Kronecker factors: the Gauss-Newton blocks where these are exact, or an error
+that names them.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -13,7 +16,9 @@ import mindspore_hessian as mh
 RNG = np.random.default_rng(0)
 OFF = {"check_deterministic": False, "progress": False}
 LOSS = nn.CrossEntropyLoss()
-KINDS = [mh.KFACOperator, mh.EKFACOperator] if FULL else [mh.EKFACOperator]  # which has KFAC's pass in it
+KINDS = (
+    [mh.KFACOperator, mh.EKFACOperator] if FULL else [mh.EKFACOperator]
+)  # which has KFAC's pass in it
 
 
 def normal(*shape):
@@ -46,11 +51,17 @@ def line(*layers):
 
 
 LAYERS = {
-    "Conv3d": (lambda: line(nn.Conv3d(2, 3, (2, 1, 2), pad_mode="valid", has_bias=True)), (2, 2, 1, 2)),
+    "Conv3d": (
+        lambda: line(nn.Conv3d(2, 3, (2, 1, 2), pad_mode="valid", has_bias=True)),
+        (2, 2, 1, 2),
+    ),
     "mint.nn.Linear": (lambda: line(mint.nn.Linear(4, 3)), (4,)),
 }
 MORE_LAYERS = {
-    "Conv3d of a stride": (lambda: line(nn.Conv3d(2, 3, 3, stride=2, pad_mode="pad", padding=1)), (2, 2, 1, 2)),
+    "Conv3d of a stride": (
+        lambda: line(nn.Conv3d(2, 3, 3, stride=2, pad_mode="pad", padding=1)),
+        (2, 2, 1, 2),
+    ),
 }
 NAMES = [*LAYERS, *MORE_LAYERS] if FULL else [*LAYERS]
 
@@ -68,7 +79,10 @@ def test_a_linear_layer_of_one_position_is_exact(kind, name):
 class Tied(nn.Cell):
     def __init__(self, rows):
         super().__init__()
-        self.first, self.out = nn.Embedding(rows, 3, dtype=ms.float32), nn.Dense(3, rows, has_bias=False)
+        self.first, self.out = (
+            nn.Embedding(rows, 3, dtype=ms.float32),
+            nn.Dense(3, rows, has_bias=False),
+        )
         self.out.weight = self.first.embedding_table
 
     def construct(self, x):
@@ -81,8 +95,11 @@ def test_a_weight_of_an_embedding_and_a_dense_layer_is_refused_or_has_an_exact_b
     """Of 3 rows and 3 columns the factors would have the same shapes."""
     net = Tied(rows)
     data = (words(5), words(5))
-    with pytest.raises(ValueError, match="first.embedding_table .it is shared by first, which looks up its rows, and "
-                                         "out, which multiplies with it.*blocks='diagonal' or 'dense'"):
+    with pytest.raises(
+        ValueError,
+        match="first.embedding_table .it is shared by first, which looks up its rows, and "
+        "out, which multiplies with it.*blocks='diagonal' or 'dense'",
+    ):
         kind(net, LOSS, data, **OFF)
     exact = mh.GGNOperator(net, LOSS, data, **OFF)
     assert max(block_errors(kind(net, LOSS, data, blocks="dense", **OFF), exact)) < 1e-5
@@ -106,8 +123,12 @@ class Grouped(nn.Cell):
 @pytest.mark.parametrize("weights", [None, "*bias"])
 def test_a_weight_of_convolutions_in_different_groups_is_refused(weights):
     data = (normal(3, 4, 2, 2), normal(3, 4))
-    with pytest.raises(ValueError, match="left.bias .its layer's other Parameter has none." if weights else
-                       "left.weight .it is shared by left, .* in 2 groups, and right, which multiplies with it, so"):
+    with pytest.raises(
+        ValueError,
+        match="left.bias .its layer's other Parameter has none."
+        if weights
+        else "left.weight .it is shared by left, .* in 2 groups, and right, which multiplies with it, so",
+    ):
         mh.KFACOperator(Grouped(), nn.MSELoss(), data, weights, **OFF)
 
 
@@ -122,8 +143,11 @@ class Attention(nn.Cell):
 
 def test_projections_of_attention_are_refused_or_have_exact_blocks():
     net, data = Attention(), (normal(3, 2, 4), normal(3, 2))
-    with pytest.raises(ValueError, match=r"in_proj_weight \(of a MultiheadAttention\).*out_proj.weight \(it is used "
-                                         "without its layer being called"):
+    with pytest.raises(
+        ValueError,
+        match=r"in_proj_weight \(of a MultiheadAttention\).*out_proj.weight \(it is used "
+        "without its layer being called",
+    ):
         mh.KFACOperator(net, nn.MSELoss(), data, **OFF)
     if not FULL:
         return

@@ -1,4 +1,5 @@
 """Laplace: against laplace-torch, against formulas, and what it must not do."""
+
 from __future__ import annotations
 
 import subprocess
@@ -35,11 +36,16 @@ def problem(golden, likelihood, dtype="float32"):
     net = nn.SequentialCell(nn.Dense(4, 5), nn.ReLU(), nn.Dense(5, OUTPUTS[likelihood]))
     for parameter in net.get_parameters():
         parameter.set_dtype(getattr(ms, dtype))
-        parameter.set_data(ms.Tensor(golden[f"{likelihood}/weights/{parameter.name}"].astype(dtype)))
+        parameter.set_data(
+            ms.Tensor(golden[f"{likelihood}/weights/{parameter.name}"].astype(dtype))
+        )
     x, y, new = (golden[f"{likelihood}/{name}"] for name in ("x", "y", "new"))
     y = y.astype(np.int32 if likelihood == "classification" else dtype)
-    return net, [(ms.Tensor(x[a:b].astype(dtype)), ms.Tensor(y[a:b])) for a, b in ((0, 8), (8, 13))], ms.Tensor(
-        new.astype(dtype))
+    return (
+        net,
+        [(ms.Tensor(x[a:b].astype(dtype)), ms.Tensor(y[a:b])) for a, b in ((0, 8), (8, 13))],
+        ms.Tensor(new.astype(dtype)),
+    )
 
 
 def prior(kind, number):
@@ -50,56 +56,91 @@ def close(found, expected, rtol):
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
 
 
-CASES = [(dtype, likelihood, weights, structure) for dtype in ("float32", "float64") for likelihood in OUTPUTS
-         for weights in ("last_layer", "all") for structure in ("full", "kron", "diag")
-         if not (dtype == "float64" and (weights, structure) == ("all", "kron"))  # 9 s each; by hand 1e-8 (regression)
-         or FULL and likelihood == "regression"]  # there is no float64 cross-entropy on CPU
+CASES = [
+    (dtype, likelihood, weights, structure)
+    for dtype in ("float32", "float64")
+    for likelihood in OUTPUTS
+    for weights in ("last_layer", "all")
+    for structure in ("full", "kron", "diag")
+    if not (
+        dtype == "float64" and (weights, structure) == ("all", "kron")
+    )  # 9 s each; by hand 1e-8 (regression)
+    or FULL
+    and likelihood == "regression"
+]  # there is no float64 cross-entropy on CPU
 
 
 @pytest.mark.parametrize(("dtype", "likelihood", "weights", "structure"), CASES)
 def test_it_equals_laplace_torch(golden, dtype, likelihood, weights, structure):
     net, data, new = problem(golden, likelihood, dtype)
-    found = Laplace(net, data, likelihood, weights=None if weights == "all" else weights, structure=structure,
-                    sigma_noise=SIGMA[likelihood], progress=False)
+    found = Laplace(
+        net,
+        data,
+        likelihood,
+        weights=None if weights == "all" else weights,
+        structure=structure,
+        sigma_noise=SIGMA[likelihood],
+        progress=False,
+    )
     assert (found.last is None) == (weights == "all")
     compared = 0
     for kind in ("number", "layers"):
         key, rtol = f"{likelihood}/{weights}/{structure}/{kind}", TOLERANCE[dtype]
-        if f"{key}/evidence" not in golden:  # laplace-torch takes no layers for the last one alone with "kron"
+        if (
+            f"{key}/evidence" not in golden
+        ):  # laplace-torch takes no layers for the last one alone with "kron"
             continue
         compared += 1
         found.prior_precision = prior(kind, len(found.parameters))
         close(found.log_marginal_likelihood(), golden[f"{key}/evidence"], rtol)
         close(found.functional_variance(new), golden[f"{key}/variance"], rtol)
-        close(found.functional_variance(new, diagonal=True), np.einsum("ncc->nc", golden[f"{key}/variance"]), rtol)
+        close(
+            found.functional_variance(new, diagonal=True),
+            np.einsum("ncc->nc", golden[f"{key}/variance"]),
+            rtol,
+        )
         if likelihood == "classification":
             for link in ("probit", "bridge"):
                 close(found.predict(new, link), golden[f"{key}/{link}"], rtol)
         else:
             mean, covariance = found.predict(new)
             close(mean, golden[f"{key}/mean"], rtol)
-            close(covariance, golden[f"{key}/variance"] + 0.7 ** 2 * np.eye(2), rtol)
+            close(covariance, golden[f"{key}/variance"] + 0.7**2 * np.eye(2), rtol)
     assert compared == 1 + ((weights, structure) != ("last_layer", "kron"))
 
 
-# --- what laplace-torch has not, or has in another way -------------------------------------------------------------
+# --- what laplace-torch has not, or has in another way --------------------------------------------
+
 
 def posterior(golden, likelihood, structure, weights="last_layer", **options):
-    net, data, new = problem(golden, likelihood, "float64" if weights == "last_layer" else "float32")
-    return net, Laplace(net, data, likelihood, weights=weights, structure=structure, progress=False, **options), new
+    net, data, new = problem(
+        golden, likelihood, "float64" if weights == "last_layer" else "float32"
+    )
+    return (
+        net,
+        Laplace(
+            net, data, likelihood, weights=weights, structure=structure, progress=False, **options
+        ),
+        new,
+    )
 
 
 @pytest.mark.full_run
 def test_a_low_rank_posterior_of_all_eigenpairs_is_the_full_one(golden):
     net, data, new = problem(golden, "regression", "float64")
     options = {"sigma_noise": 0.7, "prior_precision": np.linspace(0.5, 2, 12), "progress": False}
-    full, low = (Laplace(net, data, "regression", structure=structure, **options) for structure in ("full", "lowrank"))
+    full, low = (
+        Laplace(net, data, "regression", structure=structure, **options)
+        for structure in ("full", "lowrank")
+    )
     close(low.functional_variance(new), full.functional_variance(new), 1e-8)
     close(low.log_marginal_likelihood(), full.log_marginal_likelihood(), 1e-8)
     close(low.posterior.variances(), full.posterior.variances(), 1e-8)
     one = Laplace(net, data, "regression", structure="lowrank", rank=3, **options)
     assert one.posterior.logdet() < full.posterior.logdet()
-    assert (one.functional_variance(new, diagonal=True) >= full.functional_variance(new, diagonal=True)).all()
+    assert (
+        one.functional_variance(new, diagonal=True) >= full.functional_variance(new, diagonal=True)
+    ).all()
 
 
 @pytest.mark.parametrize("structure", ["full", "kron", "diag", "lowrank"])
@@ -115,7 +156,9 @@ def test_draws_have_the_mean_and_the_covariance(golden, structure):
     outputs = np.einsum("skd,nd->snk", weights, features(net, new)) + biases[:, None]
     expected = found.functional_variance(new)
     for number, each in enumerate(expected):
-        np.testing.assert_allclose(np.cov(outputs[:, number].T), each, atol=0.03 * np.abs(each).max())
+        np.testing.assert_allclose(
+            np.cov(outputs[:, number].T), each, atol=0.03 * np.abs(each).max()
+        )
 
 
 def features(net, x):
@@ -125,15 +168,28 @@ def features(net, x):
 def test_monte_carlo_is_the_mean_softmax_of_draws_of_the_weights(golden):
     net, found, new = posterior(golden, "classification", "full")
     draws = found.sample(20_000, seed=3)
-    logits = np.einsum("skd,nd->snk", draws[:, :15].reshape(-1, 3, 5), features(net, new)) + draws[:, None, 15:]
+    logits = (
+        np.einsum("skd,nd->snk", draws[:, :15].reshape(-1, 3, 5), features(net, new))
+        + draws[:, None, 15:]
+    )
     expected = np.exp(logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)).mean(0)
     np.testing.assert_allclose(found.predict(new, "mc", num_samples=20_000), expected, atol=0.01)
 
 
-@pytest.mark.parametrize(("likelihood", "structure", "per"), [
-    ("classification", "full", "number"), ("classification", "diag", "weights"), ("classification", "kron", "layers"),
-    ("regression", "full", "layers"), ("regression", "kron", "number"), ("regression", "lowrank", "number")])
-def test_the_best_prior_is_where_the_evidence_is_flat_and_largest(golden, likelihood, structure, per):
+@pytest.mark.parametrize(
+    ("likelihood", "structure", "per"),
+    [
+        ("classification", "full", "number"),
+        ("classification", "diag", "weights"),
+        ("classification", "kron", "layers"),
+        ("regression", "full", "layers"),
+        ("regression", "kron", "number"),
+        ("regression", "lowrank", "number"),
+    ],
+)
+def test_the_best_prior_is_where_the_evidence_is_flat_and_largest(
+    golden, likelihood, structure, per
+):
     noisy = likelihood == "regression"
     _, found, _ = posterior(golden, likelihood, structure)
     before = found.log_marginal_likelihood()
@@ -152,27 +208,37 @@ def test_the_best_prior_is_where_the_evidence_is_flat_and_largest(golden, likeli
 
 
 def test_the_evidence_of_a_linear_model_is_the_gaussian_integral():
-    """log N(y; 0, X X^T / d + sigma^2 I): for a network that is at the posterior's mode, where Laplace is exact."""
+    """log N(y; 0, X X^T / d + sigma^2 I): for a network that is at the posterior's mode, where
+    Laplace is exact.
+    """
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(9, 3)), rng.normal(size=(9, 1))
     d, sigma = 1.7, 0.6
-    w = np.linalg.solve(x.T @ x / sigma ** 2 + d * np.eye(3), x.T @ y / sigma ** 2)
+    w = np.linalg.solve(x.T @ x / sigma**2 + d * np.eye(3), x.T @ y / sigma**2)
     net = nn.SequentialCell(nn.Dense(3, 1, has_bias=False, dtype=ms.float64))
     net[0].weight.set_data(ms.Tensor(w.T))
-    found = Laplace(net, (ms.Tensor(x), ms.Tensor(y)), "regression", prior_precision=d, sigma_noise=sigma)
-    whole = x @ x.T / d + sigma ** 2 * np.eye(9)
+    found = Laplace(
+        net, (ms.Tensor(x), ms.Tensor(y)), "regression", prior_precision=d, sigma_noise=sigma
+    )
+    whole = x @ x.T / d + sigma**2 * np.eye(9)
     expected = -0.5 * (y.T @ np.linalg.solve(whole, y) + np.linalg.slogdet(2 * np.pi * whole)[1])
     close(found.log_marginal_likelihood(), expected.item(), 1e-10)
 
 
-# --- the last layer ------------------------------------------------------------------------------------------------
+# --- the last layer -------------------------------------------------------------------------------
+
 
 class Headed(nn.Cell):
     """A last layer that is not the last in the order of the Cells; and one that is not used."""
 
     def __init__(self, end=None):
         super().__init__()
-        self.head, self.body, self.unused, self.end = nn.Dense(5, 3), nn.Dense(4, 5), nn.Dense(5, 3), end
+        self.head, self.body, self.unused, self.end = (
+            nn.Dense(5, 3),
+            nn.Dense(4, 5),
+            nn.Dense(5, 3),
+            end,
+        )
 
     def construct(self, x):
         out = self.head(ms.ops.relu(self.body(x)))
@@ -181,7 +247,9 @@ class Headed(nn.Cell):
 
 def batch(rows=7):
     rng = np.random.default_rng(1)
-    return ms.Tensor(rng.normal(size=(rows, 4)), ms.float32), ms.Tensor(rng.integers(0, 3, rows), ms.int32)
+    return ms.Tensor(rng.normal(size=(rows, 4)), ms.float32), ms.Tensor(
+        rng.integers(0, 3, rows), ms.int32
+    )
 
 
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
@@ -224,7 +292,9 @@ def test_by_features_is_as_by_jacobians():
     net, data = Headed(), batch()
     for structure in ("full", "diag"):
         short = Laplace(net, data, structure=structure, progress=False)
-        long = Laplace(net, data, weights=["head.weight", "head.bias"], structure=structure, progress=False)
+        long = Laplace(
+            net, data, weights=["head.weight", "head.bias"], structure=structure, progress=False
+        )
         long.last, long._curvature = None, None
         long.misfit, long.num_data = 0.0, 0
         long._add(Data(data, net, True), data)
@@ -251,7 +321,9 @@ def test_a_network_that_was_trained_further_is_refused():
 
 
 def test_large_heads_take_little_memory():
-    """3,100 classes and 128 features: the Jacobian of a batch would be 0.4 million numbers a sample and class."""
+    """3,100 classes and 128 features: the Jacobian of a batch would be 0.4 million numbers a sample
+    and class.
+    """
     code = """
 import resource, sys, numpy as np, mindspore as ms
 from mindspore import nn
@@ -271,31 +343,55 @@ found = Laplace(net, (x, y), structure=sys.argv[1], progress=False)
 assert found.predict(x).shape == (64, 3100)
 print(peak() - before)
 """
-    for structure in ("diag", "kron") if FULL else ("diag",):  # the eigenvectors of a 3,100 x 3,100 matrix take 10 s
-        ran = subprocess.run([sys.executable, "-c", code, structure], capture_output=True, text=True, check=True)
+    for structure in (
+        ("diag", "kron") if FULL else ("diag",)
+    ):  # the eigenvectors of a 3,100 x 3,100 matrix take 10 s
+        ran = subprocess.run(
+            [sys.executable, "-c", code, structure], capture_output=True, text=True, check=True
+        )
         assert float(ran.stdout.split()[-1]) < 200
 
 
-# --- kept, and continued -------------------------------------------------------------------------------------------
+# --- kept, and continued --------------------------------------------------------------------------
+
 
 def everything(found, new):
     """All that a posterior says."""
     predicted = found.predict(new)
-    return [*(predicted if isinstance(predicted, tuple) else (predicted, found.predict(new, "bridge"))),
-            found.functional_variance(new), found.functional_variance(new, diagonal=True), found.sample(3),
-            found.log_marginal_likelihood(), found.mean, found.prior_precision, found.sigma_noise, found.num_data]
+    return [
+        *(predicted if isinstance(predicted, tuple) else (predicted, found.predict(new, "bridge"))),
+        found.functional_variance(new),
+        found.functional_variance(new, diagonal=True),
+        found.sample(3),
+        found.log_marginal_likelihood(),
+        found.mean,
+        found.prior_precision,
+        found.sigma_noise,
+        found.num_data,
+    ]
 
 
-KEPT = [(weights, structure) for structure in ("lowrank", "full", "kron", "diag") for weights in ("all", "last_layer")]
+KEPT = [
+    (weights, structure)
+    for structure in ("lowrank", "full", "kron", "diag")
+    for weights in ("all", "last_layer")
+]
 
 
 @pytest.mark.parametrize(("weights", "structure"), KEPT)
 def test_one_that_is_saved_and_loaded_is_the_same_and_goes_on(golden, weights, structure, tmp_path):
     """Bit for bit; and with the second batch added it is that of both."""
-    net, (first, second), new = problem(golden, "regression", "float64" if weights == "last_layer" else "float32")
+    net, (first, second), new = problem(
+        golden, "regression", "float64" if weights == "last_layer" else "float32"
+    )
     number = 2 if weights == "last_layer" else 4
-    options = {"weights": None if weights == "all" else weights, "structure": structure, "sigma_noise": 0.7,
-               "prior_precision": np.linspace(0.5, 2, number), "progress": False}
+    options = {
+        "weights": None if weights == "all" else weights,
+        "structure": structure,
+        "sigma_noise": 0.7,
+        "prior_precision": np.linspace(0.5, 2, number),
+        "progress": False,
+    }
     found, path = Laplace(net, first, "regression", **options), tmp_path / "posterior.npz"
     found.save(path)
     loaded = Laplace.load(path, net, progress=False)
@@ -305,12 +401,17 @@ def test_one_that_is_saved_and_loaded_is_the_same_and_goes_on(golden, weights, s
     both = Laplace(net, [first, second], "regression", **options)
     for going_on in (found, loaded):
         assert going_on.fit(second) is going_on
-        for one, other in zip(everything(going_on, new)[:4] + [going_on.log_marginal_likelihood()],
-                              everything(both, new)[:4] + [both.log_marginal_likelihood()], strict=True):
+        for one, other in zip(
+            everything(going_on, new)[:4] + [going_on.log_marginal_likelihood()],
+            everything(both, new)[:4] + [both.log_marginal_likelihood()],
+            strict=True,
+        ):
             close(one, other, 1e-9 if weights == "last_layer" else 1e-5)
         assert going_on.num_data == 13
     loaded.save(path)
-    for one, other in zip(everything(loaded, new), everything(Laplace.load(path, net), new), strict=True):
+    for one, other in zip(
+        everything(loaded, new), everything(Laplace.load(path, net), new), strict=True
+    ):
         assert np.array_equal(one, other)
 
 
@@ -321,10 +422,19 @@ def test_blocks_of_all_kinds_are_kept_and_added(tmp_path):
     places = np.split(rng.permutation(26), [6, 12, 18, 21])
 
     def blocks(n, of):
-        return posteriors.Blocks([
-            Kronecker(g[of], a[of] / n), Kronecker(a[of] / n, g[of]),
-            BlockDiagonal([Kronecker(d[of], g[of]), Kronecker(d[of] + 1, g[of])]), DiagonalOperator(np.diag(g[of])),
-            Kronecker(np.diag([1.0, 2, 3, 4, 5]) * d[of][0])], places, [1, 0, 1, 1, 1], n)
+        return posteriors.Blocks(
+            [
+                Kronecker(g[of], a[of] / n),
+                Kronecker(a[of] / n, g[of]),
+                BlockDiagonal([Kronecker(d[of], g[of]), Kronecker(d[of] + 1, g[of])]),
+                DiagonalOperator(np.diag(g[of])),
+                Kronecker(np.diag([1.0, 2, 3, 4, 5]) * d[of][0]),
+            ],
+            places,
+            [1, 0, 1, 1, 1],
+            n,
+        )
+
     one, other = blocks(3, 0), blocks(5, 1)
     both, dense = one.plus(other), [np.asarray(b.to_dense()) for b in one.plus(other).blocks]
     close(dense[0], np.kron(g[0] + g[1], (a[0] + a[1]) / 8), 1e-12)
@@ -343,24 +453,33 @@ def test_blocks_of_all_kinds_are_kept_and_added(tmp_path):
 @pytest.mark.skipif(not FULL, reason="compiles for half a minute; by made-up blocks above")
 def test_a_classification_and_blocks_of_other_kinds_are_kept(tmp_path):
     """Groups of a convolution, and an embedding, whose factors are in another order."""
+
     class Mixed(nn.Cell):
         def __init__(self):
             super().__init__()
-            self.table, self.mix, self.norm = nn.Embedding(6, 4), nn.Conv1d(4, 4, 1, group=2, has_bias=True), \
-                nn.LayerNorm((4,))
+            self.table, self.mix, self.norm = (
+                nn.Embedding(6, 4),
+                nn.Conv1d(4, 4, 1, group=2, has_bias=True),
+                nn.LayerNorm((4,)),
+            )
             self.head = nn.Dense(4, 3)
 
         def construct(self, x):
             return self.head(self.norm(self.mix(self.table(x).swapaxes(1, 2)).mean(2)))
 
     rng, net = np.random.default_rng(0), Mixed()
-    x, y = ms.Tensor(rng.integers(0, 6, (9, 2)), ms.int32), ms.Tensor(rng.integers(0, 3, 9), ms.int32)
+    x, y = (
+        ms.Tensor(rng.integers(0, 6, (9, 2)), ms.int32),
+        ms.Tensor(rng.integers(0, 3, 9), ms.int32),
+    )
     found = Laplace(net, (x[:5], y[:5]), weights=None, structure="kron", progress=False)
     found.save(tmp_path / "kept.npz")
     loaded = Laplace.load(tmp_path / "kept.npz", net)
     for one, other in zip(everything(found, x), everything(loaded, x), strict=True):
         assert np.array_equal(one, other)
-    both = Laplace(net, [(x[:5], y[:5]), (x[5:], y[5:])], weights=None, structure="kron", progress=False)
+    both = Laplace(
+        net, [(x[:5], y[:5]), (x[5:], y[5:])], weights=None, structure="kron", progress=False
+    )
     close(loaded.fit((x[5:], y[5:])).functional_variance(x), both.functional_variance(x), 1e-4)
     close(loaded.log_marginal_likelihood(), both.log_marginal_likelihood(), 1e-5)
 
@@ -396,7 +515,10 @@ def test_files_of_something_else_are_refused(tmp_path):
     changed.unused = nn.Dense(5, 4)
     with pytest.raises(ValueError, match=r"its Parameter 'unused\.weight' \(Float32, \[3, 5\]\)"):
         Laplace.load(path, changed)
-    assert all(np.array_equal(p.asnumpy(), old) for p, old in zip(net.get_parameters(), before, strict=True))
+    assert all(
+        np.array_equal(p.asnumpy(), old)
+        for p, old in zip(net.get_parameters(), before, strict=True)
+    )
 
 
 def test_a_network_of_the_same_weights_that_ends_otherwise_is_refused(tmp_path):

@@ -1,4 +1,7 @@
-"""Layers that hold Parameters or write statistics: their Hessians in one batch, against numpy in float64."""
+"""Layers that hold Parameters or write statistics: their Hessians in one batch, against numpy in
+float64.
+"""
+
 from __future__ import annotations
 
 import warnings
@@ -15,7 +18,11 @@ RNG = np.random.default_rng(0)
 def in_one_batch(f, *xs):
     with warnings.catch_warnings():
         warnings.simplefilter("error", mh.FallbackWarning)
-        return mh.hessian(f)(*(Tensor(x.astype(np.float32)) for x in xs)).asnumpy().reshape(xs[0].size, xs[0].size)
+        return (
+            mh.hessian(f)(*(Tensor(x.astype(np.float32)) for x in xs))
+            .asnumpy()
+            .reshape(xs[0].size, xs[0].size)
+        )
 
 
 def second_differences(f, x, step=1e-3):
@@ -25,8 +32,10 @@ def second_differences(f, x, step=1e-3):
     e = step * np.eye(n).reshape(n, *x.shape)
     for i in range(n):
         for j in range(n):
-            out[i, j] = (f(x + e[i] + e[j]) - f(x + e[i] - e[j]) - f(x - e[i] + e[j]) + f(x - e[i] - e[j])) / 4
-    return out / step ** 2
+            out[i, j] = (
+                f(x + e[i] + e[j]) - f(x + e[i] - e[j]) - f(x - e[i] + e[j]) + f(x - e[i] - e[j])
+            ) / 4
+    return out / step**2
 
 
 def agree(found, expected, tolerance=1e-4):
@@ -36,7 +45,7 @@ def agree(found, expected, tolerance=1e-4):
 def test_prelu():
     layer, x = nn.PReLU(), RNG.standard_normal((2, 3))
     slope = np.where(x > 0, 1, 0.25)
-    agree(in_one_batch(lambda x: (layer(x) ** 3).sum(), x), np.diag((6 * slope ** 3 * x).reshape(-1)))
+    agree(in_one_batch(lambda x: (layer(x) ** 3).sum(), x), np.diag((6 * slope**3 * x).reshape(-1)))
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (2, 2, 1, 3)])
@@ -49,17 +58,26 @@ def test_batch_norm_in_training_keeps_its_statistics(shape):
 
     def truth(x):
         y = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
-        return (c * y ** 3).sum()
+        return (c * y**3).sum()
+
     weights = Tensor(c.astype(np.float32))
-    agree(in_one_batch(lambda x: (weights * layer(x) ** 3).sum(), x), second_differences(truth, x), 1e-3)
+    agree(
+        in_one_batch(lambda x: (weights * layer(x) ** 3).sum(), x),
+        second_differences(truth, x),
+        1e-3,
+    )
     np.testing.assert_array_equal(layer.moving_mean.asnumpy(), before[0])
     np.testing.assert_array_equal(layer.moving_variance.asnumpy(), before[1])
 
 
 def test_multi_head_attention():
     layer, x = nn.MultiheadAttention(4, 2, batch_first=True), RNG.standard_normal((1, 3, 4))
-    w_in, w_out = (p.asnumpy().astype(np.float64) for p in (layer.in_proj_weight, layer.out_proj.weight))
-    b_in, b_out = (p.asnumpy().astype(np.float64) for p in (layer.in_proj_bias, layer.out_proj.bias))
+    w_in, w_out = (
+        p.asnumpy().astype(np.float64) for p in (layer.in_proj_weight, layer.out_proj.weight)
+    )
+    b_in, b_out = (
+        p.asnumpy().astype(np.float64) for p in (layer.in_proj_bias, layer.out_proj.bias)
+    )
 
     def truth(x):
         q, k, v = np.split(x[0] @ w_in.T + b_in, 3, axis=1)
@@ -68,4 +86,9 @@ def test_multi_head_attention():
             scores = np.exp(q[:, head] @ k[:, head].T / np.sqrt(2))
             heads.append(scores / scores.sum(1, keepdims=True) @ v[:, head])
         return ((np.concatenate(heads, 1) @ w_out.T + b_out) ** 2).sum()
-    agree(in_one_batch(lambda x: (layer(x, x, x)[0] ** 2).sum(), x), second_differences(truth, x), 1e-3)
+
+    agree(
+        in_one_batch(lambda x: (layer(x, x, x)[0] ** 2).sum(), x),
+        second_differences(truth, x),
+        1e-3,
+    )

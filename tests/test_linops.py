@@ -1,4 +1,7 @@
-"""Operators with structure against the dense matrix that each is: what they know has to be that matrix's."""
+"""Operators with structure against the dense matrix that each is: what they know has to be that
+matrix's.
+"""
+
 from __future__ import annotations
 
 import subprocess
@@ -75,29 +78,47 @@ CASES = {
     "low rank, indefinite": Case(LowRank(U, [1.0, -1.0]), (U * [1.0, -1.0]) @ U.T, False),
     "low rank, dependent columns": Case(LowRank(np.c_[U, U]), 2 * U @ U.T),
     "low rank of full rank": Case(LowRank(RNG.standard_normal((3, 8)) + 1), None),
-    "spectral": Case(Spectral([Q], [3.0, 2.0, 1.0], rest=0.25),
-                     (Q * [3.0, 2.0, 1.0]) @ Q.T + 0.25 * (np.eye(6) - Q @ Q.T)),
-    "blocks": Case(BlockDiagonal([G, Kronecker(C, C)]), placed([G, np.kron(C, C)], [np.arange(3), np.arange(3, 7)])),
-    "blocks in places": Case(BlockDiagonal([G, Kronecker(C, C)], PLACES), placed([G, np.kron(C, C)], PLACES)),
+    "spectral": Case(
+        Spectral([Q], [3.0, 2.0, 1.0], rest=0.25),
+        (Q * [3.0, 2.0, 1.0]) @ Q.T + 0.25 * (np.eye(6) - Q @ Q.T),
+    ),
+    "blocks": Case(
+        BlockDiagonal([G, Kronecker(C, C)]),
+        placed([G, np.kron(C, C)], [np.arange(3), np.arange(3, 7)]),
+    ),
+    "blocks in places": Case(
+        BlockDiagonal([G, Kronecker(C, C)], PLACES), placed([G, np.kron(C, C)], PLACES)
+    ),
     "blocks of all kinds": Case(
         BlockDiagonal([Diagonal([1.0, 2.0]), LowRank(U), BlockDiagonal([Kronecker(C)])]),
-        placed([np.diag([1.0, 2.0]), U @ U.T, C], np.split(np.arange(10), [2, 8]))),
+        placed([np.diag([1.0, 2.0]), U @ U.T, C], np.split(np.arange(10), [2, 8])),
+    ),
 }
 whole = CASES["low rank of full rank"]
 whole.dense = whole.op.factor @ whole.op.factor.T
 STRUCTURES = list(CASES)
-CASES |= {f"{name}, shifted": Case(case.op + 0.7 * Identity, case.dense + 0.7 * np.eye(len(case.dense)), case.positive)
-          for name, case in CASES.items()}
-CASES |= {f"{name}, scaled": Case(2.5 * CASES[name].op, 2.5 * CASES[name].dense, CASES[name].positive)
-          for name in STRUCTURES}
-CASES["shifted, scaled, shifted"] = Case(((Kronecker(G, A) + Identity) / 2 - 0.25 * Identity) + Identity,
-                                         np.kron(G, A) / 2 + 1.25 * np.eye(12))
+CASES |= {
+    f"{name}, shifted": Case(
+        case.op + 0.7 * Identity, case.dense + 0.7 * np.eye(len(case.dense)), case.positive
+    )
+    for name, case in CASES.items()
+}
+CASES |= {
+    f"{name}, scaled": Case(2.5 * CASES[name].op, 2.5 * CASES[name].dense, CASES[name].positive)
+    for name in STRUCTURES
+}
+CASES["shifted, scaled, shifted"] = Case(
+    ((Kronecker(G, A) + Identity) / 2 - 0.25 * Identity) + Identity,
+    np.kron(G, A) / 2 + 1.25 * np.eye(12),
+)
 CASES["two diagonals"] = Case(Diagonal([1.0, 2.0]) + Diagonal([0.5, 3.0]), np.diag([1.5, 5.0]))
 every = pytest.mark.parametrize("name", CASES)
 
 
 def close(one, other, tolerance=1e-11):
-    np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * max(1.0, np.abs(other).max()))
+    np.testing.assert_allclose(
+        one, other, rtol=tolerance, atol=tolerance * max(1.0, np.abs(other).max())
+    )
 
 
 def damping_of(case):
@@ -109,7 +130,13 @@ def damping_of(case):
 def test_products(name):
     op, dense = CASES[name].op, CASES[name].dense
     n = len(dense)
-    assert op.shape == dense.shape and op.dtype == np.float64 and op.structured and op.symmetric and op.T is op
+    assert (
+        op.shape == dense.shape
+        and op.dtype == np.float64
+        and op.structured
+        and op.symmetric
+        and op.T is op
+    )
     vector, matrix = RNG.standard_normal(n), RNG.standard_normal((n, 5))
     close(op @ vector, dense @ vector)
     close(op @ matrix, dense @ matrix)
@@ -129,8 +156,10 @@ def test_what_is_known_is_that_of_the_matrix(name):
     assert op.positive == CASES[name].positive
     d = damping_of(CASES[name])
     close(op.logdet(d), np.linalg.slogdet(dense + d * np.eye(len(dense)))[1])
-    close(op.funm(lambda e: (e + d) ** 0.5).to_dense() @ op.funm(lambda e: (e + d) ** 0.5).to_dense(),
-          dense + d * np.eye(len(dense)))
+    close(
+        op.funm(lambda e: (e + d) ** 0.5).to_dense() @ op.funm(lambda e: (e + d) ** 0.5).to_dense(),
+        dense + d * np.eye(len(dense)),
+    )
 
 
 @every
@@ -152,16 +181,26 @@ def test_inverses(name):
 def test_functions_are_exact_where_there_is_structure(name):
     op, dense = CASES[name].op, CASES[name].dense
     n, d = len(dense), damping_of(CASES[name])
-    for found, truth in ((trace(op, "hutch++"), np.trace(dense)), (diagonal(op), np.diag(dense)),
-                         (frobenius_norm(op), np.linalg.norm(dense)),
-                         (logdet(op, d, seed=3), np.linalg.slogdet(dense + d * np.eye(n))[1])):
+    for found, truth in (
+        (trace(op, "hutch++"), np.trace(dense)),
+        (diagonal(op), np.diag(dense)),
+        (frobenius_norm(op), np.linalg.norm(dense)),
+        (logdet(op, d, seed=3), np.linalg.slogdet(dense + d * np.eye(n))[1]),
+    ):
         close(found.value, truth)
         assert found.stopped_by == "exact" and found.num_products == 0 and found.bias == 0
-        assert np.shape(found.standard_error) == np.shape(found.value) and not np.any(found.standard_error)
+        assert np.shape(found.standard_error) == np.shape(found.value) and not np.any(
+            found.standard_error
+        )
     b = RNG.standard_normal(n)
     solved = solve(op, b, d)
     close(solved.x, np.linalg.solve(dense + d * np.eye(n), b))
-    assert solved.stopped_by == "exact" and solved.converged and solved.num_products == 1 and solved.residual < 1e-12
+    assert (
+        solved.stopped_by == "exact"
+        and solved.converged
+        and solved.num_products == 1
+        and solved.residual < 1e-12
+    )
 
 
 def test_single_precision():
@@ -180,7 +219,9 @@ def test_single_precision():
 
 
 def test_negative_eigenvalues_at_rounding_level_are_zero():
-    """As those of a covariance matrix that was summed in float32: a small damping must not meet -1e-8."""
+    """As those of a covariance matrix that was summed in float32: a small damping must not meet
+    -1e-8.
+    """
     x = RNG.standard_normal((3, 40)).astype(np.float32)
     gram = x.T @ x
     assert np.linalg.eigvalsh(gram.astype(np.float64))[0] < 0
@@ -190,35 +231,49 @@ def test_negative_eigenvalues_at_rounding_level_are_zero():
 
 
 def test_a_small_damping_of_low_rank_leaves_the_range_alone():
-    """1 / damping is large outside of the range, and what rounding leaves of the range there must not be multiplied."""
+    """1 / damping is large outside of the range, and what rounding leaves of the range there must
+    not be multiplied.
+    """
     found = inverse(LowRank(U), 1e-9) @ (U @ np.array([1.0, -2.0]))
     close(U.T @ found, np.array([1.0, -2.0]), 1e-8)
 
 
-# --- heuristic damping ----------------------------------------------------------------------------------------------
+# --- heuristic damping ----------------------------------------------------------------------------
+
 
 def test_heuristic_damping_is_that_of_martens_and_grosse():
     d = 0.2
     pi = np.sqrt((np.trace(A) / 4) / (np.trace(G) / 3))
-    truth = np.kron(np.linalg.inv(G + np.sqrt(d) / pi * np.eye(3)), np.linalg.inv(A + pi * np.sqrt(d) * np.eye(4)))
+    truth = np.kron(
+        np.linalg.inv(G + np.sqrt(d) / pi * np.eye(3)),
+        np.linalg.inv(A + pi * np.sqrt(d) * np.eye(4)),
+    )
     found = inverse(Kronecker(G, A), d, heuristic=True)
     assert isinstance(found, Kronecker)
     close(found.to_dense(), truth)
-    close(inverse(BlockDiagonal([G, Kronecker(G, A)]), d, heuristic=True).to_dense(),
-          placed([np.linalg.inv(G + d * np.eye(3)), truth], np.split(np.arange(15), [3])))
+    close(
+        inverse(BlockDiagonal([G, Kronecker(G, A)]), d, heuristic=True).to_dense(),
+        placed([np.linalg.inv(G + d * np.eye(3)), truth], np.split(np.arange(15), [3])),
+    )
     close(inverse(Kronecker(G, A) + 0.1 * Identity, 0.1, heuristic=True).to_dense(), truth)
     close(inverse(Kronecker(G, A), 0.0, heuristic=True).to_dense(), np.linalg.inv(np.kron(G, A)))
 
 
-@pytest.mark.parametrize(("op", "damping", "message"), [
-    (Kronecker(-G, A), 0.1, "positive trace"), (Kronecker(G, A), -0.1, "damping must be finite and at least 0"),
-    (Diagonal([1.0]) @ Diagonal([1.0]), 0.1, "symmetric")])
+@pytest.mark.parametrize(
+    ("op", "damping", "message"),
+    [
+        (Kronecker(-G, A), 0.1, "positive trace"),
+        (Kronecker(G, A), -0.1, "damping must be finite and at least 0"),
+        (Diagonal([1.0]) @ Diagonal([1.0]), 0.1, "symmetric"),
+    ],
+)
 def test_heuristic_damping_is_refused(op, damping, message):
     with pytest.raises(ValueError, match=message):
         inverse(op, damping, heuristic=True)
 
 
-# --- what is not symmetric, or has no structure -----------------------------------------------------------------------
+# --- what is not symmetric, or has no structure ---------------------------------------------------
+
 
 def test_factors_that_are_not_symmetric():
     """Products, traces and transposes are known; what needs real eigenvalues is refused."""
@@ -241,7 +296,12 @@ class Known(Operator):
     """A matrix of which only products are known."""
 
     def __init__(self, matrix, positive=False):
-        self.matrix, self.shape, self.dtype, self.positive = matrix, matrix.shape, matrix.dtype, positive
+        self.matrix, self.shape, self.dtype, self.positive = (
+            matrix,
+            matrix.shape,
+            matrix.dtype,
+            positive,
+        )
 
     def columns(self, matrix):
         return self.matrix @ matrix
@@ -251,10 +311,22 @@ def test_symmetry_and_positivity_of_sums_multiples_and_products():
     a, b = Known(A, True), Known(A - np.eye(4))
     one_sided = Kronecker(np.triu(A))
     for op, is_symmetric, is_positive in (
-            (a, True, True), (a + b, True, False), (a + a, True, True), (2 * a, True, True), (-a, True, False),
-            (a @ a, True, True), (a @ b, False, False), (a @ b @ a, True, False), (b @ a @ b, True, True),
-            (b @ b, True, True), (a + one_sided, False, False), (3 * (a + one_sided), False, False),
-            (a + Identity, True, True), (a - Identity, True, False), (a + Kronecker(A), True, True)):
+        (a, True, True),
+        (a + b, True, False),
+        (a + a, True, True),
+        (2 * a, True, True),
+        (-a, True, False),
+        (a @ a, True, True),
+        (a @ b, False, False),
+        (a @ b @ a, True, False),
+        (b @ a @ b, True, True),
+        (b @ b, True, True),
+        (a + one_sided, False, False),
+        (3 * (a + one_sided), False, False),
+        (a + Identity, True, True),
+        (a - Identity, True, False),
+        (a + Kronecker(A), True, True),
+    ):
         assert (op.symmetric, op.positive) == (is_symmetric, is_positive), op
     with pytest.raises(ValueError, match="op must be symmetric, but .* is not known to be"):
         mh.eigsh(a @ b, 1)
@@ -276,7 +348,11 @@ def test_the_inverse_of_what_has_no_structure_is_by_solve(positive):
     op = inverse(Known(A, positive), 0.5, tol=1e-10)
     close(op.to_dense(), np.linalg.inv(A + 0.5 * np.eye(4)), 1e-8)
     assert op.positive == positive and not op.structured
-    close(inverse(Known(A - 2 * np.eye(4)), 0.0, tol=1e-10).to_dense(), np.linalg.inv(A - 2 * np.eye(4)), 1e-7)
+    close(
+        inverse(Known(A - 2 * np.eye(4)), 0.0, tol=1e-10).to_dense(),
+        np.linalg.inv(A - 2 * np.eye(4)),
+        1e-7,
+    )
 
 
 def test_a_system_that_is_not_solved_is_an_error():
@@ -308,42 +384,110 @@ def test_vectors_come_back_in_their_kind():
     assert (op @ [1, 3]).tolist() == [1.0, 6.0]
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 NAN, RAGGED = [1.0, np.nan], [[1.0], [1.0, 2.0]]
 REFUSED = {
-    "Diagonal of a matrix": (lambda: Diagonal(A), ValueError, r"values must be a flat array.*\(4, 4\)"),
+    "Diagonal of a matrix": (
+        lambda: Diagonal(A),
+        ValueError,
+        r"values must be a flat array.*\(4, 4\)",
+    ),
     "Diagonal of nothing": (lambda: Diagonal([]), ValueError, "not empty"),
     "Diagonal with NaN": (lambda: Diagonal(NAN), ValueError, "values must be finite"),
-    "Diagonal of text": (lambda: Diagonal(["a"]), TypeError, "values must be an array of real numbers"),
+    "Diagonal of text": (
+        lambda: Diagonal(["a"]),
+        TypeError,
+        "values must be an array of real numbers",
+    ),
     "Diagonal, complex": (lambda: Diagonal([1j]), TypeError, "real numbers"),
     "Diagonal, ragged": (lambda: Diagonal(RAGGED), TypeError, "real numbers"),
     "Kronecker of nothing": (lambda: Kronecker(), ValueError, "at least one factor"),
-    "Kronecker, not square": (lambda: Kronecker(A, U), ValueError, r"factor 1 must be square.*\(6, 2\)"),
+    "Kronecker, not square": (
+        lambda: Kronecker(A, U),
+        ValueError,
+        r"factor 1 must be square.*\(6, 2\)",
+    ),
     "Kronecker of vectors": (lambda: Kronecker(NAN), ValueError, "factor 0 must be a matrix"),
     "LowRank of a vector": (lambda: LowRank([1.0]), ValueError, "factor must be a matrix"),
     "LowRank, weights": (lambda: LowRank(U, [1.0]), ValueError, r"weights must have shape \(2,\)"),
-    "Spectral, eigenvalues": (lambda: Spectral([Q], [1.0]), ValueError, r"eigenvalues must have shape \(3,\)"),
-    "Spectral, basis": (lambda: Spectral([U], [1.0, 1.0]), ValueError, r"basis\[0\] must have orthonormal columns"),
+    "Spectral, eigenvalues": (
+        lambda: Spectral([Q], [1.0]),
+        ValueError,
+        r"eigenvalues must have shape \(3,\)",
+    ),
+    "Spectral, basis": (
+        lambda: Spectral([U], [1.0, 1.0]),
+        ValueError,
+        r"basis\[0\] must have orthonormal columns",
+    ),
     "Spectral, rest": (lambda: Spectral([Q], [1.0] * 3, "a"), TypeError, "rest must be a number"),
     "no blocks": (lambda: BlockDiagonal([]), ValueError, "blocks must hold at least one"),
-    "a block of products": (lambda: BlockDiagonal([Known(A)]), TypeError, "block 0 .* only products"),
-    "a block that is no matrix": (lambda: BlockDiagonal([Diagonal([1.0]), U]), ValueError, "must be square"),
-    "indices of other sizes": (lambda: BlockDiagonal([C], [[0]]), ValueError, r"sizes of the blocks, \[2\]"),
-    "indices twice": (lambda: BlockDiagonal([C, C], [[0, 1], [1, 2]]), ValueError, "from 0 to 3 once"),
+    "a block of products": (
+        lambda: BlockDiagonal([Known(A)]),
+        TypeError,
+        "block 0 .* only products",
+    ),
+    "a block that is no matrix": (
+        lambda: BlockDiagonal([Diagonal([1.0]), U]),
+        ValueError,
+        "must be square",
+    ),
+    "indices of other sizes": (
+        lambda: BlockDiagonal([C], [[0]]),
+        ValueError,
+        r"sizes of the blocks, \[2\]",
+    ),
+    "indices twice": (
+        lambda: BlockDiagonal([C, C], [[0, 1], [1, 2]]),
+        ValueError,
+        "from 0 to 3 once",
+    ),
     "indices of floats": (lambda: BlockDiagonal([C], [[0.0, 1.0]]), ValueError, "each integer"),
-    "other sizes": (lambda: Diagonal([1.0]) + Kronecker(A), ValueError, "different shapes cannot be combined"),
+    "other sizes": (
+        lambda: Diagonal([1.0]) + Kronecker(A),
+        ValueError,
+        "different shapes cannot be combined",
+    ),
     "a number": (lambda: Diagonal([1.0]) + 1.0, TypeError, "0.1 \\* Identity"),
-    "a vector of another size": (lambda: Kronecker(G, A) @ np.ones(11), ValueError, "the operator has 12 columns"),
-    "three axes": (lambda: Kronecker(A) @ np.ones((4, 1, 1)), ValueError, "the operator has 4 columns"),
-    "funm to NaN": (lambda: Diagonal([-1.0]).funm(np.sqrt), ValueError, "f gives nan for the eigenvalue -1"),
-    "funm to another shape": (lambda: Diagonal([1.0, 2.0]).funm(np.sum), ValueError, "f must give a number for each"),
+    "a vector of another size": (
+        lambda: Kronecker(G, A) @ np.ones(11),
+        ValueError,
+        "the operator has 12 columns",
+    ),
+    "three axes": (
+        lambda: Kronecker(A) @ np.ones((4, 1, 1)),
+        ValueError,
+        "the operator has 4 columns",
+    ),
+    "funm to NaN": (
+        lambda: Diagonal([-1.0]).funm(np.sqrt),
+        ValueError,
+        "f gives nan for the eigenvalue -1",
+    ),
+    "funm to another shape": (
+        lambda: Diagonal([1.0, 2.0]).funm(np.sum),
+        ValueError,
+        "f must give a number for each",
+    ),
     "inverse of a matrix": (lambda: inverse(A, 1.0), TypeError, r"linops.Kronecker\(matrix\)"),
     "inverse of Identity": (lambda: inverse(Identity, 1.0), TypeError, "op must be an Operator"),
     "damping": (lambda: inverse(Known(A), "a"), TypeError, "damping must be a number"),
-    "damping of NaN": (lambda: inverse(Diagonal([1.0]), np.nan), ValueError, "damping must be finite"),
-    "damping to zero": (lambda: inverse(Kronecker(A), -np.linalg.eigvalsh(A)[0]), ValueError, "singular"),
-    "no transpose": (lambda: type("Half", (Known,), {"symmetric": False})(A).T, TypeError, "defines no transpose"),
+    "damping of NaN": (
+        lambda: inverse(Diagonal([1.0]), np.nan),
+        ValueError,
+        "damping must be finite",
+    ),
+    "damping to zero": (
+        lambda: inverse(Kronecker(A), -np.linalg.eigvalsh(A)[0]),
+        ValueError,
+        "singular",
+    ),
+    "no transpose": (
+        lambda: type("Half", (Known,), {"symmetric": False})(A).T,
+        TypeError,
+        "defines no transpose",
+    ),
 }
 
 
@@ -354,7 +498,8 @@ def test_wrong_arguments_are_refused(name):
         call()
 
 
-# --- without MindSpore ------------------------------------------------------------------------------------------------
+# --- without MindSpore ----------------------------------------------------------------------------
+
 
 def test_linops_and_estimators_work_where_mindspore_cannot_be_imported():
     """In a process of its own, with the package's __init__ left out, which imports all the rest."""
@@ -370,7 +515,11 @@ def test_linops_and_estimators_work_where_mindspore_cannot_be_imported():
         print(estimators.trace(op).value, estimators.trace(np.eye(3)).value)
         print((linops.inverse(op, 1.0) @ np.ones(4)).sum())
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(Path(mh.__file__).parent)],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(Path(mh.__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["8.0", "3.0", "1.5"]

@@ -1,4 +1,7 @@
-"""Loops and branches over Tensors, which MindSpore compiles in one of two ways, against the same loop in Python."""
+"""Loops and branches over Tensors, which MindSpore compiles in one of two ways, against the same
+loop in Python.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -106,8 +109,14 @@ def operator_known(x):
     return x.sum()
 
 
-LOOPS = {counted: three_steps, left_by_break: three_steps, by_value: by_value_known, nested: nested_known,
-         over_a_tensor: over_a_tensor_known, operator_while: operator_known}
+LOOPS = {
+    counted: three_steps,
+    left_by_break: three_steps,
+    by_value: by_value_known,
+    nested: nested_known,
+    over_a_tensor: over_a_tensor_known,
+    operator_while: operator_known,
+}
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
@@ -127,10 +136,18 @@ def test_everything_of_a_loop_and_weights_that_change():
     close(mh.hessian(counted)(X).asnumpy(), mh.hessian(three_steps)(X).asnumpy(), rtol=RTOL)
     before = W.asnumpy().copy()
     try:
-        for value in (before, before * 0.7, before + 0.1):  # as a checkpoint is loaded: a new buffer
+        for value in (
+            before,
+            before * 0.7,
+            before + 0.1,
+        ):  # as a checkpoint is loaded: a new buffer
             W.set_data(Tensor(value))
             close(mh.hvp(counted, X, V).asnumpy(), mh.hvp(three_steps, X, V).asnumpy(), rtol=RTOL)
-            close(mh.hvp(counted, X, V, weights=W).asnumpy(), mh.hvp(three_steps, X, V, weights=W).asnumpy(), rtol=RTOL)
+            close(
+                mh.hvp(counted, X, V, weights=W).asnumpy(),
+                mh.hvp(three_steps, X, V, weights=W).asnumpy(),
+                rtol=RTOL,
+            )
             ops.assign(W, Tensor(value * 1.1))  # as an optimizer does: the same buffer
             close(mh.hvp(counted, X, V).asnumpy(), mh.hvp(three_steps, X, V).asnumpy(), rtol=RTOL)
     finally:
@@ -139,8 +156,8 @@ def test_everything_of_a_loop_and_weights_that_change():
 
 def branched(x):
     if x.sum() > 0:
-        return (x ** 3).sum()
-    return (x ** 3 * W).sum()
+        return (x**3).sum()
+    return (x**3 * W).sum()
 
 
 def test_a_branch_reads_weights_that_were_set_anew():
@@ -182,8 +199,17 @@ def squares(out, y):
 def test_operators_of_a_network_with_a_loop(operator):
     rng = np.random.default_rng(0)
     batch = tuple(Tensor(rng.standard_normal((3, 2))) for _ in range(2))
-    looped, known = (operator(Recurrent(turns), squares, batch, reduction="sum", check_deterministic=False,
-                              progress=False) for turns in (Tensor(3, ms.int64), None))
+    looped, known = (
+        operator(
+            Recurrent(turns),
+            squares,
+            batch,
+            reduction="sum",
+            check_deterministic=False,
+            progress=False,
+        )
+        for turns in (Tensor(3, ms.int64), None)
+    )
     v = rng.standard_normal(4)
     np.testing.assert_allclose(looped @ v, known @ v, rtol=RTOL)
 
@@ -203,14 +229,17 @@ def test_a_loop_that_mindspore_cannot_differentiate_twice_is_refused_with_the_wa
         assert "for i in range(3)" in str(err)
         assert len(str(err)) < 600
     else:
+
         def known(x):
             for i in range(3):
                 x = carry(i, x)
             return x.sum()
+
         np.testing.assert_allclose(got.asnumpy(), mh.hvp(known, X, V).asnumpy(), rtol=1e-9)
 
 
-# --- modes: right functions are not refused -------------------------------------------------------------------------
+# --- modes: right functions are not refused -------------------------------------------------------
+
 
 def smooth(x):
     return (ops.sin(x) * x[::1]).sum() + (x[0] * x[1]) ** 2
@@ -227,7 +256,7 @@ def mixed(x):
 
 
 def with_aux(x):
-    return (x ** 3).sum(), x * 2
+    return (x**3).sum(), x * 2
 
 
 MODES = ("auto", "revrev", "fwdrev")
@@ -242,10 +271,16 @@ def test_modes_agree_on_right_functions(function):
         gradient, product = mh.grad_and_hvp(function, x, v, mode=mode)
         scale = max(np.abs(image).max(), 1.0)
         np.testing.assert_allclose(product.asnumpy(), image, atol=1e-4 * scale)
-        np.testing.assert_allclose(gradient.asnumpy(), ms.grad(function)(X).asnumpy(), rtol=1e-3, atol=1e-12)
-        np.testing.assert_allclose(mh.hvp(function, x, v, mode=mode).asnumpy(), image, atol=1e-4 * scale)
+        np.testing.assert_allclose(
+            gradient.asnumpy(), ms.grad(function)(X).asnumpy(), rtol=1e-3, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            mh.hvp(function, x, v, mode=mode).asnumpy(), image, atol=1e-4 * scale
+        )
         got = float(mh.curvature(function, x, v, mode=mode))
-        np.testing.assert_allclose(got, image @ direction / (direction @ direction), atol=1e-4 * scale)
+        np.testing.assert_allclose(
+            got, image @ direction / (direction @ direction), atol=1e-4 * scale
+        )
 
 
 @pytest.mark.full_run
@@ -258,14 +293,17 @@ def test_modes_with_aux_and_weights():
         value, _ = mh.curvature(with_aux, X, V, has_aux=True, mode=mode)
         np.testing.assert_allclose(float(value), (6 * X.asnumpy() * V.asnumpy() ** 2).sum() / 5)
         _, product = mh.grad_and_hvp(three_steps, X, V, weights=W, mode=mode)
-        np.testing.assert_allclose(product.asnumpy(), mh.hvp(three_steps, X, V, weights=W).asnumpy())
+        np.testing.assert_allclose(
+            product.asnumpy(), mh.hvp(three_steps, X, V, weights=W).asnumpy()
+        )
 
 
 @pytest.mark.parametrize("transform", [mh.hvp, mh.grad_and_hvp, mh.curvature])
 def test_a_lost_term_is_refused_in_every_product(transform):
     def branching(x):
         if x.sum() > 0:
-            return (x ** 3).sum()
-        return (x ** 2).sum()
+            return (x**3).sum()
+        return (x**2).sum()
+
     with pytest.raises(mh.MissingRuleError, match="loses a term"):
         transform(branching, X, V, mode="fwdrev")

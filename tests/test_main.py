@@ -1,4 +1,5 @@
 """The report of ``python -m mindspore_hessian`` and its exit status."""
+
 from __future__ import annotations
 
 import io
@@ -33,27 +34,49 @@ def broken(fn, inputs, vectors):
     raise RuntimeError("no kernel")
 
 
-@pytest.mark.parametrize(("hvp", "status", "word"), [
-    (right, 0, "right"), (zero, 1, "WRONG"), (nan, 1, "WRONG"), (broken, 1, "FAILED  RuntimeError: no kernel")])
+@pytest.mark.parametrize(
+    ("hvp", "status", "word"),
+    [
+        (right, 0, "right"),
+        (zero, 1, "WRONG"),
+        (nan, 1, "WRONG"),
+        (broken, 1, "FAILED  RuntimeError: no kernel"),
+    ],
+)
 def test_the_report_and_its_status(monkeypatch, capsys, hvp, status, word):
     monkeypatch.setattr(mindspore_hessian, "hvp", hvp, raising=False)
     assert main([]) == status
     report = capsys.readouterr().out
-    for text in (mindspore_hessian.__version__, ms.__version__, np.__version__, "CPU     usable", "float64", word):
+    for text in (
+        mindspore_hessian.__version__,
+        ms.__version__,
+        np.__version__,
+        "CPU     usable",
+        "float64",
+        word,
+    ):
         assert text in report
 
 
-@pytest.mark.parametrize(("version", "flags", "variable", "said"), [
-    ((2, 10, 0), "fpu avx512f avx512dq", None, True), ((2, 9, 0), "avx2 bmi2 avx512f", None, True),
-    ((2, 8, 0), "fpu avx512f avx512dq", None, False), ((2, 10, 0), "fpu avx2 bmi2", None, False),
-    ((2, 10, 0), "fpu avx512f avx512dq", "AVX2", False), ((2, 10, 0), "fpu avx512f avx512dq", "AVX512_CORE", True),
-    ((2, 10, 0), None, None, False)])
+@pytest.mark.parametrize(
+    ("version", "flags", "variable", "said"),
+    [
+        ((2, 10, 0), "fpu avx512f avx512dq", None, True),
+        ((2, 9, 0), "avx2 bmi2 avx512f", None, True),
+        ((2, 8, 0), "fpu avx512f avx512dq", None, False),
+        ((2, 10, 0), "fpu avx2 bmi2", None, False),
+        ((2, 10, 0), "fpu avx512f avx512dq", "AVX2", False),
+        ((2, 10, 0), "fpu avx512f avx512dq", "AVX512_CORE", True),
+        ((2, 10, 0), None, None, False),
+    ],
+)
 def test_slow_convolutions_are_told(monkeypatch, capsys, version, flags, variable, said):
     def cpuinfo(name):
         assert name == "/proc/cpuinfo"
         if flags is None:
             raise FileNotFoundError(name)
         return io.StringIO(f"processor : 0\nflags\t\t: {flags}\n")
+
     monkeypatch.setattr("mindspore_hessian.device.open", cpuinfo, raising=False)
     monkeypatch.setitem(device._cpu, "isa", "ALL")
     monkeypatch.setattr("mindspore_hessian._compat.MS_VERSION", version)
@@ -79,7 +102,9 @@ def test_help_and_unknown_commands(capsys):
 
 
 def test_a_missing_device_is_status_one(monkeypatch, capsys):
-    monkeypatch.setattr("mindspore_hessian.device.why_unusable", lambda backend, device_id=0: "no driver")
+    monkeypatch.setattr(
+        "mindspore_hessian.device.why_unusable", lambda backend, device_id=0: "no driver"
+    )
     monkeypatch.setattr("mindspore_hessian._compat.device_in_use", lambda: None)
     assert main(["--device", "GPU"]) == 1
     assert "GPU is not usable: no driver" in capsys.readouterr().out
@@ -87,7 +112,13 @@ def test_a_missing_device_is_status_one(monkeypatch, capsys):
 
 def test_as_a_program(tmp_path):
     root = Path(__file__).resolve().parents[1]
-    child = subprocess.run([sys.executable, "-m", "mindspore_hessian"], capture_output=True, text=True, timeout=240,
-                           cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)})
+    child = subprocess.run(
+        [sys.executable, "-m", "mindspore_hessian"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     assert child.returncode == 0, child.stdout + child.stderr[-2000:]
     assert child.stdout.count("right") == 2 and not list(tmp_path.iterdir())

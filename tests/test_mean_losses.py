@@ -1,7 +1,10 @@
-"""Means that do not divide by the number of samples: any cut into batches gives the matrix of all data.
+"""Means that do not divide by the number of samples: any cut into batches gives the matrix of all
+data.
 
-The closed form is that of softmax regression with weights of the rows: sum_n w_n J_n^T M_n J_n / sum_n w_n.
+The closed form is that of softmax regression with weights of the rows: sum_n w_n J_n^T M_n J_n /
+sum_n w_n.
 """
+
 from __future__ import annotations
 
 import functools
@@ -44,7 +47,9 @@ def closed_form(y, weights, empirical=False):
     total = np.zeros((9, 9))
     for row, q, label, weight in zip(X.astype(float), p, y, weights, strict=True):
         g = q - np.eye(3)[max(label, 0) % 3]  # the row of an ignored label is multiplied by 0
-        total += weight * np.kron(np.outer(g, g) if empirical else np.diag(q) - np.outer(q, q), np.outer(row, row))
+        total += weight * np.kron(
+            np.outer(g, g) if empirical else np.diag(q) - np.outer(q, q), np.outer(row, row)
+        )
     return total / weights.sum()
 
 
@@ -56,7 +61,8 @@ def close(got, want, tolerance=3e-5):
     assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
 
 
-# --- cross-entropies as people write them -----------------------------------------------------------------------
+# --- cross-entropies as people write them ---------------------------------------------------------
+
 
 def by_ops(out, y):
     return ops.cross_entropy(out, y)
@@ -89,12 +95,29 @@ def plain(out, y):
 
 
 NOT_0, OF_CLASSES = (FILLED != 0).astype(float), CLASSES[FILLED].astype(float)
-LOSSES = {  # loss, targets, weights of the rows, what it is weighed by; Fisher matrices need the weights of the terms
+# loss, targets, weights of the rows, what it is weighed by; Fisher matrices need the weights of the
+# terms
+LOSSES = {
     "cell": (nn.CrossEntropyLoss(), IGNORED, COUNTED, "the targets that are not -100"),
-    "cell-weights": (nn.CrossEntropyLoss(weight=WEIGHT), IGNORED, OF_CLASSES * COUNTED, "the weights of the classes"),
-    "mint-cell": (mint.nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=0), FILLED, OF_CLASSES * NOT_0, "clas.*not 0"),
+    "cell-weights": (
+        nn.CrossEntropyLoss(weight=WEIGHT),
+        IGNORED,
+        OF_CLASSES * COUNTED,
+        "the weights of the classes",
+    ),
+    "mint-cell": (
+        mint.nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=0),
+        FILLED,
+        OF_CLASSES * NOT_0,
+        "clas.*not 0",
+    ),
     "ops": (ops.cross_entropy, IGNORED, COUNTED, "the targets that are not -100"),
-    "partial": (functools.partial(ops.cross_entropy, weight=WEIGHT, ignore_index=0), FILLED, OF_CLASSES * NOT_0, "t 0"),
+    "partial": (
+        functools.partial(ops.cross_entropy, weight=WEIGHT, ignore_index=0),
+        FILLED,
+        OF_CLASSES * NOT_0,
+        "t 0",
+    ),
     "function": (by_ops, IGNORED, COUNTED, "not -100, as measured"),
     "function-mint": (by_mint, FILLED, NOT_0, "not 0, as measured"),
     "function-nll": (by_nll, IGNORED, COUNTED, "not -100, as measured"),
@@ -113,21 +136,38 @@ def test_every_cut_gives_the_matrix_of_all_data(name):
     assert re.search(how, op.weighed_by) and op.weighed_by in repr(op)
 
 
-@pytest.mark.parametrize(("name", "options"), [("cell", {}), ("function-weights", {}), ("cell", {"micro_batch": 3}),
-                                               ("function-mask", {"micro_batch": 4})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cell", {}),
+        ("function-weights", {}),
+        ("cell", {"micro_batch": 3}),
+        ("function-mask", {"micro_batch": 4}),
+    ],
+)
 def test_batches_of_other_sizes(name, options):
     loss, y, weights, _ = LOSSES[name]
-    close(quick(HessianOperator, loss, batches(y, 1, 6, 3), **options).to_dense(), closed_form(y, weights))
+    close(
+        quick(HessianOperator, loss, batches(y, 1, 6, 3), **options).to_dense(),
+        closed_form(y, weights),
+    )
 
 
-@pytest.mark.parametrize(("name", "kind"), some(
-    [(name, kind) for name in LOSSES for kind in (FisherOperator, EmpiricalFisherOperator)],
-    lambda case: case[0] in ("cell", "function-mask", "function-weights"), every=3))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    some(
+        [(name, kind) for name in LOSSES for kind in (FisherOperator, EmpiricalFisherOperator)],
+        lambda case: case[0] in ("cell", "function-mask", "function-weights"),
+        every=3,
+    ),
+)
 def test_fisher_matrices_weigh_each_term_also_in_one_batch(name, kind):
     loss, y, weights, _ = LOSSES[name]
     for sizes in ((10,), (5, 5)) if name in ("cell", "function-mask") else ((5, 5),):
         if name == "function-weights":
-            with pytest.raises(ValueError, match=f"{kind.__name__} needs to know what each term of the loss counts"):
+            with pytest.raises(
+                ValueError, match=f"{kind.__name__} needs to know what each term of the loss counts"
+            ):
                 quick(kind, loss, batches(y, *sizes), likelihood="categorical")
             continue
         op = quick(kind, loss, batches(y, *sizes), likelihood="categorical")
@@ -140,6 +180,7 @@ def test_a_value_that_is_ignored_is_not_taken_for_another_that_is_as_frequent():
 
     def loss(out, y):
         return ops.cross_entropy(out, y, ignore_index=255)
+
     op = quick(FisherOperator, loss, batches(y, 10), likelihood="categorical")
     close(op.to_dense(), closed_form(y, (y != 255).astype(float)))
 
@@ -155,13 +196,17 @@ def test_gradient_and_loss_count_what_counts():
 @pytest.mark.parametrize("kind", KINDS)
 def test_sums_leave_out_what_is_ignored(kind):
     want = closed_form(IGNORED, COUNTED, kind is EmpiricalFisherOperator) * COUNTED.sum()
-    close(quick(kind, nn.CrossEntropyLoss(reduction="sum"), batches(IGNORED, 5, 5)).to_dense(), want)
+    close(
+        quick(kind, nn.CrossEntropyLoss(reduction="sum"), batches(IGNORED, 5, 5)).to_dense(), want
+    )
 
 
 def test_draws_leave_out_what_is_ignored():
     net, loss, v = network(), nn.CrossEntropyLoss(), np.arange(9.0)
-    drawn = [quick(FisherOperator, loss, batches(IGNORED, 5, 5), net, mc_samples=20, seed=seed) @ v
-             for seed in range(20)]
+    drawn = [
+        quick(FisherOperator, loss, batches(IGNORED, 5, 5), net, mc_samples=20, seed=seed) @ v
+        for seed in range(20)
+    ]
     error = np.std(drawn, 0, ddof=1) / np.sqrt(20)
     assert (np.abs(np.mean(drawn, 0) - closed_form(IGNORED, COUNTED) @ v) <= 5 * error).all()
     assert (error < 0.1 * np.abs(drawn).max()).all()
@@ -174,40 +219,58 @@ def test_a_batch_in_which_nothing_counts_is_left_out():
         op = quick(HessianOperator, loss, batches(y, 2, 2, 2, 2, 2))
         close(op.to_dense(), closed_form(y, (y >= 0).astype(float)))
     assert np.isfinite(op.gradient_and_loss()[1])
-    with pytest.raises(ValueError, match=r"no batch counts: the weights of all \(the targets that are not -100\) are"):
+    with pytest.raises(
+        ValueError,
+        match=r"no batch counts: the weights of all \(the targets that are not -100\) are",
+    ):
         quick(HessianOperator, nn.CrossEntropyLoss(), batches(np.full(10, -100, np.int32), 5, 5))
 
 
 def test_num_data_scales_and_batch_weight_is_believed():
     loss, data = nn.CrossEntropyLoss(), batches(IGNORED, 5, 5)
     net = network()
-    close(quick(HessianOperator, loss, data, net, num_data=20).to_dense(), closed_form(IGNORED, COUNTED) / 2)
+    close(
+        quick(HessianOperator, loss, data, net, num_data=20).to_dense(),
+        closed_form(IGNORED, COUNTED) / 2,
+    )
     op = quick(HessianOperator, by_ops, data, net, batch_weight=lambda batch: (batch[1] >= 0).sum())
     assert "batches weighed by batch_weight" in repr(op)
     close(op.to_dense(), closed_form(IGNORED, COUNTED))
     parts = [quick(HessianOperator, loss, [batch], net).to_dense() for batch in data]
     stated = quick(HessianOperator, by_ops, data, net, batch_weight="samples")
     close(stated.to_dense(), (parts[0] + parts[1]) / 2)
-    for bad, error, message in (("rows", TypeError, "must be None, 'samples' or a function of a batch"),
-                                (lambda batch: -1, ValueError, "finite number of 0 or more, but gave -1 for batch")):
+    for bad, error, message in (
+        ("rows", TypeError, "must be None, 'samples' or a function of a batch"),
+        (lambda batch: -1, ValueError, "finite number of 0 or more, but gave -1 for batch"),
+    ):
         with pytest.raises(error, match=message):
             quick(HessianOperator, loss, data, batch_weight=bad)
 
 
-# --- entries: sequences of other lengths ------------------------------------------------------------------------
+# --- entries: sequences of other lengths ----------------------------------------------------------
+
 
 @pytest.mark.full_run
 @pytest.mark.parametrize("loss", [nn.MSELoss(), functools.partial(ops.mse_loss, reduction="mean")])
 def test_a_mean_over_entries_of_sequences_of_different_lengths(loss):
     rows = RNG.standard_normal((17, 3)).astype(np.float32)
-    data = [(rows[:8].reshape(2, 4, 3), np.zeros((2, 4, 1), np.float32)),
-            (rows[8:].reshape(3, 3, 3), np.zeros((3, 3, 1), np.float32))]
+    data = [
+        (rows[:8].reshape(2, 4, 3), np.zeros((2, 4, 1), np.float32)),
+        (rows[8:].reshape(3, 3, 3), np.zeros((3, 3, 1), np.float32)),
+    ]
     net = nn.Dense(3, 1, has_bias=False)
     close(quick(HessianOperator, loss, data, net).to_dense(), 2 / 17 * rows.T @ rows)
-    with pytest.raises(ValueError, match="divides by the samples or by all entries cannot be told.*batch_weight="):
+    with pytest.raises(
+        ValueError, match="divides by the samples or by all entries cannot be told.*batch_weight="
+    ):
         quick(HessianOperator, lambda out, y: ((out - y) ** 2).mean(), data, net)
-    own = quick(HessianOperator, lambda out, y: ((out - y) ** 2).mean(), data, net,
-                batch_weight=lambda batch: batch[1].size)
+    own = quick(
+        HessianOperator,
+        lambda out, y: ((out - y) ** 2).mean(),
+        data,
+        net,
+        batch_weight=lambda batch: batch[1].size,
+    )
     close(own.to_dense(), 2 / 17 * rows.T @ rows)
 
 
@@ -221,7 +284,8 @@ def test_weights_of_entries_do_not_change_what_their_mean_divides_by():
     close(quick(HessianOperator, loss, [(X[:3], y[:3]), (X[3:], y[3:])], net).to_dense(), whole)
 
 
-# --- losses that are no mean of their samples -------------------------------------------------------------------
+# --- losses that are no mean of their samples -----------------------------------------------------
+
 
 def contrast(out, y):
     """Each sample against the others of its batch."""
@@ -244,31 +308,46 @@ def test_what_is_no_mean_of_its_samples_is_refused():
     with pytest.raises(ValueError, match=message):
         quick(HessianOperator, None, batches(IGNORED, 5, 5), WithLoss())
     net = WithLoss()
-    op = quick(HessianOperator, None, batches(IGNORED, 5, 5), net, batch_weight=lambda batch: (batch[1] >= 0).sum())
+    op = quick(
+        HessianOperator,
+        None,
+        batches(IGNORED, 5, 5),
+        net,
+        batch_weight=lambda batch: (batch[1] >= 0).sum(),
+    )
     close(op.to_dense(), closed_form(IGNORED, COUNTED))
     op = quick(HessianOperator, None, batches(FILLED, 5, 5), net)
     assert "their samples (compared in 1 pair of batches)" in op.weighed_by
     close(op.to_dense(), closed_form(FILLED, np.ones(10)))
-    quick(HessianOperator, contrast, batches(FILLED, 5, 5), reduction="mean", batch_weight="samples")
+    quick(
+        HessianOperator, contrast, batches(FILLED, 5, 5), reduction="mean", batch_weight="samples"
+    )
 
 
-# --- labels -----------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 SOFTMAX = nn.SoftmaxCrossEntropyWithLogits(sparse=True, reduction="mean")
 
 
-@pytest.mark.parametrize("loss", some([nn.CrossEntropyLoss(), mint.nn.CrossEntropyLoss(), SOFTMAX, by_ops], every=3))
+@pytest.mark.parametrize(
+    "loss", some([nn.CrossEntropyLoss(), mint.nn.CrossEntropyLoss(), SOFTMAX, by_ops], every=3)
+)
 def test_a_label_that_is_no_class_is_named_and_the_next_product_is_right(loss):
     net, good = network(), FILLED
-    for label in (300, -1) if loss is not by_ops else (3,):  # an index of -1 is that of the last, and may be masked
+    for label in (
+        (300, -1) if loss is not by_ops else (3,)
+    ):  # an index of -1 is that of the last, and may be masked
         bad = good.copy()
         bad[7] = label
         with pytest.raises(ValueError, match=f"batch 1 has the label {label}, which is no class"):
             quick(HessianOperator, loss, batches(bad, 5, 5), net) @ np.ones(9)
-        close(quick(HessianOperator, loss, batches(good, 5, 5), net).to_dense(), closed_form(good, np.ones(10)))
+        close(
+            quick(HessianOperator, loss, batches(good, 5, 5), net).to_dense(),
+            closed_form(good, np.ones(10)),
+        )
 
 
-# --- a tagger ---------------------------------------------------------------------------------------------------
+# --- a tagger -------------------------------------------------------------------------------------
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "tagger.npz"))
 SHAPES = {"wx": (3, 2), "wh": (3, 3), "b": (3,), "v": (4, 3), "c": (4,)}
@@ -282,7 +361,7 @@ class Tagger(nn.Cell):
         self.flat_positions, start = flat_positions, 0
         for name, shape in SHAPES.items():
             size = int(np.prod(shape))
-            value = GOLDEN["flat"][start:start + size].reshape(shape).astype(np.float32)
+            value = GOLDEN["flat"][start : start + size].reshape(shape).astype(np.float32)
             setattr(self, name, Parameter(Tensor(value), name=name))
             start += size
 
@@ -300,15 +379,26 @@ def flattened(out, y):
     return ops.cross_entropy(out, y.reshape(-1))
 
 
-@pytest.mark.parametrize(("kind", "loss"), some([
-    (HessianOperator, nn.CrossEntropyLoss()), (GGNOperator, nn.CrossEntropyLoss()), (HessianOperator, flattened),
-    *((kind, nn.CrossEntropyLoss()) for kind in KINDS[2:]), (EmpiricalFisherOperator, flattened)],
-    lambda case: case[1] is flattened or case[0] is GGNOperator))
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    some(
+        [
+            (HessianOperator, nn.CrossEntropyLoss()),
+            (GGNOperator, nn.CrossEntropyLoss()),
+            (HessianOperator, flattened),
+            *((kind, nn.CrossEntropyLoss()) for kind in KINDS[2:]),
+            (EmpiricalFisherOperator, flattened),
+        ],
+        lambda case: case[1] is flattened or case[0] is GGNOperator,
+    ),
+)
 def test_a_tagger_over_padded_sequences_of_other_lengths(kind, loss):
     net = Tagger(loss is flattened)
     data = [(GOLDEN[f"x{number}"], GOLDEN[f"y{number}"]) for number in range(3)]
     options = {"likelihood": "categorical"} if "Fisher" in kind.__name__ else {}
-    want = GOLDEN[{HessianOperator: "hessian", EmpiricalFisherOperator: "empirical"}.get(kind, "ggn")]
+    want = GOLDEN[
+        {HessianOperator: "hessian", EmpiricalFisherOperator: "empirical"}.get(kind, "ggn")
+    ]
     op = quick(kind, loss, data, net, **options)
     vectors = RNG.standard_normal((34, 3))
     close(op @ vectors, want @ vectors, 1e-3)  # float32 tanh

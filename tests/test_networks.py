@@ -1,4 +1,5 @@
 """The golden file belongs to the MindSpore networks: same loss and same first derivatives."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -22,4 +23,4 @@ def test_loss_and_gradient_are_golden(name, dtype):
 
 
 def test_the_golden_file_is_small():
-    assert GOLDEN.stat().st_size < 2 ** 20
+    assert GOLDEN.stat().st_size < 2**20

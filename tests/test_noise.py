@@ -1,4 +1,5 @@
 """Noise scales against the gradients of samples one by one, and in a case that is known."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -15,7 +16,9 @@ DATA = [tuple(map(Tensor, batch)) for batch in BATCHES]
 
 
 def mlp():
-    return nn.SequentialCell(nn.Dense(3, 4, dtype=ms.float64), nn.Tanh(), nn.Dense(4, 2, dtype=ms.float64))
+    return nn.SequentialCell(
+        nn.Dense(3, 4, dtype=ms.float64), nn.Tanh(), nn.Dense(4, 2, dtype=ms.float64)
+    )
 
 
 def mean_square(out, y):
@@ -34,10 +37,13 @@ def test_it_is_that_of_the_gradients_of_samples(loss):
     mean, variance = rows.mean(axis=0), rows.var(axis=0, ddof=1)
     np.testing.assert_allclose(found.gradient, mean, atol=1e-14)
     np.testing.assert_allclose(found.variance, variance, rtol=1e-10)
-    assert found.num_data == 10 and found.covariance_trace == pytest.approx(np.trace(np.cov(rows.T)))
+    assert found.num_data == 10 and found.covariance_trace == pytest.approx(
+        np.trace(np.cov(rows.T))
+    )
     assert found.value == pytest.approx(variance.sum() / (mean @ mean))
-    assert found.corrected == pytest.approx(variance.sum() / (mean @ mean - variance.sum() / 10)) or (
-        found.corrected == np.inf and mean @ mean <= variance.sum() / 10)
+    assert found.corrected == pytest.approx(
+        variance.sum() / (mean @ mean - variance.sum() / 10)
+    ) or (found.corrected == np.inf and mean @ mean <= variance.sum() / 10)
     for row, (name, index) in zip(found.rows, op.layers.items(), strict=True):
         assert (row.name, row.parameters) == (name, len(index))
         assert row.noise_scale == pytest.approx(variance[index].sum() / (mean[index] ** 2).sum())
@@ -55,9 +61,14 @@ def test_of_a_linear_model_it_is_known():
 
         def construct(self, x):
             return self.w - x
-    op = mh.HessianOperator(Shift(), lambda out, y: (out ** 2).mean() / 2, (Tensor(x), Tensor(x)), **OFF)
+
+    op = mh.HessianOperator(
+        Shift(), lambda out, y: (out**2).mean() / 2, (Tensor(x), Tensor(x)), **OFF
+    )
     found = mh.noise_scale(op, chunk_size=300)
-    assert found.covariance_trace == pytest.approx(x.var(ddof=1)) and found.squared_norm == pytest.approx(x.mean() ** 2)
+    assert found.covariance_trace == pytest.approx(
+        x.var(ddof=1)
+    ) and found.squared_norm == pytest.approx(x.mean() ** 2)
     assert found.corrected == pytest.approx(4 / 9, rel=0.15)
 
 
@@ -78,6 +89,7 @@ def test_samples_that_are_mixed_are_refused():
 
         def construct(self, x):
             return self.net(x - x.mean(0, keep_dims=True))
+
     with pytest.raises(ValueError, match="samples depend on each other"):
         mh.noise_scale(mh.HessianOperator(Centered(), mean_square, DATA[0], **OFF))
 

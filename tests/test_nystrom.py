@@ -1,4 +1,5 @@
 """Nystrom approximations, and conjugate gradients with a preconditioner."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -17,7 +18,11 @@ B = RNG.normal(size=200)
 def test_a_matrix_of_low_rank_is_found():
     low = (Q[:, :7] * DECAY[:7]) @ Q[:, :7].T
     found = mh.nystrom(low, 10)
-    assert np.abs(found.to_dense() - low).max() < 1e-13 and found.error < 1e-12 and found.num_products == 15
+    assert (
+        np.abs(found.to_dense() - low).max() < 1e-13
+        and found.error < 1e-12
+        and found.num_products == 15
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -30,13 +35,19 @@ def test_it_is_below_the_matrix_and_says_its_error(seed):
     assert 0.5 * norm < found.error < norm * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("dtype", "d", "tol"), [(np.float64, 1e-4, 1e-8), (np.float32, 1e-3, 1e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "d", "tol"), [(np.float64, 1e-4, 1e-8), (np.float32, 1e-3, 1e-3)]
+)
 def test_fewer_steps_with_the_true_residual(dtype, d, tol):
-    matrix = MATRIX.astype(dtype)  # in float32, what is within reach is its rounding times the size of x
+    matrix = MATRIX.astype(
+        dtype
+    )  # in float32, what is within reach is its rounding times the size of x
     plain = mh.solve(matrix, B, d, tol=tol)
     found = mh.solve(matrix, B, d, tol=tol, preconditioner="nystrom", rank=100)
     assert found.converged and found.num_products - 100 <= plain.num_products / 2
-    residual = np.linalg.norm(B - matrix.astype(np.float64) @ found.x - d * found.x) / np.linalg.norm(B)
+    residual = np.linalg.norm(
+        B - matrix.astype(np.float64) @ found.x - d * found.x
+    ) / np.linalg.norm(B)
     assert abs(residual - found.residual) < 0.01 * tol + 1e-6 * (dtype is np.float32)
 
 

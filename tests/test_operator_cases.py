@@ -1,4 +1,5 @@
 """The golden file belongs to the MindSpore networks, and its matrices are what they are called."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -58,5 +59,5 @@ def test_all_cases_load():
 
 
 def test_the_golden_file_is_small():
-    assert GOLDEN.stat().st_size < 1.5 * 2 ** 20
+    assert GOLDEN.stat().st_size < 1.5 * 2**20
     assert set(TOLERANCE) == {dtype for dtypes in DTYPES.values() for dtype in dtypes}

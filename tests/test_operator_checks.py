@@ -1,4 +1,5 @@
 """What the operators refuse, name, restore and resume."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -40,12 +41,15 @@ def of(data, network=None):
     return HessianOperator(network or linear(), nn.MSELoss(), data)
 
 
-# --- two passes ---------------------------------------------------------------------------------------------------
+# --- two passes -----------------------------------------------------------------------------------
+
 
 def test_dropout_in_training_mode_is_named():
     net = Dropped()
     net.set_train(True)
-    with pytest.raises(NotDeterministicError, match=r"Dropout is active in drop: call network.set_train\(False\)"):
+    with pytest.raises(
+        NotDeterministicError, match=r"Dropout is active in drop: call network.set_train\(False\)"
+    ):
         of((X, Y), net)
     assert net.training and net.drop.training
     net.set_train(False)
@@ -53,17 +57,27 @@ def test_dropout_in_training_mode_is_named():
 
 
 def test_random_augmentation_is_named():
-    with pytest.raises(NotDeterministicError, match="The data differ: the pipeline augments at random"):
+    with pytest.raises(
+        NotDeterministicError, match="The data differ: the pipeline augments at random"
+    ):
         of(pipeline(augment=noise))
 
 
 def test_a_shuffling_pipeline_that_matters_is_named():
-    net, x = Normed(), np.random.standard_normal((40, 3)).astype(np.float32)  # two shuffles of 40 are never the same
+    net, x = (
+        Normed(),
+        np.random.standard_normal((40, 3)).astype(np.float32),
+    )  # two shuffles of 40 are never the same
     net.set_train(True)
     seed = dataset.config.get_seed()
-    dataset.config.set_seed(5489)  # the default: other orders at each pass, where a seed of the user's repeats one
+    dataset.config.set_seed(
+        5489
+    )  # the default: other orders at each pass, where a seed of the user's repeats one
     try:
-        with pytest.raises(NotDeterministicError, match="pipeline shuffles.*batch norm is in training.*norm.*shuffle"):
+        with pytest.raises(
+            NotDeterministicError,
+            match="pipeline shuffles.*batch norm is in training.*norm.*shuffle",
+        ):
             of(pipeline(shuffle=True, x=x, y=x[:, :1]), net)
     finally:
         dataset.config.set_seed(seed)
@@ -76,7 +90,9 @@ class Orders:
         self.orders = iter(orders)
 
     def __iter__(self):
-        return (SimpleNamespace(args=(batch,), kwargs={}, targets=()) for batch in next(self.orders))
+        return (
+            SimpleNamespace(args=(batch,), kwargs={}, targets=()) for batch in next(self.orders)
+        )
 
 
 def test_a_shuffle_that_repeats_itself_by_chance_is_seen():
@@ -102,6 +118,7 @@ def test_a_function_with_a_state_is_refused():
         def construct(self, x):
             ops.assign_add(self.calls, Tensor(1.0, ms.float32))
             return self.dense(x) * (1 + self.calls)
+
     with pytest.raises(mh.NotCompilableError, match="keeps a state: .*'calls'"):
         of((X, Y), Counting())
     assert calls.asnumpy() == 0
@@ -114,12 +131,14 @@ def test_the_symmetry_gap_of_a_matrix():
 
         def columns(self, matrix):
             return self.values @ matrix
+
     skew = np.array([[1.0, 2.0], [0.0, 1.0]])
     assert symmetry_gap(Matrix(skew @ skew.T)) < 1e-15
     assert symmetry_gap(Matrix(skew)) > 0.01
 
 
-# --- state --------------------------------------------------------------------------------------------------------
+# --- state ----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("interrupt", [None, KeyboardInterrupt, ValueError])
 def test_flags_statistics_and_random_numbers_are_as_before(interrupt):
@@ -138,6 +157,7 @@ def test_flags_statistics_and_random_numbers_are_as_before(interrupt):
         if interrupt and len(count) > 1:
             raise interrupt
         return out
+
     op.risk.run = run
     if interrupt:
         with pytest.raises(interrupt):
@@ -151,8 +171,12 @@ def test_flags_statistics_and_random_numbers_are_as_before(interrupt):
 
 
 def cut_off(monkeypatch, op, vectors, path, after):
-    """Ctrl-C in a product after so many runs of its kernel. A 1 for each of them, and a 2 for each run from then on."""
-    monkeypatch.setattr("mindspore_hessian.operators.progress.time.monotonic", iter(range(0, 10 ** 6, 100)).__next__)
+    """Ctrl-C in a product after so many runs of its kernel. A 1 for each of them, and a 2 for each
+    run from then on.
+    """
+    monkeypatch.setattr(
+        "mindspore_hessian.operators.progress.time.monotonic", iter(range(0, 10**6, 100)).__next__
+    )
     inner, done = op.risk.run, []
 
     def run(*args):
@@ -160,6 +184,7 @@ def cut_off(monkeypatch, op, vectors, path, after):
             raise KeyboardInterrupt
         done.append(1)
         return inner(*args)
+
     op.risk.run = run
     with pytest.raises(KeyboardInterrupt):
         op.product(vectors, checkpoint=path)
@@ -181,8 +206,14 @@ def test_a_pass_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_matrix_goes_on_in_the_chunk_where_it_was_cut_off(tmp_path, monkeypatch):
-    op, path, matrix = quick(batches(3, 3, 2), chunk_size=2), tmp_path / "partial.npz", np.arange(9.0).reshape(3, 3)
-    done = cut_off(monkeypatch, op, matrix, path, 7)  # two columns for each of three batches, and one of the other
+    op, path, matrix = (
+        quick(batches(3, 3, 2), chunk_size=2),
+        tmp_path / "partial.npz",
+        np.arange(9.0).reshape(3, 3),
+    )
+    done = cut_off(
+        monkeypatch, op, matrix, path, 7
+    )  # two columns for each of three batches, and one of the other
     assert sorted(tmp_path.iterdir()) == [path, tmp_path / "partial.npz.2"]
     close(op.product(matrix, checkpoint=path), H @ matrix)
     assert done == [1] * 7 + [2] * 2 and not any(tmp_path.iterdir())
@@ -193,11 +224,14 @@ def test_nan_is_named_with_its_batch_and_weights():
     bad = X[4:].copy()
     bad[2, 1] = np.nan
     op = quick([data[0], (Tensor(bad), data[1][1])])
-    with pytest.warns(NonFiniteWarning, match="HessianOperator with batch 1 holds NaN or Inf, in .* of weight"):
+    with pytest.warns(
+        NonFiniteWarning, match="HessianOperator with batch 1 holds NaN or Inf, in .* of weight"
+    ):
         op @ np.ones(3)
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
+
 
 def generator():
     yield X, Y
@@ -207,28 +241,68 @@ LOSS = nn.MSELoss()
 REFUSED = [
     (lambda: quick(generator()), TypeError, "iterator, which can be gone through once only.*list"),
     (lambda: quick([]), ValueError, "data is an empty list"),
-    (lambda: quick(3), TypeError, "data must be a mindspore.dataset pipeline, a list of batches.*but got int"),
-    (lambda: quick([Tensor(X), Tensor(Y)]), ValueError, "list of Tensors, which could be one batch or many"),
+    (
+        lambda: quick(3),
+        TypeError,
+        "data must be a mindspore.dataset pipeline, a list of batches.*but got int",
+    ),
+    (
+        lambda: quick([Tensor(X), Tensor(Y)]),
+        ValueError,
+        "list of Tensors, which could be one batch or many",
+    ),
     (lambda: quick((X[:0], Y[:0])), ValueError, "batch 0 has no samples"),
     (lambda: quick([{"x": X, "z": Y}]), ValueError, r"columns \['x', 'z'\].*called one of label"),
-    (lambda: quick((X, Y), weights="conv*"), ValueError, r"no trainable Parameter has a name like 'conv\*'.*weight"),
-    (lambda: quick((X, Y), weights=[Tensor(X)]), TypeError, r"weights\[0\] must be a Parameter, but got Tensor"),
+    (
+        lambda: quick((X, Y), weights="conv*"),
+        ValueError,
+        r"no trainable Parameter has a name like 'conv\*'.*weight",
+    ),
+    (
+        lambda: quick((X, Y), weights=[Tensor(X)]),
+        TypeError,
+        r"weights\[0\] must be a Parameter, but got Tensor",
+    ),
     (lambda: HessianOperator(lambda x: x.sum(), None, X), ValueError, "say which Parameters"),
-    (lambda: HessianOperator(3, LOSS, X), TypeError, "network must be a Cell or a function, but got int"),
-    (lambda: HessianOperator(linear(), 3, X), TypeError, "loss_fn must be callable or None, but got int"),
+    (
+        lambda: HessianOperator(3, LOSS, X),
+        TypeError,
+        "network must be a Cell or a function, but got int",
+    ),
+    (
+        lambda: HessianOperator(linear(), 3, X),
+        TypeError,
+        "loss_fn must be callable or None, but got int",
+    ),
     (lambda: GGNOperator(linear(), None, X), ValueError, "GGNOperator needs loss_fn"),
-    (lambda: quick((X, Y), block_diagonal="row"), ValueError, "block_diagonal must be one of 'layer', 'parameter'"),
+    (
+        lambda: quick((X, Y), block_diagonal="row"),
+        ValueError,
+        "block_diagonal must be one of 'layer', 'parameter'",
+    ),
     (lambda: quick((X, Y), reduction="none"), ValueError, "reduction must be one of 'mean', 'sum'"),
     (lambda: quick((X, Y), num_data=0), ValueError, "num_data must be a positive int"),
     (lambda: quick((X, Y), micro_batch=-1), ValueError, "micro_batch must be a positive int"),
     (lambda: quick((X, Y), distributed=1), TypeError, "distributed must be a bool"),
     (lambda: quick((X, Y), distributed=True), mh.DistributedError, "has joined no job"),
-    (lambda: quick((X, Y)) @ np.ones(4), ValueError, r"vectors of shape \(3,\) and matrices.*but got shape \(4,\)"),
+    (
+        lambda: quick((X, Y)) @ np.ones(4),
+        ValueError,
+        r"vectors of shape \(3,\) and matrices.*but got shape \(4,\)",
+    ),
     (lambda: quick((X, Y)) @ np.ones(3, complex), TypeError, "real numbers, but got dtype complex"),
     (lambda: quick((X, Y)) @ [np.ones(3), np.ones(3)], ValueError, "holds 1 Tensors, but got 2"),
-    (lambda: quick((X, Y)) @ [np.ones(3)], ValueError, r"weight 'weight' must have its shape \(1, 3\)"),
+    (
+        lambda: quick((X, Y)) @ [np.ones(3)],
+        ValueError,
+        r"weight 'weight' must have its shape \(1, 3\)",
+    ),
     (lambda: quick((X, Y)) + quick((X, Y), nn.Dense(3, 2)), ValueError, "different shapes"),
-    (lambda: quick((X, Y)).plan(columns=0), ValueError, "columns must be a positive int, but got 0"),
+    (
+        lambda: quick((X, Y)).plan(columns=0),
+        ValueError,
+        "columns must be a positive int, but got 0",
+    ),
 ]
 
 

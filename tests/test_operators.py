@@ -1,7 +1,9 @@
-"""Operators of a network and its data, against closed forms: a linear network under squared error has a known Hessian.
+"""Operators of a network and its data, against closed forms: a linear network under squared error
+has a known Hessian.
 
 R = 1/N sum (w x - y)^2 for one output: H = 2/N X^T X, whatever w and y.
 """
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -34,14 +36,16 @@ def linear():
 
 
 class Cubic(nn.Cell):
-    """Sum over i of w_i^3 x_i: its Hessian by w is 6 w_i x_i on the diagonal, so it depends on the weights."""
+    """Sum over i of w_i^3 x_i: its Hessian by w is 6 w_i x_i on the diagonal, so it depends on the
+    weights.
+    """
 
     def __init__(self):
         super().__init__()
         self.w = Parameter(Tensor([1.0, 2.0, 3.0], ms.float32), name="w")
 
     def construct(self, x):
-        return (self.w ** 3 * x).sum(-1)
+        return (self.w**3 * x).sum(-1)
 
 
 def mean_output(out, y):
@@ -51,7 +55,7 @@ def mean_output(out, y):
 def batches(*sizes):
     out, start = [], 0
     for size in sizes:
-        out.append((Tensor(X[start:start + size]), Tensor(Y[start:start + size])))
+        out.append((Tensor(X[start : start + size]), Tensor(Y[start : start + size])))
         start += size
     return out
 
@@ -73,7 +77,8 @@ def pipeline(shuffle=False, batch=4, augment=None, drop=False, x=X, y=Y):
     return data.batch(batch, drop_remainder=drop)
 
 
-# --- data -------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
+
 
 class Columns(nn.Cell):
     """A network with named inputs."""
@@ -112,14 +117,21 @@ def test_every_form_of_data(form):
 def test_sums_add_up_and_means_are_weighted():
     close(quick(batches(5, 3), loss=nn.MSELoss(reduction="sum")).to_dense(), SUM)
     close(quick(batches(5, 3), num_data=16).to_dense(), H / 2)
-    close(quick(batches(5, 3), batch_size_fn=lambda batch: 1).to_dense(),  # two samples, as far as it says
-          (2 / 5 * X[:5].T @ X[:5] + 2 / 3 * X[5:].T @ X[5:]) / 2)
+    close(
+        quick(
+            batches(5, 3), batch_size_fn=lambda batch: 1
+        ).to_dense(),  # two samples, as far as it says
+        (2 / 5 * X[:5].T @ X[:5] + 2 / 3 * X[5:].T @ X[5:]) / 2,
+    )
 
 
-@pytest.mark.parametrize(("loss", "reduction", "truth"), [
-    (lambda out, y: ((out - y) ** 2).mean(), "mean", H),
-    (lambda out, y: ((out - y) ** 2).sum(), "sum", SUM),
-])
+@pytest.mark.parametrize(
+    ("loss", "reduction", "truth"),
+    [
+        (lambda out, y: ((out - y) ** 2).mean(), "mean", H),
+        (lambda out, y: ((out - y) ** 2).sum(), "sum", SUM),
+    ],
+)
 def test_the_reduction_of_a_function_is_found_out(loss, reduction, truth):
     op = quick(batches(5, 3), loss=loss)
     assert op.reduction == reduction and reduction in repr(op)
@@ -145,11 +157,13 @@ def test_a_function_that_returns_the_loss_itself():
 
     def residual(points):  # a PINN: the loss has second derivatives by its inputs inside
         return (mh.laplacian(cube, in_axes=0)(points) ** 2).mean()
+
     points = Tensor(X[:4])
     op = HessianOperator(residual, None, points, weights=network.trainable_params())
 
     def truth(w):  # the Laplacian of (w.x)^3 is 6 |w|^2 w.x
         return np.mean((6 * (w @ w) * (X[:4].astype(np.float64) @ w)) ** 2)
+
     close(op.to_dense(), second_differences(truth, np.ones(3)), 1e-4)
 
 
@@ -163,7 +177,8 @@ def second_differences(f, x, h=1e-3):
     return out
 
 
-# --- products ---------------------------------------------------------------------------------------------------
+# --- products -------------------------------------------------------------------------------------
+
 
 def test_vectors_matrices_structures_and_tensors():
     op = quick(batches(5, 3))
@@ -185,9 +200,15 @@ def test_algebra():
     op, v = quick((X, Y)), np.array([1.0, 2.0, -1.0])
     eye = np.eye(3)
     table = [
-        (op + 0.1 * Identity, H + 0.1 * eye), (0.1 * Identity + op, H + 0.1 * eye), (2 * op - op / 4, 1.75 * H),
-        (-op, -H), (op @ op, H @ H), ((op + Identity) @ (2 * op), (H + eye) @ (2 * H)), (op.T, H),
-        ((op @ (op + Identity)).T, (H + eye) @ H), (op - Identity, H - eye),
+        (op + 0.1 * Identity, H + 0.1 * eye),
+        (0.1 * Identity + op, H + 0.1 * eye),
+        (2 * op - op / 4, 1.75 * H),
+        (-op, -H),
+        (op @ op, H @ H),
+        ((op + Identity) @ (2 * op), (H + eye) @ (2 * H)),
+        (op.T, H),
+        ((op @ (op + Identity)).T, (H + eye) @ H),
+        (op - Identity, H - eye),
     ]
     for ours, truth in table:
         assert ours.shape == (3, 3)
@@ -203,14 +224,18 @@ def test_scipy_takes_it():
     truth = H.astype(np.float64) + 0.5 * np.eye(3)
     close(eigsh(op, 1, which="LA")[0], np.linalg.eigvalsh(truth)[-1:], 1e-5)
     close(cg(op, np.ones(3, np.float32), atol=1e-7)[0], np.linalg.solve(truth, np.ones(3)), 1e-4)
-    close(lobpcg(op, np.ones((3, 1), np.float32), tol=1e-4, maxiter=50)[0], np.linalg.eigvalsh(truth)[-1:], 1e-4)
+    close(
+        lobpcg(op, np.ones((3, 1), np.float32), tol=1e-4, maxiter=50)[0],
+        np.linalg.eigvalsh(truth)[-1:],
+        1e-4,
+    )
 
 
 def test_gradient_and_loss():
     op = quick(batches(5, 3))
     (slope,), value = op.gradient_and_loss()
     rest = X.astype(np.float64).sum(1, keepdims=True) - Y
-    close(value, np.mean(rest ** 2))
+    close(value, np.mean(rest**2))
     close(slope.asnumpy(), 2 / 8 * rest.T @ X)
 
 
@@ -224,7 +249,7 @@ def test_the_loss_and_the_curvature_at_another_point():
     with op.at(there) as moved:
         assert moved is op
         close(op.point, there)
-        close(op.loss(), np.mean(X.astype(np.float64) @ there ** 3) - np.mean(Y))
+        close(op.loss(), np.mean(X.astype(np.float64) @ there**3) - np.mean(Y))
         close(op @ ones, 6 * there * X.astype(np.float64).mean(0))
         with op.at(op.unflatten(here)):
             close(op.point, here)
@@ -252,15 +277,20 @@ def test_weights_are_read_at_every_product(mode):
 
     def truth():
         return 6 * net.w.asnumpy() * X.mean(0)
+
     before = ms.get_context("mode")
     ms.set_context(mode=mode)
     try:
         close(op @ ones, truth())
         net.w.set_data(Tensor([0.5, -1.0, 2.0], ms.float32))
         close(op @ ones, truth())
-        ms.load_param_into_net(net, {"w": Parameter(Tensor([2.0, 1.0, -3.0], ms.float32), name="w")})
+        ms.load_param_into_net(
+            net, {"w": Parameter(Tensor([2.0, 1.0, -3.0], ms.float32), name="w")}
+        )
         close(op @ ones, truth())
-        step = nn.TrainOneStepCell(nn.WithLossCell(net, mean_output), nn.SGD(net.trainable_params(), 0.1))
+        step = nn.TrainOneStepCell(
+            nn.WithLossCell(net, mean_output), nn.SGD(net.trainable_params(), 0.1)
+        )
         old = truth()
         step(Tensor(X), Tensor(Y[:, 0].copy()))
         assert np.abs(truth() - old).max() > 0.01
@@ -269,12 +299,16 @@ def test_weights_are_read_at_every_product(mode):
         ms.set_context(mode=before)
 
 
-# --- weights and blocks -------------------------------------------------------------------------------------------
+# --- weights and blocks ---------------------------------------------------------------------------
+
 
 class Two(nn.Cell):
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Dense(3, 2, weight_init="ones"), nn.Dense(2, 1, weight_init="ones")
+        self.first, self.second = (
+            nn.Dense(3, 2, weight_init="ones"),
+            nn.Dense(2, 1, weight_init="ones"),
+        )
 
     def construct(self, x):
         return self.second(self.first(x) ** 2)
@@ -286,7 +320,12 @@ def test_patterns_blocks_and_layers():
     dense = full.to_dense()
     close(quick((X, Y), net, chunk_size=8).to_dense(), dense)  # at once, and one after another
     assert list(full.layers) == ["first", "second"]
-    parts = {"first": slice(0, 8), "second": slice(8, 11), "first.weight": slice(0, 6), "second.bias": slice(10, 11)}
+    parts = {
+        "first": slice(0, 8),
+        "second": slice(8, 11),
+        "first.weight": slice(0, 6),
+        "second.bias": slice(10, 11),
+    }
     for name, part in parts.items():
         close(full.block(name).to_dense(), dense[part, part], 2e-5)
     close(quick((X, Y), net, weights="first.*").to_dense(), dense[:8, :8], 2e-5)
@@ -299,20 +338,27 @@ def test_patterns_blocks_and_layers():
             expected[np.ix_(block, block)] = dense[np.ix_(block, block)]
         close(quick((X, Y), net, block_diagonal=kind).to_dense(), expected, 2e-5)
         close(quick((X, Y), net, block_diagonal=kind, chunk_size=8).to_dense(), expected, 2e-5)
-    assert full.layer_classes == (full + Identity).layer_classes == {"first": "Dense", "second": "Dense"}
+    assert (
+        full.layer_classes
+        == (full + Identity).layer_classes
+        == {"first": "Dense", "second": "Dense"}
+    )
     assert chosen.block("first").layer_classes == {"first": "Dense"}
     with pytest.raises(ValueError, match="no layer or weight 'third'; there are first, second"):
         full.block("third")
 
 
-# --- Gauss-Newton and Fisher ---------------------------------------------------------------------------------------
+# --- Gauss-Newton and Fisher ----------------------------------------------------------------------
+
 
 def test_gauss_newton_and_fisher_of_a_linear_network():
     for kind in (GGNOperator, FisherOperator):
         close(quick(batches(5, 3), kind=kind).to_dense(), H)
         close(quick(batches(5, 3), loss=nn.MSELoss(reduction="sum"), kind=kind).to_dense(), SUM)
     rest = X.sum(1) - Y[:, 0]
-    close(quick(batches(5, 3), kind=EmpiricalFisherOperator).to_dense(), 4 / 8 * (X.T * rest ** 2) @ X)
+    close(
+        quick(batches(5, 3), kind=EmpiricalFisherOperator).to_dense(), 4 / 8 * (X.T * rest**2) @ X
+    )
 
 
 def test_the_damped_inverse_of_a_fisher_information():
@@ -324,12 +370,16 @@ def test_the_damped_inverse_of_a_fisher_information():
 
 
 def test_monte_carlo_fisher_is_within_its_standard_error():
-    """100 seeds: the mean over them against the truth, entry by entry, in units of their standard error."""
+    """100 seeds: the mean over them against the truth, entry by entry, in units of their standard
+    error.
+    """
     data = (X, RNG.integers(0, 2, 8).astype(np.int32))
     net = nn.Dense(3, 2, has_bias=False)
     loss, v = nn.CrossEntropyLoss(), np.array([1.0, -1.0, 0.5, 2.0, 0.0, 1.0])
     exact = quick(data, net, loss, FisherOperator) @ v
-    draws = np.array([quick(data, net, loss, FisherOperator, mc_samples=4, seed=seed) @ v for seed in range(100)])
+    draws = np.array(
+        [quick(data, net, loss, FisherOperator, mc_samples=4, seed=seed) @ v for seed in range(100)]
+    )
     error = draws.std(0, ddof=1) / 10
     assert (np.abs(draws.mean(0) - exact) < 4 * error).all()
     assert (error < 0.1 * np.abs(exact).max()).all() and (draws.std(0) > 0).all()
@@ -340,20 +390,36 @@ def test_monte_carlo_fisher_is_within_its_standard_error():
 def test_unknown_likelihoods_are_asked_for():
     def loss(out, y):
         return ((out - y) ** 2).mean()
-    for bad in (loss, nn.CrossEntropyLoss(label_smoothing=0.1), nn.CrossEntropyLoss(weight=Tensor([1.0, 2.0]))):
+
+    for bad in (
+        loss,
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        nn.CrossEntropyLoss(weight=Tensor([1.0, 2.0])),
+    ):
         with pytest.raises(ValueError, match="likelihood of this loss is not known"):
             quick((X, Y), loss=bad, kind=FisherOperator, reduction="mean")
     close(quick((X, Y), loss=loss, kind=FisherOperator, likelihood="gaussian").to_dense(), H)
 
 
-@pytest.mark.parametrize(("columns", "chunk_size", "size", "backend", "widths"), [
-    (1, None, 10, "GPU", "1"), (4, None, 10, "Ascend", "4"), (5, None, 10, "GPU", "8 at once"),
-    (11, None, 10, "GPU", "8 at once, 3"), (33, None, 10, "GPU", "64 at once"),
-    (70, None, 10, "Ascend", "64 at once, 8 at once"), (6, None, 2 ** 24, "GPU", "1, 1, 1, 1, 1, 1"),
-    (5, None, 10, "CPU", "5"), (70, None, 10, "CPU", "64, 6"), (2049, None, 2 ** 20, "CPU", "8 at once, " * 256 + "1"),
-    (20, 6, 10, "CPU", "6 at once, 6 at once, 6 at once, 2"), (3, 2, 10, "CPU", "2, 1"), (3, 6, 10, "GPU", "3"),
-    (12, 30, 10, "CPU", "12"),
-])
+@pytest.mark.parametrize(
+    ("columns", "chunk_size", "size", "backend", "widths"),
+    [
+        (1, None, 10, "GPU", "1"),
+        (4, None, 10, "Ascend", "4"),
+        (5, None, 10, "GPU", "8 at once"),
+        (11, None, 10, "GPU", "8 at once, 3"),
+        (33, None, 10, "GPU", "64 at once"),
+        (70, None, 10, "Ascend", "64 at once, 8 at once"),
+        (6, None, 2**24, "GPU", "1, 1, 1, 1, 1, 1"),
+        (5, None, 10, "CPU", "5"),
+        (70, None, 10, "CPU", "64, 6"),
+        (2049, None, 2**20, "CPU", "8 at once, " * 256 + "1"),
+        (20, 6, 10, "CPU", "6 at once, 6 at once, 6 at once, 2"),
+        (3, 2, 10, "CPU", "2, 1"),
+        (3, 6, 10, "GPU", "3"),
+        (12, 30, 10, "CPU", "12"),
+    ],
+)
 def test_chunks(columns, chunk_size, size, backend, widths):
     found = chunks(columns, chunk_size, size, backend)
     assert ", ".join(f"{width}{' at once' * at_once}" for width, at_once in found) == widths
@@ -364,10 +430,18 @@ def test_a_product_at_once_without_batching_rules_is_done_one_after_another():
 
     def cubes():
         if weight.sum() > 0:
-            return (weight ** 3).sum()
-        return (weight ** 2).sum()
-    op = HessianOperator(lambda x: cubes() * x.sum(), None, (Tensor([1.0], ms.float32),), weights=[weight],
-                         reduction="mean", check_deterministic=False, chunk_size=5)
+            return (weight**3).sum()
+        return (weight**2).sum()
+
+    op = HessianOperator(
+        lambda x: cubes() * x.sum(),
+        None,
+        (Tensor([1.0], ms.float32),),
+        weights=[weight],
+        reduction="mean",
+        check_deterministic=False,
+        chunk_size=5,
+    )
     matrix = np.arange(15.0).reshape(3, 5)
     with pytest.warns(FallbackWarning, match="HessianOperator: .* one after another"):
         found = op @ matrix
@@ -378,7 +452,12 @@ def test_a_product_at_once_without_batching_rules_is_done_one_after_another():
 def test_plan(chunk_size, cut, tight_cut):
     op = quick(batches(4, 4), chunk_size=chunk_size)
     plan = op.plan(columns=5)
-    assert plan.columns == 5 and plan.seconds > 0 and plan.chunk_size == cut and plan.micro_batch is None
+    assert (
+        plan.columns == 5
+        and plan.seconds > 0
+        and plan.chunk_size == cut
+        and plan.micro_batch is None
+    )
     assert plan.vector_bytes == 3 * 5 * (4 + 4 + 8) and plan.working_bytes > 0
     tight = op.plan(columns=5, max_memory=1)
     assert tight.chunk_size == tight_cut and tight.micro_batch == 1

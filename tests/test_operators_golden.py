@@ -1,4 +1,5 @@
 """Operators against the dense matrices of torch and curvlinops (ci/golden/make_operators.py)."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,12 +12,20 @@ import mindspore_hessian as mh
 
 #: what the float32 networks of operator_cases reach in their gradients, and once more for the second derivative
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
-KINDS = {"hessian": mh.HessianOperator, "ggn": mh.GGNOperator, "fisher": mh.FisherOperator,
-         "ef": mh.EmpiricalFisherOperator}
+KINDS = {
+    "hessian": mh.HessianOperator,
+    "ggn": mh.GGNOperator,
+    "fisher": mh.FisherOperator,
+    "ef": mh.EmpiricalFisherOperator,
+}
 FINEST = [(name, DTYPES[name][-1]) for name in NAMES]
 #: in the default run every operator of one network; of the others the four kinds take turns
-TURNS = [(name, dtype, kind) for number, (name, dtype) in enumerate(FINEST) for turn, kind in enumerate(KINDS)
-         if FULL or name == "mlp_mse_mean" or number % 4 == turn]
+TURNS = [
+    (name, dtype, kind)
+    for number, (name, dtype) in enumerate(FINEST)
+    for turn, kind in enumerate(KINDS)
+    if FULL or name == "mlp_mse_mean" or number % 4 == turn
+]
 
 
 @pytest.mark.parametrize(("name", "dtype", "kind"), TURNS)
@@ -35,7 +44,9 @@ def test_products_are_golden(name, dtype, kind):
 def test_dense_matrices_are_golden(kind, name, dtype):
     """From products of many columns at once."""
     case, expected = load(name, dtype), golden(name)
-    op = KINDS[kind](case.network(), case.loss_fn, case.batches, check_deterministic=False, chunk_size=64)
+    op = KINDS[kind](
+        case.network(), case.loss_fn, case.batches, check_deterministic=False, chunk_size=64
+    )
     assert relative_error(op.to_dense(), expected[kind]) < TOLERANCE[dtype]
 
 
@@ -43,7 +54,9 @@ def test_dense_matrices_are_golden(kind, name, dtype):
 @pytest.mark.parametrize("kind", ["ggn", "hessian", "fisher", "ef"])
 def test_float32_and_mindspores_own_losses(kind, name):
     case, expected = load(name, "float32"), golden(name)
-    op = KINDS[kind](case.network(), case.loss_fn, case.batches, check_deterministic=kind == "hessian")
+    op = KINDS[kind](
+        case.network(), case.loss_fn, case.batches, check_deterministic=kind == "hessian"
+    )
     vector = np.random.default_rng(1).standard_normal(op.shape[0])
     assert relative_error(op @ vector, expected[kind] @ vector) < TOLERANCE["float32"]
     slope, value = op.gradient_and_loss()

@@ -1,4 +1,5 @@
 """K-FAC against the rules as numpy has them, in float64, and what it does with what goes wrong."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -21,8 +22,14 @@ def mean_square(out, y):
 
 
 def dense(weight, bias, **options):
-    return nn.Dense(weight.shape[1], weight.shape[0], weight_init=Tensor(weight), bias_init=Tensor(bias),
-                    dtype=ms.float64, **options)
+    return nn.Dense(
+        weight.shape[1],
+        weight.shape[0],
+        weight_init=Tensor(weight),
+        bias_init=Tensor(bias),
+        dtype=ms.float64,
+        **options,
+    )
 
 
 def mlp():
@@ -33,14 +40,17 @@ def weights(net):
     return np.concatenate([p.asnumpy().ravel() for p in net.trainable_params()]).copy()
 
 
-# --- the rules ------------------------------------------------------------------------------------------------------
+# --- the rules ------------------------------------------------------------------------------------
+
 
 def extended(a):
     return np.hstack([a, np.ones((len(a), 1))])
 
 
 def normals(seed, step):
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).standard_normal((N, C), np.float32)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).standard_normal(
+        (N, C), np.float32
+    )
 
 
 def at_output(fisher, out, y, step, seed):
@@ -55,16 +65,35 @@ def at_output(fisher, out, y, step, seed):
 def split_inverse(a, g, damping):
     pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
     root = np.sqrt(damping)
-    return np.linalg.inv(a + pi * root * np.eye(len(a))), np.linalg.inv(g + root / pi * np.eye(len(g)))
+    return np.linalg.inv(a + pi * root * np.eye(len(a))), np.linalg.inv(
+        g + root / pi * np.eye(len(g))
+    )
 
 
 class Rule:
     """K-FAC of the network of two layers. Its matrices are [W b]."""
 
-    def __init__(self, fisher="mc", rate=0.05, momentum=0.9, damping=1e-3, ema=0.95, period=5, every=1, bound=None,
-                 l2=0.0, decay=0.0, adaptive=False, interval=5, seed=3):
+    def __init__(
+        self,
+        fisher="mc",
+        rate=0.05,
+        momentum=0.9,
+        damping=1e-3,
+        ema=0.95,
+        period=5,
+        every=1,
+        bound=None,
+        l2=0.0,
+        decay=0.0,
+        adaptive=False,
+        interval=5,
+        seed=3,
+    ):
         self.__dict__.update(locals())
-        self.w = [np.hstack([START[0], START[1][:, None]]), np.hstack([START[2], START[3][:, None]])]
+        self.w = [
+            np.hstack([START[0], START[1][:, None]]),
+            np.hstack([START[2], START[3][:, None]]),
+        ]
         self.v = [np.zeros_like(w) for w in self.w]
         self.factors, self.total, self.losses = [[0.0, 0.0], [0.0, 0.0]], 0.0, []
 
@@ -77,55 +106,78 @@ class Rule:
 
     def back(self, h, u):
         """The gradients at both layers' outputs."""
-        return u @ self.w[1][:, :-1] * (1 - h ** 2), u
+        return u @ self.w[1][:, :-1] * (1 - h**2), u
 
     def push(self, h, d):
         """J d."""
-        inner = (1 - h ** 2) * (extended(X) @ d[0].T)
+        inner = (1 - h**2) * (extended(X) @ d[0].T)
         return extended(h) @ d[1].T + inner @ self.w[1][:, :-1].T
 
     def step(self, t):
         h, out = self.forward(self.w)
         self.losses.append(((out - Y) ** 2).mean())
         rows = extended(X), extended(h)
-        g = [back.T @ a + self.l2 * w for back, a, w in zip(
-            self.back(h, 2 * (out - Y) / (N * C)), rows, self.w, strict=True)]
+        g = [
+            back.T @ a + self.l2 * w
+            for back, a, w in zip(self.back(h, 2 * (out - Y) / (N * C)), rows, self.w, strict=True)
+        ]
         if t % self.every == 0:
             pulled = [self.back(h, u) for u in at_output(self.fisher, out, Y, t, self.seed)]
             self.total = self.ema * self.total + 1 - self.ema
             for layer, a in enumerate(rows):
                 new = a.T @ a / N, sum(part[layer].T @ part[layer] for part in pulled)
-                self.factors[layer] = [self.ema * old + (1 - self.ema) * one for old, one in zip(
-                    self.factors[layer], new, strict=True)]
+                self.factors[layer] = [
+                    self.ema * old + (1 - self.ema) * one
+                    for old, one in zip(self.factors[layer], new, strict=True)
+                ]
         if t % self.period == 0:
-            self.inverses = [split_inverse(*(one / self.total for one in pair), self.damping + self.l2)
-                             for pair in self.factors]
+            self.inverses = [
+                split_inverse(*(one / self.total for one in pair), self.damping + self.l2)
+                for pair in self.factors
+            ]
         p = [right @ one @ left for one, (left, right) in zip(g, self.inverses, strict=True)]
         if self.adaptive:
             self.adapt(t, h, g, p)
             return
-        along = self.rate ** 2 * sum((one * other).sum() for one, other in zip(g, p, strict=True))
+        along = self.rate**2 * sum((one * other).sum() for one, other in zip(g, p, strict=True))
         share = 1.0 if self.bound is None else min(1.0, np.sqrt(self.bound / along))
-        self.v = [self.momentum * v - self.rate * share * one for v, one in zip(self.v, p, strict=True)]
+        self.v = [
+            self.momentum * v - self.rate * share * one for v, one in zip(self.v, p, strict=True)
+        ]
         self.w = [w - self.rate * self.decay * w + v for w, v in zip(self.w, self.v, strict=True)]
 
     def adapt(self, t, h, g, p):
         inner = lambda a, b: sum((one * other).sum() for one, other in zip(a, b, strict=True))  # noqa: E731
         both = [p, self.v] if t else [p]
         images = [self.push(h, d) for d in both]
-        model = np.array([[2 / (N * C) * (a * b).sum() + self.l2 * inner(c, d) for b, d in zip(
-            images, both, strict=True)] for a, c in zip(images, both, strict=True)])
+        model = np.array(
+            [
+                [
+                    2 / (N * C) * (a * b).sum() + self.l2 * inner(c, d)
+                    for b, d in zip(images, both, strict=True)
+                ]
+                for a, c in zip(images, both, strict=True)
+            ]
+        )
         slope = np.array([inner(g, d) for d in both])
-        best = -np.linalg.solve(model + self.damping * np.array([[inner(c, d) for c in both] for d in both]), slope)
+        best = -np.linalg.solve(
+            model + self.damping * np.array([[inner(c, d) for c in both] for d in both]), slope
+        )
         before = self.loss(self.w) + self.l2 / 2 * inner(self.w, self.w)
-        self.v = [sum(k * d for k, d in zip(best, pair, strict=True)) for pair in zip(*both, strict=True)]
+        self.v = [
+            sum(k * d for k, d in zip(best, pair, strict=True)) for pair in zip(*both, strict=True)
+        ]
         self.w = [w + v for w, v in zip(self.w, self.v, strict=True)]
         if (t + 1) % self.interval == 0:
             ratio = (self.loss(self.w) + self.l2 / 2 * inner(self.w, self.w) - before) / (
-                slope @ best + best @ model @ best / 2)
-            omega = 0.9 ** self.interval
-            self.damping = self.damping / omega if ratio < 0.25 else (
-                max(1e-8, self.damping * omega) if ratio > 0.75 else self.damping)
+                slope @ best + best @ model @ best / 2
+            )
+            omega = 0.9**self.interval
+            self.damping = (
+                self.damping / omega
+                if ratio < 0.25
+                else (max(1e-8, self.damping * omega) if ratio > 0.75 else self.damping)
+            )
 
     def run(self, steps):
         for t in range(steps):
@@ -135,16 +187,42 @@ class Rule:
 
 CASES = {  # the options of ours, and of the rule
     "Monte-Carlo": ({}, {}),
-    "empirical": ({"fisher": "empirical", "learning_rate": 0.02}, {"fisher": "empirical", "rate": 0.02}),
-    "exact": ({"fisher": "exact", "curvature_ema": 0.8, "inverse_update_period": 1},
-              {"fisher": "exact", "ema": 0.8, "period": 1}),
-    "its options": ({"norm_constraint": 1e-3, "l2_reg": 0.01, "weight_decay": 0.02, "momentum": 0.5, "damping": 0.03,
-                     "inverse_update_period": 6, "curvature_update_period": 2},
-                    {"bound": 1e-3, "l2": 0.01, "decay": 0.02, "momentum": 0.5, "damping": 0.03, "period": 6,
-                     "every": 2}),
-    "adaptive": ({"adaptive": True, "fisher": "exact", "damping": 0.1, "l2_reg": 0.001},
-                 {"adaptive": True, "fisher": "exact", "damping": 0.1, "l2": 0.001}),
-    "adaptive, Monte-Carlo": ({"adaptive": True, "damping_interval": 3}, {"adaptive": True, "interval": 3}),
+    "empirical": (
+        {"fisher": "empirical", "learning_rate": 0.02},
+        {"fisher": "empirical", "rate": 0.02},
+    ),
+    "exact": (
+        {"fisher": "exact", "curvature_ema": 0.8, "inverse_update_period": 1},
+        {"fisher": "exact", "ema": 0.8, "period": 1},
+    ),
+    "its options": (
+        {
+            "norm_constraint": 1e-3,
+            "l2_reg": 0.01,
+            "weight_decay": 0.02,
+            "momentum": 0.5,
+            "damping": 0.03,
+            "inverse_update_period": 6,
+            "curvature_update_period": 2,
+        },
+        {
+            "bound": 1e-3,
+            "l2": 0.01,
+            "decay": 0.02,
+            "momentum": 0.5,
+            "damping": 0.03,
+            "period": 6,
+            "every": 2,
+        },
+    ),
+    "adaptive": (
+        {"adaptive": True, "fisher": "exact", "damping": 0.1, "l2_reg": 0.001},
+        {"adaptive": True, "fisher": "exact", "damping": 0.1, "l2": 0.001},
+    ),
+    "adaptive, Monte-Carlo": (
+        {"adaptive": True, "damping_interval": 3},
+        {"adaptive": True, "interval": 3},
+    ),
 }
 
 
@@ -166,15 +244,21 @@ def test_trajectories_are_the_rules(name):
     assert losses[-1] < losses[0]
 
 
-# --- the factors ----------------------------------------------------------------------------------------------------
+# --- the factors ----------------------------------------------------------------------------------
+
 
 class Vision(nn.Cell):
-    """Convolutions, one with groups, and one without a bias, batch norm, pooling, an indexed output."""
+    """Convolutions, one with groups, and one without a bias, batch norm, pooling, an indexed
+    output.
+    """
 
     def __init__(self):
         super().__init__()
         self.first, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
-        self.second, self.pool = nn.Conv2d(4, 4, 3, group=2, has_bias=True, weight_init="normal"), nn.MaxPool2d(2, 2)
+        self.second, self.pool = (
+            nn.Conv2d(4, 4, 3, group=2, has_bias=True, weight_init="normal"),
+            nn.MaxPool2d(2, 2),
+        )
         self.head, self.activation = nn.Dense(64, 3), nn.GELU()
 
     def construct(self, x):
@@ -194,12 +278,18 @@ class Words(nn.Cell):
         return self.head(ops.tanh(self.inner(ops.tanh(self.inner(x)))))
 
 
-IMAGES, LABELS = RNG.standard_normal((8, 1, 8, 8)).astype(np.float32), RNG.integers(0, 3, 8).astype(np.int32)
+IMAGES, LABELS = (
+    RNG.standard_normal((8, 1, 8, 8)).astype(np.float32),
+    RNG.integers(0, 3, 8).astype(np.int32),
+)
 INDICES = RNG.integers(0, 7, (8, 5)).astype(np.int32)
 WEIGHTED = nn.CrossEntropyLoss(ignore_index=2)
-NETWORKS = {"convolutions": (Vision, IMAGES, nn.CrossEntropyLoss()), "indices": (Words, INDICES, nn.CrossEntropyLoss()),
-            "ignored targets": (Words, INDICES, WEIGHTED), "a sum": (Words, INDICES, nn.CrossEntropyLoss(
-                reduction="sum"))}
+NETWORKS = {
+    "convolutions": (Vision, IMAGES, nn.CrossEntropyLoss()),
+    "indices": (Words, INDICES, nn.CrossEntropyLoss()),
+    "ignored targets": (Words, INDICES, WEIGHTED),
+    "a sum": (Words, INDICES, nn.CrossEntropyLoss(reduction="sum")),
+}
 
 
 @pytest.mark.parametrize("approx", ["expand", "reduce"])
@@ -213,35 +303,64 @@ def test_one_step_is_that_with_the_operators_factors(name, approx):
     data, damping = (Tensor(x), Tensor(LABELS)), 0.1
     value_and_grad = ms.value_and_grad(lambda x, y: loss(net(x), y), None, net.trainable_params())
     before = {p.name: p.asnumpy().astype(float) for p in net.trainable_params()}
-    gradient = {p.name: g.asnumpy().astype(float) for p, g in zip(net.trainable_params(), value_and_grad(*data)[1],
-                                                                strict=True)}
-    op = KFACOperator(net, loss, data, fisher="exact" if name == "indices" else "empirical", separate_bias=False,
-                      blocks="diagonal", approx=approx)
-    optimizer = optim.KFAC(net, 0.1, damping=damping, norm_constraint=None, approx=approx,
-                           fisher="exact" if name == "indices" else "empirical")
+    gradient = {
+        p.name: g.asnumpy().astype(float)
+        for p, g in zip(net.trainable_params(), value_and_grad(*data)[1], strict=True)
+    }
+    op = KFACOperator(
+        net,
+        loss,
+        data,
+        fisher="exact" if name == "indices" else "empirical",
+        separate_bias=False,
+        blocks="diagonal",
+        approx=approx,
+    )
+    optimizer = optim.KFAC(
+        net,
+        0.1,
+        damping=damping,
+        norm_constraint=None,
+        approx=approx,
+        fisher="exact" if name == "indices" else "empirical",
+    )
     optim.TrainStep(net, loss, optimizer)(*data)
     for block in optimizer.blocks:
         weight = optimizer.parameters[block.weight].name
         a, g = op.factors[weight.rpartition(".")[0]]
-        joint = gradient[weight].T[None] if block.indexed else gradient[weight].reshape(block.groups, block.narrow, -1)
+        joint = (
+            gradient[weight].T[None]
+            if block.indexed
+            else gradient[weight].reshape(block.groups, block.narrow, -1)
+        )
         if block.bias is not None:
             bias = optimizer.parameters[block.bias].name
             joint = np.concatenate([joint, gradient[bias].reshape(block.groups, -1, 1)], 2)
         a = np.diag(a)[None] if block.diagonal else a.reshape(block.groups, *a.shape[-2:])
-        parts = [split_inverse(one.astype(float), other.astype(float), damping) for one, other in zip(
-            a, g.reshape(block.groups, *g.shape[-2:]), strict=True)]
-        step = -0.1 * np.stack([right @ one @ left for one, (left, right) in zip(joint, parts, strict=True)])
+        parts = [
+            split_inverse(one.astype(float), other.astype(float), damping)
+            for one, other in zip(a, g.reshape(block.groups, *g.shape[-2:]), strict=True)
+        ]
+        step = -0.1 * np.stack(
+            [right @ one @ left for one, (left, right) in zip(joint, parts, strict=True)]
+        )
         found = optimizer.parameters[block.weight].asnumpy() - before[weight]
         inner = step[:, :, :-1] if block.bias is not None else step
         inner = inner[0].T if block.indexed else inner.reshape(found.shape)
-        np.testing.assert_allclose(found, inner, rtol=2e-3, atol=2e-3 * np.abs(inner).max(), err_msg=weight)
+        np.testing.assert_allclose(
+            found, inner, rtol=2e-3, atol=2e-3 * np.abs(inner).max(), err_msg=weight
+        )
         if block.bias is not None:
             found = optimizer.parameters[block.bias].asnumpy() - before[bias]
-            np.testing.assert_allclose(found, step[:, :, -1].ravel(), rtol=2e-3, atol=2e-3 * np.abs(step).max())
+            np.testing.assert_allclose(
+                found, step[:, :, -1].ravel(), rtol=2e-3, atol=2e-3 * np.abs(step).max()
+            )
     covered = {place for block in optimizer.blocks for place in block.places}
     for place, p in enumerate(optimizer.parameters):
         if place not in covered:  # the plain gradient
-            np.testing.assert_allclose(p.asnumpy() - before[p.name], -0.1 * gradient[p.name], rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(
+                p.asnumpy() - before[p.name], -0.1 * gradient[p.name], rtol=1e-3, atol=1e-6
+            )
 
 
 @pytest.mark.full_run
@@ -257,11 +376,13 @@ def test_positions_taken_together_in_batches_of_other_sizes():
 def test_draws_are_of_the_likelihood():
     """The mean of many draws' factors is the exact one."""
     net = nn.SequentialCell(nn.Dense(3, 4), nn.Tanh(), nn.Dense(4, 3))
-    for loss, y in ((nn.CrossEntropyLoss(), Tensor(np.arange(16) % 3, ms.int32)),
-                    (nn.BCEWithLogitsLoss(), Tensor(RNG.random((16, 3)), ms.float32))):
+    for loss, y in (
+        (nn.CrossEntropyLoss(), Tensor(np.arange(16) % 3, ms.int32)),
+        (nn.BCEWithLogitsLoss(), Tensor(RNG.random((16, 3)), ms.float32)),
+    ):
         x = Tensor(X, ms.float32)
         exact = KFACOperator(net, loss, (x, y), separate_bias=False).factors["2"][1]
-        optimizer = optim.KFAC(net, 0.0, curvature_ema=0.999, inverse_update_period=10 ** 6)
+        optimizer = optim.KFAC(net, 0.0, curvature_ema=0.999, inverse_update_period=10**6)
         step = optim.TrainStep(net, loss, optimizer)
         for _ in range(1500):
             step(x, y)
@@ -270,7 +391,8 @@ def test_draws_are_of_the_likelihood():
         np.testing.assert_allclose(g, exact, atol=0.05 * np.abs(exact).max())
 
 
-# --- in training ----------------------------------------------------------------------------------------------------
+# --- in training ----------------------------------------------------------------------------------
+
 
 def test_a_network_with_batch_norm_trains_and_says_once_what_is_not_covered():
     ms.set_seed(0)
@@ -296,7 +418,9 @@ def test_adaptive_steps_leave_running_means_to_training():
     ms.set_seed(0)
     net, loss = Vision().set_train(), nn.CrossEntropyLoss()
     data = Tensor(IMAGES), Tensor(LABELS)
-    step = optim.TrainStep(net, loss, optim.KFAC(net, adaptive=True, damping=0.1, damping_interval=1))
+    step = optim.TrainStep(
+        net, loss, optim.KFAC(net, adaptive=True, damping=0.1, damping_interval=1)
+    )
     reference = Vision().set_train()
     ms.load_param_into_net(reference, net.parameters_dict())
     first = float(step(*data))
@@ -310,8 +434,20 @@ def test_adaptive_steps_leave_running_means_to_training():
 def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, adaptive):
     def fresh():
         net = mlp()
-        return net, optim.TrainStep(net, mean_square, optim.KFAC(
-            net, 0.05, likelihood="gaussian", adaptive=adaptive, inverse_update_period=3, damping_interval=2), 7)
+        return net, optim.TrainStep(
+            net,
+            mean_square,
+            optim.KFAC(
+                net,
+                0.05,
+                likelihood="gaussian",
+                adaptive=adaptive,
+                inverse_update_period=3,
+                damping_interval=2,
+            ),
+            7,
+        )
+
     net, step = fresh()
     for _ in range(4):
         step(*DATA)
@@ -319,7 +455,10 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, adaptive)
     for _ in range(5):
         step(*DATA)
     again, resumed = fresh()
-    assert ms.load_param_into_net(resumed, ms.load_checkpoint(str(tmp_path / "step.ckpt"))) == ([], [])
+    assert ms.load_param_into_net(resumed, ms.load_checkpoint(str(tmp_path / "step.ckpt"))) == (
+        [],
+        [],
+    )
     for _ in range(5):
         resumed(*DATA)
     np.testing.assert_array_equal(weights(again), weights(net))
@@ -328,7 +467,9 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, adaptive)
 @pytest.mark.full_run
 def test_model_trains_it():
     net, rule = mlp(), Rule()
-    step = optim.TrainStep(net, mean_square, optim.KFAC(net, 0.05, likelihood="gaussian", norm_constraint=None), seed=3)
+    step = optim.TrainStep(
+        net, mean_square, optim.KFAC(net, 0.05, likelihood="gaussian", norm_constraint=None), seed=3
+    )
     data = ms.dataset.NumpySlicesDataset((X, Y), shuffle=False).batch(16)
     ms.Model(step).train(10, data, dataset_sink_mode=False)
     np.testing.assert_allclose(weights(net), rule.run(10), rtol=1e-9)
@@ -339,8 +480,11 @@ def test_a_loss_scale_changes_nothing():
     found = []
     for scale in (1.0, 1024.0):
         net = mlp()
-        step = optim.TrainStep(net, mean_square, optim.KFAC(net, fisher="empirical", likelihood="gaussian",
-                                                            loss_scale=scale))
+        step = optim.TrainStep(
+            net,
+            mean_square,
+            optim.KFAC(net, fisher="empirical", likelihood="gaussian", loss_scale=scale),
+        )
         value = [float(step(*DATA)) for _ in range(4)]
         found.append((weights(net), value))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
@@ -365,7 +509,8 @@ def test_parameters_and_groups():
     assert alone.a is None and np.abs(optimizer.inverses[alone.g].asnumpy()).max() > 0
 
 
-# --- bad state and wrong arguments ----------------------------------------------------------------------------------
+# --- bad state and wrong arguments ----------------------------------------------------------------
+
 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_a_step_with_nan_is_not_taken_and_is_counted(adaptive):
@@ -380,7 +525,10 @@ def test_a_step_with_nan_is_not_taken_and_is_counted(adaptive):
     np.testing.assert_array_equal(weights(net), there)
     step(*DATA)
     assert (weights(net) != there).all()
-    there, state = weights(net), [p.asnumpy().copy() for p in (optimizer.moments, *optimizer.velocity)]
+    there, state = (
+        weights(net),
+        [p.asnumpy().copy() for p in (optimizer.moments, *optimizer.velocity)],
+    )
     step(Tensor(bad), Tensor(Y))
     np.testing.assert_array_equal(weights(net), there)
     for parameter, old in zip((optimizer.moments, *optimizer.velocity), state, strict=True):
@@ -419,7 +567,9 @@ class Tied(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.dense = nn.Dense(3, 3, weight_init=Tensor(np.eye(3) + 0.1), has_bias=False, dtype=ms.float64)
+        self.dense = nn.Dense(
+            3, 3, weight_init=Tensor(np.eye(3) + 0.1), has_bias=False, dtype=ms.float64
+        )
 
     def construct(self, x):
         return (self.dense(x) @ self.dense.weight)[:, :2]
@@ -430,20 +580,35 @@ def test_a_network_without_a_layer_that_is_known_is_refused():
         optim.KFAC(Own())
     net = Tied()
     step = optim.TrainStep(net, mean_square, optim.KFAC(net, likelihood="gaussian"))
-    with pytest.raises(ValueError, match="no layer to precondition: dense.weight .*used outside of its layer"):
+    with pytest.raises(
+        ValueError, match="no layer to precondition: dense.weight .*used outside of its layer"
+    ):
         step(*DATA)
     assert int(step.optimizer.global_step[0]) == 0
 
 
-@pytest.mark.parametrize("options, error", [
-    ({"learning_rate": -1.0}, "learning_rate"), ({"momentum": 1.0}, "momentum"), ({"damping": 0.0}, "damping"),
-    ({"damping": float("nan")}, "damping"), ({"min_damping": -1.0}, "min_damping"), ({"l2_reg": -1.0}, "l2_reg"),
-    ({"fisher": "none"}, "fisher"), ({"likelihood": "cauchy"}, "likelihood"), ({"curvature_ema": 1.0}, "curvature_ema"),
-    ({"inverse_update_period": 0}, "inverse_update_period"), ({"curvature_update_period": 1.5}, "curvature_update"),
-    ({"damping_interval": 0}, "damping_interval"), ({"norm_constraint": 0.0}, "norm_constraint"),
-    ({"adaptive": 1}, "adaptive"), ({"adaptive": True, "weight_decay": 0.1}, "weight_decay"),
-    ({"params": [Parameter(Tensor(1.0), name="other")]}, "params"), ({"loss_scale": 0.0}, "loss_scale"),
-])
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"damping": 0.0}, "damping"),
+        ({"damping": float("nan")}, "damping"),
+        ({"min_damping": -1.0}, "min_damping"),
+        ({"l2_reg": -1.0}, "l2_reg"),
+        ({"fisher": "none"}, "fisher"),
+        ({"likelihood": "cauchy"}, "likelihood"),
+        ({"curvature_ema": 1.0}, "curvature_ema"),
+        ({"inverse_update_period": 0}, "inverse_update_period"),
+        ({"curvature_update_period": 1.5}, "curvature_update"),
+        ({"damping_interval": 0}, "damping_interval"),
+        ({"norm_constraint": 0.0}, "norm_constraint"),
+        ({"adaptive": 1}, "adaptive"),
+        ({"adaptive": True, "weight_decay": 0.1}, "weight_decay"),
+        ({"params": [Parameter(Tensor(1.0), name="other")]}, "params"),
+        ({"loss_scale": 0.0}, "loss_scale"),
+    ],
+)
 def test_wrong_arguments(options, error):
     with pytest.raises((TypeError, ValueError), match=f"^{error}"):
         optim.KFAC(mlp(), **options)

@@ -1,4 +1,5 @@
 """Levenberg and Marquardt's method, against numpy."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -23,8 +24,10 @@ class Net(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.w1, self.b1, self.w2 = (Parameter(Tensor(value), name=name) for value, name in (
-            (W1, "w1"), (B1, "b1"), (W2, "w2")))
+        self.w1, self.b1, self.w2 = (
+            Parameter(Tensor(value), name=name)
+            for value, name in ((W1, "w1"), (B1, "b1"), (W2, "w2"))
+        )
 
     def construct(self, x):
         return ops.matmul(ops.tanh(ops.matmul(x, self.w1) + self.b1), self.w2)
@@ -33,6 +36,7 @@ class Net(nn.Cell):
 def residuals_of(net):
     def residuals(x, y):
         return net(x) - y
+
     return residuals
 
 
@@ -42,15 +46,19 @@ def numpy_residuals(w, x, y):
 
 def numpy_jacobian(w, x, y):
     """By complex steps: exact to rounding."""
-    return np.stack([numpy_residuals(w + 1e-30j * e, x, y).imag / 1e-30 for e in np.eye(len(w))], axis=1)
+    return np.stack(
+        [numpy_residuals(w + 1e-30j * e, x, y).imag / 1e-30 for e in np.eye(len(w))], axis=1
+    )
 
 
 def numpy_iterates(w, x, y, steps, damping, scaled=False, geodesic=False, rows=1.0):
-    """The rule as its docstring has it, by least squares of the matrix itself instead of normal equations."""
+    """The rule as its docstring has it, by least squares of the matrix itself instead of normal
+    equations.
+    """
     growth, out = 2.0, []
     for _ in range(steps):
         r, j = rows * numpy_residuals(w, x, y), (rows * numpy_jacobian(w, x, y).T).T
-        loss, scale = r @ r / 2, (j ** 2).sum(0) if scaled else np.ones(len(w))
+        loss, scale = r @ r / 2, (j**2).sum(0) if scaled else np.ones(len(w))
         while True:
             wide = np.concatenate([j, np.diag(np.sqrt(damping * scale))])
             s = np.linalg.lstsq(wide, np.concatenate([-r, np.zeros(len(w))]), rcond=None)[0]
@@ -60,7 +68,11 @@ def numpy_iterates(w, x, y, steps, damping, scaled=False, geodesic=False, rows=1
                 rss = 2 / 0.1 * ((rows * numpy_residuals(w + 0.1 * s, x, y) - r) / 0.1 - j @ s)
                 a = np.linalg.lstsq(wide, np.concatenate([-rss, np.zeros(len(w))]), rcond=None)[0]
                 move = s + a / 2 if 2 * np.linalg.norm(a) <= 0.75 * np.linalg.norm(s) else None
-            new = np.inf if move is None else ((rows * numpy_residuals(w + move, x, y)) ** 2).sum() / 2
+            new = (
+                np.inf
+                if move is None
+                else ((rows * numpy_residuals(w + move, x, y)) ** 2).sum() / 2
+            )
             if new < loss:
                 damping *= max(1 / 3, 1 - (2 * (loss - new) / expected - 1) ** 3)
                 growth, w = 2.0, w + move
@@ -70,7 +82,9 @@ def numpy_iterates(w, x, y, steps, damping, scaled=False, geodesic=False, rows=1
     return out
 
 
-@pytest.mark.parametrize("options", [{}, {"scaled": True}, {"geodesic": True}], ids=["plain", "scaled", "geodesic"])
+@pytest.mark.parametrize(
+    "options", [{}, {"scaled": True}, {"geodesic": True}], ids=["plain", "scaled", "geodesic"]
+)
 @pytest.mark.parametrize("count", [30, 12], ids=["more residuals than weights", "fewer"])
 def test_iterates_equal_numpys(count, options):
     net, x, y = Net(), X[:count], Y[:count]
@@ -84,20 +98,26 @@ def test_iterates_equal_numpys(count, options):
 
 def test_the_first_trial_uses_the_damping_given():
     net = Net()
-    optim.LevenbergMarquardt(residuals_of(net), net.trainable_params(), 10.0).step(Tensor(X), Tensor(Y))
+    optim.LevenbergMarquardt(residuals_of(net), net.trainable_params(), 10.0).step(
+        Tensor(X), Tensor(Y)
+    )
     r, j = numpy_residuals(START, X, Y), numpy_jacobian(START, X, Y)
     s = np.linalg.solve(j.T @ j + 10.0 * np.eye(20), -j.T @ r)
     found = np.concatenate([p.asnumpy().ravel() for p in net.trainable_params()])
     np.testing.assert_allclose(found, START + s, rtol=1e-9)
 
 
-@pytest.mark.parametrize("problem", some(PROBLEMS, keep=lambda p: p.name in ("Bard", "Powell, singular")),
-                         ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "problem",
+    some(PROBLEMS, keep=lambda p: p.name in ("Bard", "Powell, singular")),
+    ids=lambda p: p.name,
+)
 def test_standard_functions_reach_their_known_minima(problem):
     x, residuals = Parameter(Tensor(np.array(problem.start)), name="x"), problem.residuals
 
     def of_weights():
         return residuals(x)
+
     found = optim.LevenbergMarquardt(of_weights, [x]).fit(max_steps=500, tol=1e-9, progress=False)
     assert 2 * found.loss == pytest.approx(problem.minimum, rel=1e-6, abs=1e-11)
 
@@ -109,13 +129,16 @@ def test_terms_with_weights():
     def terms(x, y):
         out = net(x) - y
         return out[:10].reshape(2, 5), out[10:]
+
     solver = optim.LevenbergMarquardt(terms, net.trainable_params(), 0.01, term_weights=(4.0, 0.5))
     rows = np.sqrt(np.repeat([4.0, 0.5], [10, 20]))
     for w, loss, _ in numpy_iterates(START, X, Y, 3, 0.01, rows=rows):
         assert solver.step(Tensor(X), Tensor(Y)) == pytest.approx(loss, rel=1e-8)
         np.testing.assert_allclose(solver.weights.point(), w, rtol=1e-8)
     solver = optim.LevenbergMarquardt(terms, net.trainable_params(), term_weights=(1.0,))
-    with pytest.raises(ValueError, match="term_weights holds 1 numbers, but residuals returns 2 terms"):
+    with pytest.raises(
+        ValueError, match="term_weights holds 1 numbers, but residuals returns 2 terms"
+    ):
         solver.step(Tensor(X), Tensor(Y))
 
 
@@ -125,9 +148,13 @@ class Solution(nn.Cell):
     def __init__(self, seed, width=20):
         super().__init__()
         ms.set_seed(seed)
-        self.body = nn.SequentialCell(nn.Dense(1, width, dtype=ms.float64), nn.Tanh(),
-                                      nn.Dense(width, width, dtype=ms.float64), nn.Tanh(),
-                                      nn.Dense(width, 1, dtype=ms.float64))
+        self.body = nn.SequentialCell(
+            nn.Dense(1, width, dtype=ms.float64),
+            nn.Tanh(),
+            nn.Dense(width, width, dtype=ms.float64),
+            nn.Tanh(),
+            nn.Dense(width, 1, dtype=ms.float64),
+        )
 
     def construct(self, point):
         return point[0] * (1 - point[0]) * self.body(point.reshape(1, 1)).reshape(())
@@ -137,10 +164,13 @@ def poisson(net, frequency):
     """-u'' = (frequency pi)^2 sin(frequency pi x), whose solution is the sine; 60 points."""
     laplace = mh.laplacian(net, in_axes=0)
     points = np.linspace(0.0, 1.0, 60)[:, None]
-    source = Tensor((frequency * np.pi) ** 2 * np.sin(frequency * np.pi * points[:, 0]) / np.sqrt(60))
+    source = Tensor(
+        (frequency * np.pi) ** 2 * np.sin(frequency * np.pi * points[:, 0]) / np.sqrt(60)
+    )
 
     def residuals(points):
-        return laplace(points) / 60 ** 0.5 + source
+        return laplace(points) / 60**0.5 + source
+
     return residuals, Tensor(points)
 
 
@@ -155,7 +185,9 @@ def test_a_physics_informed_network_with_frequency_4(seed):
     """The measurements of docs/optim.md: ci/bench/optim_pinn.py."""
     net = Solution(seed)
     residuals, points = poisson(net, 4)
-    optim.LevenbergMarquardt(residuals, net.trainable_params()).fit(points, max_steps=300, progress=False)
+    optim.LevenbergMarquardt(residuals, net.trainable_params()).fit(
+        points, max_steps=300, progress=False
+    )
     assert relative_error(net, 4) < 2e-5
 
 
@@ -166,19 +198,22 @@ def test_residuals_with_second_derivatives_inside():
 
     def total(x):
         return net(x).sum()
+
     along = ms.grad(total)
 
     def slope(x):
         return along(x)[:, 0].sum()
+
     second = ms.grad(slope)
 
     def residuals(x):
         return second(x)[:, 0] + net(x) - 1.0
+
     solver = optim.LevenbergMarquardt(residuals, net.trainable_params(), 0.1)
     loss = solver.step(points)
     w1, b1, w2 = (p.asnumpy() for p in net.trainable_params())
     t = np.tanh(points.asnumpy() @ w1 + b1)
-    r = (-2 * t * (1 - t ** 2) * w1[0] ** 2 + t) @ w2 - 1.0
+    r = (-2 * t * (1 - t**2) * w1[0] ** 2 + t) @ w2 - 1.0
     assert solver.last.accepted and loss == pytest.approx(r @ r / 2, rel=1e-12)
     assert solver.fit(points, max_steps=100, target=1e-16, progress=False).stopped_by == "target"
 
@@ -187,6 +222,7 @@ def test_a_fit_that_was_cut_off_goes_on_to_the_same_bits(tmp_path):
     def cut(step):
         if solver.num_steps == 3:
             raise KeyboardInterrupt
+
     inputs, path = (Tensor(X), Tensor(Y)), tmp_path / "fit.npz"
     net = Net()
     whole = optim.LevenbergMarquardt(residuals_of(net), net.trainable_params(), 1.0)
@@ -213,6 +249,7 @@ def test_a_fit_says_why_it_ended():
     def fitted(**options):
         solver.weights.place(START)
         return solver.fit(Tensor(X), Tensor(Y), **options)
+
     assert fitted(max_steps=2).stopped_by == "steps"
     assert fitted(target=1e3).stopped_by == "target"
     assert fitted(tol=1e6).stopped_by == "tol"
@@ -228,7 +265,11 @@ def test_bad_states_change_nothing_and_are_told():
 
     def flat():
         return w * 0.0 + 3.0
-    with pytest.raises(ValueError, match="hold NaN or Inf at the present weights"), pytest.warns(mh.NonFiniteWarning):
+
+    with (
+        pytest.raises(ValueError, match="hold NaN or Inf at the present weights"),
+        pytest.warns(mh.NonFiniteWarning),
+    ):
         optim.LevenbergMarquardt(rooted, [w]).step()
     stuck = optim.LevenbergMarquardt(flat, [w])
     assert stuck.step() == 9.0 and not stuck.last.accepted
@@ -242,6 +283,7 @@ def test_a_trial_that_gives_nan_is_taken_back():
 
     def logarithm():
         return ops.log(w) + 3.0  # from 1, a whole step goes to -2
+
     solver = optim.LevenbergMarquardt(logarithm, [w], 1e-6)
     assert solver.step() < 4.5 and solver.last.trials > 1 and float(w[0]) > 0
     solver.fit(max_steps=40, progress=False)
@@ -253,8 +295,11 @@ def test_a_rank_deficient_jacobian_is_no_error():
 
     def twice():
         return ops.stack([w.sum() - 1.0, 2.0 * w.sum() - 2.0, w.sum() - 1.0, w.sum() - 1.0])
+
     optim.LevenbergMarquardt(twice, [w]).fit(max_steps=50)
-    np.testing.assert_allclose(w.asnumpy(), np.array([1.0, 2.0, 3.0]) - 5 / 3, atol=1e-8)  # the shortest way
+    np.testing.assert_allclose(
+        w.asnumpy(), np.array([1.0, 2.0, 3.0]) - 5 / 3, atol=1e-8
+    )  # the shortest way
 
 
 def test_a_checkpoint_loaded_in_between_is_seen():

@@ -1,4 +1,5 @@
 """Newton's method without a matrix, against scipy's trust-ncg with derivatives of numpy."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -41,7 +42,7 @@ def gradient(w):
     w1, b1, w2 = w[:10].reshape(2, 5), w[10:15], w[15:]
     t = np.tanh(X @ w1 + b1)
     out = 2 * (t @ w2 - Y) / len(Y)
-    inner = out[:, None] * w2 * (1 - t ** 2)
+    inner = out[:, None] * w2 * (1 - t**2)
     return np.concatenate([(X.T @ inner).ravel(), inner.sum(0), t.T @ out])
 
 
@@ -50,12 +51,25 @@ def product(w, v):
 
 
 def jacobian(w):
-    return np.stack([(np.tanh(X @ u[:10].reshape(2, 5) + u[10:15]) @ u[15:]).imag / 1e-30
-                     for u in w + 1e-30j * np.eye(20)], axis=1)
+    return np.stack(
+        [
+            (np.tanh(X @ u[:10].reshape(2, 5) + u[10:15]) @ u[15:]).imag / 1e-30
+            for u in w + 1e-30j * np.eye(20)
+        ],
+        axis=1,
+    )
 
 
 def operator(kind=mh.HessianOperator, net=None, **options):
-    return kind(net or Net(), mean_square, DATA, reduction="mean", check_deterministic=False, progress=False, **options)
+    return kind(
+        net or Net(),
+        mean_square,
+        DATA,
+        reduction="mean",
+        check_deterministic=False,
+        progress=False,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("kind", ["Hessian", "Gauss-Newton"])
@@ -70,9 +84,21 @@ def test_iterates_are_those_of_scipy(kind):
         def times(w, v):
             j = jacobian(w)
             return 2 / 16 * j.T @ (j @ v)
-    scipy.optimize.minimize(value, START, jac=gradient, hessp=times, method="trust-ncg", callback=points.append,
-                            options={"initial_trust_radius": 0.5, "maxiter": 25, "gtol": 1e-12})
-    accepted = [p for p, before in zip(points, [START, *points], strict=False) if not np.array_equal(p, before)]
+
+    scipy.optimize.minimize(
+        value,
+        START,
+        jac=gradient,
+        hessp=times,
+        method="trust-ncg",
+        callback=points.append,
+        options={"initial_trust_radius": 0.5, "maxiter": 25, "gtol": 1e-12},
+    )
+    accepted = [
+        p
+        for p, before in zip(points, [START, *points], strict=False)
+        if not np.array_equal(p, before)
+    ]
     assert len(accepted) >= 10
     solver, ends = optim.NewtonCG(op, 0.5), set()
     for point in accepted[:12]:
@@ -90,12 +116,19 @@ def test_a_saddle_is_left_by_negative_curvature():
 
         def construct(self, x):
             return (x * (self.w[0] ** 2 - self.w[1] ** 2 + self.w[1] ** 4)).mean()
+
     net = Saddle()
 
     def itself(out, y):
         return out + 0.0 * y.mean()
-    op = mh.HessianOperator(net, itself, (Tensor(np.ones((2, 1))), Tensor(np.ones((2, 1)))), reduction="mean",
-                            check_deterministic=False)
+
+    op = mh.HessianOperator(
+        net,
+        itself,
+        (Tensor(np.ones((2, 1))), Tensor(np.ones((2, 1)))),
+        reduction="mean",
+        check_deterministic=False,
+    )
     fitted = optim.NewtonCG(op).fit(max_steps=30, tol=1e-8)
     assert fitted.stopped_by == "tol" and fitted.loss == pytest.approx(-0.25)
     np.testing.assert_allclose(net.w.asnumpy(), [0.0, np.sqrt(0.5)], atol=1e-6)
@@ -104,7 +137,9 @@ def test_a_saddle_is_left_by_negative_curvature():
 @pytest.mark.full_run
 def test_curvature_of_a_part_of_the_data_and_damping():
     net = Net()
-    part = mh.GGNOperator(net, mean_square, tuple(t[:6] for t in DATA), reduction="mean", check_deterministic=False)
+    part = mh.GGNOperator(
+        net, mean_square, tuple(t[:6] for t in DATA), reduction="mean", check_deterministic=False
+    )
     solver = optim.NewtonCG(operator(net=net), 100.0, curvature=part, damping=0.1, max_products=200)
     solver.step()
     j = jacobian(START)[:6]
@@ -125,7 +160,9 @@ def test_an_exact_preconditioner_needs_one_product():
     solver = optim.NewtonCG(op, 100.0, damping=0.1, preconditioner=np.linalg.inv(matrix))
     solver.step()
     assert solver.last.products == 1
-    np.testing.assert_allclose(solver.weights.point() - START, np.linalg.solve(matrix, -gradient(START)), rtol=1e-7)
+    np.testing.assert_allclose(
+        solver.weights.point() - START, np.linalg.solve(matrix, -gradient(START)), rtol=1e-7
+    )
     with pytest.raises(ValueError, match="preconditioner must be positive definite"):
         optim.NewtonCG(op, preconditioner=-np.eye(20)).step()
 
@@ -145,8 +182,9 @@ def test_a_fit_and_its_state(tmp_path):
 
 def test_a_loss_of_nan_is_an_error_and_changes_nothing():
     net = Net()
-    op = mh.HessianOperator(net, mean_square, (Tensor(X * np.nan), DATA[1]), reduction="mean",
-                            check_deterministic=False)
+    op = mh.HessianOperator(
+        net, mean_square, (Tensor(X * np.nan), DATA[1]), reduction="mean", check_deterministic=False
+    )
     with pytest.raises(ValueError, match="NaN or Inf at the present weights"):
         optim.NewtonCG(op).step()
     np.testing.assert_array_equal(optim.NewtonCG(op).weights.point(), START)

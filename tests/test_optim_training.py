@@ -1,4 +1,5 @@
 """AdaHessian, Sophia and the training step, against numpy in float64."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -42,7 +43,7 @@ def numpy_gradient(w, x=X, y=Y):
     w1, b1, w2 = w[:10].reshape(2, 5), w[10:15], w[15:]
     t = np.tanh(x @ w1 + b1)
     out = 2 * (t @ w2 - y) / len(y)
-    inner = out[:, None] * w2 * (1 - t ** 2)
+    inner = out[:, None] * w2 * (1 - t**2)
     return np.concatenate([(x.T @ inner).ravel(), inner.sum(0), t.T @ out])
 
 
@@ -56,7 +57,11 @@ def numpy_adahessian(w, steps, lr, decay, seed, b1=0.9, b2=0.999, eps=1e-8, powe
         g, d = numpy_gradient(w), numpy_curvature(w, probe(seed, t - 1, 20).astype(float))
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * d * d
         rate = lr[t - 1] if np.ndim(lr) == 2 else lr
-        w = w - rate * decay * w - rate * (m / (1 - b1 ** t)) / (np.sqrt(v / (1 - b2 ** t)) ** power + eps)
+        w = (
+            w
+            - rate * decay * w
+            - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) ** power + eps)
+        )
     return w
 
 
@@ -80,14 +85,19 @@ def mode(request):
 
 
 RULES = {
-    "AdaHessian": (lambda w: optim.AdaHessian(w, 0.1), lambda: numpy_adahessian(START, 100, 0.1, 0.0, 3)),
+    "AdaHessian": (
+        lambda w: optim.AdaHessian(w, 0.1),
+        lambda: numpy_adahessian(START, 100, 0.1, 0.0, 3),
+    ),
     "AdaHessian, its options": (
         lambda w: optim.AdaHessian(w, 0.03, 0.8, 0.95, 1e-3, weight_decay=0.02, hessian_power=0.5),
-        lambda: numpy_adahessian(START, 100, 0.03, 0.02, 3, 0.8, 0.95, 1e-3, 0.5)),
+        lambda: numpy_adahessian(START, 100, 0.03, 0.02, 3, 0.8, 0.95, 1e-3, 0.5),
+    ),
     "Sophia": (lambda w: optim.Sophia(w, 0.01), lambda: numpy_sophia(START, 100, 0.01, 0.1, 3)),
     "Sophia, its options": (
         lambda w: optim.Sophia(w, 0.02, 0.9, 0.8, 0.3, weight_decay=0.0, update_interval=3),
-        lambda: numpy_sophia(START, 100, 0.02, 0.0, 3, 0.9, 0.8, 0.3, 3)),
+        lambda: numpy_sophia(START, 100, 0.02, 0.0, 3, 0.9, 0.8, 0.3, 3),
+    ),
 }
 
 
@@ -100,21 +110,31 @@ def test_trajectories_are_the_published_rules(name, mode):
     step = optim.TrainStep(net, mean_square, make(net.trainable_params()), seed=3)
     losses = [step(*DATA) for _ in range(100)]
     np.testing.assert_allclose(flat(net), expected(), rtol=1e-10, atol=1e-12)
-    assert float(losses[0]) == pytest.approx(((np.tanh(X @ START[:10].reshape(2, 5) + START[10:15]) @ START[15:] - Y)
-                                              ** 2).mean(), rel=1e-6)  # the loss before the step
+    assert float(losses[0]) == pytest.approx(
+        ((np.tanh(X @ START[:10].reshape(2, 5) + START[10:15]) @ START[15:] - Y) ** 2).mean(),
+        rel=1e-6,
+    )  # the loss before the step
     assert int(step.optimizer.global_step[0]) == 100 and int(step.optimizer.skipped) == 0
 
 
 def test_groups_schedules_and_decay():
     net = Net()
     rates = np.linspace(0.1, 0.01, 20).astype(np.float32)
-    groups = [{"params": [net.w1], "lr": 0.05, "weight_decay": 0.1}, {"params": [net.w2]},
-              {"params": [net.b1], "lr": list(map(float, rates))}, {"order_params": net.trainable_params()}]
+    groups = [
+        {"params": [net.w1], "lr": 0.05, "weight_decay": 0.1},
+        {"params": [net.w2]},
+        {"params": [net.b1], "lr": list(map(float, rates))},
+        {"order_params": net.trainable_params()},
+    ]
     step = optim.TrainStep(net, mean_square, optim.AdaHessian(groups, 0.02), seed=3)
     for _ in range(20):
         step(*DATA)
-    lr = np.stack([np.concatenate([np.full(10, 0.05), np.full(5, rate), np.full(5, 0.02)])
-                   for rate in rates.astype(np.float64)])
+    lr = np.stack(
+        [
+            np.concatenate([np.full(10, 0.05), np.full(5, rate), np.full(5, 0.02)])
+            for rate in rates.astype(np.float64)
+        ]
+    )
     decay = np.concatenate([np.full(10, 0.1), np.zeros(10)])
     np.testing.assert_allclose(flat(net), numpy_adahessian(START, 20, lr, decay, 3), rtol=1e-10)
 
@@ -132,7 +152,11 @@ def test_a_rate_that_is_changed_counts():
 class Vision(nn.Cell):
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.pool = nn.Conv2d(1, 4, 3, has_bias=True), nn.BatchNorm2d(4), nn.MaxPool2d(2, 2)
+        self.conv, self.norm, self.pool = (
+            nn.Conv2d(1, 4, 3, has_bias=True),
+            nn.BatchNorm2d(4),
+            nn.MaxPool2d(2, 2),
+        )
         self.head, self.activation = nn.Dense(64, 3), nn.GELU()
 
     def construct(self, x):
@@ -156,8 +180,12 @@ class Residual(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.norm, self.one, self.two, self.head = (nn.BatchNorm1d(64), nn.Dense(64, 64), nn.Dense(64, 64),
-                                                    nn.Dense(64, 3))
+        self.norm, self.one, self.two, self.head = (
+            nn.BatchNorm1d(64),
+            nn.Dense(64, 64),
+            nn.Dense(64, 64),
+            nn.Dense(64, 3),
+        )
 
     def construct(self, x):
         x = self.norm(x.reshape(x.shape[0], -1))
@@ -170,19 +198,30 @@ IMAGES = Tensor(RNG.standard_normal((8, 1, 8, 8)), ms.float32)
 LABELS = Tensor(RNG.integers(0, 3, 8), ms.int32)
 
 
-@pytest.mark.parametrize("kind", [Vision, Residual, pytest.param(Attention, marks=pytest.mark.skipif(
-    not FULL, reason="in the full run"))])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Vision,
+        Residual,
+        pytest.param(Attention, marks=pytest.mark.skipif(not FULL, reason="in the full run")),
+    ],
+)
 def test_networks_as_people_write_them(kind):
-    """With beta1 = beta2 = 0 the moments are the gradient and the squared curvature: those of `grad_and_hvp`."""
+    """With beta1 = beta2 = 0 the moments are the gradient and the squared curvature: those of
+    `grad_and_hvp`.
+    """
     ms.set_seed(0)
     net, loss = kind().set_train(), nn.CrossEntropyLoss()
     weights = net.trainable_params()
     z = probe(0, 0, sum(p.size for p in weights)).astype(np.float32)
     ends = np.cumsum([p.size for p in weights])[:-1]
-    signs = [Tensor(part.reshape(p.shape)) for part, p in zip(np.split(z, ends), weights, strict=True)]
+    signs = [
+        Tensor(part.reshape(p.shape)) for part, p in zip(np.split(z, ends), weights, strict=True)
+    ]
 
     def forward(x, y):
         return loss(net(x), y)
+
     gradient, image = mh.grad_and_hvp(forward, (IMAGES, LABELS), tuple(signs), weights=weights)
     gradient, image = ([part.asnumpy().copy() for part in parts] for parts in (gradient, image))
     statistics = [p for p in net.get_parameters() if "moving" in p.name]
@@ -192,7 +231,7 @@ def test_networks_as_people_write_them(kind):
     after = [p.asnumpy().copy() for p in statistics]
     for m, v, g, h in zip(optimizer.moment1, optimizer.moment2, gradient, image, strict=True):
         np.testing.assert_allclose(m.asnumpy(), g, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(v.asnumpy(), h ** 2, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(v.asnumpy(), h**2, rtol=1e-3, atol=1e-5)
     for parameter, old in zip(statistics, before, strict=True):
         parameter.set_data(Tensor(old))
     assert float(loss(net(IMAGES), LABELS)) == pytest.approx(float(value), rel=1e-5)
@@ -203,15 +242,24 @@ def test_networks_as_people_write_them(kind):
 @pytest.mark.full_run
 def test_the_kernels_of_convolutions_are_averaged():
     ms.set_seed(0)
-    net, loss = nn.SequentialCell(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Dense(128, 3)), nn.CrossEntropyLoss()
+    net, loss = (
+        nn.SequentialCell(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Dense(128, 3)),
+        nn.CrossEntropyLoss(),
+    )
     found = []
     for average in (None, "kernel"):
-        optimizer = optim.AdaHessian(net.trainable_params(), 0.0, beta2=0.0, spatial_average=average)
+        optimizer = optim.AdaHessian(
+            net.trainable_params(), 0.0, beta2=0.0, spatial_average=average
+        )
         optim.TrainStep(net, loss, optimizer)(IMAGES, LABELS)
         found.append([v.asnumpy().copy() for v in optimizer.moment2])
     (conv, head), (averaged, same) = ((f[0], f[-2]) for f in found)
-    np.testing.assert_allclose(averaged, np.broadcast_to(
-        np.sqrt(conv).mean((2, 3), keepdims=True) ** 2, conv.shape), rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(
+        averaged,
+        np.broadcast_to(np.sqrt(conv).mean((2, 3), keepdims=True) ** 2, conv.shape),
+        rtol=1e-4,
+        atol=1e-8,
+    )
     np.testing.assert_allclose(same, head, rtol=1e-5)
 
 
@@ -225,7 +273,9 @@ def test_gauss_newton_bartlett_is_b_times_the_squared_gradient_for_drawn_labels(
     w = RNG.standard_normal((2, 3))
     net = nn.Dense(2, 3, weight_init=Tensor(w.T), has_bias=False, dtype=ms.float64)
     y = Tensor(RNG.integers(0, 3, 16), ms.int32)
-    optimizer = optim.Sophia(net.trainable_params(), 0.01, estimator="gnb", update_interval=2, weight_decay=0.0)
+    optimizer = optim.Sophia(
+        net.trainable_params(), 0.01, estimator="gnb", update_interval=2, weight_decay=0.0
+    )
     step = optim.TrainStep(net, cross_entropy, optimizer, seed=5)
 
     def drawn(w, chance):
@@ -233,19 +283,30 @@ def test_gauss_newton_bartlett_is_b_times_the_squared_gradient_for_drawn_labels(
         p /= p.sum(1, keepdims=True)
         labels = np.minimum((p.cumsum(1) < chance[:, None]).sum(1), 2)
         return X.T @ (p - np.eye(3)[labels]) / 16
+
     step(Tensor(X), y)
     first = 0.01 * 16 * drawn(w, uniforms(5, 0, (16,))) ** 2
     np.testing.assert_allclose(optimizer.curvature[0].asnumpy(), first.T, rtol=1e-9)
     step(Tensor(X), y)
-    np.testing.assert_allclose(optimizer.curvature[0].asnumpy(), first.T, rtol=1e-9)  # not at the second step
+    np.testing.assert_allclose(
+        optimizer.curvature[0].asnumpy(), first.T, rtol=1e-9
+    )  # not at the second step
     w = net.weight.asnumpy().T.copy()
     step(Tensor(X), y)
-    np.testing.assert_allclose(optimizer.curvature[0].asnumpy().T,
-                               0.99 * first + 0.01 * 16 * drawn(w, uniforms(5, 2, (16,))) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(
+        optimizer.curvature[0].asnumpy().T,
+        0.99 * first + 0.01 * 16 * drawn(w, uniforms(5, 2, (16,))) ** 2,
+        rtol=1e-9,
+    )
 
 
-@pytest.mark.parametrize("make", [lambda w, **o: optim.AdaHessian(w, 0.01, **o),
-                                  lambda w, **o: optim.Sophia(w, 0.01, update_interval=2, **o)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w, **o: optim.AdaHessian(w, 0.01, **o),
+        lambda w, **o: optim.Sophia(w, 0.01, update_interval=2, **o),
+    ],
+)
 def test_a_loss_scale_changes_nothing(make):
     found = []
     for scale in (1.0, 1024.0):
@@ -262,7 +323,9 @@ def test_a_loss_scale_enters_the_labels_curvature_twice():
     for scale in (1.0, 256.0):
         net = nn.Dense(2, 3, weight_init=Tensor(np.ones((3, 2))), has_bias=False, dtype=ms.float64)
         optimizer = optim.Sophia(net.trainable_params(), estimator="gnb", loss_scale=scale)
-        optim.TrainStep(net, cross_entropy, optimizer)(Tensor(X), Tensor(np.arange(16) % 3, ms.int32))
+        optim.TrainStep(net, cross_entropy, optimizer)(
+            Tensor(X), Tensor(np.arange(16) % 3, ms.int32)
+        )
         found.append(optimizer.curvature[0].asnumpy().copy())
     assert found[0].max() > 0
     np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
@@ -278,7 +341,9 @@ def test_gradients_are_clipped_over_all_weights():
     np.testing.assert_allclose(found, g * 0.1 / np.linalg.norm(g), rtol=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda w: optim.AdaHessian(w), lambda w: optim.Sophia(w, update_interval=2)])
+@pytest.mark.parametrize(
+    "make", [lambda w: optim.AdaHessian(w), lambda w: optim.Sophia(w, update_interval=2)]
+)
 def test_a_step_with_nan_is_not_taken_and_is_counted(make):
     net = Net()
     optimizer = make(net.trainable_params())
@@ -295,7 +360,10 @@ def test_a_step_with_nan_is_not_taken_and_is_counted(make):
 def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
     def fresh():
         net = Net()
-        return net, optim.TrainStep(net, mean_square, optim.Sophia(net.trainable_params(), 0.01, update_interval=3), 7)
+        return net, optim.TrainStep(
+            net, mean_square, optim.Sophia(net.trainable_params(), 0.01, update_interval=3), 7
+        )
+
     net, step = fresh()
     for _ in range(4):
         step(*DATA)
@@ -320,7 +388,9 @@ def test_model_trains_it():
 
 def test_training_flags_and_shapes_are_compiled_anew():
     net = nn.SequentialCell(nn.Dense(2, 4), nn.BatchNorm1d(4), nn.Dense(4, 1))
-    step = optim.TrainStep(net, nn.MSELoss(), optim.Sophia(net.trainable_params(), 0.0, update_interval=1))
+    step = optim.TrainStep(
+        net, nn.MSELoss(), optim.Sophia(net.trainable_params(), 0.0, update_interval=1)
+    )
     x, y = Tensor(X, ms.float32), Tensor(Y.reshape(-1, 1), ms.float32)
     values = {flag: float((step.set_train(flag), step(x, y))[1]) for flag in (True, False)}
     assert values[True] != values[False]
@@ -343,6 +413,7 @@ def test_a_network_that_returns_its_loss():
 
         def construct(self, x, y):
             return mean_square(self.net(x), y)
+
     whole = Whole()
     step = optim.TrainStep(whole, None, optim.AdaHessian(whole.trainable_params(), 0.1), seed=3)
     for _ in range(5):
@@ -358,6 +429,7 @@ def test_what_has_no_second_derivative_is_refused_before_anything_changes():
 
         def construct(self, x):
             return ops.matrix_exp((self.w * x).reshape(1, 3, 1) @ self.w.reshape(1, 1, 3)).sum()
+
     net = Rough()
     step = optim.TrainStep(net, None, optim.AdaHessian(net.trainable_params()))
     with pytest.raises(mh.HessianError) as caught:

@@ -1,4 +1,7 @@
-"""Results can be pickled and copied: the numbers are equal, and nothing of the operator goes along."""
+"""Results can be pickled and copied: the numbers are equal, and nothing of the operator goes
+along.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -18,12 +21,11 @@ MATRIX = np.diag(np.arange(1.0, 41))
 
 
 def cube(x):
-    return (x ** 3).sum()
+    return (x**3).sum()
 
 
 def summed(x):
     return (NET(x) ** 2).sum()
-
 
 
 POINT = Tensor(np.array([1.0, 2.0], np.float32))
@@ -40,9 +42,13 @@ RESULTS = {
     "Solution": lambda: mh.solve(MATRIX, np.ones(40)),
     "LayerReport": lambda: mh.layer_report(OP, 4),
     "Diagnosis": lambda: mh.diagnose(OP, 0.1),
-    "Measurement": lambda: mh.CurvatureMonitor(OP, every=1, metrics=("sharpness", "trace", "density")).measure(1, 0.1),
+    "Measurement": lambda: mh.CurvatureMonitor(
+        OP, every=1, metrics=("sharpness", "trace", "density")
+    ).measure(1, 0.1),
     "AuditReport": lambda: mh.audit(cube, POINT),
-    "AuditReport of weights": lambda: mh.audit(summed, ops.ones((1, 3)), weights=NET.trainable_params()),
+    "AuditReport of weights": lambda: mh.audit(
+        summed, ops.ones((1, 3)), weights=NET.trainable_params()
+    ),
     "HvpReport": lambda: mh.testing.check_hvp(cube, POINT),
     "HessianReport": lambda: mh.testing.check_hessian(cube, POINT),
     "Plan": lambda: OP.plan(),
@@ -58,11 +64,18 @@ def content(value):
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
     if dataclasses.is_dataclass(value):
-        return type(value), {f.name: content(getattr(value, f.name)) for f in dataclasses.fields(value)
-                             if f.name != "unflatten"}
+        return type(value), {
+            f.name: content(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.name != "unflatten"
+        }
     if isinstance(value, dict):
         return {key: content(item) for key, item in value.items()}
-    return [content(item) for item in value] if isinstance(value, tuple | list) else (type(value), repr(value))
+    return (
+        [content(item) for item in value]
+        if isinstance(value, tuple | list)
+        else (type(value), repr(value))
+    )
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -83,13 +96,15 @@ def test_the_vectors_of_a_pickled_result_have_the_structure_of_the_weights(dtype
 
         def unflatten(self, flat):
             return Tensor(flat[:10].reshape(2, 5), kind), Tensor(flat[10:], kind)
+
     kind, Own.lock = dtype, open(__file__)  # noqa: SIM115 -- cannot be pickled
     found = mh.eigsh(Own(), 2)
     once = pickle.loads(pickle.dumps(found))
     for again in (once, pickle.loads(pickle.dumps(once)), copy.deepcopy(found)):
         assert [part.dtype for part in again.structured(1)] == [dtype] * 2
         assert content([t.astype(ms.float32) for t in again.structured(1)]) == content(
-            [t.astype(ms.float32) for t in found.structured(1)])
+            [t.astype(ms.float32) for t in found.structured(1)]
+        )
     Own.lock.close()
 
 
@@ -102,6 +117,7 @@ def test_a_structure_that_is_none_of_tensors_is_left_out():
 
         def unflatten(self, flat):
             return {"all": flat}
+
     found = mh.eigsh(Own(), 1)
     assert found.structured(0).keys() == {"all"}
     with pytest.raises(ValueError, match="has no structure: use vector"):

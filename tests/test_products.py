@@ -1,4 +1,5 @@
 """Products: the tutorial as written, structures, weights against golden values, Gauss-Newton."""
+
 from __future__ import annotations
 
 import functools
@@ -9,7 +10,15 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 from networks import FLOAT64, load
 
-from mindspore_hessian import MissingRuleError, curvature, ggnvp, grad_and_hvp, hvp, hvp_revfwd, hvp_revrev
+from mindspore_hessian import (
+    MissingRuleError,
+    curvature,
+    ggnvp,
+    grad_and_hvp,
+    hvp,
+    hvp_revfwd,
+    hvp_revrev,
+)
 
 
 def tensor(*values, dtype=np.float64):
@@ -21,11 +30,11 @@ def sines(x):
 
 
 def coupled(x, y):
-    return (x ** 2 * y ** 3).sum()
+    return (x**2 * y**3).sum()
 
 
 def with_aux(x):
-    return (x ** 3).sum(), x * 2, x + 1
+    return (x**3).sum(), x * 2, x + 1
 
 
 def test_the_tutorials_two_products():
@@ -41,7 +50,7 @@ def test_the_tutorials_two_products():
 
 
 def coupled_products(x, y, v, w):
-    return 2 * y ** 3 * v + 6 * x * y ** 2 * w, 6 * x * y ** 2 * v + 6 * x ** 2 * y * w
+    return 2 * y**3 * v + 6 * x * y**2 * w, 6 * x * y**2 * v + 6 * x**2 * y * w
 
 
 @pytest.mark.parametrize("mode", ["auto", "revrev", "fwdrev"])
@@ -56,9 +65,9 @@ def test_structures_follow_the_vectors(mode):
     as_list = hvp(coupled, list(xs), list(vs), mode=mode)
     assert isinstance(as_list, list)
     second = hvp(coupled, xs, Tensor(w), grad_position=1, mode=mode)
-    np.testing.assert_allclose(second.asnumpy(), 6 * x ** 2 * y * w)
+    np.testing.assert_allclose(second.asnumpy(), 6 * x**2 * y * w)
     last = hvp(coupled, xs, (Tensor(w),), grad_position=(-1,), mode=mode)
-    np.testing.assert_allclose(last[0].asnumpy(), 6 * x ** 2 * y * w)
+    np.testing.assert_allclose(last[0].asnumpy(), 6 * x**2 * y * w)
 
 
 def test_auxiliary_outputs_are_returned_and_not_differentiated():
@@ -76,14 +85,15 @@ def test_auxiliary_outputs_are_returned_and_not_differentiated():
 def test_integer_and_constant_arguments_are_left_alone():
     def f(x, index, power, scale=1.0):
         return (ops.gather(x, index, 0) ** power * scale).sum()
+
     x, v = tensor(1, 2, 3), tensor(1, 1, 1)
     got = hvp(f, (x, Tensor([0, 2, 2], ms.int32), 3, 2.0), v, grad_position=0)
     np.testing.assert_allclose(got.asnumpy(), [12, 0, 72])
 
 
 def test_scalar_and_one_element_outputs():
-    assert float(hvp(lambda x: x ** 3, Tensor(2.0), Tensor(1.0))) == 12.0
-    got = hvp(lambda x: (x ** 3).sum().reshape(1), tensor(1, 2), tensor(1, 1))
+    assert float(hvp(lambda x: x**3, Tensor(2.0), Tensor(1.0))) == 12.0
+    got = hvp(lambda x: (x**3).sum().reshape(1), tensor(1, 2), tensor(1, 1))
     np.testing.assert_allclose(got.asnumpy(), [6, 12])
 
 
@@ -92,7 +102,8 @@ def test_mixed_dtypes():
     v, w = tensor(1, 1, dtype=np.float32), tensor(1, 2)
 
     def f(x, y):
-        return (x ** 2).sum() * (y ** 2).sum()
+        return (x**2).sum() * (y**2).sum()
+
     a, b = hvp(f, (x, y), (v, w))
     assert (a.dtype, b.dtype) == (ms.float32, ms.float64)
     np.testing.assert_allclose(a.asnumpy(), 2 * 25 * np.ones(2) + 4 * np.array([1, 2]) * 11)
@@ -117,8 +128,11 @@ def test_bfloat16_is_right_where_the_backend_has_the_kernels_and_refused_elsewhe
         np.testing.assert_allclose(got.astype(ms.float32).asnumpy(), [6, 24], rtol=1e-2)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [(n, "float32") for n in ("mlp", "conv", "layernorm", "attention",
-                                                                     "batchnorm")] + [(n, "float64") for n in FLOAT64])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(n, "float32") for n in ("mlp", "conv", "layernorm", "attention", "batchnorm")]
+    + [(n, "float64") for n in FLOAT64],
+)
 def test_networks_against_torch_and_jax(name, dtype):
     net, loss, (x, target), golden = load(name, dtype)
     tolerance = 2e-4 if dtype == "float32" else 1e-12
@@ -132,12 +146,17 @@ def test_networks_against_torch_and_jax(name, dtype):
         return [Tensor(np.asarray(a, dtype)) for a in arrays]
 
     weights = net.trainable_params()
-    close([hvp(loss, (x, target), Tensor(golden.vector_x.astype(dtype)), grad_position=0)], [golden.hvp_x])
+    close(
+        [hvp(loss, (x, target), Tensor(golden.vector_x.astype(dtype)), grad_position=0)],
+        [golden.hvp_x],
+    )
     gradient, product = grad_and_hvp(loss, (x, target), tensors(golden.vector_w), weights=weights)
     close(product, golden.hvp_w)
     close(gradient, golden.gradient_w)
     flat = [np.asarray(v, np.float64) for v in golden.vector_w]
-    quotient = sum((v * h).sum() for v, h in zip(flat, golden.hvp_w, strict=True)) / sum((v * v).sum() for v in flat)
+    quotient = sum((v * h).sum() for v, h in zip(flat, golden.hvp_w, strict=True)) / sum(
+        (v * v).sum() for v in flat
+    )
     got = float(curvature(loss, (x, target), tensors(golden.vector_w), weights=weights))
     scale = max(np.abs(h).max() for h in golden.hvp_w)
     assert abs(got - quotient) <= 10 * tolerance * scale
@@ -163,6 +182,7 @@ def test_a_tied_weight_counts_once():
     def gradient(w):  # of sum(Y^2), Y = x w w: 2 (x^T Y w^T + (x w)^T Y)
         y = x @ w @ w
         return 2 * (x.T @ y @ w.T + (x @ w).T @ y)
+
     step = 1e-5
     expected = (gradient(w + step * v) - gradient(w - step * v)) / (2 * step)
     got = hvp(net, Tensor(x), [Tensor(v)], weights=net.trainable_params())
@@ -174,7 +194,8 @@ def test_weights_in_any_container_and_together_with_inputs(container):
     w = Parameter(tensor(1, 2), name="weight")
 
     def f(x):
-        return (x ** 2 * w ** 2).sum()
+        return (x**2 * w**2).sum()
+
     x, v, u = tensor(3, 4), tensor(1, 1), tensor(1, 2)
     got = hvp(f, x, (v,), weights=container([w]))
     np.testing.assert_allclose(got[0].asnumpy(), [18, 32])
@@ -196,6 +217,7 @@ def test_gauss_newton_of_softmax_regression_is_its_hessian():
 
     def loss(logits):
         return (ops.logsumexp(logits, -1) - (logits * targets).sum(-1)).sum()
+
     logits = data @ net.weight.asnumpy().T
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
@@ -208,9 +230,9 @@ def test_gauss_newton_of_softmax_regression_is_its_hessian():
 def test_gauss_newton_drops_the_curvature_of_the_function():
     """f = x^2, loss = sum(y^2)/2: J = 2x, H_loss = 1, so G = 4 x^2 while H = 6 x^2."""
     x, v = tensor(1, 2), tensor(1, 1)
-    got = ggnvp(lambda x: x ** 2, lambda y: (y ** 2).sum() / 2, x, v)
+    got = ggnvp(lambda x: x**2, lambda y: (y**2).sum() / 2, x, v)
     np.testing.assert_allclose(got.asnumpy(), [4, 16])
-    np.testing.assert_allclose(hvp(lambda x: (x ** 4).sum() / 2, x, v).asnumpy(), [6, 24])
+    np.testing.assert_allclose(hvp(lambda x: (x**4).sum() / 2, x, v).asnumpy(), [6, 24])
 
 
 def test_curvature_of_a_quadratic_form_is_the_rayleigh_quotient():
@@ -219,9 +241,12 @@ def test_curvature_of_a_quadratic_form_is_the_rayleigh_quotient():
 
     def f(x):
         return (x * ops.matmul(matrix, x)).sum() / 2
+
     for v in ([1.0, 0.0], [1e-20, 2e-20], [3.0, -4.0]):
         v = np.array(v)
-        np.testing.assert_allclose(float(curvature(f, tensor(5, 6), Tensor(v))), v @ a @ v / (v @ v), rtol=1e-12)
+        np.testing.assert_allclose(
+            float(curvature(f, tensor(5, 6), Tensor(v))), v @ a @ v / (v @ v), rtol=1e-12
+        )
 
 
 def quartic_loss(scale, output, target=None):
@@ -231,5 +256,7 @@ def quartic_loss(scale, output, target=None):
 @pytest.mark.parametrize("target", [1.0, 0.0])
 def test_a_partial_loss_keeps_what_it_holds(target):
     held = functools.partial(quartic_loss, 2.0, target=Tensor([target, target]))
-    found = ggnvp(lambda x: x ** 2, held, Tensor([1.0, 2.0]), Tensor([1.0, 1.0])).asnumpy()
-    np.testing.assert_allclose(found, 24 * (np.array([1.0, 4.0]) - target) ** 2 * [4.0, 16.0], rtol=1e-5)
+    found = ggnvp(lambda x: x**2, held, Tensor([1.0, 2.0]), Tensor([1.0, 1.0])).asnumpy()
+    np.testing.assert_allclose(
+        found, 24 * (np.array([1.0, 4.0]) - target) ** 2 * [4.0, 16.0], rtol=1e-5
+    )

@@ -1,4 +1,5 @@
 """Programs as people write them (programs.py) through every operator, against torch in float64."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -17,7 +18,9 @@ KINDS = {"hessian": mh.HessianOperator, "ggn": mh.GGNOperator, "ef": mh.Empirica
 def test_products_are_golden(program):
     network, loss_fn, batches = load(program)
     with np.load(GOLDEN) as golden:
-        turn = list(KINDS)[list(PROGRAMS).index(program) % 3]  # each program one kind in the default run
+        turn = list(KINDS)[
+            list(PROGRAMS).index(program) % 3
+        ]  # each program one kind in the default run
         for kind in KINDS if FULL else {"hessian", turn}:
             operator = KINDS[kind]
             op = operator(network, loss_fn, batches, progress=False, check_deterministic=False)

@@ -1,4 +1,7 @@
-"""Functions that are typed at a plain Python prompt, where only readline's history has their text."""
+"""Functions that are typed at a plain Python prompt, where only readline's history has their
+text.
+"""
+
 from __future__ import annotations
 
 import os
@@ -53,7 +56,13 @@ def typed(text: str, folder: Path) -> str:
     child, screen = pty.fork()
     if child == 0:
         os.chdir(folder)
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb", "PYTHON_BASIC_REPL": "1", "HOME": str(folder)}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TERM": "dumb",
+            "PYTHON_BASIC_REPL": "1",
+            "HOME": str(folder),
+        }
         os.execve(sys.executable, [sys.executable, "-q", "-i"], env)
     seen, end = b"", time.monotonic() + 240
     lines = iter([*text.strip().split("\n"), "exit()"])
@@ -71,7 +80,13 @@ def typed(text: str, folder: Path) -> str:
 
 def test_what_is_typed_can_be_differentiated(tmp_path):
     answer = typed(TYPED, tmp_path)
-    for line in ("[ 6. 12.]", "plain [ 6. 12.]", "again [12. 48.]", "second of a line [ 6. 12.]", "cell [4. 4.]",
-                 "done 42"):
+    for line in (
+        "[ 6. 12.]",
+        "plain [ 6. 12.]",
+        "again [12. 48.]",
+        "second of a line [ 6. 12.]",
+        "cell [4. 4.]",
+        "done 42",
+    ):
         assert line in answer, answer[-3000:]
     assert "out of reach" in answer and "unseen" in answer

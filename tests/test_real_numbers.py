@@ -1,4 +1,7 @@
-"""Only real floating-point numbers are differentiated and multiplied; NaN and Inf stay where they belong."""
+"""Only real floating-point numbers are differentiated and multiplied; NaN and Inf stay where they
+belong.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -17,15 +20,15 @@ POINTS = Tensor(np.array([[1.0, 2.0], [3.0, 4.0]]))
 
 
 def integer(x):
-    return (x ** 3).sum().astype(ms.int32)
+    return (x**3).sum().astype(ms.int32)
 
 
 def integers(x):
-    return (x * 2, (x ** 3).astype(ms.int64))
+    return (x * 2, (x**3).astype(ms.int64))
 
 
 def boolean(x):
-    return (x ** 3).sum() > 1
+    return (x**3).sum() > 1
 
 
 def position(x):
@@ -56,17 +59,24 @@ def jacobian_in_graph(x):
 
 
 TRANSFORMS = {
-    "hvp": lambda f: mh.hvp(f, X, X), "grad_and_hvp": lambda f: mh.grad_and_hvp(f, X, X),
-    "curvature": lambda f: mh.curvature(f, X, X), "hessian": lambda f: mh.hessian(f)(X),
+    "hvp": lambda f: mh.hvp(f, X, X),
+    "grad_and_hvp": lambda f: mh.grad_and_hvp(f, X, X),
+    "curvature": lambda f: mh.curvature(f, X, X),
+    "hessian": lambda f: mh.hessian(f)(X),
     "hessian, sparse": lambda f: mh.hessian(f, sparse=True)(X),
     "hessian, mode": lambda f: mh.hessian(f, mode="fwdrev")(X),
-    "hessian, chunks": lambda f: mh.hessian(f, chunk_size=1)(X), "hessian_diag": lambda f: mh.hessian_diag(f)(X),
-    "laplacian": lambda f: mh.laplacian(f)(X), "laplacian of samples": lambda f: mh.laplacian(f, in_axes=0)(POINTS),
-    "value_grad_and_hessian": lambda f: mh.value_grad_and_hessian(f)(X), "jacobian": lambda f: mh.jacobian(f)(X),
+    "hessian, chunks": lambda f: mh.hessian(f, chunk_size=1)(X),
+    "hessian_diag": lambda f: mh.hessian_diag(f)(X),
+    "laplacian": lambda f: mh.laplacian(f)(X),
+    "laplacian of samples": lambda f: mh.laplacian(f, in_axes=0)(POINTS),
+    "value_grad_and_hessian": lambda f: mh.value_grad_and_hessian(f)(X),
+    "jacobian": lambda f: mh.jacobian(f)(X),
     "jacobian, fwd": lambda f: mh.jacobian(f, mode="fwd")(X),
     "batched_hessian": lambda f: mh.batched_hessian(f)(POINTS),
-    "ggnvp, loss": lambda f: mh.ggnvp(double, f, X, X), "ggnvp, forward": lambda f: mh.ggnvp(f, double, X, X),
-    "hvp in a graph": lambda f: product_in_graph(X), "hessian in a graph": lambda f: hessian_in_graph(X),
+    "ggnvp, loss": lambda f: mh.ggnvp(double, f, X, X),
+    "ggnvp, forward": lambda f: mh.ggnvp(f, double, X, X),
+    "hvp in a graph": lambda f: product_in_graph(X),
+    "hessian in a graph": lambda f: hessian_in_graph(X),
     "jacobian in a graph": lambda f: jacobian_in_graph(X),
 }
 
@@ -77,7 +87,9 @@ def test_an_integer_output_is_refused(name):
         TRANSFORMS[name](integer)
 
 
-@pytest.mark.parametrize(("f", "dtype"), [(boolean, "Bool"), (position, "Int64"), (complex_number, "Complex128")])
+@pytest.mark.parametrize(
+    ("f", "dtype"), [(boolean, "Bool"), (position, "Int64"), (complex_number, "Complex128")]
+)
 def test_other_outputs_without_a_derivative_are_refused(f, dtype):
     with pytest.raises(TypeError, match=f"{dtype}, which has no derivative"):
         mh.hvp(f, X, X)
@@ -93,12 +105,14 @@ def test_one_integer_output_of_several_is_refused(transform):
 def test_a_loss_that_is_no_float_is_refused(make):
     def loss(output, target):
         return ((output - target) ** 2).mean().astype(ms.int32)
+
     data = [(Tensor(np.ones((3, 2), np.float32)), Tensor(np.ones((3, 1), np.float32)))]
     with pytest.raises(TypeError, match="Int32, which has no derivative"):
         make(nn.Dense(2, 1), loss, data) @ np.ones(3)
 
 
-# --- operators and estimators --------------------------------------------------------------------------------------
+# --- operators and estimators ---------------------------------------------------------------------
+
 
 class Twice(mh.Operator):
     shape, dtype = (3, 3), np.dtype(np.float64)
@@ -118,16 +132,25 @@ class Turned:
 
 I3 = np.ones(3) * 1j
 COMPLEX = {
-    "vector": lambda: Twice() @ I3, "matrix": lambda: Twice() @ (np.eye(3) * 1j),
-    "Tensor": lambda: Twice() @ Tensor(I3), "from the left": lambda: I3 @ Twice(),
+    "vector": lambda: Twice() @ I3,
+    "matrix": lambda: Twice() @ (np.eye(3) * 1j),
+    "Tensor": lambda: Twice() @ Tensor(I3),
+    "from the left": lambda: I3 @ Twice(),
     "scipy": lambda: Twice().to_scipy() @ I3,
-    "scipy, transposed": lambda: Twice().to_scipy().rmatvec(I3), "factor": lambda: Twice() * 1j,
-    "numpy factor": lambda: np.complex64(1j) * Twice(), "divisor": lambda: Twice() / 1j,
-    **{f"solve by {method}": lambda method=method: mh.solve(np.eye(3), I3, method=method)
-       for method in ("cg", "minres", "lsmr", "neumann")},
-    "damping": lambda: mh.solve(np.eye(3), np.ones(3), damping=1j), "start": lambda: mh.eigsh(Twice(), k=1, v0=I3),
-    "complex op": lambda: mh.trace(np.eye(3) * 1j), "complex sparse op": lambda: mh.trace(sp.eye(3).tocsr() * 1j),
-    "complex product": lambda: mh.trace(Turned()), "complex product in solve": lambda: mh.solve(Turned(), np.ones(3)),
+    "scipy, transposed": lambda: Twice().to_scipy().rmatvec(I3),
+    "factor": lambda: Twice() * 1j,
+    "numpy factor": lambda: np.complex64(1j) * Twice(),
+    "divisor": lambda: Twice() / 1j,
+    **{
+        f"solve by {method}": lambda method=method: mh.solve(np.eye(3), I3, method=method)
+        for method in ("cg", "minres", "lsmr", "neumann")
+    },
+    "damping": lambda: mh.solve(np.eye(3), np.ones(3), damping=1j),
+    "start": lambda: mh.eigsh(Twice(), k=1, v0=I3),
+    "complex op": lambda: mh.trace(np.eye(3) * 1j),
+    "complex sparse op": lambda: mh.trace(sp.eye(3).tocsr() * 1j),
+    "complex product": lambda: mh.trace(Turned()),
+    "complex product in solve": lambda: mh.solve(Turned(), np.ones(3)),
 }
 
 
@@ -139,8 +162,11 @@ def test_complex_numbers_are_refused(name):
 
 CROOKED = np.random.default_rng(0).standard_normal((20, 20))
 SYMMETRIC_ONLY = {
-    "eigsh": estimators.eigsh, "condition_number": estimators.condition_number, "logdet": estimators.logdet,
-    "spectral_density": estimators.spectral_density, "negative_curvature": estimators.negative_curvature,
+    "eigsh": estimators.eigsh,
+    "condition_number": estimators.condition_number,
+    "logdet": estimators.logdet,
+    "spectral_density": estimators.spectral_density,
+    "negative_curvature": estimators.negative_curvature,
     "solve": lambda op: estimators.solve(op, np.ones(20)),
 }
 
@@ -158,18 +184,22 @@ def test_rounding_is_no_asymmetry_and_a_trace_needs_no_symmetry():
     assert np.isfinite(mh.trace(CROOKED).value)
 
 
-# --- NaN and Inf ---------------------------------------------------------------------------------------------------
+# --- NaN and Inf ----------------------------------------------------------------------------------
+
 
 def cubes(x):
-    return (x ** 3).sum()
+    return (x**3).sum()
 
 
 def entropy(x):
     return (x * ops.log(x)).sum()
 
 
-CASES = {"NaN": (cubes, [1.0, 2.0, np.nan], [6, 12, np.nan]), "Inf": (cubes, [1.0, 2.0, np.inf], [6, 12, np.inf]),
-         "x log x at 0": (entropy, [0.0, 1.0, 2.0], [np.inf, 1, 0.5])}
+CASES = {
+    "NaN": (cubes, [1.0, 2.0, np.nan], [6, 12, np.nan]),
+    "Inf": (cubes, [1.0, 2.0, np.inf], [6, 12, np.inf]),
+    "x log x at 0": (entropy, [0.0, 1.0, 2.0], [np.inf, 1, 0.5]),
+}
 
 
 @pytest.mark.full_run
@@ -181,15 +211,21 @@ def test_a_bad_entry_of_the_diagonal_is_alone(name):
     @ms.jit
     def in_graph(x):
         return mh.hessian_diag(f)(x)
-    for got in (mh.hessian_diag(f)(point), mh.hessian_diag(f, chunk_size=2)(point), in_graph(point),
-                mh.hessian_diag(f, in_axes=0)(ops.stack((point, point)))[1]):
+
+    for got in (
+        mh.hessian_diag(f)(point),
+        mh.hessian_diag(f, chunk_size=2)(point),
+        in_graph(point),
+        mh.hessian_diag(f, in_axes=0)(ops.stack((point, point)))[1],
+    ):
         np.testing.assert_allclose(got.asnumpy(), want, rtol=1e-12)
     np.testing.assert_allclose(mh.laplacian(f)(point).asnumpy(), np.sum(want))
 
 
 def test_the_other_variables_of_a_diagonal_stay_finite():
     def f(a, b):
-        return (a ** 3).sum() + (b ** 3).sum()
+        return (a**3).sum() + (b**3).sum()
+
     first, second = mh.hessian_diag(f, (0, 1))(Tensor(np.array([1.0, np.nan])), X)
     np.testing.assert_allclose(first.asnumpy(), [6, np.nan])
     np.testing.assert_allclose(second.asnumpy(), [6, 12])

@@ -1,4 +1,5 @@
 """What an estimator returns is short where it is printed, and can be kept."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -67,9 +68,18 @@ def test_files_of_another_kind_are_refused(tmp_path):
         RESULTS["trace"]().save(tmp_path / "no" / "x.npz")
 
 
-@pytest.mark.parametrize(("value", "error", "text"), [
-    (12.6412, 0.0391, "12.64 ± 0.04"), (12.6412, 0.0141, "12.641 ± 0.014"), (1234.5, 25.0, "1234 ± 25"),
-    (0.5, 0.0, "0.5"), (float("nan"), 1.0, "nan ± 1"), (3.2e-9, 1e-10, "3.2e-09 ± 1e-10"), (-2.0, 3.4, "-2 ± 3")])
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (12.6412, 0.0391, "12.64 ± 0.04"),
+        (12.6412, 0.0141, "12.641 ± 0.014"),
+        (1234.5, 25.0, "1234 ± 25"),
+        (0.5, 0.0, "0.5"),
+        (float("nan"), 1.0, "nan ± 1"),
+        (3.2e-9, 1e-10, "3.2e-09 ± 1e-10"),
+        (-2.0, 3.4, "-2 ± 3"),
+    ],
+)
 def test_a_number_has_the_digits_that_its_error_leaves(value, error, text):
     assert with_error(value, error) == text
 
@@ -88,6 +98,7 @@ def test_one_switch_for_all_bars(capfd, monkeypatch):
     def shown(progress):
         mh.trace(MATRIX, max_products=8, progress=progress)
         return "trace" in capfd.readouterr().err
+
     try:
         assert shown(True) and not shown(None)
         mh.set_progress(False)

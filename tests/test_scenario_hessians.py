@@ -1,8 +1,10 @@
 """Every scenario through `hessian`, `hessian_diag` and `laplacian`, against its closed form.
 
-The default run takes mode "auto" in float64 for every second scenario and in float32 for every tenth, and the four
-explicit compositions for every 48th. In the full run (ci/full.sh) every one goes through every mode and dtype.
+The default run takes mode "auto" in float64 for every second scenario and in float32 for every
+tenth, and the four explicit compositions for every 48th. In the full run (ci/full.sh) every one
+goes through every mode and dtype.
 """
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -11,22 +13,37 @@ import pytest
 from full import FULL, some
 from scenarios import SCENARIOS, cast, relative_error
 
-from mindspore_hessian import MissingRuleError, hessian, hessian_diag, laplacian, value_grad_and_hessian
+from mindspore_hessian import (
+    MissingRuleError,
+    hessian,
+    hessian_diag,
+    laplacian,
+    value_grad_and_hessian,
+)
 
 SCALAR = [s for s in SCENARIOS if "vector" not in s.tags]
 MODES = ("fwdfwd", "fwdrev", "revfwd", "revrev")
-AUTO = [pytest.param(s, dtype, id=f"{s.name}-{dtype}") for number, s in enumerate(some(SCENARIOS, every=2))
-        for dtype in (s.dtypes if FULL or number % 5 == 0 else s.dtypes[-1:])]
-EXPLICIT = [pytest.param(s, dtype, mode, id=f"{s.name}-{mode}-{dtype}")
-            for number, s in enumerate(SCENARIOS) if FULL or number % 48 == 3
-            for mode in MODES for dtype in (s.dtypes if FULL else s.dtypes[-1:])]
+AUTO = [
+    pytest.param(s, dtype, id=f"{s.name}-{dtype}")
+    for number, s in enumerate(some(SCENARIOS, every=2))
+    for dtype in (s.dtypes if FULL or number % 5 == 0 else s.dtypes[-1:])
+]
+EXPLICIT = [
+    pytest.param(s, dtype, mode, id=f"{s.name}-{mode}-{dtype}")
+    for number, s in enumerate(SCENARIOS)
+    if FULL or number % 48 == 3
+    for mode in MODES
+    for dtype in (s.dtypes if FULL else s.dtypes[-1:])
+]
 #: scenarios for which an outer forward derivative loses a term in MindSpore, so that it must refuse
 LOSES_A_TERM = {"branch": MODES}
 
 
 def problem(scenario, dtype):
     inputs = cast(scenario.example(), dtype)
-    exact = tuple(np.asarray(x, np.float64) if np.asarray(x).dtype.kind == "f" else x for x in inputs)
+    exact = tuple(
+        np.asarray(x, np.float64) if np.asarray(x).dtype.kind == "f" else x for x in inputs
+    )
     return tuple(map(ms.Tensor, inputs)), scenario.hessian(*exact)
 
 
@@ -66,17 +83,23 @@ def test_chunks_diagonal_laplacian_and_value(scenario):
     agree(scenario, dtype, hessian(scenario.fn, scenario.positions, chunk_size=2)(*xs), expected)
 
     sizes = [np.size(xs[p].asnumpy()) for p in scenario.positions]
-    diagonals = [np.diag(row[i].reshape(n, n)) for i, (row, n) in enumerate(zip(expected, sizes, strict=True))]
+    diagonals = [
+        np.diag(row[i].reshape(n, n))
+        for i, (row, n) in enumerate(zip(expected, sizes, strict=True))
+    ]
     scale = max(np.abs(d).max() for d in diagonals) or 1.0
     got = hessian_diag(scenario.fn, scenario.positions)(*xs)
     for part, want in zip(got, diagonals, strict=True):
         assert np.abs(part.asnumpy().reshape(-1) - want).max() <= scenario.tolerance[dtype] * scale
     trace = sum(d.sum() for d in diagonals)
     assert abs(float(laplacian(scenario.fn, scenario.positions)(*xs)) - trace) <= (
-        scenario.tolerance[dtype] * scale * sum(sizes))
+        scenario.tolerance[dtype] * scale * sum(sizes)
+    )
 
     value, gradient, matrix = value_grad_and_hessian(scenario.fn, scenario.positions)(*xs)
     agree(scenario, dtype, matrix, expected)
-    for part, want in zip(gradient, scenario.gradient(*cast(scenario.example(), "float64")), strict=True):
+    for part, want in zip(
+        gradient, scenario.gradient(*cast(scenario.example(), "float64")), strict=True
+    ):
         assert relative_error(part.asnumpy(), want) <= max(scenario.tolerance[dtype], 1e-6)
     assert value.shape == ()

@@ -1,4 +1,7 @@
-"""The table checks itself: values come from MindSpore's forward pass, derivatives from central differences."""
+"""The table checks itself: values come from MindSpore's forward pass, derivatives from central
+differences.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -17,7 +20,9 @@ def central_difference(fn, inputs, position, step):
         for sign in (1, -1):
             moved = inputs[position].copy()
             moved[index] += sign * step
-            ends.append(np.asarray(fn(*inputs[:position], moved, *inputs[position + 1:]), np.float64))
+            ends.append(
+                np.asarray(fn(*inputs[:position], moved, *inputs[position + 1 :]), np.float64)
+            )
         columns.append((ends[0] - ends[1]) / (2 * step))
     return np.stack(columns, -1).reshape(columns[0].shape + inputs[position].shape)
 
@@ -46,7 +51,9 @@ def test_hessian_is_the_difference_of_the_gradient(scenario):
     for i, row in enumerate(hessian):
         assert len(row) == len(scenario.positions)
         for position, expected in zip(scenario.positions, row, strict=True):
-            found = central_difference(lambda *xs, i=i: scenario.gradient(*xs)[i], inputs, position, 1e-5)
+            found = central_difference(
+                lambda *xs, i=i: scenario.gradient(*xs)[i], inputs, position, 1e-5
+            )
             assert relative_error(found, expected) < 1e-7
 
 
@@ -58,17 +65,33 @@ def test_hessians_are_symmetric():
         for i, row in enumerate(hessian):
             for j, block in enumerate(row):
                 n = inputs[scenario.positions[i]].ndim
-                axes = [*range(out_ndim), *range(out_ndim + n, block.ndim), *range(out_ndim, out_ndim + n)]
-                assert relative_error(np.asarray(block).transpose(axes), hessian[j][i]) < 1e-12, scenario.name
+                axes = [
+                    *range(out_ndim),
+                    *range(out_ndim + n, block.ndim),
+                    *range(out_ndim, out_ndim + n),
+                ]
+                assert relative_error(np.asarray(block).transpose(axes), hessian[j][i]) < 1e-12, (
+                    scenario.name
+                )
 
 
 def test_the_table_covers_what_it_promises():
     assert len(SCENARIOS) >= 40
     assert len(BY_NAME) == len(SCENARIOS), "two scenarios of one name"
-    for tag in ("vector", "scalar-input", "multi-input", "integer-input", "zero", "unused", "convolution"):
+    for tag in (
+        "vector",
+        "scalar-input",
+        "multi-input",
+        "integer-input",
+        "zero",
+        "unused",
+        "convolution",
+    ):
         assert select(tag), tag
     assert {s.example()[s.positions[0]].ndim for s in SCENARIOS} == {0, 1, 2, 3, 4}
-    assert {s.gradient(*s.example())[0].ndim - s.example()[s.positions[0]].ndim for s in SCENARIOS} == {0, 1, 2}
+    assert {
+        s.gradient(*s.example())[0].ndim - s.example()[s.positions[0]].ndim for s in SCENARIOS
+    } == {0, 1, 2}
 
 
 def test_examples_are_repeatable():

@@ -1,4 +1,5 @@
 """What mypy says of code that uses this library."""
+
 from __future__ import annotations
 
 import subprocess
@@ -15,8 +16,21 @@ pytest.importorskip("mypy")
 def complaints():
     """(file name, line) -> what mypy says."""
     root = FOLDER.parents[1]
-    said = subprocess.run([sys.executable, "-m", "mypy", "--config-file", root / "pyproject.toml", "--no-error-summary",
-                           *sorted(FOLDER.glob("*.py"))], cwd=root, capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--config-file",
+            root / "pyproject.toml",
+            "--no-error-summary",
+            *sorted(FOLDER.glob("*.py")),
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert not said.stderr, said.stderr
     found = {}
     for line in said.stdout.splitlines():

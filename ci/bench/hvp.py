@@ -1,6 +1,8 @@
-"""Time of a Hessian-vector product by three ways: `mindspore_hessian.hvp`; the recipe of MindSpore's tutorial, which
-compiles at every call; and the least that MindSpore can do, one function compiled by hand. They take turns, so that
-whatever else the machine does meets all of them alike; their results are compared first."""
+"""Time of a Hessian-vector product by three ways: `mindspore_hessian.hvp`; the recipe of
+MindSpore's tutorial, which compiles at every call; and the least that MindSpore can do, one
+function compiled by hand. They take turns, so that whatever else the machine does meets all of them
+alike; their results are compared first."""
+
 from __future__ import annotations
 
 import argparse
@@ -27,6 +29,7 @@ def tensor(*shape: int) -> ms.Tensor:
 
 def sine():
     """f(x) = sum(sin x), 64 inputs: all of the time is overhead."""
+
     def f(x):
         return ops.sin(x).sum()
 
@@ -37,7 +40,11 @@ def sine():
         return ms.jvp(gradient, x, v)[1]
 
     x, v = tensor(64), tensor(64)
-    return {OURS: lambda: mh.hvp(f, x, v), RECIPE: lambda: ms.jvp(ms.grad(f), x, v)[1], BARE: lambda: bare(x, v)}
+    return {
+        OURS: lambda: mh.hvp(f, x, v),
+        RECIPE: lambda: ms.jvp(ms.grad(f), x, v)[1],
+        BARE: lambda: bare(x, v),
+    }
 
 
 class MLP(nn.Cell):
@@ -50,7 +57,9 @@ class MLP(nn.Cell):
 
 
 def mlp():
-    """Mean square error of an MLP (64, 128, 10 units; 256 samples) with respect to its 9,610 weights."""
+    """Mean square error of an MLP (64, 128, 10 units; 256 samples) with respect to its 9,610
+    weights.
+    """
     net, x, y = MLP(), tensor(256, 64), tensor(256, 10)
     weights = net.trainable_params()
     vectors = tuple(tensor(*weight.shape) for weight in weights)
@@ -59,7 +68,9 @@ def mlp():
     def loss(x, y):
         return ((net(x) - y) ** 2).mean()
 
-    def of_weights(w1, b1, w2, b2):  # jvp takes no Parameters, so the recipe needs the network as a function of them
+    def of_weights(
+        w1, b1, w2, b2
+    ):  # jvp takes no Parameters, so the recipe needs the network as a function of them
         return ((ops.dense(ops.tanh(ops.dense(x, w1, b1)), w2, b2) - y) ** 2).mean()
 
     gradient = ms.grad(loss, None, weights)
@@ -71,9 +82,11 @@ def mlp():
         return total
 
     bare = ms.jit(ms.grad(slope, None, weights))
-    return {OURS: lambda: mh.hvp(loss, (x, y), vectors, weights=weights),
-            RECIPE: lambda: ms.jvp(ms.grad(of_weights, (0, 1, 2, 3)), values, vectors)[1],
-            BARE: lambda: bare(x, y, vectors)}
+    return {
+        OURS: lambda: mh.hvp(loss, (x, y), vectors, weights=weights),
+        RECIPE: lambda: ms.jvp(ms.grad(of_weights, (0, 1, 2, 3)), values, vectors)[1],
+        BARE: lambda: bare(x, y, vectors),
+    }
 
 
 def seconds(function, calls: int) -> float:
@@ -106,20 +119,30 @@ def compare(title: str, methods: dict, rounds: int) -> None:
         for name, method in methods.items():
             turns[name].append(seconds(method, CALLS[name]))
     fastest = float(np.median(turns[OURS]))
-    print(f"\n{title}\n"
-          f"  {'':<20}{'first call':>12}{'median call':>14}{'middle half':>28}{'time / hvp':>12}")
+    print(
+        f"\n{title}\n"
+        f"  {'':<20}{'first call':>12}{'median call':>14}{'middle half':>28}{'time / hvp':>12}"
+    )
     for name, turn in turns.items():
         low, middle, high = np.percentile(turn, (25, 50, 75)) * 1e3
-        print(f"  {name:<20}{first[name]:>10.2f} s{middle:>11.3f} ms{f'{low:.3f} to {high:.3f} ms':>28}"
-              f"{middle / 1e3 / fastest:>12.2f}")
+        print(
+            f"  {name:<20}{first[name]:>10.2f} s{middle:>11.3f} "
+            f"ms{f'{low:.3f} to {high:.3f} ms':>28}"
+            f"{middle / 1e3 / fastest:>12.2f}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each method; more for a busy machine")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="turns of each method; more for a busy machine"
+    )
     rounds = parser.parse_args().rounds
-    print(f"MindSpore {ms.__version__} on {mh.device_info().backend}, {os.cpu_count()} cores, {rounds} rounds; "
-          f"the results agree to {LIMIT:.0e}")
+    print(
+        f"MindSpore {ms.__version__} on {mh.device_info().backend}, {os.cpu_count()} cores, "
+        f"{rounds} rounds; "
+        f"the results agree to {LIMIT:.0e}"
+    )
     for case in (sine, mlp):
         compare(case.__doc__.rstrip("."), case(), rounds)
 

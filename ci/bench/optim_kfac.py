@@ -1,15 +1,19 @@
 """K-FAC beside Adam on an autoencoder of handwritten digits (scikit-learn, 8 x 8), full batch.
 
-    python ci/bench/optim_kfac.py [--costs] [--seeds 0 1 2] [--steps 200] [--adam 10000] [--rates 1e-3 3e-3 1e-2]
+    python ci/bench/optim_kfac.py [--costs] [--seeds 0 1 2] [--steps 200] [--adam 10000] [--rates
+    1e-3 3e-3 1e-2]
         [--only NAME] [--digits 500]
 
-A network of 64-32-16-8-16-32-64 with tanh, the loss a sigmoid cross-entropy, the mean over all entries. Prints what a
-step costs, in turn, ten steps each, five times over: the median of CPU milliseconds (all threads) and of wall
-milliseconds of a step, and how many steps of Adam that is; K-FAC with its inverses once in ten steps, Monte-Carlo.
-Then, without --costs, the best loss so far of each seed along the steps, with CPU and wall seconds after the first two
-steps, which compile (their own CPU seconds are the last column). Adam is trained as MindSpore's tutorial does, with one
-compiled function of ``value_and_grad``. --only: those whose names begin so, without the first table.
+A network of 64-32-16-8-16-32-64 with tanh, the loss a sigmoid cross-entropy, the mean over all
+entries. Prints what a step costs, in turn, ten steps each, five times over: the median of CPU
+milliseconds (all threads) and of wall milliseconds of a step, and how many steps of Adam that is;
+K-FAC with its inverses once in ten steps, Monte-Carlo. Then, without --costs, the best loss so far
+of each seed along the steps, with CPU and wall seconds after the first two steps, which compile
+(their own CPU seconds are the last column). Adam is trained as MindSpore's tutorial does, with one
+compiled function of ``value_and_grad``. --only: those whose names begin so, without the first
+table.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -34,7 +38,10 @@ def network(seed):
     np.random.seed(seed)
     cells = []
     for wide, narrow in zip(WIDTHS[:-1], WIDTHS[1:], strict=True):
-        cells += [nn.Dense(wide, narrow, weight_init="xavier_uniform", bias_init="zeros"), nn.Tanh()]
+        cells += [
+            nn.Dense(wide, narrow, weight_init="xavier_uniform", bias_init="zeros"),
+            nn.Tanh(),
+        ]
     return nn.SequentialCell(*cells[:-1])
 
 
@@ -47,6 +54,7 @@ def adam(net, loss_fn, rate):
 
     def forward(x, y):
         return loss_fn(net(x), y)
+
     value_and_grad = ms.value_and_grad(forward, None, optimizer.parameters)
 
     @ms.jit
@@ -54,6 +62,7 @@ def adam(net, loss_fn, rate):
         value, gradients = value_and_grad(x, y)
         optimizer(gradients)
         return value
+
     return step
 
 
@@ -67,10 +76,14 @@ FIXED = {"inverse_update_period": 10}
 
 def costs(x, rounds=5, count=10):
     loss_fn, steps = nn.BCEWithLogitsLoss(), {}
-    for name, make in (("Adam", lambda net: adam(net, loss_fn, 1e-3)),
-                       ("K-FAC", lambda net: kfac(net, loss_fn, 0.03, **FIXED)),
-                       ("K-FAC, adaptive", lambda net: kfac(net, loss_fn, 0.03, **ADAPTIVE,
-                                                            inverse_update_period=10))):
+    for name, make in (
+        ("Adam", lambda net: adam(net, loss_fn, 1e-3)),
+        ("K-FAC", lambda net: kfac(net, loss_fn, 0.03, **FIXED)),
+        (
+            "K-FAC, adaptive",
+            lambda net: kfac(net, loss_fn, 0.03, **ADAPTIVE, inverse_update_period=10),
+        ),
+    ):
         steps[name] = make(network(0))
         for _ in range(count):
             steps[name](x, x).asnumpy()
@@ -105,17 +118,25 @@ def main():
         costs(x)
     if given.costs:
         return
-    print("\n| optimizer | seed | step | best loss | CPU, s | s | first steps, CPU s |\n"
-          "|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        "\n| optimizer | seed | step | best loss | CPU, s | s | first steps, CPU s |\n"
+        "|---|---:|---:|---:|---:|---:|---:|"
+    )
     for seed in given.seeds:
         runs = [("K-FAC, adaptive", lambda net: kfac(net, loss_fn, 0.03, **ADAPTIVE), given.steps)]
         runs.append(("K-FAC, rate 0.1", lambda net: kfac(net, loss_fn, 0.1, **FIXED), given.steps))
-        runs += [(f"Adam, rate {rate:g}", lambda net, rate=rate: adam(net, loss_fn, rate), given.adam)
-                 for rate in given.rates]
+        runs += [
+            (f"Adam, rate {rate:g}", lambda net, rate=rate: adam(net, loss_fn, rate), given.adam)
+            for rate in given.rates
+        ]
         for name, make, count in (run for run in runs if run[0].startswith(given.only)):
             found, first = train(make(network(seed)), x, count)
             for mark, (loss, cpu, wall) in found.items():
-                print(f"| {name} | {seed} | {mark} | {loss:.5f} | {cpu:.1f} | {wall:.1f} | {first:.1f} |", flush=True)
+                print(
+                    f"| {name} | {seed} | {mark} | {loss:.5f} | {cpu:.1f} | {wall:.1f} | "
+                    f"{first:.1f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""Levenberg-Marquardt beside Adam on a physics-informed network: -u'' = (4 pi)^2 sin(4 pi x), u(0) = u(1) = 0.
+"""Levenberg-Marquardt beside Adam on a physics-informed network: -u'' = (4 pi)^2 sin(4 pi x), u(0)
+= u(1) = 0.
 
-    python ci/bench/optim_pinn.py [--seeds 0 1 2] [--steps 300] [--adam 20000] [--budget SECONDS] [--only adam]
+    python ci/bench/optim_pinn.py [--seeds 0 1 2] [--steps 300] [--adam 20000] [--budget SECONDS]
+    [--only adam]
 
-Prints a line for each run: method, seed, steps, seconds (of which compiling), relative error in L2. Adam gets the best
-of the learning rates given by --rates, in float32 as one trains such networks and in float64 with --adam-dtype; its
-training step is one compiled graph, whose second derivative is written as two gradients of a sum.
+Prints a line for each run: method, seed, steps, seconds (of which compiling), relative error in L2.
+Adam gets the best of the learning rates given by --rates, in float32 as one trains such networks
+and in float64 with --adam-dtype; its training step is one compiled graph, whose second derivative
+is written as two gradients of a sum.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,8 +33,13 @@ class Solution(nn.Cell):
     def __init__(self, seed, dtype):
         super().__init__()
         ms.set_seed(seed)
-        self.body = nn.SequentialCell(nn.Dense(1, WIDTH, dtype=dtype), nn.Tanh(), nn.Dense(WIDTH, WIDTH, dtype=dtype),
-                                      nn.Tanh(), nn.Dense(WIDTH, 1, dtype=dtype))
+        self.body = nn.SequentialCell(
+            nn.Dense(1, WIDTH, dtype=dtype),
+            nn.Tanh(),
+            nn.Dense(WIDTH, WIDTH, dtype=dtype),
+            nn.Tanh(),
+            nn.Dense(WIDTH, 1, dtype=dtype),
+        )
 
     def construct(self, points):
         x = points.reshape(-1, 1)
@@ -54,7 +63,8 @@ def levenberg_marquardt(seed, steps):
     laplace = mh.laplacian(net, in_axes=0)
 
     def residuals(points, source):
-        return (laplace(points) + source) / POINTS ** 0.5
+        return (laplace(points) + source) / POINTS**0.5
+
     solver, start = optim.LevenbergMarquardt(residuals, net.trainable_params()), time.perf_counter()
     solver.step(points, source)
     first = time.perf_counter() - start
@@ -68,16 +78,20 @@ def levenberg_marquardt(seed, steps):
 
 def adam(seed, steps, rate, dtype, budget):
     net, points, source = problem(seed, dtype)
+
     def total(points):
         return net(points).sum()
+
     along = ms.grad(total)
 
     def slope(points):
         return along(points).sum()
+
     twice = ms.grad(slope)
 
     def loss(points, source):
         return ops.mean((twice(points).reshape(-1) + source) ** 2)
+
     schedule = nn.cosine_decay_lr(0.0, rate, steps, steps, 1)
     optimizer = nn.Adam(net.trainable_params(), schedule)
     value_and_grad = ms.value_and_grad(loss, None, optimizer.parameters)
@@ -87,6 +101,7 @@ def adam(seed, steps, rate, dtype, budget):
         value, gradients = value_and_grad(points, source)
         optimizer(gradients)
         return value
+
     start = time.perf_counter()
     step(points, source)
     first, done = time.perf_counter() - start, 1
@@ -106,20 +121,32 @@ def main():
     parser.add_argument("--budget", type=float)
     parser.add_argument("--only", choices=("adam", "levenberg-marquardt"))
     given = parser.parse_args()
-    print("| method | seed | steps | first step, s | all, s | CPU, s | relative error | 2e-5 reached |\n"
-          "|---|---:|---:|---:|---:|---:|---:|---|")
+    print(
+        "| method | seed | steps | first step, s | all, s | CPU, s | relative error | 2e-5 reached "
+        "|\n"
+        "|---|---:|---:|---:|---:|---:|---:|---|"
+    )
     for seed in given.seeds:
         if given.only != "adam":
             cpu = time.process_time()
             first, seconds, found, reached = levenberg_marquardt(seed, given.steps)
             told = f"step {reached[0]}, {reached[1]:.1f} s" if reached else "no"
-            print(f"| Levenberg-Marquardt | {seed} | {given.steps} | {first:.1f} | {seconds:.1f} | "
-                  f"{time.process_time() - cpu:.1f} | {found:.1e} | {told} |", flush=True)
+            print(
+                f"| Levenberg-Marquardt | {seed} | {given.steps} | {first:.1f} | {seconds:.1f} | "
+                f"{time.process_time() - cpu:.1f} | {found:.1e} | {told} |",
+                flush=True,
+            )
         for rate in given.rates if given.only != "levenberg-marquardt" else ():
             cpu = time.process_time()
-            first, seconds, found, done = adam(seed, given.adam, rate, getattr(ms, given.adam_dtype), given.budget)
-            print(f"| Adam, rate {rate:g} | {seed} | {done} | {first:.1f} | {seconds:.1f} | "
-                  f"{time.process_time() - cpu:.1f} | {found:.1e} | {'yes' if found <= 2e-5 else 'no'} |", flush=True)
+            first, seconds, found, done = adam(
+                seed, given.adam, rate, getattr(ms, given.adam_dtype), given.budget
+            )
+            print(
+                f"| Adam, rate {rate:g} | {seed} | {done} | {first:.1f} | {seconds:.1f} | "
+                f"{time.process_time() - cpu:.1f} | {found:.1e} | "
+                f"{'yes' if found <= 2e-5 else 'no'} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What is right, in float64 and by formulas: numpy only. LeNet and ResNet have none: PyTorch in float64 does them."""
+"""What is right, in float64 and by formulas: numpy only. LeNet and ResNet have none: PyTorch in
+float64 does them.
+"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,12 +10,17 @@ from cases import CLASSES, Case, numbered
 
 def reference(case: Case, data: dict[str, np.ndarray]) -> list[np.ndarray] | None:
     """The results in the order in which the workers give them, or None."""
-    wide = {key: array.astype(np.float64) if array.dtype == np.float32 else array for key, array in data.items()}
+    wide = {
+        key: array.astype(np.float64) if array.dtype == np.float32 else array
+        for key, array in data.items()
+    }
     formula = FORMULAS.get(case.problem)
     if case.what == "hvps":
         vectors = [key for key in wide if key[0] == "v"]
-        each = [FORMULAS[case.problem]("hvp", {**wide, **{key: wide[key][number] for key in vectors}})
-                for number in range(case.params["vectors"])]
+        each = [
+            FORMULAS[case.problem]("hvp", {**wide, **{key: wide[key][number] for key in vectors}})
+            for number in range(case.params["vectors"])
+        ]
         return [np.stack(part) for part in zip(*each, strict=True)]
     return None if formula is None else formula(case.what, wide)
 
@@ -20,8 +28,12 @@ def reference(case: Case, data: dict[str, np.ndarray]) -> list[np.ndarray] | Non
 def relative_error(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """Length of the difference over length of what is right, all parts together."""
     if [part.shape for part in found] != [part.shape for part in expected]:
-        raise ValueError(f"shapes {[p.shape for p in found]} instead of {[p.shape for p in expected]}")
-    off = sum(float(((f.astype(np.float64) - e) ** 2).sum()) for f, e in zip(found, expected, strict=True))
+        raise ValueError(
+            f"shapes {[p.shape for p in found]} instead of {[p.shape for p in expected]}"
+        )
+    off = sum(
+        float(((f.astype(np.float64) - e) ** 2).sum()) for f, e in zip(found, expected, strict=True)
+    )
     return (off / sum(float((e**2).sum()) for e in expected)) ** 0.5
 
 
@@ -60,7 +72,9 @@ def softmax(what: str, d: dict) -> list[np.ndarray]:
 
 
 def mlp(what: str, d: dict) -> list[np.ndarray]:
-    """Gradient, and Pearlmutter's R-operator: forward and backward pass with their derivatives along v."""
+    """Gradient, and Pearlmutter's R-operator: forward and backward pass with their derivatives
+    along v.
+    """
     w, v, x = numbered(d, "w"), numbered(d, "v"), d["x"]
     inputs, tangents = [x], [np.zeros_like(x)]  # of each layer
     for layer in range(0, 6, 2):
@@ -88,12 +102,21 @@ def points(what: str, d: dict) -> list[np.ndarray]:
     w0, b0, w1, b1, last = numbered(d, "w")
     a = np.tanh(d["x"] @ w0 + b0)
     b = np.tanh(a @ w1 + b1)
-    slope = np.einsum("dk,sk,kl->sdl", w0, 1 - a**2, w1, optimize=True)  # of the second layer's z by x
+    slope = np.einsum(
+        "dk,sk,kl->sdl", w0, 1 - a**2, w1, optimize=True
+    )  # of the second layer's z by x
     outer = last * (1 - b**2)
     out = np.einsum("sl,sdl,sel->sde", -2 * b * outer, slope, slope, optimize=True)
     out += np.einsum("sk,dk,ek->sde", (outer @ w1.T) * -2 * a * (1 - a**2), w0, w0, optimize=True)
     return [np.trace(out, axis1=1, axis2=2)] if what == "laplacian" else [out]
 
 
-FORMULAS = {"mlp_input": mlp_input, "quadratic": quadratic, "rosenbrock": rosenbrock, "sine": sine, "softmax": softmax,
-            "mlp": mlp, "points": points}
+FORMULAS = {
+    "mlp_input": mlp_input,
+    "quadratic": quadratic,
+    "rosenbrock": rosenbrock,
+    "sine": sine,
+    "softmax": softmax,
+    "mlp": mlp,
+    "points": points,
+}

@@ -2,9 +2,11 @@
 
 Usage: python ci/bench/report.py RUN.json [RUN.json ...]
 
-writes docs/benchmark.md, up to its first section, and docs/benchmark.png of runs on one machine (of a case in several,
-the last; a naive recipe that this lacks, from an earlier one), and prints the short table of the README.
+writes docs/benchmark.md, up to its first section, and docs/benchmark.png of runs on one machine (of
+a case in several, the last; a naive recipe that this lacks, from an earlier one), and prints the
+short table of the README.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,17 +20,22 @@ OTHERS = (TORCH, JAX, NAIVE, BARE)
 
 
 def timed(result: dict | None) -> bool:
-    return bool(result) and not result.get("wrong") and "failed" not in result and "median_s" in result
+    return (
+        bool(result) and not result.get("wrong") and "failed" not in result and "median_s" in result
+    )
 
 
 def add_ratios(rows: list[dict]) -> None:
-    """``ratios``: our time over that of each other library; ``in_gradients``: a library's time over its own gradient's.
-    Only of results that are right."""
+    """``ratios``: our time over that of each other library; ``in_gradients``: a library's time over
+    its own gradient's. Only of results that are right."""
     by_name = {row["case"]: row["results"] for row in rows}
     for row in rows:
         results = row["results"]
-        row["ratios"] = {name: results[OURS]["median_s"] / results[name]["median_s"] for name in OTHERS
-                         if timed(results.get(OURS)) and timed(results.get(name))}
+        row["ratios"] = {
+            name: results[OURS]["median_s"] / results[name]["median_s"]
+            for name in OTHERS
+            if timed(results.get(OURS)) and timed(results.get(name))
+        }
         gradients = by_name.get(row["gradient"], {})
         for name, result in results.items():
             if timed(result) and timed(gradients.get(name)):
@@ -48,7 +55,17 @@ def milliseconds(seconds: float) -> str:
 def row_of(title: str, name: str, row: dict) -> list[str]:
     result = row["results"][name]
     if "failed" in result:
-        return [title, name, "failed: " + result["failed"].replace("|", "/")[:90], "", "", "", "", "", ""]
+        return [
+            title,
+            name,
+            "failed: " + result["failed"].replace("|", "/")[:90],
+            "",
+            "",
+            "",
+            "",
+            "",
+            "",
+        ]
     time = spread = ""
     if "median_s" in result:
         time = milliseconds(result["median_s"])
@@ -57,57 +74,117 @@ def row_of(title: str, name: str, row: dict) -> list[str]:
     ratio = f"{row['ratios'][name]:.2g}" if name in row["ratios"] else ""
     gradients = f"{result['in_gradients']:.2f}" if "in_gradients" in result else ""
     peak = f"{result['peak_mib']:,.0f}" if "peak_mib" in result else ""
-    return [title, name, time, spread, f"{result['first_call_s']:.2f}", peak, error, ratio, gradients]
+    return [
+        title,
+        name,
+        time,
+        spread,
+        f"{result['first_call_s']:.2f}",
+        peak,
+        error,
+        ratio,
+        gradients,
+    ]
 
 
 def table(about: dict, rows: list[dict]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))
-    lines = [f"{about['machine']}, {about['cores']} cores; {versions}; {about['date']}. float32; the error is "
-             "relative, against float64.", ""]
-    head = ["case", "library", "median, ms", "middle half, ms", "first call, s", "peak, MiB", "error", "ours / it",
-            "in gradients"]
-    body = [row_of(row["case"] if not number else "", name, row)
-            for row in rows for number, name in enumerate(row["results"])]
-    widths = [max(len(line[column]) for line in [head, *body] if not line[2].startswith("failed") or column < 2)
-              for column in range(len(head))]
+    lines = [
+        f"{about['machine']}, {about['cores']} cores; {versions}; {about['date']}. float32; the "
+        "error is "
+        "relative, against float64.",
+        "",
+    ]
+    head = [
+        "case",
+        "library",
+        "median, ms",
+        "middle half, ms",
+        "first call, s",
+        "peak, MiB",
+        "error",
+        "ours / it",
+        "in gradients",
+    ]
+    body = [
+        row_of(row["case"] if not number else "", name, row)
+        for row in rows
+        for number, name in enumerate(row["results"])
+    ]
+    widths = [
+        max(
+            len(line[column])
+            for line in [head, *body]
+            if not line[2].startswith("failed") or column < 2
+        )
+        for column in range(len(head))
+    ]
 
     def shown(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) if number < 2 else cell.rjust(width)
-                                 for number, (cell, width) in enumerate(zip(cells, widths, strict=True))) + " |"
+        return (
+            "| "
+            + " | ".join(
+                cell.ljust(width) if number < 2 else cell.rjust(width)
+                for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            )
+            + " |"
+        )
 
-    rule = "|" + "|".join("-" * (w + 2) if n < 2 else "-" * (w + 1) + ":" for n, w in enumerate(widths)) + "|"
+    rule = (
+        "|"
+        + "|".join("-" * (w + 2) if n < 2 else "-" * (w + 1) + ":" for n, w in enumerate(widths))
+        + "|"
+    )
     lines += [shown(head), rule, *map(shown, body), ""]
     lines += growth(rows)
     for name in OTHERS:
         ratios = sorted((row["ratios"][name], row["case"]) for row in rows if name in row["ratios"])
         if ratios:
             middle = np.exp(np.mean(np.log([ratio for ratio, _ in ratios])))
-            lines.append(f"ours / {name}, {len(ratios)} cases: geometric mean {middle:.2g}, best {ratios[0][0]:.2g} "
-                         f"({ratios[0][1]}), worst {ratios[-1][0]:.2g} ({ratios[-1][1]})")
+            lines.append(
+                f"ours / {name}, {len(ratios)} cases: geometric mean {middle:.2g}, best "
+                f"{ratios[0][0]:.2g} "
+                f"({ratios[0][1]}), worst {ratios[-1][0]:.2g} ({ratios[-1][1]})"
+            )
     return "\n".join(lines)
 
 
 def growth(rows: list[dict]) -> list[str]:
-    """The fitted exponents of time and memory against size, of families with three sizes or more."""
+    """The fitted exponents of time and memory against size, of families with three sizes or
+    more.
+    """
     out = []
     families: dict[str, list[dict]] = {}
     for row in rows:
         families.setdefault(row["family"], []).append(row)
     for family, members in families.items():
         for name in (OURS, TORCH, JAX):
-            points = [(row["size"], row["results"][name]["median_s"], max(row["results"][name].get("peak_mib", 0), 1))
-                      for row in members if timed(row["results"].get(name))]
+            points = [
+                (
+                    row["size"],
+                    row["results"][name]["median_s"],
+                    max(row["results"][name].get("peak_mib", 0), 1),
+                )
+                for row in members
+                if timed(row["results"].get(name))
+            ]
             if len(points) >= 3:
                 sizes, times, peaks = np.log(np.array(points, float)).T
-                out.append(f"{family}, {name}: time grows as {members[0]['axis']} to the power "
-                           f"{np.polyfit(sizes, times, 1)[0]:.2f}, peak memory {np.polyfit(sizes, peaks, 1)[0]:.2f}")
+                out.append(
+                    f"{family}, {name}: time grows as {members[0]['axis']} to the power "
+                    f"{np.polyfit(sizes, times, 1)[0]:.2f}, peak memory "
+                    f"{np.polyfit(sizes, peaks, 1)[0]:.2f}"
+                )
     return [*out, ""] if out else []
 
 
 def plot(out: Path, rows: list[dict]) -> list[str]:
-    """Time against size, a panel for each family that has more than one size; nothing without matplotlib."""
+    """Time against size, a panel for each family that has more than one size; nothing without
+    matplotlib.
+    """
     try:
         import matplotlib
+
         matplotlib.use("Agg")
         from matplotlib import pyplot
         from matplotlib.ticker import NullFormatter
@@ -120,23 +197,39 @@ def plot(out: Path, rows: list[dict]) -> list[str]:
     if not families:
         return []
     columns = min(len(families), 5)
-    figure, axes = pyplot.subplots(-(-len(families) // columns), columns, squeeze=False, layout="constrained",
-                                   figsize=(3.6 * columns, 3.2 * -(-len(families) // columns)))
-    for axis in axes.flat[len(families):]:
+    figure, axes = pyplot.subplots(
+        -(-len(families) // columns),
+        columns,
+        squeeze=False,
+        layout="constrained",
+        figsize=(3.6 * columns, 3.2 * -(-len(families) // columns)),
+    )
+    for axis in axes.flat[len(families) :]:
         axis.set_axis_off()
     for axis, (family, members) in zip(axes.flat, families.items(), strict=False):
         for number, name in enumerate((OURS, *OTHERS)):
-            points = sorted((row["size"], *(row["results"][name][key] * 1e3 for key in
-                                            ("median_s", "quartile1_s", "quartile3_s")))
-                            for row in members if timed(row["results"].get(name)))
+            points = sorted(
+                (
+                    row["size"],
+                    *(
+                        row["results"][name][key] * 1e3
+                        for key in ("median_s", "quartile1_s", "quartile3_s")
+                    ),
+                )
+                for row in members
+                if timed(row["results"].get(name))
+            )
             if points:
                 sizes, middle, low, high = zip(*points, strict=True)
                 axis.plot(sizes, middle, marker="o", color=f"C{number}", label=name)
                 axis.fill_between(sizes, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
         axis.set(xscale="log", yscale="log", title=family, xlabel=members[0]["axis"], ylabel="ms")
         axis.xaxis.set_minor_formatter(NullFormatter())  # its labels overlap
-    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(),
-                                                                            strict=True)}
+    handles = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
     figure.savefig(f"{out}.png", dpi=120)
     pyplot.close(figure)
@@ -145,14 +238,24 @@ def plot(out: Path, rows: list[dict]) -> list[str]:
 
 def short(rows: list[dict]) -> str:
     """A line a case: our time, and how many times that of the others."""
-    lines = ["| case | ours, ms | ours / torch.func | ours / jax.jit | ours / naive MindSpore | in gradients |",
-             "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| case | ours, ms | ours / torch.func | ours / jax.jit | ours / naive MindSpore | in "
+        "gradients |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for row in rows:
         ours = row["results"].get(OURS, {})
         if timed(ours):
-            ratios = [f"{row['ratios'][name]:.2g}" if name in row["ratios"] else "" for name in (TORCH, JAX, NAIVE)]
+            ratios = [
+                f"{row['ratios'][name]:.2g}" if name in row["ratios"] else ""
+                for name in (TORCH, JAX, NAIVE)
+            ]
             gradients = f"{ours['in_gradients']:.2f}" if ours.get("in_gradients", 1) != 1 else ""
-            lines.append("| " + " | ".join([row["case"], milliseconds(ours["median_s"]), *ratios, gradients]) + " |")
+            lines.append(
+                "| "
+                + " | ".join([row["case"], milliseconds(ours["median_s"]), *ratios, gradients])
+                + " |"
+            )
     return "\n".join(lines)
 
 
@@ -161,7 +264,9 @@ def main() -> None:
     by_name: dict[str, dict] = {}
     for row in (row for run in runs for row in run["cases"]):
         before = by_name.get(row["case"], {"results": {}})["results"]
-        if NAIVE in before and NAIVE not in row["results"]:  # thousands of times slower: another run will do
+        if (
+            NAIVE in before and NAIVE not in row["results"]
+        ):  # thousands of times slower: another run will do
             row["results"][NAIVE] = before[NAIVE]
         by_name[row["case"]] = row
     rows = list(by_name.values())
@@ -171,9 +276,13 @@ def main() -> None:
     commands = "; ".join("`" + " ".join(run["command"][4:]) + "`" for run in runs)
     note = "Where the last run had no naive recipe, its time is from the one before. "
     page = docs / "benchmark.md"
-    rest = page.read_text().partition("\n## ") if page.exists() else ("", "", "")  # sections written by hand
-    page.write_text(f"# Side by side\n\nMade by `bash ci/bench/side_by_side.sh` with {commands}. {note}\n\n{text}\n"
-                    + "".join(rest[1:]))
+    rest = (
+        page.read_text().partition("\n## ") if page.exists() else ("", "", "")
+    )  # sections written by hand
+    page.write_text(
+        f"# Side by side\n\nMade by `bash ci/bench/side_by_side.sh` with {commands}. "
+        f"{note}\n\n{text}\n" + "".join(rest[1:])
+    )
     plot(docs / "benchmark", rows)
     print(short(rows))
 

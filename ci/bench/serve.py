@@ -1,9 +1,10 @@
 """The worker's side of the benchmark: commands come in as JSON lines, answers go out the same way.
 
 ``{"do": "setup", ...}`` makes the first call, saves its result and answers with its seconds;
-``{"do": "run", "calls": k}`` answers with the seconds of k calls; ``{"do": "quit"}`` with the peak memory above that
-before the first call, in MiB.
+``{"do": "run", "calls": k}`` answers with the seconds of k calls; ``{"do": "quit"}`` with the peak
+memory above that before the first call, in MiB.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -27,8 +28,8 @@ def limit_cores() -> int:
 
 
 def memory(field: str) -> float:
-    """VmRSS or VmHWM (its peak) in MiB. ru_maxrss is only for systems without /proc: a child starts with that of its
-    parent."""
+    """VmRSS or VmHWM (its peak) in MiB. ru_maxrss is only for systems without /proc: a child starts
+    with that of its parent."""
     try:
         with open("/proc/self/status") as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
@@ -42,9 +43,11 @@ def forget_peak() -> None:
         file.write("5")
 
 
-def serve(make: Callable[[dict, dict], Callable[[], list[np.ndarray]]], versions: dict[str, str]) -> None:
-    """Answer until told to quit. ``make(message, data)`` gives the call to measure; it returns numpy arrays, so a call
-    is over when its numbers are there."""
+def serve(
+    make: Callable[[dict, dict], Callable[[], list[np.ndarray]]], versions: dict[str, str]
+) -> None:
+    """Answer until told to quit. ``make(message, data)`` gives the call to measure; it returns
+    numpy arrays, so a call is over when its numbers are there."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not come between the answers
     call, before = None, 0.0

@@ -1,5 +1,7 @@
-"""mindspore_hessian beside torch.func, jax.jit and plain MindSpore: the same numbers, results checked against float64,
-turns taken one after another, one table. `side_by_side.sh` makes the environments and starts this."""
+"""mindspore_hessian beside torch.func, jax.jit and plain MindSpore: the same numbers, results
+checked against float64, turns taken one after another, one table. `side_by_side.sh` makes the
+environments and starts this."""
+
 from __future__ import annotations
 
 import argparse
@@ -36,8 +38,14 @@ class Worker:
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]):
         with log.open("w") as errors:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                                            cwd=HERE.parents[1], env=environment)
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=HERE.parents[1],
+                env=environment,
+            )
         self.log, self.pending = log, b""
 
     def ask(self, message: dict, limit: float) -> dict:
@@ -59,7 +67,9 @@ class Worker:
                     raise WorkerError(f"no answer within {limit:.0f} s")
                 piece = os.read(self.process.stdout.fileno(), 65536)
                 if not piece:
-                    raise WorkerError(f"ended with code {self.process.wait()}: {self._last_words()}")
+                    raise WorkerError(
+                        f"ended with code {self.process.wait()}: {self._last_words()}"
+                    )
                 self.pending += piece
         line, _, self.pending = self.pending.partition(b"\n")
         return line
@@ -83,23 +93,42 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder = options, folder
         self.versions: dict[str, str] = {}
-        self.environment = {**os.environ, "GLOG_v": "3", "BENCH_CORES": str(options.cores), "PYTHONUNBUFFERED": "1"}
+        self.environment = {
+            **os.environ,
+            "GLOG_v": "3",
+            "BENCH_CORES": str(options.cores),
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def command(self, library: str) -> list[str]:
         ours, other = self.options.mindspore_python, self.options.torch_python
-        return {OURS: [ours, "worker_mindspore.py"], NAIVE: [ours, "worker_mindspore.py", "--naive"],
-                BARE: [ours, "worker_mindspore.py", "--bare"], TORCH: [other, "worker_torch.py"],
-                JAX: [other, "worker_jax.py"], "float64": [other, "worker_torch.py", "--float64"]}[library]
+        return {
+            OURS: [ours, "worker_mindspore.py"],
+            NAIVE: [ours, "worker_mindspore.py", "--naive"],
+            BARE: [ours, "worker_mindspore.py", "--bare"],
+            TORCH: [other, "worker_torch.py"],
+            JAX: [other, "worker_jax.py"],
+            "float64": [other, "worker_torch.py", "--float64"],
+        }[library]
 
     def start(self, library: str) -> Worker:
         python, script, *rest = self.command(library)
-        return Worker([python, str(HERE / script), *rest], self.folder / f"{library}.log", self.environment)
+        return Worker(
+            [python, str(HERE / script), *rest], self.folder / f"{library}.log", self.environment
+        )
 
     def set_up(self, worker: Worker, library: str, case: Case) -> tuple[float, list[np.ndarray]]:
         """Seconds of the first call, and its result."""
         result = self.folder / f"{library}.npz"
-        answer = worker.ask({"do": "setup", "data": str(self.folder / "data.npz"), "result": str(result),
-                             **case.message()}, self.options.timeout)
+        answer = worker.ask(
+            {
+                "do": "setup",
+                "data": str(self.folder / "data.npz"),
+                "result": str(result),
+                **case.message(),
+            },
+            self.options.timeout,
+        )
         self.versions |= answer["versions"]
         with np.load(result) as file:
             arrays = [file[f"arr_{number}"] for number in range(len(file.files))]
@@ -149,26 +178,41 @@ class Bench:
             for name, worker in workers.items():
                 result = results[name]
                 spent = sum(times[name])
-                if "failed" in result or (len(times[name]) >= FEWEST and spent > self.options.seconds):
+                if "failed" in result or (
+                    len(times[name]) >= FEWEST and spent > self.options.seconds
+                ):
                     continue
                 with recorded(result):
                     time.sleep(self.options.pause)  # the threads of the one before stop spinning
-                    slow = result["first_call_s"] > 1 and name == NAIVE  # compiles at every call, so needs no warm-up
+                    slow = (
+                        result["first_call_s"] > 1 and name == NAIVE
+                    )  # compiles at every call, so needs no warm-up
                     if name not in calls:
                         calls[name] = 1 if slow else self.calls_of_a_turn(worker)
                     elif not slow and spent / len(times[name]) < 0.5:
-                        worker.ask({"do": "run", "calls": 1}, self.options.timeout)  # caches are cold after a pause
+                        worker.ask(
+                            {"do": "run", "calls": 1}, self.options.timeout
+                        )  # caches are cold after a pause
                     if not slow or turn < FEWEST:
-                        answer = worker.ask({"do": "run", "calls": calls[name]}, self.options.timeout)
+                        answer = worker.ask(
+                            {"do": "run", "calls": calls[name]}, self.options.timeout
+                        )
                         times[name] += answer["seconds"]
         for name, seconds in times.items():
             if seconds and "failed" not in results[name]:
                 low, middle, high = np.percentile(seconds, (25, 50, 75))
-                results[name] |= {"median_s": middle, "quartile1_s": low, "quartile3_s": high, "min_s": min(seconds),
-                                  "calls": len(seconds)}
+                results[name] |= {
+                    "median_s": middle,
+                    "quartile1_s": low,
+                    "quartile3_s": high,
+                    "min_s": min(seconds),
+                    "calls": len(seconds),
+                }
 
     def calls_of_a_turn(self, worker: Worker) -> int:
-        """As many as fill a turn. The call after the first is left out: some libraries still settle in it."""
+        """As many as fill a turn. The call after the first is left out: some libraries still settle
+        in it.
+        """
         last = worker.ask({"do": "run", "calls": 2}, self.options.timeout)["seconds"][-1]
         return int(min(max(self.options.turn / last, 1), MOST_CALLS))
 
@@ -194,20 +238,36 @@ def arguments() -> argparse.Namespace:
     names = {"ours": OURS, "torch": TORCH, "jax": JAX, "naive": NAIVE, "bare": BARE}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything work?")
-    parser.add_argument("--large", action="store_true", help="also 4096 inputs, 10^7 weights, 10^5 points")
+    parser.add_argument(
+        "--large", action="store_true", help="also 4096 inputs, 10^7 weights, 10^5 points"
+    )
     parser.add_argument("--resnet", action="store_true", help="also ResNet-18")
-    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose name has this in it")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="cases whose name has this in it"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
-    parser.add_argument("--libraries", nargs="+", choices=names, default=list(names), help="default: all")
+    parser.add_argument(
+        "--libraries", nargs="+", choices=names, default=list(names), help="default: all"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each library")
     parser.add_argument("--turn", type=float, default=0.3, help="seconds that a turn should take")
-    parser.add_argument("--seconds", type=float, default=15, help="a library that used so many gets no more turns")
+    parser.add_argument(
+        "--seconds", type=float, default=15, help="a library that used so many gets no more turns"
+    )
     parser.add_argument("--pause", type=float, default=0.25, help="seconds between turns")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds for a first call or a turn")
+    parser.add_argument(
+        "--timeout", type=float, default=900, help="seconds for a first call or a turn"
+    )
     parser.add_argument("--cores", type=int, default=2, help="cores that each library may use")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "side_by_side",
-                        help="where to write; .json and .png are added")
-    parser.add_argument("--mindspore-python", default=os.environ.get("MINDSPORE_PYTHON", sys.executable))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE / "results" / "side_by_side",
+        help="where to write; .json and .png are added",
+    )
+    parser.add_argument(
+        "--mindspore-python", default=os.environ.get("MINDSPORE_PYTHON", sys.executable)
+    )
     parser.add_argument("--torch-python", default=os.environ.get("TORCH_PYTHON", sys.executable))
     options = parser.parse_args()
     options.libraries = [names[name] for name in options.libraries]
@@ -223,21 +283,41 @@ def main() -> None:
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
-    about = {"machine": machine(), "cores": options.cores, "python": platform.python_version(),
-             "date": time.strftime("%Y-%m-%d %H:%M"), "command": sys.argv[1:], "limit": LIMIT}
+    about = {
+        "machine": machine(),
+        "cores": options.cores,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "command": sys.argv[1:],
+        "limit": LIMIT,
+    }
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         for number, case in enumerate(chosen):
             print(f"[{number + 1}/{len(chosen)}] {case.name}", file=sys.stderr, flush=True)
-            rows.append({"case": case.name, "problem": case.problem, "what": case.what, "params": case.params,
-                         "family": case.family, "size": case.size, "axis": case.axis, "gradient": case.gradient,
-                         "load": os.getloadavg()[0], "results": bench.run(case)})
+            rows.append(
+                {
+                    "case": case.name,
+                    "problem": case.problem,
+                    "what": case.what,
+                    "params": case.params,
+                    "family": case.family,
+                    "size": case.size,
+                    "axis": case.axis,
+                    "gradient": case.gradient,
+                    "load": os.getloadavg()[0],
+                    "results": bench.run(case),
+                }
+            )
             report.add_ratios(rows)
             report.write_json(options.out, {**about, "versions": bench.versions, "cases": rows})
     print(report.table({**about, "versions": bench.versions}, rows))
     written = [f"{options.out}.json", *report.plot(options.out, rows)]
     print(f"\nwritten: {', '.join(written)}")
-    if any(row["results"].get(OURS, {}).get("wrong") or "failed" in row["results"].get(OURS, {}) for row in rows):
+    if any(
+        row["results"].get(OURS, {}).get("wrong") or "failed" in row["results"].get(OURS, {})
+        for row in rows
+    ):
         raise SystemExit("mindspore_hessian was wrong or failed in a case above")
 
 

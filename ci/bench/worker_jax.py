@@ -1,5 +1,6 @@
-"""The cases in JAX, each compiled once by jit, on the CPU. What is fixed comes in as an argument, so that the compiler
-does not compute with it while compiling."""
+"""The cases in JAX, each compiled once by jit, on the CPU. What is fixed comes in as an argument,
+so that the compiler does not compute with it while compiling."""
+
 from __future__ import annotations
 
 import os
@@ -17,8 +18,9 @@ from jax import grad, hessian, jit, jvp, lax, vjp, vmap  # noqa: E402
 
 
 def convolution(x, w, stride=1, padding=0):
-    return lax.conv_general_dilated(x, w, (stride, stride), [(padding, padding)] * 2,
-                                    dimension_numbers=("NCHW", "OIHW", "NCHW"))
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NCHW", "OIHW", "NCHW")
+    )
 
 
 def average_pool(x):
@@ -66,7 +68,9 @@ def resnet(params, statistics):
     def forward(w, x):
         def unit(number, x):
             _, _, kernel, stride = units[number]
-            mean, variance, gamma, beta = (a[:, None, None] for a in (*statistics[number], *w[3 * number + 1:][:2]))
+            mean, variance, gamma, beta = (
+                a[:, None, None] for a in (*statistics[number], *w[3 * number + 1 :][:2])
+            )
             x = convolution(x, w[3 * number], stride, kernel // 2)
             return (x - mean) * (gamma * lax.rsqrt(variance + 1e-5)) + beta
 
@@ -117,9 +121,11 @@ def make(message, arrays):
 
 def call_of(problem, what, params, data):
     x, w, v = data["x"], tuple(numbered(data, "w")), tuple(numbered(data, "v"))
-    functions = {"mlp_input": lambda x, w: (jnp.tanh(x @ w[0]) @ w[1]).sum(),
-                 "quadratic": lambda x, w: 0.5 * (x @ w[0] @ x),
-                 "rosenbrock": lambda x, w: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()}
+    functions = {
+        "mlp_input": lambda x, w: (jnp.tanh(x @ w[0]) @ w[1]).sum(),
+        "quadratic": lambda x, w: 0.5 * (x @ w[0] @ x),
+        "rosenbrock": lambda x, w: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum(),
+    }
     if problem in functions:
         compiled = jit(hessian(functions[problem]))
         return lambda: compiled(x, w)
@@ -127,9 +133,13 @@ def call_of(problem, what, params, data):
         compiled = jit(lambda x, v: jvp(grad(lambda x: jnp.sin(x).sum()), (x,), v)[1])
         return lambda: compiled(x, v)
     if problem == "points":
+
         def u(point, w):
             return jnp.tanh(jnp.tanh(point @ w[0] + w[1]) @ w[2] + w[3]) @ w[4]
-        matrix = hessian(u) if what == "hessian" else lambda point, w: jnp.trace(hessian(u)(point, w))
+
+        matrix = (
+            hessian(u) if what == "hessian" else lambda point, w: jnp.trace(hessian(u)(point, w))
+        )
         compiled = jit(vmap(matrix, in_axes=(0, None)))
         return lambda: compiled(x, w)
     y = data["y"]

@@ -1,5 +1,7 @@
-"""The cases in MindSpore: with mindspore_hessian; with --naive, as its tutorial has them, which compiles at every call;
-with --bare, the least that MindSpore can do, one function under @jit. The last two never import mindspore_hessian."""
+"""The cases in MindSpore: with mindspore_hessian; with --naive, as its tutorial has them, which
+compiles at every call; with --bare, the least that MindSpore can do, one function under @jit. The
+last two never import mindspore_hessian."""
+
 from __future__ import annotations
 
 import functools
@@ -22,7 +24,9 @@ if not (NAIVE or BARE):
 
 
 def parameters(weights, prefix=""):
-    return ms.ParameterTuple([Parameter(w, name=f"{prefix}w{number}") for number, w in enumerate(weights)])
+    return ms.ParameterTuple(
+        [Parameter(w, name=f"{prefix}w{number}") for number, w in enumerate(weights)]
+    )
 
 
 class Linear(nn.Cell):
@@ -73,8 +77,14 @@ class Transformer(nn.Cell):
     def construct(self, x):
         w, n = self.w, x.shape[-1]
         a = self.norm(x, w[4], w[5])[0]
-        q, k, v = self.split(ops.matmul(a, w[0])), self.split(ops.matmul(a, w[1])), self.split(ops.matmul(a, w[2]))
-        mixed = ops.matmul(ops.softmax(ops.matmul(q, k.transpose(0, 1, 3, 2)) * (n // HEADS) ** -0.5, -1), v)
+        q, k, v = (
+            self.split(ops.matmul(a, w[0])),
+            self.split(ops.matmul(a, w[1])),
+            self.split(ops.matmul(a, w[2])),
+        )
+        mixed = ops.matmul(
+            ops.softmax(ops.matmul(q, k.transpose(0, 1, 3, 2)) * (n // HEADS) ** -0.5, -1), v
+        )
         x = x + ops.matmul(mixed.transpose(0, 2, 1, 3).reshape(x.shape), w[3])
         a = self.norm(x, w[6], w[7])[0]
         x = x + ops.matmul(ops.gelu(ops.matmul(a, w[8]) + w[9], "tanh"), w[10]) + w[11]
@@ -87,10 +97,12 @@ class Unit(nn.Cell):
     def __init__(self, shape, weight, gamma, beta, mean, variance):
         super().__init__()
         inside, out, kernel, stride = shape
-        self.convolution = nn.Conv2d(inside, out, kernel, stride, pad_mode="pad", padding=kernel // 2,
-                                     weight_init=weight)
-        self.norm = nn.BatchNorm2d(out, gamma_init=gamma, beta_init=beta, moving_mean_init=mean,
-                                   moving_var_init=variance)
+        self.convolution = nn.Conv2d(
+            inside, out, kernel, stride, pad_mode="pad", padding=kernel // 2, weight_init=weight
+        )
+        self.norm = nn.BatchNorm2d(
+            out, gamma_init=gamma, beta_init=beta, moving_mean_init=mean, moving_var_init=variance
+        )
         self.trained = [self.convolution.weight, self.norm.gamma, self.norm.beta]
 
     def construct(self, x):
@@ -113,7 +125,10 @@ class ResNet(nn.Cell):
         super().__init__()
         w, means, variances = (numbered(data, letter) for letter in "wms")
         shapes = resnet_units(params)
-        units = [Unit(shape, *w[3 * k:3 * k + 3], means[k], variances[k]) for k, shape in enumerate(shapes)]
+        units = [
+            Unit(shape, *w[3 * k : 3 * k + 3], means[k], variances[k])
+            for k, shape in enumerate(shapes)
+        ]
         blocks, k = [], 1
         while k < len(units):
             changes = k + 2 < len(units) and shapes[k + 2][2] == 1
@@ -131,6 +146,7 @@ class ResNet(nn.Cell):
 
 def function(problem, w):
     """The functions of their inputs."""
+
     def mlp_input(x):
         return ops.matmul(ops.tanh(ops.matmul(x, w[0])), w[1]).sum()
 
@@ -144,10 +160,17 @@ def function(problem, w):
         return ops.sin(x).sum()
 
     def points(x):
-        return ops.matmul(ops.tanh(ops.matmul(ops.tanh(ops.matmul(x, w[0]) + w[1]), w[2]) + w[3]), w[4])
+        return ops.matmul(
+            ops.tanh(ops.matmul(ops.tanh(ops.matmul(x, w[0]) + w[1]), w[2]) + w[3]), w[4]
+        )
 
-    return {"mlp_input": mlp_input, "quadratic": quadratic, "rosenbrock": rosenbrock, "sine": sine,
-            "points": points}[problem]
+    return {
+        "mlp_input": mlp_input,
+        "quadratic": quadratic,
+        "rosenbrock": rosenbrock,
+        "sine": sine,
+        "points": points,
+    }[problem]
 
 
 def of_inputs(problem, what, f, x, v, options):
@@ -163,6 +186,7 @@ def of_inputs(problem, what, f, x, v, options):
 def trace_of(hessian):
     def trace(x):
         return ops.trace(hessian(x))
+
     return trace
 
 
@@ -193,7 +217,9 @@ def by_weights(problem, what, params, data, w, v, options):
         net = ResNet(params, data)
         trained = net.trained
     else:
-        net = {"softmax": Linear, "mlp": MLP, "lenet": LeNet, "transformer": Transformer}[problem](w)
+        net = {"softmax": Linear, "mlp": MLP, "lenet": LeNet, "transformer": Transformer}[problem](
+            w
+        )
         trained = list(net.w)
 
     def loss(x, y):
@@ -215,12 +241,18 @@ def by_weights(problem, what, params, data, w, v, options):
 
 def hvps(net, x, y, vectors):
     chunk = min(len(vectors[0]), 64) if len(vectors[0]) > 4 else None
-    made = functools.cache(lambda: mh.HessianOperator(net, nn.CrossEntropyLoss(), (x, y), chunk_size=chunk))
+    made = functools.cache(
+        lambda: mh.HessianOperator(net, nn.CrossEntropyLoss(), (x, y), chunk_size=chunk)
+    )
     matrix = np.concatenate([v.reshape(len(v), -1) for v in vectors], 1).T.copy()
     ends = np.cumsum([v[0].size for v in vectors])[:-1]
 
     def call():
-        return [part.T.reshape(v.shape) for part, v in zip(np.split(made() @ matrix, ends), vectors, strict=True)]
+        return [
+            part.T.reshape(v.shape)
+            for part, v in zip(np.split(made() @ matrix, ends), vectors, strict=True)
+        ]
+
     return call
 
 
@@ -228,7 +260,9 @@ def make(message, arrays):
     data = {key: Tensor(array) for key, array in arrays.items()}
     problem, what, params = message["problem"], message["what"], message["params"]
     if not (NAIVE or BARE):
-        mh.configure("CPU", pin_threads=True, max_cpu_isa="AVX2" if problem in ("lenet", "resnet") else None)
+        mh.configure(
+            "CPU", pin_threads=True, max_cpu_isa="AVX2" if problem in ("lenet", "resnet") else None
+        )
     w, v = tuple(numbered(data, "w")), tuple(numbered(data, "v"))
     if what == "hvps":
         return hvps(MLP(w), data["x"], data["y"], numbered(arrays, "v"))
@@ -244,7 +278,11 @@ def make(message, arrays):
 
 
 def leaves(result):
-    return [result] if isinstance(result, Tensor) else [leaf for part in result for leaf in leaves(part)]
+    return (
+        [result]
+        if isinstance(result, Tensor)
+        else [leaf for part in result for leaf in leaves(part)]
+    )
 
 
 if __name__ == "__main__":

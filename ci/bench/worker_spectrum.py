@@ -1,5 +1,7 @@
-"""One job of spectrum.py in PyTorch: python worker_spectrum.py JOB INPUT OUTPUT, where JOB is "truth" (the exact
-Hessian in float64, and how many products curvlinops' estimators need) or a library and what it should find."""
+"""One job of spectrum.py in PyTorch: python worker_spectrum.py JOB INPUT OUTPUT, where JOB is
+"truth" (the exact Hessian in float64, and how many products curvlinops' estimators need) or a
+library and what it should find."""
+
 from __future__ import annotations
 
 import importlib
@@ -22,8 +24,16 @@ TRACE_TOL, SEEDS = 1e-2, 10
 
 def network(weights: list[np.ndarray]) -> nn.Module:
     """demo_network.Network: MindSpore's Conv2d pads so that the size stays."""
-    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(8, 16, 3, padding=1),
-                        nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
     with torch.no_grad():
         for parameter, weight in zip(net.parameters(), weights, strict=True):
             parameter.copy_(torch.from_numpy(weight))
@@ -32,31 +42,49 @@ def network(weights: list[np.ndarray]) -> nn.Module:
 
 def truth(net: nn.Module, x, y, logits) -> dict:
     difference = float((net(x).detach() - torch.from_numpy(logits)).abs().max())
-    if not difference <= 1e-4 * abs(logits).max():  # MindSpore's float32 tanh on the CPU is wrong by up to 1e-4
+    if (
+        not difference <= 1e-4 * abs(logits).max()
+    ):  # MindSpore's float32 tanh on the CPU is wrong by up to 1e-4
         raise SystemExit(f"the networks differ: their logits by {difference:.1e}")
     net, shapes = net.double(), {name: weight.shape for name, weight in net.named_parameters()}
     at = torch.cat([weight.detach().flatten() for weight in net.parameters()])
 
     def loss(flat, x, y):
         parts = torch.split(flat, [shape.numel() for shape in shapes.values()])
-        named = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return nn.functional.cross_entropy(torch.func.functional_call(net, named, (x,)), y, reduction="sum")
+        named = {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        return nn.functional.cross_entropy(
+            torch.func.functional_call(net, named, (x,)), y, reduction="sum"
+        )
 
     def columns(some, x, y):
-        return torch.func.vmap(lambda v: torch.func.jvp(lambda w: torch.func.grad(loss)(w, x, y), (at,), (v,))[1])(some)
+        return torch.func.vmap(
+            lambda v: torch.func.jvp(lambda w: torch.func.grad(loss)(w, x, y), (at,), (v,))[1]
+        )(some)
 
     with torch.no_grad():  # in pieces: all columns and digits at once take 24 GB
         pieces = list(zip(x.double().split(250), y.split(250), strict=True))
-        matrix = torch.cat([sum(columns(some, *piece) for piece in pieces)
-                            for some in torch.eye(len(at), dtype=torch.float64).split(100)]) / len(y)
+        matrix = torch.cat(
+            [
+                sum(columns(some, *piece) for piece in pieces)
+                for some in torch.eye(len(at), dtype=torch.float64).split(100)
+            ]
+        ) / len(y)
     matrix = (matrix + matrix.T) / 2
-    return {"matrix": matrix.numpy(), "xtrace": products_needed(matrix.float()), "difference": difference}
+    return {
+        "matrix": matrix.numpy(),
+        "xtrace": products_needed(matrix.float()),
+        "difference": difference,
+    }
 
 
 def products_needed(matrix: torch.Tensor) -> int:
-    """The fewest, doubling and half as many again in turn, with which the root mean square error of curvlinops' xtrace
-    is 1%."""
+    """The fewest, doubling and half as many again in turn, with which the root mean square error of
+    curvlinops' xtrace is 1%."""
     from curvlinops import xtrace
+
     exact = float(matrix.trace())
     for count in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024):
         torch.manual_seed(1)
@@ -69,6 +97,7 @@ def products_needed(matrix: torch.Tensor) -> int:
 def curvlinops(net: nn.Module, x, y, what: str, products: int) -> dict:
     from curvlinops import HessianLinearOperator, xtrace
     from scipy.sparse.linalg import eigsh
+
     start, count = time.perf_counter(), [0]
     op = HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)])
     op @ torch.ones(op.shape[0])
@@ -88,7 +117,9 @@ def curvlinops(net: nn.Module, x, y, what: str, products: int) -> dict:
 
 
 def pyhessian(net: nn.Module, x, y, what: str, products: int) -> dict:
-    module = importlib.import_module("pyhessian.hessian")  # the package's attribute "hessian" is the class
+    module = importlib.import_module(
+        "pyhessian.hessian"
+    )  # the package's attribute "hessian" is the class
     start, count, multiply = time.perf_counter(), [0], module.hessian_vector_product
 
     def counted(*arguments):
@@ -104,7 +135,9 @@ def pyhessian(net: nn.Module, x, y, what: str, products: int) -> dict:
     else:
         tight = {"maxIter": 3000, "tol": 1e-7} if what == "tight" else {}
         values, vectors = them.eigenvalues(top_n=K, **tight)
-        columns = [torch.cat([part.detach().flatten() for part in vector]).numpy() for vector in vectors]
+        columns = [
+            torch.cat([part.detach().flatten() for part in vector]).numpy() for vector in vectors
+        ]
         found = {"values": np.array(values), "vectors": np.stack(columns, 1)}
     return {**found, "seconds": time.perf_counter() - start, "first": first, "products": count[0]}
 
@@ -119,7 +152,9 @@ def main(job: str, source: str, target: str) -> None:
         np.savez(target, **truth(net, x, y, data["logits"]))
     else:
         library, what = job.split()
-        found = {"curvlinops": curvlinops, "PyHessian": pyhessian}[library](net, x, y, what, int(data["products"]))
+        found = {"curvlinops": curvlinops, "PyHessian": pyhessian}[library](
+            net, x, y, what, int(data["products"])
+        )
         np.savez(target, **found)
     os._exit(0)
 

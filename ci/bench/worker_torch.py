@@ -1,4 +1,5 @@
 """The cases in PyTorch: torch.func, eager. With --float64, the reference for the networks."""
+
 from __future__ import annotations
 
 import sys
@@ -82,8 +83,12 @@ def by_weights(forward, what, w, v, x, y):
     def hvp(v):
         return jvp(grad(loss), (w,), (v,))[1]
 
-    return {"gradient": lambda: grad(loss)(w), "hvp": lambda: hvp(v), "hvps": lambda: vmap(hvp)(v),
-            "ggn": product}[what]
+    return {
+        "gradient": lambda: grad(loss)(w),
+        "hvp": lambda: hvp(v),
+        "hvps": lambda: vmap(hvp)(v),
+        "ggn": product,
+    }[what]
 
 
 def make(message, arrays):
@@ -95,7 +100,11 @@ def make(message, arrays):
 
 
 def leaves(result):
-    return [result] if isinstance(result, torch.Tensor) else [leaf for part in result for leaf in leaves(part)]
+    return (
+        [result]
+        if isinstance(result, torch.Tensor)
+        else [leaf for part in result for leaf in leaves(part)]
+    )
 
 
 def call_of(problem, what, params, data):
@@ -105,12 +114,16 @@ def call_of(problem, what, params, data):
     if problem == "quadratic":
         return lambda: hessian(lambda x: 0.5 * (x @ w[0] @ x))(x)
     if problem == "rosenbrock":
-        return lambda: hessian(lambda x: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum())(x)
+        return lambda: hessian(
+            lambda x: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+        )(x)
     if problem == "sine":
         return lambda: jvp(grad(lambda x: torch.sin(x).sum()), (x,), v)[1]
     if problem == "points":
+
         def u(point):
             return torch.tanh(torch.tanh(point @ w[0] + w[1]) @ w[2] + w[3]) @ w[4]
+
         if what == "hessian":
             return lambda: vmap(hessian(u))(x)
         return lambda: vmap(lambda point: torch.trace(hessian(u)(point)))(x)

@@ -4,6 +4,7 @@ Usage: python ci/coverage/report.py [results/2.10.0.json ...]
 
 Fails where a call is silently wrong and `KNOWN` does not say why.
 """
+
 from __future__ import annotations
 
 import json
@@ -54,13 +55,20 @@ def verdict(row: dict, column: str) -> str:
 
 def cell(row: dict, column: str) -> str:
     found = verdict(row, column)
-    return found if found == "refused" else f"{row[KEYS[column]]:.0e}" + ("" if found == "right" else f" {found}")
+    return (
+        found
+        if found == "refused"
+        else f"{row[KEYS[column]]:.0e}" + ("" if found == "right" else f" {found}")
+    )
 
 
 def totals(rows: list[dict]) -> dict:
     listed = [row for row in rows if kind(row) == "listed"]
-    return {"kinds": Counter(map(kind, rows)), "functions": len({(row["space"], row["head"]) for row in listed}),
-            **{column: Counter(verdict(row, column) for row in listed) for column in COLUMNS}}
+    return {
+        "kinds": Counter(map(kind, rows)),
+        "functions": len({(row["space"], row["head"]) for row in listed}),
+        **{column: Counter(verdict(row, column) for row in listed) for column in COLUMNS},
+    }
 
 
 def exceptions(rows: list[dict]) -> list[str]:
@@ -84,40 +92,89 @@ def exceptions(rows: list[dict]) -> list[str]:
 
 def summary(version: str, rows: list[dict]) -> str:
     found = totals(rows)
-    lines = [f"MindSpore {version}: {found['kinds']['listed']} calls of {found['functions']} functions that MindSpore "
-             "differentiates once."]
+    lines = [
+        f"MindSpore {version}: {found['kinds']['listed']} calls of {found['functions']} functions "
+        "that MindSpore "
+        "differentiates once."
+    ]
     for column in COLUMNS:
-        lines.append(f"- {column}: " + ", ".join(f"{count} {name}" for name, count in found[column].most_common()))
-    lines.append("- not in the list: " + ", ".join(f"{count} {name}" for name, count in found["kinds"].most_common()
-                                                   if name != "listed"))
+        lines.append(
+            f"- {column}: "
+            + ", ".join(f"{count} {name}" for name, count in found[column].most_common())
+        )
+    lines.append(
+        "- not in the list: "
+        + ", ".join(
+            f"{count} {name}" for name, count in found["kinds"].most_common() if name != "listed"
+        )
+    )
     return "\n".join(lines)
 
 
 def markdown(version: str, rows: list[dict]) -> str:
-    lines = [f"# Second derivatives of MindSpore {version}, call by call", "",
-             "Made by `bash ci/coverage.sh`. Of s = sum(w (y + y²/2)) with y the output of the call: the largest error "
-             "of the product H v, of the matrix (in one batch, unless it says looped) times v, and of the third "
-             "derivative in the direction v, relative to the largest entry. Truth: torch in float64 where its function "
-             "has the same value and gradient, else fourth-order differences of the compiled gradient, which is itself "
-             "compared with differences of the value.", "", summary(version, rows), "", "## Exceptions", ""]
+    lines = [
+        f"# Second derivatives of MindSpore {version}, call by call",
+        "",
+        "Made by `bash ci/coverage.sh`. Of s = sum(w (y + y²/2)) with y the output of the call: "
+        "the largest error "
+        "of the product H v, of the matrix (in one batch, unless it says looped) times v, and of "
+        "the third "
+        "derivative in the direction v, relative to the largest entry. Truth: torch in float64 "
+        "where its function "
+        "has the same value and gradient, else fourth-order differences of the compiled gradient, "
+        "which is itself "
+        "compared with differences of the value.",
+        "",
+        summary(version, rows),
+        "",
+        "## Exceptions",
+        "",
+    ]
     lines += [f"- {line}" for line in sorted(set(exceptions(rows)))] or ["none"]
-    lines += ["", "## Calls", "", "| call | inputs | in | dtype | product | matrix | third | truth |",
-              "|---|---|---|---|---|---|---|---|"]
-    for row in sorted(rows, key=lambda row: (row["topic"], row["head"].lower(), row["line"], row["space"])):
+    lines += [
+        "",
+        "## Calls",
+        "",
+        "| call | inputs | in | dtype | product | matrix | third | truth |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(
+        rows, key=lambda row: (row["topic"], row["head"].lower(), row["line"], row["space"])
+    ):
         if kind(row) == "listed":
             call, *specs = row["line"].split(" | ")
-            cells = [f"`{call.split(': ')[-1]}`", "; ".join(specs), calls.TITLES.get(row["space"], row["space"]),
-                     row["dtype"], *(cell(row, column) for column in COLUMNS), row["truth"]]
+            cells = [
+                f"`{call.split(': ')[-1]}`",
+                "; ".join(specs),
+                calls.TITLES.get(row["space"], row["space"]),
+                row["dtype"],
+                *(cell(row, column) for column in COLUMNS),
+                row["truth"],
+            ]
             lines.append("| " + " | ".join(text.replace("|", "/") for text in cells) + " |")
-    reasons = sorted({f"- `{row['line'].split(' | ')[0]}` ({row['space']}): {row['left_out']}" for row in rows
-                      if "left_out" in row})
-    return "\n".join([*lines, "", "## No kernel or no first gradient on this CPU", "", *reasons, ""])
+    reasons = sorted(
+        {
+            f"- `{row['line'].split(' | ')[0]}` ({row['space']}): {row['left_out']}"
+            for row in rows
+            if "left_out" in row
+        }
+    )
+    return "\n".join(
+        [*lines, "", "## No kernel or no first gradient on this CPU", "", *reasons, ""]
+    )
 
 
 def wrong(rows: list[dict]) -> list[str]:
     """The calls with a wrong number that nobody has explained."""
-    return sorted({f"{row['space']} {row['line']}" for row in rows if kind(row) == "listed" and row["line"] not in KNOWN
-                   and any(verdict(row, column) == "wrong" for column in COLUMNS)})
+    return sorted(
+        {
+            f"{row['space']} {row['line']}"
+            for row in rows
+            if kind(row) == "listed"
+            and row["line"] not in KNOWN
+            and any(verdict(row, column) == "wrong" for column in COLUMNS)
+        }
+    )
 
 
 def main() -> None:

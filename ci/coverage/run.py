@@ -2,6 +2,7 @@
 
 Usage: python ci/coverage/run.py [--only REGEX] [--jobs 2] [--keep]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,12 +30,19 @@ LIMIT = 240  # seconds a call
 
 def wanted(only: str) -> list[str]:
     """NUMBER:SPACE of every call in every namespace that has it."""
-    return [f"{number}:{space}" for number, call in enumerate(calls.calls()) if "refused" not in call.more
-            for space in check.spaces(call) if re.search(only, f"{space} {call.line}")]
+    return [
+        f"{number}:{space}"
+        for number, call in enumerate(calls.calls())
+        if "refused" not in call.more
+        for space in check.spaces(call)
+        if re.search(only, f"{space} {call.line}")
+    ]
 
 
 def work(items: queue.Queue, done, log: Path) -> None:
-    """One worker process after another until nothing is left. A call that kills or blocks one is a row of its own."""
+    """One worker process after another until nothing is left. A call that kills or blocks one is a
+    row of its own.
+    """
     while True:
         chunk = []
         while len(chunk) < CHUNK and not items.empty():
@@ -43,9 +51,13 @@ def work(items: queue.Queue, done, log: Path) -> None:
             return
         while chunk:
             with log.open("a") as errors:
-                process = subprocess.Popen([sys.executable, check.__file__, *chunk], text=True,
-                                           stdout=subprocess.PIPE, stderr=errors,
-                                           env={**os.environ, "GLOG_v": "4", "OMP_NUM_THREADS": "1"})
+                process = subprocess.Popen(
+                    [sys.executable, check.__file__, *chunk],
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env={**os.environ, "GLOG_v": "4", "OMP_NUM_THREADS": "1"},
+                )
             reason = "ended the process"
             with selectors.DefaultSelector() as selector:
                 selector.register(process.stdout, selectors.EVENT_READ)
@@ -64,18 +76,33 @@ def work(items: queue.Queue, done, log: Path) -> None:
             if chunk:
                 item = chunk.pop(0)
                 call = calls.calls()[int(item.split(":")[0])]
-                done({"item": item, "line": call.line, "head": call.head, "space": item.split(":")[1],
-                      "topic": call.topic, "crashed": f"{reason} ({process.returncode})"})
+                done(
+                    {
+                        "item": item,
+                        "line": call.line,
+                        "head": call.head,
+                        "space": item.split(":")[1],
+                        "topic": call.topic,
+                        "crashed": f"{reason} ({process.returncode})",
+                    }
+                )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="REGEX", help="calls whose 'space line' has this in it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="calls whose 'space line' has this in it"
+    )
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--keep", action="store_true", help="keep the other rows of the results file")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the other rows of the results file"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     import mindspore
+
     path = options.out / f"{mindspore.__version__}.json"
     path.parent.mkdir(exist_ok=True)
     items: queue.Queue = queue.Queue()
@@ -94,8 +121,10 @@ def main() -> None:
             path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows.values()) + "\n]\n")
 
     with tempfile.TemporaryDirectory() as folder:
-        threads = [threading.Thread(target=work, args=(items, done, Path(folder) / f"{k}.log"))
-                   for k in range(options.jobs)]
+        threads = [
+            threading.Thread(target=work, args=(items, done, Path(folder) / f"{k}.log"))
+            for k in range(options.jobs)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -1,11 +1,14 @@
 """Make tests/golden/calls.npz: what torch says of the calls in tests/rules/calls/*.txt, in float64.
 
-Usage: python ci/golden/make_calls.py      (an environment with torch and numpy; MindSpore is not needed)
+Usage: python ci/golden/make_calls.py      (an environment with torch and numpy; MindSpore is not
+needed)
 
-For a call with output y and s = sum(w (y + y^2 / 2)), by the number of its line: value y, gradient, hvp = H v and
-third = s'''[v, v], the last three of all differentiated inputs in one vector. A line that torch cannot run is left out;
-whether torch's function of that name is the same function is seen by its value.
+For a call with output y and s = sum(w (y + y^2 / 2)), by the number of its line: value y, gradient,
+hvp = H v and third = s'''[v, v], the last three of all differentiated inputs in one vector. A line
+that torch cannot run is left out; whether torch's function of that name is the same function is
+seen by its value.
 """
+
 from __future__ import annotations
 
 import sys
@@ -33,7 +36,9 @@ def layer(call):
         net.eval()
     weights = [(name.split("_l")[0], weight) for name, weight in net.named_parameters()]
     if isinstance(net, nn.RNNBase):  # MindSpore has them by kind, then by layer
-        weights.sort(key=lambda pair: ("weight_ih", "weight_hh", "bias_ih", "bias_hh").index(pair[0]))
+        weights.sort(
+            key=lambda pair: ("weight_ih", "weight_hh", "bias_ih", "bias_hh").index(pair[0])
+        )
     for number, (_, weight) in enumerate(weights):
         weight.data = torch.tensor(calls.parameter(number, tuple(weight.shape)))
     return lambda inputs: eval(f"net{rest}", {"net": net, **inputs})  # noqa: S307
@@ -50,13 +55,17 @@ def candidates(call):
     else:
         for place in PLACES:
             if hasattr(place, call.head):
-                yield lambda inputs, place=place: eval(f"place.{call.text}", {"place": place}, inputs)  # noqa: S307
+                yield lambda inputs, place=place: eval(
+                    f"place.{call.text}", {"place": place}, inputs
+                )  # noqa: S307
         yield lambda inputs: eval(call.source("Tensor"), {}, inputs)  # noqa: S307
 
 
 def derivatives(call, f):
-    inputs = {name: torch.tensor(value.astype(np.int64) if value.dtype == np.int32 else value)
-              for name, value in call.inputs.items()}
+    inputs = {
+        name: torch.tensor(value.astype(np.int64) if value.dtype == np.int32 else value)
+        for name, value in call.inputs.items()
+    }
     free = tuple(inputs[name] for name in call.free)
     vectors = tuple(torch.tensor(vector) for vector in call.vectors().values())
     for x in free:
@@ -66,8 +75,11 @@ def derivatives(call, f):
     s = (w * (y + 0.5 * y * y)).sum()
 
     def product(scalar):
-        gradient = torch.autograd.grad(scalar, free, create_graph=True, materialize_grads=True) \
-            if scalar.requires_grad else [torch.zeros_like(x) for x in free]
+        gradient = (
+            torch.autograd.grad(scalar, free, create_graph=True, materialize_grads=True)
+            if scalar.requires_grad
+            else [torch.zeros_like(x) for x in free]
+        )
         return gradient, sum((g * v).sum() for g, v in zip(gradient, vectors, strict=True))
 
     gradient, slope = product(s)
@@ -76,7 +88,13 @@ def derivatives(call, f):
 
     def flat(parts):
         return torch.cat([part.detach().reshape(-1) for part in parts]).numpy()
-    return {"value": y.detach().numpy(), "gradient": flat(gradient), "hvp": flat(hvp), "third": flat(third)}
+
+    return {
+        "value": y.detach().numpy(),
+        "gradient": flat(gradient),
+        "hvp": flat(hvp),
+        "third": flat(third),
+    }
 
 
 def main():

@@ -1,8 +1,10 @@
 """Writes tests/golden/jet.npz: derivatives along curves by JAX, in float64.
 
-Of single operations, derivatives of t -> f(x(t)) by nested `jax.jvp` (not by jets, so that another method is compared),
-of a network by `jax.experimental.jet`, to order 10. Run: ``python ci/golden/make_jet.py``
+Of single operations, derivatives of t -> f(x(t)) by nested `jax.jvp` (not by jets, so that another
+method is compared), of a network by `jax.experimental.jet`, to order 10. Run: ``python
+ci/golden/make_jet.py``
 """
+
 import math
 from pathlib import Path
 
@@ -25,37 +27,71 @@ def norm(x, axis, eps=1e-5):
 
 
 ONE = {
-    "exp": jnp.exp, "expm1": jnp.expm1, "log": jnp.log, "log1p": jnp.log1p, "tanh": jnp.tanh, "sigmoid": nn.sigmoid,
-    "sin": jnp.sin, "cos": jnp.cos, "tan": jnp.tan, "sinh": jnp.sinh, "cosh": jnp.cosh, "asin": jnp.arcsin,
-    "acos": jnp.arccos, "atan": jnp.arctan, "asinh": jnp.arcsinh, "acosh": lambda x: jnp.arccosh(x + 1.2),
-    "atanh": jnp.arctanh, "sqrt": jnp.sqrt, "rsqrt": lambda x: 1 / jnp.sqrt(x), "reciprocal": lambda x: 1 / x,
-    "square": lambda x: x * x, "cube": lambda x: (x - 0.5) ** 3, "power": lambda x: x ** 2.5, "negative power":
-    lambda x: x ** -2.0, "ninth": lambda x: (x - 0.5) ** 9, "erf": special.erf, "erfc": special.erfc,
-    "gelu": lambda x: nn.gelu(x - 0.5, approximate=False), "gelu tanh": lambda x: nn.gelu(x - 0.5, approximate=True),
-    "silu": lambda x: nn.silu(x - 0.5), "softplus": lambda x: nn.softplus(x - 0.5),
-    "mish": lambda x: (x - 0.5) * jnp.tanh(nn.softplus(x - 0.5)), "elu": lambda x: nn.elu(x - 0.5),
-    "selu": lambda x: nn.selu(x - 0.5), "softsign": lambda x: nn.soft_sign(x - 0.5),
-    "hswish": lambda x: nn.hard_swish(x - 0.5), "relu": lambda x: nn.relu(x - 0.5) * x,
+    "exp": jnp.exp,
+    "expm1": jnp.expm1,
+    "log": jnp.log,
+    "log1p": jnp.log1p,
+    "tanh": jnp.tanh,
+    "sigmoid": nn.sigmoid,
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "tan": jnp.tan,
+    "sinh": jnp.sinh,
+    "cosh": jnp.cosh,
+    "asin": jnp.arcsin,
+    "acos": jnp.arccos,
+    "atan": jnp.arctan,
+    "asinh": jnp.arcsinh,
+    "acosh": lambda x: jnp.arccosh(x + 1.2),
+    "atanh": jnp.arctanh,
+    "sqrt": jnp.sqrt,
+    "rsqrt": lambda x: 1 / jnp.sqrt(x),
+    "reciprocal": lambda x: 1 / x,
+    "square": lambda x: x * x,
+    "cube": lambda x: (x - 0.5) ** 3,
+    "power": lambda x: x**2.5,
+    "negative power": lambda x: x**-2.0,
+    "ninth": lambda x: (x - 0.5) ** 9,
+    "erf": special.erf,
+    "erfc": special.erfc,
+    "gelu": lambda x: nn.gelu(x - 0.5, approximate=False),
+    "gelu tanh": lambda x: nn.gelu(x - 0.5, approximate=True),
+    "silu": lambda x: nn.silu(x - 0.5),
+    "softplus": lambda x: nn.softplus(x - 0.5),
+    "mish": lambda x: (x - 0.5) * jnp.tanh(nn.softplus(x - 0.5)),
+    "elu": lambda x: nn.elu(x - 0.5),
+    "selu": lambda x: nn.selu(x - 0.5),
+    "softsign": lambda x: nn.soft_sign(x - 0.5),
+    "hswish": lambda x: nn.hard_swish(x - 0.5),
+    "relu": lambda x: nn.relu(x - 0.5) * x,
     "abs": lambda x: jnp.abs(x - 0.5) * x,
-    "softmax": lambda x: nn.softmax(x, 0), "log softmax": lambda x: nn.log_softmax(x, -1),
-    "logsumexp": lambda x: nn.logsumexp(x, -1), "norm": lambda x: jnp.sqrt((x * x).sum(-1)),
-    "layer norm": lambda x: norm(x, -1), "exponential": lambda x: 1.5 ** x,
-    "shapes": lambda x: (jnp.concatenate((x.T, x.T ** 2), -1)[:, 1:].sum(0) * x[0, 0]),
+    "softmax": lambda x: nn.softmax(x, 0),
+    "log softmax": lambda x: nn.log_softmax(x, -1),
+    "logsumexp": lambda x: nn.logsumexp(x, -1),
+    "norm": lambda x: jnp.sqrt((x * x).sum(-1)),
+    "layer norm": lambda x: norm(x, -1),
+    "exponential": lambda x: 1.5**x,
+    "shapes": lambda x: jnp.concatenate((x.T, x.T**2), -1)[:, 1:].sum(0) * x[0, 0],
     "largest": lambda x: x.max(-1) * x.min(0).sum(),
 }
 TWO = {
-    "mul": lambda a, b: a * b[0], "div": lambda a, b: a[0] / b, "constant div": lambda a, b: 2 / b + a / 3,
+    "mul": lambda a, b: a * b[0],
+    "div": lambda a, b: a[0] / b,
+    "constant div": lambda a, b: 2 / b + a / 3,
     "atan2": jnp.arctan2,
-    "hypot": jnp.hypot, "xlogy": special.xlogy, "pow": lambda a, b: a ** b,
+    "hypot": jnp.hypot,
+    "xlogy": special.xlogy,
+    "pow": lambda a, b: a**b,
     "maximum": lambda a, b: jnp.maximum(a, b[0]) * a,
-    "squared difference": lambda a, b: (a - b) ** 2, "matmul": lambda a, b: a @ b.T,
+    "squared difference": lambda a, b: (a - b) ** 2,
+    "matmul": lambda a, b: a @ b.T,
     "where": lambda a, b: jnp.where(a > b, a * b, b),
 }
 
 
 def curve(x, series):
     """t -> x(t)."""
-    return lambda t: x + sum(one * t ** k / math.factorial(k) for k, one in enumerate(series, 1))
+    return lambda t: x + sum(one * t**k / math.factorial(k) for k, one in enumerate(series, 1))
 
 
 def nested(f, xs, series):
@@ -78,18 +114,25 @@ def main():
     for name, f in TWO.items():
         values[name] = nested(f, xs, series)
     widths = (1, 32, 32, 1)
-    weights = [RANDOM.normal(size=(m, n)) / m ** 0.5 for m, n in zip(widths, widths[1:], strict=False)]
+    weights = [
+        RANDOM.normal(size=(m, n)) / m**0.5 for m, n in zip(widths, widths[1:], strict=False)
+    ]
     biases = [RANDOM.normal(size=n) for n in widths[1:]]
 
     def net(x):
         for w, b in zip(weights[:-1], biases[:-1], strict=True):
             x = jnp.tanh(x @ w + b)
         return x @ weights[-1] + biases[-1]
+
     points = np.linspace(-2, 2, 21)[:, None]
     zeros = jnp.zeros_like(points)
-    value, found = jax.jit(lambda x: jet.jet(net, (x,), ((jnp.ones_like(x), *[zeros] * 9),)))(points)
+    value, found = jax.jit(lambda x: jet.jet(net, (x,), ((jnp.ones_like(x), *[zeros] * 9),)))(
+        points
+    )
     values.update(points=points, net=np.stack([value, *found]))
-    values.update({f"w{k}": w for k, w in enumerate(weights)}, **{f"b{k}": b for k, b in enumerate(biases)})
+    values.update(
+        {f"w{k}": w for k, w in enumerate(weights)}, **{f"b{k}": b for k, b in enumerate(biases)}
+    )
     np.savez_compressed(TARGET, **values)
 
 

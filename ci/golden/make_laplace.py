@@ -1,10 +1,11 @@
 """Writes tests/golden/laplace.npz: posteriors of two small networks by laplace-torch, in float64.
 
-For each likelihood the weights, two batches and test inputs; for each set of weights ("last_layer", "all"), structure
-("full", "kron", "diag") and prior precision (a number, or one for each Parameter) the log marginal likelihood, the
-functional variance, and the predictives. ReLU, since MindSpore's float32 tanh is off by more than is compared here.
-Run: ``python ci/golden/make_laplace.py``
+For each likelihood the weights, two batches and test inputs; for each set of weights ("last_layer",
+"all"), structure ("full", "kron", "diag") and prior precision (a number, or one for each Parameter)
+the log marginal likelihood, the functional variance, and the predictives. ReLU, since MindSpore's
+float32 tanh is off by more than is compared here. Run: ``python ci/golden/make_laplace.py``
 """
+
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,15 @@ def network(outputs):
 
 def posterior(net, likelihood, weights, structure, prior, loader):
     extra = {"sigma_noise": SIGMA} if likelihood == "regression" else {}
-    la = Laplace(net, likelihood, subset_of_weights=weights, hessian_structure=structure, prior_precision=prior,
-                 backend=CurvlinopsGGN, **extra)
+    la = Laplace(
+        net,
+        likelihood,
+        subset_of_weights=weights,
+        hessian_structure=structure,
+        prior_precision=prior,
+        backend=CurvlinopsGGN,
+        **extra,
+    )
     la.fit(loader)
     return la
 
@@ -45,14 +53,26 @@ def main():
         torch.manual_seed(outputs)
         net = network(outputs)
         x, new = torch.randn(13, 4), 3 * torch.randn(6, 4)
-        y = torch.randint(0, outputs, (13,)) if likelihood == "classification" else torch.randn(13, outputs)
+        y = (
+            torch.randint(0, outputs, (13,))
+            if likelihood == "classification"
+            else torch.randn(13, outputs)
+        )
         loader = DataLoader(TensorDataset(x, y), batch_size=8)
-        arrays |= {f"{likelihood}/weights/{name}": p.detach().numpy() for name, p in net.named_parameters()}
-        arrays |= {f"{likelihood}/{name}": value.numpy() for name, value in (("x", x), ("y", y), ("new", new))}
+        arrays |= {
+            f"{likelihood}/weights/{name}": p.detach().numpy() for name, p in net.named_parameters()
+        }
+        arrays |= {
+            f"{likelihood}/{name}": value.numpy()
+            for name, value in (("x", x), ("y", y), ("new", new))
+        }
         for weights in ("last_layer", "all"):
             sizes = [p.numel() for p in (net if weights == "all" else net[-1]).parameters()]
             for structure in ("full", "kron", "diag"):
-                for kind, prior in (("number", torch.tensor(0.8)), ("layers", layered(sizes, structure, weights))):
+                for kind, prior in (
+                    ("number", torch.tensor(0.8)),
+                    ("layers", layered(sizes, structure, weights)),
+                ):
                     if prior is None:
                         continue
                     la = posterior(net, likelihood, weights, structure, prior, loader)
@@ -61,8 +81,10 @@ def main():
                     mean, variance = la._glm_predictive_distribution(new)
                     arrays |= {f"{key}/variance": variance.numpy(), f"{key}/mean": mean.numpy()}
                     if likelihood == "classification":
-                        arrays |= {f"{key}/{link}": la(new, link_approx=link).detach().numpy()
-                                   for link in ("probit", "bridge")}
+                        arrays |= {
+                            f"{key}/{link}": la(new, link_approx=link).detach().numpy()
+                            for link in ("probit", "bridge")
+                        }
     np.savez_compressed(TARGET, **arrays)
     print(TARGET, len(arrays), TARGET.stat().st_size)
 

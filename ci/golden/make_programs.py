@@ -1,14 +1,18 @@
-"""Golden products for tests/programs.py: four programs as model libraries write them, in float64, by torch alone.
+"""Golden products for tests/programs.py: four programs as model libraries write them, in float64,
+by torch alone.
 
-Run with a Python that has torch, on CPU: ``python ci/golden/make_programs.py``. Weights and batches come from
-tests/program_data.py. Keys are ``program/kind``, all flat over the weights in the order of ``program/order`` (that of
-MindSpore's ``trainable_params()``, which the test checks) and in float32 (they are compared at 1e-3):
+Run with a Python that has torch, on CPU: ``python ci/golden/make_programs.py``. Weights and batches
+come from tests/program_data.py. Keys are ``program/kind``, all flat over the weights in the order
+of ``program/order`` (that of MindSpore's ``trainable_params()``, which the test checks) and in
+float32 (they are compared at 1e-3):
 
     order      names of the weights;  shapes of them under ``program/shape/name``
-    hessian, ggn, ef    the product with direction(program, size); the Fisher information is the GGN for these losses
+    hessian, ggn, ef    the product with direction(program, size); the Fisher information is the GGN
+    for these losses
 
 Conventions are those of make_operators.py.
 """
+
 from __future__ import annotations
 
 import math
@@ -45,23 +49,34 @@ def attend(qkv, heads, mask=None):
 
 
 def vit(p, x):
-    x = F.conv2d(x, p["patch_embed.weight"], p["patch_embed.bias"], stride=4).flatten(2).transpose(1, 2)
+    x = (
+        F.conv2d(x, p["patch_embed.weight"], p["patch_embed.bias"], stride=4)
+        .flatten(2)
+        .transpose(1, 2)
+    )
     x = torch.cat([p["cls_token"].expand(len(x), -1, -1), x], 1) + p["pos_embed"]
     for i in range(2):
         name = f"blocks.{i}."
-        x = x + dense(p, name + "attn.proj", attend(dense(p, name + "attn.qkv", layer_norm(p, name + "norm1", x, 1e-6)),
-                                                    2))
+        x = x + dense(
+            p,
+            name + "attn.proj",
+            attend(dense(p, name + "attn.qkv", layer_norm(p, name + "norm1", x, 1e-6)), 2),
+        )
         h = F.gelu(dense(p, name + "mlp.fc1", layer_norm(p, name + "norm2", x, 1e-6)))
         x = x + dense(p, name + "mlp.fc2", h)
     return dense(p, "head", layer_norm(p, "norm", x, 1e-6)[:, 0])
 
 
 def gpt(p, words):
-    x = p["wte.embedding_table"][words] + p["wpe.embedding_table"][:words.shape[1]]
+    x = p["wte.embedding_table"][words] + p["wpe.embedding_table"][: words.shape[1]]
     mask = torch.ones(words.shape[1], words.shape[1], dtype=torch.bool).triu(1)
     for i in range(2):
         name = f"h.{i}."
-        x = x + dense(p, name + "proj", attend(dense(p, name + "attn", layer_norm(p, name + "ln_1", x, 1e-5)), 2, mask))
+        x = x + dense(
+            p,
+            name + "proj",
+            attend(dense(p, name + "attn", layer_norm(p, name + "ln_1", x, 1e-5)), 2, mask),
+        )
         h = F.gelu(dense(p, name + "fc", layer_norm(p, name + "ln_2", x, 1e-5)), approximate="tanh")
         x = x + dense(p, name + "out", h)
     x = layer_norm(p, "ln_f", x, 1e-5)
@@ -69,7 +84,10 @@ def gpt(p, words):
 
 
 def gru(p, prefix, suffix, x):
-    w, r, b, c = (p[f"{prefix}.{kind}_l0{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    w, r, b, c = (
+        p[f"{prefix}.{kind}_l0{suffix}"]
+        for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     h = x.new_zeros(len(x), r.shape[1])
     steps = []
     for step in x.unbind(1):
@@ -87,13 +105,15 @@ def tagger(p, words):
 
 
 def pinn(p, points):
-    """Laplacian + value of a tanh network by the chain rule: the value h, its derivatives d and its Laplacian curve."""
+    """Laplacian + value of a tanh network by the chain rule: the value h, its derivatives d and its
+    Laplacian curve.
+    """
     h, d, curve = points, torch.eye(2)[:, None].expand(2, *points.shape), torch.zeros_like(points)
     for i in range(2):
         w = p[f"layers.{i}.weight"]
         h, d, curve = torch.tanh(dense(p, f"layers.{i}", h)), d @ w.T, curve @ w.T
-        slope = 1 - h ** 2
-        d, curve = slope * d, slope * curve - 2 * h * slope * (d ** 2).sum(0)
+        slope = 1 - h**2
+        d, curve = slope * d, slope * curve - 2 * h * slope * (d**2).sum(0)
     return curve @ p["out.weight"].T + dense(p, "out", h)
 
 
@@ -110,21 +130,48 @@ def many(*parts):
 
 
 def block(name, one, two, attn, proj, fc, out, c):
-    return many(norm(name + one, c), linear(name + attn, 3 * c, c), linear(name + proj, c, c), norm(name + two, c),
-                linear(name + fc, 2 * c, c), linear(name + out, c, 2 * c))
+    return many(
+        norm(name + one, c),
+        linear(name + attn, 3 * c, c),
+        linear(name + proj, c, c),
+        norm(name + two, c),
+        linear(name + fc, 2 * c, c),
+        linear(name + out, c, 2 * c),
+    )
 
 
-GRU = {f"rnn.{kind}_l0{suffix}": shape for kind, shape in
-       (("weight_ih", (12, 6)), ("weight_hh", (12, 4)), ("bias_ih", (12,)), ("bias_hh", (12,)))
-       for suffix in ("", "_reverse")}
+GRU = {
+    f"rnn.{kind}_l0{suffix}": shape
+    for kind, shape in (
+        ("weight_ih", (12, 6)),
+        ("weight_hh", (12, 4)),
+        ("bias_ih", (12,)),
+        ("bias_hh", (12,)),
+    )
+    for suffix in ("", "_reverse")
+}
 SHAPES = {
-    "vit": many({"cls_token": (1, 1, 8), "pos_embed": (1, 5, 8), "patch_embed.weight": (8, 2, 4, 4),
-                 "patch_embed.bias": (8,)},
-                *(block(f"blocks.{i}.", "norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", 8)
-                  for i in range(2)), norm("norm", 8), linear("head", 3, 8)),
-    "gpt": many({"wte.embedding_table": (7, 8), "wpe.embedding_table": (6, 8)},
-                *(block(f"h.{i}.", "ln_1", "ln_2", "attn", "proj", "fc", "out", 8) for i in range(2)),
-                norm("ln_f", 8)),
+    "vit": many(
+        {
+            "cls_token": (1, 1, 8),
+            "pos_embed": (1, 5, 8),
+            "patch_embed.weight": (8, 2, 4, 4),
+            "patch_embed.bias": (8,),
+        },
+        *(
+            block(
+                f"blocks.{i}.", "norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", 8
+            )
+            for i in range(2)
+        ),
+        norm("norm", 8),
+        linear("head", 3, 8),
+    ),
+    "gpt": many(
+        {"wte.embedding_table": (7, 8), "wpe.embedding_table": (6, 8)},
+        *(block(f"h.{i}.", "ln_1", "ln_2", "attn", "proj", "fc", "out", 8) for i in range(2)),
+        norm("ln_f", 8),
+    ),
     "tagger": many({"embed.embedding_table": (9, 6)}, GRU, norm("norm", 8), linear("out", 5, 8)),
     "pinn": many(linear("layers.0", 8, 2), linear("layers.1", 8, 8), linear("out", 1, 8)),
 }
@@ -141,7 +188,9 @@ def products(program):
 
     def outputs(w, x):
         parts = w.split([k.numel() for k in weights])
-        return net({k: part.reshape(s) for (k, s), part in zip(shapes.items(), parts, strict=True)}, x)
+        return net(
+            {k: part.reshape(s) for (k, s), part in zip(shapes.items(), parts, strict=True)}, x
+        )
 
     def loss(f, y):
         return F.cross_entropy(f, y.flatten()) if classes else F.mse_loss(f, y)
@@ -152,13 +201,17 @@ def products(program):
     hessian = torch.func.vjp(torch.func.grad(risk), flat)[1](v)[0]
     ggn, ef, terms = torch.zeros_like(flat), torch.zeros_like(flat), 0
     for x, y in data:
+
         def f_of(w, x=x):
             return outputs(w, x)
+
         f, u = torch.func.jvp(f_of, (flat,), (v,))
         _, pull = torch.func.vjp(f_of, flat)
         bent = torch.func.vjp(torch.func.grad(lambda f, y=y: loss(f, y)), f)[1](u)[0]
         ggn += len(x) / total * pull(bent)[0]
-        slope = torch.func.grad(lambda f, y=y: loss(f, y))(f) * len(f) * (1 if classes else f.shape[1])  # of a term
+        slope = (
+            torch.func.grad(lambda f, y=y: loss(f, y))(f) * len(f) * (1 if classes else f.shape[1])
+        )  # of a term
         ef += pull(slope * (slope * u).sum(-1, keepdim=True))[0]
         terms += len(f)
     return {"hessian": hessian, "ggn": ggn, "ef": ef / (terms if classes else terms * f.shape[1])}

@@ -1,9 +1,11 @@
-"""What lines of tests/rules/calls call under `torch`: what torch lacks, cannot differentiate twice, or has wrong.
+"""What lines of tests/rules/calls call under `torch`: what torch lacks, cannot differentiate twice,
+or has wrong.
 
-torch has no second derivative of its grid_sample and multi_margin_loss, and the third derivatives of its layer_norm and
-batch_norm (training) differ from differences of its second ones by 70%. Where torch has the value and the first
-gradient, both are compared.
+torch has no second derivative of its grid_sample and multi_margin_loss, and the third derivatives
+of its layer_norm and batch_norm (training) differ from differences of its second ones by 70%. Where
+torch has the value and the first gradient, both are compared.
 """
+
 import math
 
 import calls
@@ -25,20 +27,26 @@ def compared(ours, theirs, *inputs):
 
 def standardized(x, axes, eps=1e-5):
     centred = x - x.mean(axes, keepdim=True)
-    return centred / ((centred ** 2).mean(axes, keepdim=True) + eps).sqrt()
+    return centred / ((centred**2).mean(axes, keepdim=True) + eps).sqrt()
 
 
 def multi_margin(x, k, p=1, margin=1.0, weight=None, reduction="mean"):
     own = x[torch.arange(len(x)), k][:, None]
     terms = torch.relu(margin - own + x) ** p * (1 - F.one_hot(k, x.shape[1])) / x.shape[1]
     total = terms.sum(1) * (1 if weight is None else weight[k])
-    return compared(total.mean() if reduction == "mean" else total,
-                    F.multi_margin_loss(x, k, p, margin, weight, reduction=reduction), x)
+    return compared(
+        total.mean() if reduction == "mean" else total,
+        F.multi_margin_loss(x, k, p, margin, weight, reduction=reduction),
+        x,
+    )
 
 
 def counted_pool(x, pad, size, stride):
     """The mean over the entries that are inside."""
-    total, count = (F.avg_pool2d(F.pad(y, pad), size, stride, divisor_override=1) for y in (x, torch.ones_like(x)))
+    total, count = (
+        F.avg_pool2d(F.pad(y, pad), size, stride, divisor_override=1)
+        for y in (x, torch.ones_like(x))
+    )
     return total / count
 
 
@@ -47,13 +55,16 @@ def distances(difference, p):
 
 
 def across(x, reach, bias, alpha, beta):
-    """MindSpore's local response normalisation: of the sum of the squares itself, not of their mean."""
+    """MindSpore's local response normalisation: of the sum of the squares itself, not of their
+    mean.
+    """
     place = torch.arange(x.shape[1])
     near = ((place[:, None] - place).abs() <= reach).to(x)
     return x * (bias + alpha * torch.einsum("ij,njhw->nihw", near, x * x)) ** -beta
 
 
-# --- complex numbers -------------------------------------------------------------------------------------------------
+# --- complex numbers ------------------------------------------------------------------------------
+
 
 def c(x):
     return torch.complex(x, torch.flip(x, (-1,)) * 0.75)
@@ -63,7 +74,8 @@ def parts(y):
     return torch.cat((y.real, y.imag), -1)
 
 
-# --- images between their pixels: the sum of the pixels times hat functions around them ------------------------------
+# --- images between their pixels: the sum of the pixels times hat functions around them -----------
+
 
 def reflected(place, low, high):
     if high == low:
@@ -86,10 +98,12 @@ def grid_sample(image, grid, padding="zeros", align=False):
             place = reflected(place, *((0, size - 1) if align else (-0.5, size - 0.5)))
         places.append(place if padding == "zeros" else place.clamp(0, size - 1))
     rows = [hats(place, size) for place, size in zip(places, image.shape[2:], strict=True)]
-    letters = "yxz"[:len(rows)]
+    letters = "yxz"[: len(rows)]
     sides = ",".join(f"no{letter}" for letter in letters)
     flat = [row.reshape(row.shape[0], -1, row.shape[-1]) for row in rows]
-    out = torch.einsum(f"nc{letters},{sides}->nco", image, *flat).reshape(*image.shape[:2], *grid.shape[1:-1])
+    out = torch.einsum(f"nc{letters},{sides}->nco", image, *flat).reshape(
+        *image.shape[:2], *grid.shape[1:-1]
+    )
     return compared(out, F.grid_sample(image, grid, "bilinear", padding, align), image, grid)
 
 
@@ -97,7 +111,9 @@ def cropped(image, boxes):
     """TensorFlow's crop_and_resize of one image (1, 4, 5, 1) to 2 x 3."""
     rows = (boxes[:, :1] + (boxes[:, 2:3] - boxes[:, :1]) * torch.linspace(0, 1, 2)) * 3
     columns = (boxes[:, 1:2] + (boxes[:, 3:] - boxes[:, 1:2]) * torch.linspace(0, 1, 3)) * 4
-    return torch.einsum("yx,biy,bjx->bij", image[0, :, :, 0], hats(rows, 4), hats(columns, 5))[..., None]
+    return torch.einsum("yx,biy,bjx->bij", image[0, :, :, 0], hats(rows, 4), hats(columns, 5))[
+        ..., None
+    ]
 
 
 def cropped_nearest(image, boxes):

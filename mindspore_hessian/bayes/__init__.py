@@ -1,4 +1,5 @@
 """How sure a network is: Gaussian posteriors of its weights, and whether that can be relied on."""
+
 from mindspore_hessian.bayes.calibration import Calibration, calibration
 from mindspore_hessian.bayes.laplace import Laplace
 

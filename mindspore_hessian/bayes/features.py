@@ -1,4 +1,5 @@
 """Passes forward through a network, and the features that its last layer gets."""
+
 from __future__ import annotations
 
 import contextlib
@@ -24,11 +25,15 @@ class NotLastError(ValueError):
 
 
 class _Held(nn.Cell):
-    """The network, compiled by itself: what is compiled of it without its last layer is not what the user calls."""
+    """The network, compiled by itself: what is compiled of it without its last layer is not what
+    the user calls.
+    """
 
     def __init__(self, network: nn.Cell):
         super().__init__(auto_prefix=False)
-        object.__setattr__(self, "held", (network,))  # past Cell.__setattr__: it must not become a child
+        object.__setattr__(
+            self, "held", (network,)
+        )  # past Cell.__setattr__: it must not become a child
 
     def construct(self, *args, **kwargs):
         return self.held[0](*args, **kwargs)
@@ -49,8 +54,10 @@ class Network:
         out = self._held(*batch.args, **batch.kwargs)
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != batch.size:
-            raise ValueError(f"network must return one Tensor of shape (samples, outputs), but for {batch.size} "
-                             f"samples gave {shape}")
+            raise ValueError(
+                f"network must return one Tensor of shape (samples, outputs), but for {batch.size} "
+                f"samples gave {shape}"
+            )
         return _numbers(out)
 
 
@@ -89,7 +96,9 @@ class LastLayer:
             out = self._held(*batch.args, **batch.kwargs)
         width = self.weight.shape[1]
         if not isinstance(out, Tensor) or tuple(out.shape) != (batch.size, width):
-            raise NotLastError(f"without it the network does not return ({batch.size}, {width}) features")
+            raise NotLastError(
+                f"without it the network does not return ({batch.size}, {width}) features"
+            )
         return _numbers(out)
 
     def outputs(self, features: np.ndarray) -> np.ndarray:
@@ -100,9 +109,14 @@ class LastLayer:
     def check(self, features: np.ndarray, outputs: np.ndarray) -> None:
         """Raise `NotLastError` where the outputs are not what the layer makes of the features."""
         found, scale = self.outputs(features), max(np.abs(outputs).max(), 1e-30)
-        if found.shape != outputs.shape or not np.abs(found - outputs).max() <= _TOLERANCE.get(
-                str(self.weight.dtype).lower(), _IN_SINGLE) * scale:
-            raise NotLastError("the network's outputs are not its weight times features, plus its bias")
+        if (
+            found.shape != outputs.shape
+            or not np.abs(found - outputs).max()
+            <= _TOLERANCE.get(str(self.weight.dtype).lower(), _IN_SINGLE) * scale
+        ):
+            raise NotLastError(
+                "the network's outputs are not its weight times features, plus its bias"
+            )
 
     @contextlib.contextmanager
     def _left_out(self) -> Iterator[None]:
@@ -114,8 +128,11 @@ class LastLayer:
                 self.cell.__dict__.pop("construct", None)
 
 
-def last_layer(network: Network, batch: Batch, among: tuple[Parameter, ...] | None = None) -> LastLayer | None:
-    """The layer that the network ends with, found by leaving out one after another; None where there is none.
+def last_layer(
+    network: Network, batch: Batch, among: tuple[Parameter, ...] | None = None
+) -> LastLayer | None:
+    """The layer that the network ends with, found by leaving out one after another; None where
+    there is none.
 
     Args:
         network: the network.
@@ -132,7 +149,9 @@ def last_layer(network: Network, batch: Batch, among: tuple[Parameter, ...] | No
         if cell.weight.shape[0] != outputs.shape[1] or _shared(network.network, cell, own):
             continue
         found = LastLayer(network, name, cell)
-        with contextlib.suppress(Exception):  # whatever a network does without one of its inner layers
+        with contextlib.suppress(
+            Exception
+        ):  # whatever a network does without one of its inner layers
             found.check(found.features(batch), outputs)
             return found
     return None
@@ -140,5 +159,7 @@ def last_layer(network: Network, batch: Batch, among: tuple[Parameter, ...] | No
 
 def _shared(network: nn.Cell, cell: nn.Cell, own: set[int]) -> bool:
     """Whether another Cell has a Parameter of it too."""
-    return any(other is not cell and own & {id(p) for p in other.get_parameters(expand=False)}
-               for _, other in network.cells_and_names())
+    return any(
+        other is not cell and own & {id(p) for p in other.get_parameters(expand=False)}
+        for _, other in network.cells_and_names()
+    )

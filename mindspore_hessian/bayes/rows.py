@@ -1,8 +1,11 @@
-"""A network's outputs as a linear function of its weights, near those it has: its Jacobian, whole or by its features.
+"""A network's outputs as a linear function of its weights, near those it has: its Jacobian, whole
+or by its features.
 
-Flat vectors are over the weights of the posterior. Where a result is for each sample, `whole` asks for the covariance
-of its outputs, (samples, outputs, outputs), and not `whole` for their variances, (samples, outputs).
+Flat vectors are over the weights of the posterior. Where a result is for each sample, `whole` asks
+for the covariance of its outputs, (samples, outputs, outputs), and not `whole` for their variances,
+(samples, outputs).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -42,8 +45,8 @@ class DenseRows:
 
 @dataclass(frozen=True)
 class LastRows:
-    """The Jacobian by the last layer's weights, which is never formed: output c has the features in the place of its
-    row of weights, and 1 at its bias.
+    """The Jacobian by the last layer's weights, which is never formed: output c has the features in
+    the place of its row of weights, and 1 at its bias.
 
     Attributes:
         features: (samples, features), with a 1 behind where the bias is in the posterior.
@@ -57,7 +60,7 @@ class LastRows:
         return (self.features @ matrix[self.places]).swapaxes(0, 1)
 
     def weighed(self, variances: np.ndarray, whole: bool) -> np.ndarray:
-        found = self.features ** 2 @ variances[self.places].T
+        found = self.features**2 @ variances[self.places].T
         return found[:, :, None] * np.eye(len(self.places)) if whole else found
 
     def gram(self, metric: Any) -> np.ndarray:
@@ -70,5 +73,5 @@ class LastRows:
 
     def squares(self, metric: Any) -> np.ndarray:
         total = np.empty(self.places.size)
-        total[self.places] = metric.diagonal().T @ self.features ** 2
+        total[self.places] = metric.diagonal().T @ self.features**2
         return total

@@ -1,9 +1,11 @@
 """Compile once, run many times: the bounded cache of compiled transforms, and what keeps it right.
 
-MindSpore alone is unsafe in four ways that this file closes: two threads in a compiled graph give wrong numbers (one
-process-wide lock), a forked child hangs (an error), the on-disk compile cache gives another function's numbers (an
-error), and a graph freezes what its function captured (it is part of the key).
+MindSpore alone is unsafe in four ways that this file closes: two threads in a compiled graph give
+wrong numbers (one process-wide lock), a forked child hangs (an error), the on-disk compile cache
+gives another function's numbers (an error), and a graph freezes what its function captured (it is
+part of the key).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -39,13 +41,16 @@ from mindspore_hessian.core.space import tensors_of
 if TYPE_CHECKING:
     from mindspore_hessian.core.program import Point, Program
 
-_PATIENCE = 5.0  # seconds of compilation after which only the function itself, no gradient of it, is compiled again
-_ROUNDING = {2: 2.0 ** -8, 4: 2.0 ** -23, 8: 2.0 ** -52}  # by the bytes of a number; bfloat16's
+# seconds of compilation after which only the function itself, no gradient of it, is compiled again
+_PATIENCE = 5.0
+_ROUNDING = {2: 2.0**-8, 4: 2.0**-23, 8: 2.0**-52}  # by the bytes of a number; bfloat16's
 _STREAK = 5  # compilations in a row, without a hit, after which the caller is warned
 
 
 class CacheInfo(NamedTuple):
-    """What the cache of compiled functions did: counts, seconds spent compiling, and its present and largest size."""
+    """What the cache of compiled functions did: counts, seconds spent compiling, and its present
+    and largest size.
+    """
 
     hits: int
     misses: int
@@ -67,9 +72,13 @@ class _Site:
 class _Entry:
     graph: Any  # of _compat: it is called with a tuple of Tensors, and says whether it is stale
     captures: Captures  # keeps alive what the key knows by id
-    statistics: list[Parameter]  # what a call would change: those of batch norm in training, and assigned ones
+    statistics: list[
+        Parameter
+    ]  # what a call would change: those of batch norm in training, and assigned ones
     site: _Site
-    buffers: tuple[int, ...]  # the Parameters' that its branches read; () where they read the present ones
+    buffers: tuple[
+        int, ...
+    ]  # the Parameters' that its branches read; () where they read the present ones
 
 
 _lock = threading.RLock()
@@ -80,22 +89,28 @@ _unsafe_fork = False
 
 
 def cache_info() -> CacheInfo:
-    """Hits, misses and compile seconds since the last `clear_cache`, and the number of compiled functions held.
+    """Hits, misses and compile seconds since the last `clear_cache`, and the number of compiled
+    functions held.
 
     Examples:
         >>> import mindspore_hessian as mh
         >>> mh.cache_info().maxsize
         128
     """
-    return CacheInfo(int(_counts["hits"]), int(_counts["misses"]), _counts["seconds"], len(_entries),
-                     int(_counts["maxsize"]))
+    return CacheInfo(
+        int(_counts["hits"]),
+        int(_counts["misses"]),
+        _counts["seconds"],
+        len(_entries),
+        int(_counts["maxsize"]),
+    )
 
 
 def clear_cache() -> None:
     """Drop every compiled function and set the counts to zero.
 
-    MindSpore gives back all the memory of a small function, and about 40 % of that of a network's product (measured on
-    the CPU with 50 of them; the rest stays with the process).
+    MindSpore gives back all the memory of a small function, and about 40 % of that of a network's
+    product (measured on the CPU with 50 of them; the rest stays with the process).
     """
     with _lock:
         _entries.clear()
@@ -125,7 +140,9 @@ def exclusive() -> Iterator[None]:
 
 @contextlib.contextmanager
 def left_alone() -> Iterator[None]:
-    """No other thread compiles or runs meanwhile, and what is compiled inside leaves the cache, at the end."""
+    """No other thread compiles or runs meanwhile, and what is compiled inside leaves the cache, at
+    the end.
+    """
     with _lock:
         stores: tuple[dict, ...] = (_entries, _sites, _counts)
         before = [dict(store) for store in stores]
@@ -146,18 +163,34 @@ def execute(program: Program, point: Point, extras: tuple[Tensor, ...] = ()) -> 
     """
     if _unsafe_fork:
         raise UnsafeRuntimeError(
-            "this process was forked after MindSpore had run a kernel, so any computation would hang. Start workers "
-            "with multiprocessing.get_context('spawn') (or 'forkserver').")
+            "this process was forked after MindSpore had run a kernel, so any computation would "
+            "hang. Start workers "
+            "with multiprocessing.get_context('spawn') (or 'forkserver')."
+        )
     tensors = tuple([t if t.is_contiguous() else t.contiguous() for t in (*point.tensors, *extras)])
     with _lock:
         captures = point.call.captures(*point.also)
         recording = _compat.is_recording()
         buffers = _buffers(captures) if recording else ()
         signature = tuple([(t.shape, t.dtype) for t in tensors])
-        key = (program.name, program.options, point.space.key, point.template, signature, captures.token,
-               tuple(map(id, point.space.weights)), recording, buffers, device.jit_level())
+        key = (
+            program.name,
+            program.options,
+            point.space.key,
+            point.template,
+            signature,
+            captures.token,
+            tuple(map(id, point.space.weights)),
+            recording,
+            buffers,
+            device.jit_level(),
+        )
         entry = _entries.get(key)
-        if entry is None or entry.graph.stale() or (entry.buffers and entry.buffers != _buffers(captures)):
+        if (
+            entry is None
+            or entry.graph.stale()
+            or (entry.buffers and entry.buffers != _buffers(captures))
+        ):
             entry = _compile(key, program, point, tensors, captures, recording)
         else:
             _counts["hits"] += 1
@@ -168,7 +201,9 @@ def execute(program: Program, point: Point, extras: tuple[Tensor, ...] = ()) -> 
         except BaseException as err:
             _entries.pop(key, None)  # MindSpore never again runs a graph in which a kernel failed
             if isinstance(err, Exception) and not isinstance(err, HessianError):
-                raise translate(err, ran=not recording) from err  # a recorded one is compiled as it first runs
+                raise translate(
+                    err, ran=not recording
+                ) from err  # a recorded one is compiled as it first runs
             raise
 
 
@@ -179,19 +214,26 @@ def _run(entry: _Entry, tensors: tuple) -> Any:
         return entry.graph(tensors)
 
 
-def _compile(key: tuple, program: Program, point: Point, tensors: tuple, captures: Captures,
-             recording: bool) -> _Entry:
+def _compile(
+    key: tuple, program: Program, point: Point, tensors: tuple, captures: Captures, recording: bool
+) -> _Entry:
     call, weights = point.call, point.space.weights
     check_captured(weights, captures)
     if _compat.disk_cache_enabled():
         raise UnsafeRuntimeError(
-            "MindSpore's on-disk compile cache is on, and it returns the numbers of another function. Turn it off: "
-            "mindspore.set_context(enable_compile_cache=False), and unset MS_COMPILER_CACHE_ENABLE.")
+            "MindSpore's on-disk compile cache is on, and it returns the numbers of another "
+            "function. Turn it off: "
+            "mindspore.set_context(enable_compile_cache=False), and unset MS_COMPILER_CACHE_ENABLE."
+        )
     late = not rules.in_force()  # warns, once, where a gradient ran before our rules were there
     site = _watch((program.name, program.options, point.space.key), point, tensors)
     start = time.perf_counter()
-    leaves = tensors[:len(call.leaves)]
-    statistics = [p for p in captures.parameters.values() if not p.requires_grad] if captures.training else []
+    leaves = tensors[: len(call.leaves)]
+    statistics = (
+        [p for p in captures.parameters.values() if not p.requires_grad]
+        if captures.training
+        else []
+    )
 
     def compiled(make: Callable) -> Any:
         return _graph(lambda: make(point.function(), point.space), tensors, recording, captures)
@@ -206,12 +248,24 @@ def _compile(key: tuple, program: Program, point: Point, tensors: tuple, capture
                 graph = compiled(program.graph)
                 if program.reference is not None:
                     part = program.compared or (program.build if point.has_aux else None)
-                    checked, reference = compiled(part) if part else graph, compiled(program.reference)
-                written = graph if isinstance(graph, _compat.Graph) else _compat.Graph(whole, leaves, "O0")
-                states = inplace.states(written, (lambda: _compat.Graph(whole, leaves, "O0"))
-                                        if written is graph else None)
-                statistics = [p for p in captures.parameters.values() if p.name in states or any(
-                    p is other for other in statistics)]
+                    checked, reference = (
+                        compiled(part) if part else graph,
+                        compiled(program.reference),
+                    )
+                written = (
+                    graph
+                    if isinstance(graph, _compat.Graph)
+                    else _compat.Graph(whole, leaves, "O0")
+                )
+                states = inplace.states(
+                    written,
+                    (lambda: _compat.Graph(whole, leaves, "O0")) if written is graph else None,
+                )
+                statistics = [
+                    p
+                    for p in captures.parameters.values()
+                    if p.name in states or any(p is other for other in statistics)
+                ]
                 if program.reference is not None:
                     with _compat.kept(statistics):
                         _check_against(reference, checked, tensors)
@@ -225,11 +279,16 @@ def _compile(key: tuple, program: Program, point: Point, tensors: tuple, capture
                 quick = time.perf_counter() - start < _PATIENCE
                 lower = program.lower(functions, point) if quick else whole
                 with inplace.followed():
-                    error = _located(error, name, lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"))
+                    error = _located(
+                        error,
+                        name,
+                        lambda: _compat.Graph(lower, tensors if quick else leaves, "O0"),
+                    )
             if error is err:  # ours: an error that is its own cause is a ring
                 raise
             raise error from err
-    interruptible.check()  # MindSpore's parser catches everything in one place: that graph may be another
+    # MindSpore's parser catches everything in one place: that graph may be another
+    interruptible.check()
     _counts["misses"] += 1
     _counts["seconds"] += time.perf_counter() - start
     buffers = _buffers(captures) if _compat.keeps_buffers(written) else ()
@@ -247,11 +306,18 @@ def check_captured(weights: tuple[Parameter, ...], captures: Captures) -> None:
     """Raise where a weight is not in the function."""
     for weight in weights:
         if id(weight) not in captures.parameters:
-            raise ValueError(f"weight {weight.name!r} is not in the function: nothing it captured holds this Parameter")
+            raise ValueError(
+                f"weight {weight.name!r} is not in the function: nothing it captured holds this "
+                "Parameter"
+            )
 
 
-def _graph(make: Callable[[], Callable], tensors: tuple, recording: bool, captures: Captures) -> Any:
-    """The graph of a function; each try makes the function anew, because MindSpore knows functions by their ids."""
+def _graph(
+    make: Callable[[], Callable], tensors: tuple, recording: bool, captures: Captures
+) -> Any:
+    """The graph of a function; each try makes the function anew, because MindSpore knows functions
+    by their ids.
+    """
     level = device.jit_level() or "O0"
     if recording:
         return _compat.Recorded(make(), tensors, level)
@@ -268,17 +334,29 @@ def _graph(make: Callable[[], Callable], tensors: tuple, recording: bool, captur
     return _compat.Looped(make(), tensors, level, tuple(captures.parameters.values()))
 
 
-def _located(error: MissingRuleError, name: str, compile_lower: Callable[[], Any]) -> MissingRuleError:
-    """The error with the user's lines; where MindSpore has not even a kernel for a first gradient, it says that."""
+def _located(
+    error: MissingRuleError, name: str, compile_lower: Callable[[], Any]
+) -> MissingRuleError:
+    """The error with the user's lines; where MindSpore has not even a kernel for a first gradient,
+    it says that.
+    """
     lines, refused = graph_dump.lines_of(name, compile_lower)
     lower = translate(refused) if refused is not None else None
-    if isinstance(lower, MissingRuleError) and primitive_of(lower) == name and "no kernel" in str(lower):
+    if (
+        isinstance(lower, MissingRuleError)
+        and primitive_of(lower) == name
+        and "no kernel" in str(lower)
+    ):
         error = lower
-    return MissingRuleError(f"{error} {name} comes from {', '.join(lines)}." if lines else str(error))
+    return MissingRuleError(
+        f"{error} {name} comes from {', '.join(lines)}." if lines else str(error)
+    )
 
 
 def _without_kernel(function: Callable, leaves: tuple) -> MissingRuleError | None:
-    """The error of a function that has itself a primitive without a kernel; None for one that has not."""
+    """The error of a function that has itself a primitive without a kernel; None for one that has
+    not.
+    """
     try:
         _compat.Graph(function, leaves, "O0")
     except Exception as err:
@@ -288,26 +366,35 @@ def _without_kernel(function: Callable, leaves: tuple) -> MissingRuleError | Non
 
 
 def _refuse_broken(compile_forward: Callable[[], Any]) -> None:
-    """Raise where the function has a primitive whose derivative is broken in MindSpore, and ours is not heeded."""
+    """Raise where the function has a primitive whose derivative is broken in MindSpore, and ours is
+    not heeded.
+    """
     broken = graph_dump.primitives(compile_forward) & rules.replaced()
     if broken:
         raise UnsafeRuntimeError(
-            f"the function uses {', '.join(sorted(broken))}, whose derivative in MindSpore is wrong or missing, and "
-            "ours is ignored, because a gradient was computed before mindspore_hessian was imported. Import it first, "
-            "in a new process.")
+            f"the function uses {', '.join(sorted(broken))}, whose derivative in MindSpore is "
+            "wrong or missing, and "
+            "ours is ignored, because a gradient was computed before mindspore_hessian was "
+            "imported. Import it first, "
+            "in a new process."
+        )
 
 
 def _check_against(reference: Callable, graph: Callable, tensors: tuple) -> None:
-    """Raise where a graph with a forward derivative lost a term: MindSpore drops terms there without a word.
+    """Raise where a graph with a forward derivative lost a term: MindSpore drops terms there
+    without a word.
 
-    What is rounding may differ: it is a small part of the whole result, or as large as what changes where the inputs
-    change in their last digits.
+    What is rounding may differ: it is a small part of the whole result, or as large as what changes
+    where the inputs change in their last digits.
     """
+
     def run(graph: Callable, tensors: tuple) -> list[np.ndarray]:
         return [_compat.to_numpy(t).astype(np.float64) for t in tensors_of(graph(tensors))]
 
     exact = run(reference, tensors)
-    moved = run(reference, tuple(t * (1 + 8 * _rounding(t)) if tensors_of(t) else t for t in tensors))
+    moved = run(
+        reference, tuple(t * (1 + 8 * _rounding(t)) if tensors_of(t) else t for t in tensors)
+    )
     eps = max((_rounding(t) for t in tensors_of(tensors)), default=0.0)
     whole = max((np.abs(a[np.isfinite(a)]).max(initial=0.0) for a in exact), default=0.0)
     for a, b, c in zip(exact, run(graph, tensors), moved, strict=True):
@@ -315,9 +402,11 @@ def _check_against(reference: Callable, graph: Callable, tensors: tuple) -> None
         rounding = 32 * eps * whole + 4 * np.abs(a - c).max(initial=0.0)
         if np.isfinite(scale) and not np.allclose(a, b, rtol=0, atol=0.05 * scale + rounding):
             raise MissingRuleError(
-                "a forward derivative in MindSpore loses a term of this second derivative (a data-dependent `if` or "
+                "a forward derivative in MindSpore loses a term of this second derivative (a "
+                "data-dependent `if` or "
                 "`while` does that, and primitives without a rule): the result is off by "
-                f"{np.abs(a - b).max() / (scale or 1.0):.0%}. Use mode='auto' or mode='revrev'.")
+                f"{np.abs(a - b).max() / (scale or 1.0):.0%}. Use mode='auto' or mode='revrev'."
+            )
 
 
 def _rounding(tensor: Tensor) -> float:
@@ -346,12 +435,17 @@ def _watch(transform: tuple, point: Point, tensors: tuple) -> _Site:
         parts[f"shape or dtype of Tensor number {number}"] = (tensor.shape, tensor.dtype)
     site.streak += 1
     if site.streak > _STREAK and not site.warned:
-        changed = [label for label in {**site.parts, **parts} if site.parts.get(label) != parts.get(label)]
+        changed = [
+            label for label in {**site.parts, **parts} if site.parts.get(label) != parts.get(label)
+        ]
         cause = ", ".join(changed[:3]) or "an option of the call"
         warn(
-            f"{transform[0]} has compiled {site.streak} times in a row for {getattr(fn, '__qualname__', fn)}; each "
-            f"time this changed: {cause}. Pass what varies as a Tensor argument of the function, with a fixed shape.",
-            RecompileWarning)
+            f"{transform[0]} has compiled {site.streak} times in a row for "
+            f"{getattr(fn, '__qualname__', fn)}; each "
+            f"time this changed: {cause}. Pass what varies as a Tensor argument of the function, "
+            "with a fixed shape.",
+            RecompileWarning,
+        )
         site.warned = True
     site.parts = parts
     return site

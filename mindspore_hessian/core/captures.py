@@ -1,11 +1,14 @@
-"""What a function captured: MindSpore freezes it into the compiled graph, so the cache must know when it changed.
+"""What a function captured: MindSpore freezes it into the compiled graph, so the cache must know
+when it changed.
 
-`Captures(fn)` walks what the function can reach, and gives a token: equal tokens mean that the compiled graph is the
-same. Code is followed by what it reads (`_reads`): a global, and of an object only attributes whose name some code in
-reach says, or all of them where that code is not the user's or reads by a name made at run time (getattr). Weights are
-left out, since compiled graphs read them anew; Tensors, arrays and containers count by value. What has a state that
-cannot be read is never equal to anything, so that the graph is compiled anew.
+`Captures(fn)` walks what the function can reach, and gives a token: equal tokens mean that the
+compiled graph is the same. Code is followed by what it reads (`_reads`): a global, and of an object
+only attributes whose name some code in reach says, or all of them where that code is not the user's
+or reads by a name made at run time (getattr). Weights are left out, since compiled graphs read them
+anew; Tensors, arrays and containers count by value. What has a state that cannot be read is never
+equal to anything, so that the graph is compiled anew.
 """
+
 from __future__ import annotations
 
 import array
@@ -49,40 +52,162 @@ from mindspore_hessian import _compat
 from mindspore_hessian.core import source
 from mindspore_hessian.core.reads import Chain, reads
 
-GRAPH = "__mindspore_hessian_graph__"  # set on functions of ours that MindSpore reads through ``__wrapped__``
+# set on functions of ours that MindSpore reads through ``__wrapped__``
+GRAPH = "__mindspore_hessian_graph__"
 
 _PLAIN = frozenset({int, bool, str, bytes, type(None), complex, float})
 _ATOMS = _PLAIN - {float} | {type(Ellipsis), type(NotImplemented), CodeType}
-# Packages that show or record what happens: no graph depends on their objects, which change all the time
-_TOOLS = frozenset({"tqdm", "wandb", "tensorboard", "tensorboardX", "mlflow", "swanlab", "loguru", "rich", "absl",
-                    "IPython", "ipykernel", "psutil", "matplotlib", "pytest", "_pytest", "pluggy"})
-# Packages whose code does not change while the process runs; the standard library is another, all others are walked
-_LIBRARIES = _TOOLS | {"mindspore", "numpy", "scipy", "mindspore_hessian", "torch", "jax", "tensorflow", "pandas",
-                       "PIL", "cv2", "sklearn", "h5py"}
-# modules whose functions do not read attributes of the objects they are given by names that the user's code hides
-_BLIND = _LIBRARIES | {"math", "cmath", "os", "posixpath", "ntpath", "sys", "time", "random", "re", "string", "logging",
-                       "warnings", "typing", "collections", "abc", "enum", "itertools", "functools", "numbers", "types",
-                       "pathlib", "datetime", "decimal", "fractions", "contextlib", "array", "threading", "_thread"}
-_DYNAMIC = frozenset({"getattr", "hasattr", "vars", "dir", "eval", "exec", "globals", "locals", "__import__"})
-_DYNAMIC_ATTRIBUTES = frozenset({"__dict__", "__getattribute__", "__getattr__", "__slots__", "__dataclass_fields__"})
-# modules of objects that do something outside of the program, which no graph depends on: their plain values count
-_SERVICES = frozenset({"logging", "threading", "_thread", "io", "_io", "socket", "_socket", "subprocess", "asyncio",
-                       "multiprocessing", "concurrent", "queue", "_queue", "select", "selectors", "ssl", "_ssl",
-                       "tempfile", "warnings", "importlib", "_frozen_importlib", "_frozen_importlib_external", "_abc",
-                       "sqlite3", "http", "urllib", "traceback", "inspect", "unittest", "signal"})
+# Packages that show or record what happens: no graph depends on their objects, which change all the
+# time
+_TOOLS = frozenset(
+    {
+        "tqdm",
+        "wandb",
+        "tensorboard",
+        "tensorboardX",
+        "mlflow",
+        "swanlab",
+        "loguru",
+        "rich",
+        "absl",
+        "IPython",
+        "ipykernel",
+        "psutil",
+        "matplotlib",
+        "pytest",
+        "_pytest",
+        "pluggy",
+    }
+)
+# Packages whose code does not change while the process runs; the standard library is another, all
+# others are walked
+_LIBRARIES = _TOOLS | {
+    "mindspore",
+    "numpy",
+    "scipy",
+    "mindspore_hessian",
+    "torch",
+    "jax",
+    "tensorflow",
+    "pandas",
+    "PIL",
+    "cv2",
+    "sklearn",
+    "h5py",
+}
+# modules whose functions do not read attributes of the objects they are given by names that the
+# user's code hides
+_BLIND = _LIBRARIES | {
+    "math",
+    "cmath",
+    "os",
+    "posixpath",
+    "ntpath",
+    "sys",
+    "time",
+    "random",
+    "re",
+    "string",
+    "logging",
+    "warnings",
+    "typing",
+    "collections",
+    "abc",
+    "enum",
+    "itertools",
+    "functools",
+    "numbers",
+    "types",
+    "pathlib",
+    "datetime",
+    "decimal",
+    "fractions",
+    "contextlib",
+    "array",
+    "threading",
+    "_thread",
+}
+_DYNAMIC = frozenset(
+    {"getattr", "hasattr", "vars", "dir", "eval", "exec", "globals", "locals", "__import__"}
+)
+_DYNAMIC_ATTRIBUTES = frozenset(
+    {"__dict__", "__getattribute__", "__getattr__", "__slots__", "__dataclass_fields__"}
+)
+# modules of objects that do something outside of the program, which no graph depends on: their
+# plain values count
+_SERVICES = frozenset(
+    {
+        "logging",
+        "threading",
+        "_thread",
+        "io",
+        "_io",
+        "socket",
+        "_socket",
+        "subprocess",
+        "asyncio",
+        "multiprocessing",
+        "concurrent",
+        "queue",
+        "_queue",
+        "select",
+        "selectors",
+        "ssl",
+        "_ssl",
+        "tempfile",
+        "warnings",
+        "importlib",
+        "_frozen_importlib",
+        "_frozen_importlib_external",
+        "_abc",
+        "sqlite3",
+        "http",
+        "urllib",
+        "traceback",
+        "inspect",
+        "unittest",
+        "signal",
+    }
+)
 # of a class: what no instance reads, or what only making one does
-_SILENT = frozenset({"__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__annotations__", "_abc_impl",
-                     "__slots__", "__abstractmethods__", "__parameters__", "__orig_bases__", "__match_args__",
-                     "__repr__", "__str__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__",
-                     "__init_subclass__", "__class_getitem__", "__sizeof__", "__setattr__", "__delattr__"})
+_SILENT = frozenset(
+    {
+        "__module__",
+        "__doc__",
+        "__dict__",
+        "__weakref__",
+        "__qualname__",
+        "__annotations__",
+        "_abc_impl",
+        "__slots__",
+        "__abstractmethods__",
+        "__parameters__",
+        "__orig_bases__",
+        "__match_args__",
+        "__repr__",
+        "__str__",
+        "__del__",
+        "__reduce__",
+        "__reduce_ex__",
+        "__getstate__",
+        "__setstate__",
+        "__init_subclass__",
+        "__class_getitem__",
+        "__sizeof__",
+        "__setattr__",
+        "__delattr__",
+    }
+)
 _MAKING = ("__init__", "__new__", "__post_init__")
 _CELL_NAMES = ("construct", "bprop")
-_PIECE = 2 ** 23  # bytes that one thread digests at a time
+_PIECE = 2**23  # bytes that one thread digests at a time
 SLOW = 0.05  # seconds that a walk may take
 
 _of_a_kind: Any = functools.lru_cache(maxsize=4096)  # of a function of a class
 
-_STDLIB = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__)})
+_STDLIB = tuple(
+    {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.dirname(os.__file__)}
+)
 
 Path = tuple[Any, Any]  # (the path before, a name or number)
 
@@ -108,7 +233,9 @@ def _is_library_root(root: str) -> bool:
         return True
     if root not in sys.stdlib_module_names:
         return False
-    file = getattr(sys.modules.get(root), "__file__", None)  # a module of the user's can have such a name, too
+    file = getattr(
+        sys.modules.get(root), "__file__", None
+    )  # a module of the user's can have such a name, too
     return file is None or (file.startswith(_STDLIB) and "site-packages" not in file)
 
 
@@ -118,13 +245,17 @@ def _root(obj: Any) -> str:
 
 
 def is_library(obj: Any) -> bool:
-    """Whether a class or function belongs to a library, which does not change while the process runs."""
+    """Whether a class or function belongs to a library, which does not change while the process
+    runs.
+    """
     root = _root(obj)
     if not _is_library_root(root):
         return False
     if type(obj) is not FunctionType:
         return True
-    module = sys.modules.get(obj.__module__)  # a function can say that it is from a module, and have other globals
+    module = sys.modules.get(
+        obj.__module__
+    )  # a function can say that it is from a module, and have other globals
     return module is None or obj.__globals__ is vars(module) or source.is_ours(obj.__code__)
 
 
@@ -132,7 +263,11 @@ def is_library(obj: Any) -> bool:
 def _bare_cell() -> frozenset[str]:
     """Attributes that MindSpore itself keeps on every Cell: bookkeeping, not the user's."""
     names = {name for name in dir(nn.Cell) if not name.startswith("__")}
-    return frozenset(vars(nn.Cell())) | names - set(_CELL_NAMES) | {"_func_graph_flags", "_cell_init_args"}
+    return (
+        frozenset(vars(nn.Cell()))
+        | names - set(_CELL_NAMES)
+        | {"_func_graph_flags", "_cell_init_args"}
+    )
 
 
 def tensor_token(tensor: Tensor) -> tuple:
@@ -152,11 +287,17 @@ def _digest(values: Any) -> bytes:
     if whole.nbytes <= 2 * _PIECE:
         return _sha(whole)
     with ThreadPoolExecutor() as pool:
-        return _sha(b"".join(pool.map(_sha, (whole[at:at + _PIECE] for at in range(0, len(whole), _PIECE)))))
+        return _sha(
+            b"".join(
+                pool.map(_sha, (whole[at : at + _PIECE] for at in range(0, len(whole), _PIECE)))
+            )
+        )
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a container holds nothing but numbers, strings and plain containers of them. Fast on a million."""
+    """Whether a container holds nothing but numbers, strings and plain containers of them. Fast on
+    a million.
+    """
     level: list = [value]
     for _ in range(8):
         kinds = set(map(type, level))
@@ -166,10 +307,13 @@ def _is_plain(value: Any) -> bool:
             return False
         maps = [item for item in level if type(item) is dict]
         inner = [item for item in level if type(item) not in _PLAIN and type(item) is not dict]
-        if sum(map(len, maps)) + sum(map(len, inner)) > 10 ** 7:
+        if sum(map(len, maps)) + sum(map(len, inner)) > 10**7:
             return False
-        level = [*itertools.chain.from_iterable(inner), *itertools.chain.from_iterable(maps),
-                 *itertools.chain.from_iterable(item.values() for item in maps)]
+        level = [
+            *itertools.chain.from_iterable(inner),
+            *itertools.chain.from_iterable(maps),
+            *itertools.chain.from_iterable(item.values() for item in maps),
+        ]
     return False
 
 
@@ -186,23 +330,38 @@ def _is_library_kind(kind: type) -> bool:
 
 @_of_a_kind
 def _slots(kind: type) -> tuple[str, ...]:
-    """The names of all ``__slots__`` of a class (and of the readable fields of a class written in C)."""
-    return tuple(dict.fromkeys(name for base in kind.__mro__ for name, item in vars(base).items()
-                               if isinstance(item, MemberDescriptorType)))
+    """The names of all ``__slots__`` of a class (and of the readable fields of a class written in
+    C).
+    """
+    return tuple(
+        dict.fromkeys(
+            name
+            for base in kind.__mro__
+            for name, item in vars(base).items()
+            if isinstance(item, MemberDescriptorType)
+        )
+    )
 
 
 @_of_a_kind
 def _hides(kind: type) -> bool:
-    """Whether instances have a state that is neither in ``__dict__`` nor in ``__slots__``: one of a class in C."""
+    """Whether instances have a state that is neither in ``__dict__`` nor in ``__slots__``: one of a
+    class in C.
+    """
     known = object.__basicsize__ + 8 * (kind.__dictoffset__ > 0) + 8 * (kind.__weakrefoffset__ > 0)
     return kind.__itemsize__ > 0 or kind.__basicsize__ > known + 8 * len(_slots(kind))
 
 
 @_of_a_kind
 def _is_open(kind: type) -> bool:
-    """Whether code that is not the user's may read attributes of the instances, so that all of them count."""
+    """Whether code that is not the user's may read attributes of the instances, so that all of them
+    count.
+    """
     known = {*nn.Cell.__mro__, Generic, Protocol, ABC}
-    return any(_is_library_kind(base) and base not in known and _root(base) != "builtins" for base in kind.__mro__)
+    return any(
+        _is_library_kind(base) and base not in known and _root(base) != "builtins"
+        for base in kind.__mro__
+    )
 
 
 class _Everything(set):
@@ -239,7 +398,9 @@ class Captures:
         self._names: set[str] = set(_CELL_NAMES)  # of attributes that some code in reach reads
         self._waiting: dict[str, list[tuple[Any, Path]]] = {}  # attributes that none reads so far
         self._queue: collections.deque[tuple[Callable, Any, Path]] = collections.deque()
-        self._digested: list[tuple[Path, int]] = []  # thousands of bytes: as long as an item of the token
+        self._digested: list[
+            tuple[Path, int]
+        ] = []  # thousands of bytes: as long as an item of the token
         self._roots = roots
         start = time.perf_counter()
         for root in roots:
@@ -252,16 +413,26 @@ class Captures:
         self.slow = time.perf_counter() - start > SLOW
 
     def stops_gradients(self) -> str:
-        """What in the functions says that a derivative is another one than that of what they compute; "" for nothing.
+        """What in the functions says that a derivative is another one than that of what they
+        compute; "" for nothing.
 
-        A primitive StopGradient; Identity, by which a forward pass knows `ops.stop_gradient`; or a Cell's bprop.
+        A primitive StopGradient; Identity, by which a forward pass knows `ops.stop_gradient`; or a
+        Cell's bprop.
         """
-        found = {getattr(value, "name", "") for value in self._kept if isinstance(value, _compat.PRIMITIVE_TYPES)}
+        found = {
+            getattr(value, "name", "")
+            for value in self._kept
+            if isinstance(value, _compat.PRIMITIVE_TYPES)
+        }
         found.update(*(_names_in(fn.__code__) for fn in self.functions))
         for name in ("StopGradient", "Identity"):
             if name in found:
                 return name
-        return "bprop" if any(issubclass(kind, nn.Cell) and hasattr(kind, "bprop") for kind in self.kinds) else ""
+        return (
+            "bprop"
+            if any(issubclass(kind, nn.Cell) and hasattr(kind, "bprop") for kind in self.kinds)
+            else ""
+        )
 
     @property
     def labels(self) -> list[str] | None:
@@ -306,7 +477,7 @@ class Captures:
         return True
 
     def _count(self, path: Path, size: int) -> None:
-        if size > 10 ** 6:
+        if size > 10**6:
             self._digested.append((path, size // 1000))
 
     def _identity(self, value: Any, path: Path) -> None:
@@ -396,7 +567,14 @@ class Captures:
         if value.dtype.hasobject:
             self._walk(value.tolist(), path)
         else:
-            self._add(path, "array", type(value), str(value.dtype), value.shape, _digest(value.view(np.ndarray)))
+            self._add(
+                path,
+                "array",
+                type(value),
+                str(value.dtype),
+                value.shape,
+                _digest(value.view(np.ndarray)),
+            )
         if type(value) is not np.ndarray:  # a mask, or what a class of the user's keeps
             for name, item in getattr(value, "__dict__", {}).items():
                 self._walk(item, (path, name))
@@ -410,7 +588,9 @@ class Captures:
         is_map = isinstance(value, dict | MappingProxyType)
         self._add(path, kind, len(value))
         if len(value) > 15 and _is_plain(value):  # of a set the order counts: marshal would sort it
-            self._add(path, _sha(marshal.dumps(value if isinstance(value, dict) else list(value), 2)))
+            self._add(
+                path, _sha(marshal.dumps(value if isinstance(value, dict) else list(value), 2))
+            )
         elif len(value) > 15 and not is_map and _is_of_one_number_type(value):
             self._walk(np.array(list(value)), path)
         elif is_map:
@@ -494,9 +674,13 @@ class Captures:
         if isinstance(parts, str):
             self._add(path, parts)
             return
-        for part in itertools.chain(*(part if isinstance(part, tuple) else (part,) for part in parts[1:3]),
-                                    *(map(list, filter(None, parts[3:5])))):
-            self._add(path, id(part)) if isinstance(part, type) else self._walk(part, (path, "state"))
+        for part in itertools.chain(
+            *(part if isinstance(part, tuple) else (part,) for part in parts[1:3]),
+            *(map(list, filter(None, parts[3:5]))),
+        ):
+            self._add(path, id(part)) if isinstance(part, type) else self._walk(
+                part, (path, "state")
+            )
 
     def _unknown(self, value: Any, path: Path) -> None:
         """Nothing is known of its state, so it may have changed: equal to no other token."""
@@ -517,14 +701,22 @@ class Captures:
         kind, space = type(cell), vars(cell)
         self.training = self.training or bool(cell.training)
         flags = cell.get_flags()
-        self._add(path, "cell", id(cell), bool(cell.training), str(flags) if flags else "",
-                  str(space.get("mixed_precision_type")))
+        self._add(
+            path,
+            "cell",
+            id(cell),
+            bool(cell.training),
+            str(flags) if flags else "",
+            str(space.get("mixed_precision_type")),
+        )
         if not _is_library_kind(kind):
             self._kind(kind, path)
         for name in ("_params", "_cells"):
             for key, item in (space.get(name) or {}).items():
                 self._walk(item, (path, key))
-        if _is_library_kind(kind) and kind not in _CALLERS:  # its code may read attributes of the Cells it was given
+        if (
+            _is_library_kind(kind) and kind not in _CALLERS
+        ):  # its code may read attributes of the Cells it was given
             self._opened.update(map(id, (space.get("_cells") or {}).values()))
         own = itertools.filterfalse(_bare_cell().__contains__, space)
         if _is_open(kind) or id(cell) in self._opened:
@@ -580,7 +772,9 @@ class Captures:
         self._used(value)
 
     def _used(self, value: Any) -> None:
-        """A function or class of a library: does it read attributes by names that the user's code does not say?"""
+        """A function or class of a library: does it read attributes by names that the user's code
+        does not say?
+        """
         root = _root(value)
         if root == "builtins":
             if getattr(value, "__name__", "") in _DYNAMIC:
@@ -602,7 +796,11 @@ class Captures:
             self.functions[fn] = path
         self._add(path, "code", fn.__code__)
         cells: dict[str, Any] = {}
-        for name, cell in () if fn.__closure__ is None else zip(fn.__code__.co_freevars, fn.__closure__, strict=False):
+        for name, cell in (
+            ()
+            if fn.__closure__ is None
+            else zip(fn.__code__.co_freevars, fn.__closure__, strict=False)
+        ):
             try:
                 cells[name] = cell.cell_contents
             except ValueError:  # not assigned yet
@@ -638,14 +836,18 @@ class Captures:
         self._reach(found.attributes)
 
     def _chain(self, value: Any, chain: Chain, path: Path) -> None:
-        """``name.a.b``: through modules to what is meant; the rest are names of attributes of that."""
+        """``name.a.b``: through modules to what is meant; the rest are names of attributes of
+        that.
+        """
         path, names = (path, chain.name), chain.attributes
         while isinstance(value, ModuleType) and names and names[0] in vars(value):
             if _is_library_root(value.__name__.split(".", 1)[0]):
                 self._used(vars(value)[names[0]])
                 return
             value, path, names = vars(value)[names[0]], (path, names[0]), names[1:]
-        if names and isinstance(value, type) and not is_library(value):  # read of it, so no instance is made
+        if (
+            names and isinstance(value, type) and not is_library(value)
+        ):  # read of it, so no instance is made
             self._add(path, "class", id(value))
             self._kept.append(value)
             self._kind(value, path)
@@ -664,12 +866,25 @@ class Captures:
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque, MappingProxyType)
 _CALLERS = (nn.SequentialCell, nn.CellList, nn.CellDict)  # they only call the Cells they hold
 _PARTS: dict[type, tuple[str, ...]] = {
-    MethodType: ("__func__", "__self__"), property: ("fget",), staticmethod: ("__func__",), classmethod: ("__func__",),
-    functools.partial: ("func", "args", "keywords"), functools.partialmethod: ("func", "args", "keywords"),
-    functools.cached_property: ("func",), CSRTensor: ("indptr", "indices", "values", "shape"),
-    COOTensor: ("indices", "values", "shape")}
-_WITHOUT_CODE = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MemberDescriptorType,
-                 GetSetDescriptorType, type(int.from_bytes), type((1).__add__))
+    MethodType: ("__func__", "__self__"),
+    property: ("fget",),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    functools.partial: ("func", "args", "keywords"),
+    functools.partialmethod: ("func", "args", "keywords"),
+    functools.cached_property: ("func",),
+    CSRTensor: ("indptr", "indices", "values", "shape"),
+    COOTensor: ("indices", "values", "shape"),
+}
+_WITHOUT_CODE = (
+    BuiltinFunctionType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+    MemberDescriptorType,
+    GetSetDescriptorType,
+    type(int.from_bytes),
+    type((1).__add__),
+)
 # What reads a value of a kind, and whether at once (it holds nothing); the first row that fits
 _READERS: tuple[tuple[tuple[type, ...], Callable, bool], ...] = (
     ((Parameter,), Captures._parameter, True),
@@ -704,10 +919,11 @@ def _reader(kind: type) -> tuple[Callable, bool]:
 
 
 def foreign_modules(functions: Iterable[FunctionType]) -> dict[str, ModuleType]:
-    """Stand-ins for modules whose name space is not that of the functions that claim to be from them.
+    """Stand-ins for modules whose name space is not that of the functions that claim to be from
+    them.
 
-    MindSpore looks a function's globals up in ``sys.modules[fn.__module__]``. For functions of a doctest, of
-    ``runpy``, or of a name space given to exec, that is another dictionary.
+    MindSpore looks a function's globals up in ``sys.modules[fn.__module__]``. For functions of a
+    doctest, of ``runpy``, or of a name space given to exec, that is another dictionary.
     """
     out: dict[str, ModuleType] = {}
     for fn in functions:
@@ -723,4 +939,3 @@ def foreign_modules(functions: Iterable[FunctionType]) -> dict[str, ModuleType]:
                 vars(out[name]).update(vars(module))
         vars(out[name]).update(fn.__globals__)
     return out
-

@@ -1,4 +1,7 @@
-"""Make the user's callable compilable: any callable, called with any arguments, becomes a function of flat Tensors."""
+"""Make the user's callable compilable: any callable, called with any arguments, becomes a function
+of flat Tensors.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,7 +11,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, CellType, FunctionType, MethodDescriptorType, MethodType, MethodWrapperType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+)
 from typing import Any
 
 from mindspore import Tensor, nn
@@ -20,7 +30,9 @@ from mindspore_hessian.core.captures import GRAPH, Captures, foreign_modules, is
 
 
 def unwrap_partial(fn: Any) -> tuple[Any, tuple, dict]:
-    """The callable under ``functools.partial`` (nested too), with the arguments bound on the way."""
+    """The callable under ``functools.partial`` (nested too), with the arguments bound on the
+    way.
+    """
     args: tuple = ()
     kwargs: dict = {}
     while isinstance(fn, functools.partial):
@@ -33,8 +45,8 @@ def unwrap_partial(fn: Any) -> tuple[Any, tuple, dict]:
 def parsable(fn: Any, memo: dict[int, Any] | None = None) -> Any:
     """The same behaviour as something that MindSpore's parser reads rightly.
 
-    A lambda gets a source of its own, also where a closure captured it; an object with ``__call__`` becomes its bound
-    method; a partial becomes a function.
+    A lambda gets a source of its own, also where a closure captured it; an object with ``__call__``
+    becomes its bound method; a partial becomes a function.
 
     Raises:
         TypeError: `fn` is not callable.
@@ -52,14 +64,18 @@ def parsable(fn: Any, memo: dict[int, Any] | None = None) -> Any:
         return MethodType(parsable(fn.__func__, memo), fn.__self__)
     if isinstance(fn, FunctionType):
         return _parsable_function(fn, memo)
-    if isinstance(fn, BuiltinFunctionType | MethodDescriptorType | type) or _compat.is_tensor_method(fn):
+    if isinstance(
+        fn, BuiltinFunctionType | MethodDescriptorType | type
+    ) or _compat.is_tensor_method(fn):
         raise _without_source(fn)
     if isinstance(fn, _compat.PRIMITIVE_TYPES):
         return fn
     if hasattr(fn, "__wrapped__"):
         raise NotCompilableError(
-            f"{source.where(fn)} is a {type(fn).__name__} around a function (functools.lru_cache or alike), which "
-            "MindSpore cannot compile. Pass the function itself: its `__wrapped__`.")
+            f"{source.where(fn)} is a {type(fn).__name__} around a function (functools.lru_cache "
+            "or alike), which "
+            "MindSpore cannot compile. Pass the function itself: its `__wrapped__`."
+        )
     if callable(fn):
         if isinstance(fn.__call__, MethodWrapperType):  # of C: it is its own
             raise _without_source(fn)
@@ -68,13 +84,15 @@ def parsable(fn: Any, memo: dict[int, Any] | None = None) -> Any:
 
 
 def _without_source(fn: Any) -> NotCompilableError:
-    return NotCompilableError(f"{fn!r} has no Python source that MindSpore could compile. Wrap it: "
-                              "def f(x): return ...")
+    return NotCompilableError(
+        f"{fn!r} has no Python source that MindSpore could compile. Wrap it: def f(x): return ..."
+    )
 
 
 def _bound(fn: Any, args: tuple, kwargs: dict) -> Callable:
     def bound(*more):
         return fn(*args, *more, **kwargs)
+
     return bound
 
 
@@ -86,8 +104,12 @@ def _parsable_function(fn: FunctionType, memo: dict[int, Any]) -> FunctionType:
     cells = []
     for cell in fn.__closure__ or ():
         content = cell.cell_contents if _assigned(cell) else None
-        inner = isinstance(content, functools.partial) or (type(content) is FunctionType and not is_library(content))
-        plain = parsable(content, memo) if inner else content  # at any depth: a closure of a closure of a lambda
+        inner = isinstance(content, functools.partial) or (
+            type(content) is FunctionType and not is_library(content)
+        )
+        plain = (
+            parsable(content, memo) if inner else content
+        )  # at any depth: a closure of a closure of a lambda
         cells.append(cell if plain is content else CellType(plain))
     if cells != list(fn.__closure__ or ()):
         out = source.copy_function(out, closure=tuple(cells))
@@ -110,12 +132,14 @@ class Call:
     Attributes:
         leaves: the Tensors among the arguments, flat.
         index: argument number -> leaf number, for arguments that are Tensors themselves.
-        template: the call as source text, such as ``fn(x0, (x1, c0), key=x2)``; part of the cache key.
+        template: the call as source text, such as ``fn(x0, (x1, c0), key=x2)``; part of the cache
+            key.
         constants: the arguments that are not Tensors, in order.
         given: the number of positional arguments, and the names of the others.
         applied: the last constant is a function of what `fn` returns.
 
-    It is made for one public call, which may run many kernels; what was captured is read once for all of them.
+    It is made for one public call, which may run many kernels; what was captured is read once for
+    all of them.
     """
 
     fn: Any
@@ -132,8 +156,8 @@ class Call:
         """Split the arguments of a call into Tensors and the rest.
 
         Args:
-            output: which of the things that `fn` returns is meant: the index of a tuple, the key of a dict, a function
-                of what it returns, or None.
+            output: which of the things that `fn` returns is meant: the index of a tuple, the key of
+                a dict, a function of what it returns, or None.
         """
         target, before, named = unwrap_partial(fn)
         leaves: list[Tensor] = []
@@ -145,7 +169,11 @@ class Call:
                 return f"x{len(leaves) - 1}"
             if type(value) in (tuple, list, dict) and _has_tensor(value):
                 if type(value) is dict:
-                    return "{" + ", ".join(f"{key!r}: {text(item)}" for key, item in value.items()) + "}"
+                    return (
+                        "{"
+                        + ", ".join(f"{key!r}: {text(item)}" for key, item in value.items())
+                        + "}"
+                    )
                 inner = "".join(text(item) + ", " for item in value)
                 return f"({inner})" if type(value) is tuple else f"[{inner}]"
             constants.append(value)
@@ -161,8 +189,12 @@ class Call:
         parts += [f"{name}={text(value)}" for name, value in named.items()]
         template = f"fn({', '.join(parts)})"
         if output is not None:
-            template = f"{text(output)}({template})" if callable(output) else f"{template}[{text(output)}]"
-        return cls(target, tuple(leaves), index, template, tuple(constants), given, callable(output))
+            template = (
+                f"{text(output)}({template})" if callable(output) else f"{template}[{text(output)}]"
+            )
+        return cls(
+            target, tuple(leaves), index, template, tuple(constants), given, callable(output)
+        )
 
     def captures(self, *more: Any, labels: bool = False) -> Captures:
         """What the function, its constant arguments and `more` captured."""
@@ -190,8 +222,8 @@ class Call:
 
 
 def _check_arguments(fn: Any, count: int, names: tuple[str, ...]) -> None:
-    """Raise TypeError where a function does not take so many arguments and these names, as far as its signature says
-    (that of a decorated function is not what was decorated)."""
+    """Raise TypeError where a function does not take so many arguments and these names, as far as
+    its signature says (that of a decorated function is not what was decorated)."""
     target = fn.construct if isinstance(fn, nn.Cell) else fn
     try:
         signature = inspect.signature(target, follow_wrapped=False)
@@ -201,12 +233,17 @@ def _check_arguments(fn: Any, count: int, names: tuple[str, ...]) -> None:
         signature.bind(*range(count), **dict.fromkeys(names))
     except TypeError as err:
         others = f" and {', '.join(names)}" if names else ""
-        raise TypeError(f"{source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it does "
-                        f"not take: {err}") from err
+        raise TypeError(
+            f"{source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it "
+            "does "
+            f"not take: {err}"
+        ) from err
 
 
 def _default_cells(fn: Any, count: int, names: tuple[str, ...]) -> dict[str, nn.Cell]:
-    """The Cells among the default values that a call falls back on: MindSpore takes them as arguments only."""
+    """The Cells among the default values that a call falls back on: MindSpore takes them as
+    arguments only.
+    """
     target = fn.construct if isinstance(fn, nn.Cell) else fn
     named = getattr(target, "__kwdefaults__", None) or {}
     defaults = (*(getattr(target, "__defaults__", None) or ()), *named.values())
@@ -214,15 +251,17 @@ def _default_cells(fn: Any, count: int, names: tuple[str, ...]) -> dict[str, nn.
         return {}
     parameters = list(inspect.signature(target, follow_wrapped=False).parameters.values())
     left = [p for n, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY or n >= count]
-    return {p.name: p.default for p in left if isinstance(p.default, nn.Cell) and p.name not in names}
+    return {
+        p.name: p.default for p in left if isinstance(p.default, nn.Cell) and p.name not in names
+    }
 
 
 _slow_calls: Counter[Any] = Counter()
 
 
 def _tell_slow(fn: Any, captures: Captures) -> None:
-    """Warn at the third slow reading in a row of what a function captured (the first also looks through its code; and
-    a machine can be busy)."""
+    """Warn at the third slow reading in a row of what a function captured (the first also looks
+    through its code; and a machine can be busy)."""
     code = getattr(getattr(fn, "__func__", fn), "__code__", type(fn))
     if not captures.slow:
         if _slow_calls[code] < 3:
@@ -230,24 +269,39 @@ def _tell_slow(fn: Any, captures: Captures) -> None:
         return
     _slow_calls[code] += 1
     if _slow_calls[code] == 3:
-        warn(f"what {source.where(fn)} captured is read at every call, to see whether it changed, and that takes "
-             f"long. Most of it is in {captures.largest()}. Pass it as a Tensor argument, make it a Parameter, keep "
-             "lists of objects as arrays, or leave out what the function does not need.", RecompileWarning)
+        warn(
+            f"what {source.where(fn)} captured is read at every call, to see whether it changed, "
+            "and that takes "
+            f"long. Most of it is in {captures.largest()}. Pass it as a Tensor argument, make it a "
+            "Parameter, keep "
+            "lists of objects as arrays, or leave out what the function does not need.",
+            RecompileWarning,
+        )
 
 
 def _has_tensor(value: Any) -> bool:
     if isinstance(value, Tensor):
         return True
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    items = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, tuple | list)
+        else ()
+    )
     return any(_has_tensor(item) for item in items)
 
 
 @functools.lru_cache(maxsize=1024)
 def _maker(template: str, leaves: int, constants: int) -> Callable:
-    """``make(fn, *constants)`` -> a function with one plain parameter a leaf, which MindSpore can differentiate."""
+    """``make(fn, *constants)`` -> a function with one plain parameter a leaf, which MindSpore can
+    differentiate.
+    """
     free = "".join(f", c{number}" for number in range(constants))
     names = ", ".join(f"x{number}" for number in range(leaves))
-    text = f"def make(fn{free}):\n    def call({names}):\n        return {template}\n    return call\n"
+    text = (
+        f"def make(fn{free}):\n    def call({names}):\n        return {template}\n    return call\n"
+    )
     name = source.register(text, "call")
     space: dict[str, Any] = {"__name__": __name__}
     exec(compile(text, name, "exec"), space)  # our own text: names and brackets only
@@ -258,8 +312,8 @@ def _maker(template: str, leaves: int, constants: int) -> Callable:
 def readable(captures: Captures) -> Iterator[None]:
     """While MindSpore compiles, let it read the user's functions as Python runs them.
 
-    Checks that their source is what Python runs; hides ``__wrapped__``, since the parser would skip the wrapper; and
-    puts the right globals in place of modules that are not the functions' own.
+    Checks that their source is what Python runs; hides ``__wrapped__``, since the parser would skip
+    the wrapper; and puts the right globals in place of modules that are not the functions' own.
     """
     for fn, path in captures.functions.items():
         # what has no text may stand where the program never comes by; if it does, MindSpore says so
@@ -270,7 +324,9 @@ def readable(captures: Captures) -> Iterator[None]:
         except NotCompilableError as err:
             raise NotCompilableError(f"{err} It is reached as {path_text(path)}.") from err
     source.check_private_names(captures.functions, captures.kinds)
-    hidden: list[tuple[Any, Any]] = [(fn, fn.__wrapped__) for fn in captures.functions if hasattr(fn, "__wrapped__")]
+    hidden: list[tuple[Any, Any]] = [
+        (fn, fn.__wrapped__) for fn in captures.functions if hasattr(fn, "__wrapped__")
+    ]
     modules = foreign_modules(captures.functions)
     before = {name: sys.modules.get(name) for name in modules}
     for fn, _ in hidden:

@@ -1,13 +1,17 @@
-"""In-place operators (``y += x``, ``y.add_(x)``, ``y[0] = x``) as what they mean for the name that is written.
+"""In-place operators (``y += x``, ``y.add_(x)``, ``y[0] = x``) as what they mean for the name that
+is written.
 
-MindSpore's graphs write into the buffer. Where one graph evaluates a function twice, its optimiser merges all but the
-write, so that it happens twice; and a backward pass that reads an overwritten output is wrong. So while we compile, an
-in-place operator gives a new Tensor under the old name. That is the same program unless the old Tensor is read again
-under another name: there eager mode, graphs and PyTorch differ among themselves, and we refuse.
+MindSpore's graphs write into the buffer. Where one graph evaluates a function twice, its optimiser
+merges all but the write, so that it happens twice; and a backward pass that reads an overwritten
+output is wrong. So while we compile, an in-place operator gives a new Tensor under the old name.
+That is the same program unless the old Tensor is read again under another name: there eager mode,
+graphs and PyTorch differ among themselves, and we refuse.
 
-`followed` does both: it hands MindSpore's parser the rewritten syntax trees, and follows every function that was
-parsed, with the objects that it really has (``self``, globals, closures), from holder to holder of each Tensor.
+`followed` does both: it hands MindSpore's parser the rewritten syntax trees, and follows every
+function that was parsed, with the objects that it really has (``self``, globals, closures), from
+holder to holder of each Tensor.
 """
+
 from __future__ import annotations
 
 import ast
@@ -31,33 +35,85 @@ from mindspore_hessian.core import source
 from mindspore_hessian.core.captures import Captures, is_library
 
 # methods that write into their Tensor; the first have an equal of the same name that does not
-_OUT_OF_PLACE = frozenset((
-    "add_", "sub_", "mul_", "div_", "exp_", "log_", "sigmoid_", "tanh_", "clamp_", "floor_", "remainder_",
-    "floor_divide_", "masked_fill_", "masked_scatter_", "index_add_", "index_fill_", "index_copy_", "scatter_",
-    "scatter_add_", "addmm_", "erfinv_", "sign_"))
+_OUT_OF_PLACE = frozenset(
+    (
+        "add_",
+        "sub_",
+        "mul_",
+        "div_",
+        "exp_",
+        "log_",
+        "sigmoid_",
+        "tanh_",
+        "clamp_",
+        "floor_",
+        "remainder_",
+        "floor_divide_",
+        "masked_fill_",
+        "masked_scatter_",
+        "index_add_",
+        "index_fill_",
+        "index_copy_",
+        "scatter_",
+        "scatter_add_",
+        "addmm_",
+        "erfinv_",
+        "sign_",
+    )
+)
 _TEMPLATES = {
     "zero_": "{y}.new_zeros({y}.shape)",
     "fill_": "({y}.new_zeros({y}.shape) + {0})",
     "copy_": "{0}.broadcast_to({y}.shape).astype({y}.dtype)",
 }
-_WRITERS = _OUT_OF_PLACE | _TEMPLATES.keys() | {
-    name for name in dir(Tensor) if name.endswith("_") and not name.startswith("_")} - {
-    "delete_", "index_of_parent_", "parent_tensor_", "requires_grad_", "to_"}
+_WRITERS = (
+    _OUT_OF_PLACE
+    | _TEMPLATES.keys()
+    | {name for name in dir(Tensor) if name.endswith("_") and not name.startswith("_")}
+    - {"delete_", "index_of_parent_", "parent_tensor_", "requires_grad_", "to_"}
+)
 
 # what may give its argument back, or a view of it, as a method, a function or a layer
-_VIEWS = frozenset(" ".join((
-    "reshape view transpose permute squeeze unsqueeze expand_dims expand_dims_ flatten unflatten broadcast_to expand "
-    "expand_as split chunk unbind unstack tensor_split hsplit vsplit dsplit narrow select t swapaxes swapdims moveaxis "
-    "movedim diagonal real imag identity stop_gradient depend cast dropout dropout1d dropout2d dropout3d "
-    "feature_alpha_dropout alpha_dropout contiguous to type astype float double half int long bool type_as view_as "
-    "view_as_real view_as_complex atleast_1d atleast_2d atleast_3d ravel slice strided_slice tuple_to_array mutable "
-    "value detach index as_strided unfold reshape_as clip_by_norm assign tensor get item resize pad tile "
-    "broadcast_tensors meshgrid list tuple dict next splitv getitem load tensorview",
-)).split())
-_PARTS = frozenset(("split", "chunk", "unbind", "unstack", "tensor_split", "hsplit", "vsplit", "dsplit"))
-_SIZES = frozenset(("shape", "dtype", "ndim", "size", "itemsize", "nbytes", "strides", "is_leaf", "requires_grad",
-                    "name", "training"))
-_STORES = frozenset(("append", "extend", "insert", "add", "update", "setdefault", "appendleft", "push"))
+_VIEWS = frozenset(
+    " ".join(
+        (
+            "reshape view transpose permute squeeze unsqueeze expand_dims expand_dims_ flatten "
+            "unflatten broadcast_to expand "
+            "expand_as split chunk unbind unstack tensor_split hsplit vsplit dsplit narrow select "
+            "t swapaxes swapdims moveaxis "
+            "movedim diagonal real imag identity stop_gradient depend cast dropout dropout1d "
+            "dropout2d dropout3d "
+            "feature_alpha_dropout alpha_dropout contiguous to type astype float double half int "
+            "long bool type_as view_as "
+            "view_as_real view_as_complex atleast_1d atleast_2d atleast_3d ravel slice "
+            "strided_slice tuple_to_array mutable "
+            "value detach index as_strided unfold reshape_as clip_by_norm assign tensor get item "
+            "resize pad tile "
+            "broadcast_tensors meshgrid list tuple dict next splitv getitem load tensorview",
+        )
+    ).split()
+)
+_PARTS = frozenset(
+    ("split", "chunk", "unbind", "unstack", "tensor_split", "hsplit", "vsplit", "dsplit")
+)
+_SIZES = frozenset(
+    (
+        "shape",
+        "dtype",
+        "ndim",
+        "size",
+        "itemsize",
+        "nbytes",
+        "strides",
+        "is_leaf",
+        "requires_grad",
+        "name",
+        "training",
+    )
+)
+_STORES = frozenset(
+    ("append", "extend", "insert", "add", "update", "setdefault", "appendleft", "push")
+)
 _NUMBERS = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), range, slice)
 _CAPTURED = "captured"
 _ROUNDS = 3  # of a loop's body
@@ -65,7 +121,9 @@ _ROUNDS = 3  # of a loop's body
 _INPLACE_PRIMITIVE = re.compile(rb"Inplace[A-Z]\w*")
 _INPLACE_FUNCTION = re.compile(r"inplace_?[a-z]|Inplace[A-Z]")
 _ASSIGNMENTS = frozenset(("assign", "assign_add", "assign_sub", "Assign", "AssignAdd", "AssignSub"))
-_NO_WRITERS = frozenset(("is_", "stop_gradient_", "shape_", "reshape_", "print_", "bool_", "and_", "or_", "not_"))
+_NO_WRITERS = frozenset(
+    ("is_", "stop_gradient_", "shape_", "reshape_", "print_", "bool_", "and_", "or_", "not_")
+)
 
 
 class _Parsed(NamedTuple):
@@ -84,7 +142,8 @@ def followed() -> Iterator[None]:
     """While MindSpore compiles inside, in-place operators are out-of-place ones.
 
     Raises:
-        NotCompilableError: at the end, where a function that it parsed reads an overwritten Tensor again.
+        NotCompilableError: at the end, where a function that it parsed reads an overwritten Tensor
+            again.
     """
     global _following
     parsed: list[_Parsed] = []
@@ -94,6 +153,7 @@ def followed() -> Iterator[None]:
             return tree
         parsed.append(_Parsed(fn, owner, tree))
         return _rebound(tree)
+
     _following += 1
     try:
         with _compat.parsing(read):
@@ -121,34 +181,47 @@ def told() -> Iterator[list[str]]:
 
 
 def refuse_left(compiled: Any) -> None:
-    """Raise where a compiled graph still writes into a Tensor: what a library function did, or an unknown spelling."""
+    """Raise where a compiled graph still writes into a Tensor: what a library function did, or an
+    unknown spelling.
+    """
     text = _compat.graph_text(compiled)
     left = set(_INPLACE_PRIMITIVE.findall(text))
     if left:
         names = ", ".join(sorted(name.decode() for name in left))
         raise NotCompilableError(
-            f"the function writes into a Tensor ({names}: an `inplace=True`, a function whose name ends in `_`, or an "
-            "in-place method inside an expression), and the derivatives of that are wrong in MindSpore. Leave "
-            "`inplace=True` out, or write the operation without the underscore.")
+            f"the function writes into a Tensor ({names}: an `inplace=True`, a function whose name "
+            "ends in `_`, or an "
+            "in-place method inside an expression), and the derivatives of that are wrong in "
+            "MindSpore. Leave "
+            "`inplace=True` out, or write the operation without the underscore."
+        )
 
 
 def states(compiled: Any, once: Callable[[], Any] | None) -> set[str]:
     """The names of the Parameters that a compiled graph assigns to.
 
-    Raises where it reads and assigns one more often than the function alone does, which ``once()`` compiles: it
-    evaluates the function again, and would see what was assigned. Without `once`, at any that it reads.
+    Raises where it reads and assigns one more often than the function alone does, which ``once()``
+    compiles: it evaluates the function again, and would see what was assigned. Without `once`, at
+    any that it reads.
     """
     found = _compat.states(compiled)
     kept = {name: counts for name, counts in found.items() if counts[1]}
     alone = _compat.states(once()) if kept and once else {}
-    again = [name for name, (writes, reads) in kept.items()
-             if name not in alone or writes > alone[name][0] or reads > alone[name][1]]
+    again = [
+        name
+        for name, (writes, reads) in kept.items()
+        if name not in alone or writes > alone[name][0] or reads > alone[name][1]
+    ]
     if again:
         raise NotCompilableError(
-            f"the function keeps a state: it reads and assigns the Parameter {', '.join(map(repr, sorted(again)))}. "
-            "For this result it is evaluated more than once, and each evaluation would see what the last assigned. "
-            "Leave that out, most often by `if self.training:` and network.set_train(False). (hvp and HessianOperator "
-            "evaluate it once.)")
+            "the function keeps a state: it reads and assigns the Parameter "
+            f"{', '.join(map(repr, sorted(again)))}. "
+            "For this result it is evaluated more than once, and each evaluation would see what "
+            "the last assigned. "
+            "Leave that out, most often by `if self.training:` and network.set_train(False). (hvp "
+            "and HessianOperator "
+            "evaluate it once.)"
+        )
     return set(found)
 
 
@@ -175,8 +248,10 @@ def refuse_in_graph(*functions: Any) -> None:
             try:
                 world.summary(fn, _UNKNOWN)
             except _Refused as refused:
-                raise NotImplementedError("inside your own graph, the function to differentiate must not write in "
-                                          f"place: {refused}") from None
+                raise NotImplementedError(
+                    "inside your own graph, the function to differentiate must not write in "
+                    f"place: {refused}"
+                ) from None
 
 
 def _all_names(code: Any) -> set[str]:
@@ -187,12 +262,17 @@ def _all_names(code: Any) -> set[str]:
     return names
 
 
-# --- rewriting ----------------------------------------------------------------------------------------------------
+# --- rewriting ------------------------------------------------------------------------------------
+
 
 def _chain(node: ast.AST) -> tuple[str, list[ast.Call]] | None:
     """``y.mul_(2).add_(x)`` as ("y", [the calls in order]), where every method writes into y."""
     calls: list[ast.Call] = []
-    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _WRITERS:
+    while (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in _WRITERS
+    ):
         calls.append(node)
         node = node.func.value
     return (node.id, calls[::-1]) if calls and isinstance(node, ast.Name) else None
@@ -218,12 +298,20 @@ def _arguments(function: ast.AST) -> list[ast.arg]:
     a = getattr(function, "args", None)
     if not isinstance(a, ast.arguments):
         return []
-    return [*a.posonlyargs, *a.args, *([a.vararg] if a.vararg else []), *a.kwonlyargs, *([a.kwarg] if a.kwarg else [])]
+    return [
+        *a.posonlyargs,
+        *a.args,
+        *([a.vararg] if a.vararg else []),
+        *a.kwonlyargs,
+        *([a.kwarg] if a.kwarg else []),
+    ]
 
 
 def _has_writes(tree: ast.AST) -> bool:
     for node in ast.walk(tree):
-        if isinstance(node, ast.AugAssign) or (isinstance(node, ast.Attribute) and node.attr in _WRITERS):
+        if isinstance(node, ast.AugAssign) or (
+            isinstance(node, ast.Attribute) and node.attr in _WRITERS
+        ):
             return True
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
             return True
@@ -231,8 +319,12 @@ def _has_writes(tree: ast.AST) -> bool:
 
 
 def _rebound(tree: ast.AST) -> ast.AST:
-    """The tree with ``y.add_(x)`` as ``y = y.add(x)``; augmented assignments are left to `_compat.parsing`."""
-    if not any(isinstance(node, ast.Attribute) and node.attr in _WRITERS for node in ast.walk(tree)):
+    """The tree with ``y.add_(x)`` as ``y = y.add(x)``; augmented assignments are left to
+    `_compat.parsing`.
+    """
+    if not any(
+        isinstance(node, ast.Attribute) and node.attr in _WRITERS for node in ast.walk(tree)
+    ):
         return tree
     return _Rebind().visit(copy.deepcopy(tree))
 
@@ -296,7 +388,9 @@ def _assign(name: str, value: ast.expr, place: ast.AST) -> ast.Assign:
 
 
 def _out_of_place(receiver: ast.expr, call: ast.Call) -> ast.expr | None:
-    """The call of an in-place method as an expression that gives the same values and writes nothing."""
+    """The call of an in-place method as an expression that gives the same values and writes
+    nothing.
+    """
     assert isinstance(call.func, ast.Attribute)
     method = call.func.attr
     if method in _OUT_OF_PLACE:
@@ -309,6 +403,7 @@ def _out_of_place(receiver: ast.expr, call: ast.Call) -> ast.expr | None:
     class Fill(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.AST:
             return copy.deepcopy(receiver if node.id == "y" else call.args[0])
+
     text = _TEMPLATES[method].format("value", y="y")
     out = Fill().visit(ast.parse(text, mode="eval").body)
     for node in ast.walk(out):
@@ -317,7 +412,8 @@ def _out_of_place(receiver: ast.expr, call: ast.Call) -> ast.expr | None:
     return out
 
 
-# --- who holds what -----------------------------------------------------------------------------------------------
+# --- who holds what -------------------------------------------------------------------------------
+
 
 class _Refused(Exception):
     """What is wrong, as a sentence with its line."""
@@ -355,9 +451,14 @@ def _join(*values: _Value) -> _Value:
     known: tuple | None = None
     if all(value.known is not None for value in values):
         known = tuple({id(item): item for value in values for item in value.known or ()}.values())
-    return _Value(frozenset().union(*(v.stores for v in values)), known or None, any(v.items for v in values),
-                  any(v.shared for v in values), next((v.stale for v in values if v.stale), ""),
-                  bool(values) and all(v.parts for v in values))
+    return _Value(
+        frozenset().union(*(v.stores for v in values)),
+        known or None,
+        any(v.items for v in values),
+        any(v.shared for v in values),
+        next((v.stale for v in values if v.stale), ""),
+        bool(values) and all(v.parts for v in values),
+    )
 
 
 def _holding(values: Iterable[_Value]) -> _Value:
@@ -366,8 +467,13 @@ def _holding(values: Iterable[_Value]) -> _Value:
     shared = any(a.stores & b.stores for a, b in itertools.combinations(values, 2))
     known = tuple(itertools.chain.from_iterable(v.known or () for v in values))
     complete = all(v.known is not None for v in values) and values
-    return _Value(frozenset().union(*(v.stores for v in values)), (known,) if complete else None, True,
-                  shared or any(v.shared for v in values), next((v.stale for v in values if v.stale), ""))
+    return _Value(
+        frozenset().union(*(v.stores for v in values)),
+        (known,) if complete else None,
+        True,
+        shared or any(v.shared for v in values),
+        next((v.stale for v in values if v.stale), ""),
+    )
 
 
 @dataclass
@@ -433,8 +539,10 @@ def _check(parsed: list[_Parsed]) -> None:
     except Exception as err:  # a program that this file does not understand
         if any(_has_writes(item.tree) for item in parsed):
             raise NotCompilableError(
-                "it cannot be told whether a Tensor that the function overwrites is read again. Write `y = y + x` for "
-                f"`y += x` and `y.add_(x)` in it. ({type(err).__name__}: {err})") from err
+                "it cannot be told whether a Tensor that the function overwrites is read again. "
+                "Write `y = y + x` for "
+                f"`y += x` and `y.add_(x)` in it. ({type(err).__name__}: {err})"
+            ) from err
         return
     for places in _told:
         places += [where for where in world.written if where not in places]
@@ -444,9 +552,13 @@ def _check(parsed: list[_Parsed]) -> None:
         for name, where in summary.writes.items():
             if not source.is_ours(code):
                 raise NotCompilableError(
-                    f"{where} overwrites {name!r}, an argument of {code.co_name}, and {world.unresolved[0]}; so that "
-                    "it cannot be told whether the overwritten Tensor is read again, where MindSpore's eager mode, "
-                    f"its graphs and PyTorch differ. Write `{name} = {name} + ...` instead of `{name} += ...`.")
+                    f"{where} overwrites {name!r}, an argument of {code.co_name}, and "
+                    f"{world.unresolved[0]}; so that "
+                    "it cannot be told whether the overwritten Tensor is read again, where "
+                    "MindSpore's eager mode, "
+                    f"its graphs and PyTorch differ. Write `{name} = {name} + ...` instead of "
+                    f"`{name} += ...`."
+                )
 
 
 class _Walk:
@@ -479,7 +591,9 @@ class _Walk:
             self.block(node.body)  # type: ignore[attr-defined]
         self.result.returned = _join(*self.returned) if self.returned else _NOTHING
         stores = self.above(self.result.returned.stores)
-        own = frozenset(name for name in names if (self.tag, name) in stores) | (stores & {_CAPTURED})
+        own = frozenset(name for name in names if (self.tag, name) in stores) | (
+            stores & {_CAPTURED}
+        )
         self.result.returned = replace(self.result.returned, stores=own)
         return self.result
 
@@ -510,21 +624,35 @@ class _Walk:
         if holder is not None and where not in self.world.written:
             self.world.written.append(where)
         if self.world.strict:
-            raise _Refused(f"{where}. Write it out of place: `y = y + x` for `y += x` or `y.add_(x)`.")
+            raise _Refused(
+                f"{where}. Write it out of place: `y = y + x` for `y += x` or `y.add_(x)`."
+            )
         stores = self.above(value.stores)
         if _CAPTURED in stores:
             raise _Refused(
-                f"{where} overwrites a Tensor that the function did not make (a captured one, or an attribute), so "
-                "every evaluation would change the next. Write it out of place: `y = y + x` for `y += x`.")
+                f"{where} overwrites a Tensor that the function did not make (a captured one, or "
+                "an attribute), so "
+                "every evaluation would change the next. Write it out of place: `y = y + x` for `y "
+                "+= x`."
+            )
         if any(isinstance(store, tuple) and store[0] != self.tag for store in stores):
-            raise _Refused(f"{where} overwrites a Tensor of the function around it. Pass it as an argument, and write "
-                           "it out of place: `y = y + x` for `y += x`.")
+            raise _Refused(
+                f"{where} overwrites a Tensor of the function around it. Pass it as an argument, "
+                "and write "
+                "it out of place: `y = y + x` for `y += x`."
+            )
         if self.meet(value.stores, self.escaped):
-            raise _Refused(f"{where} overwrites a Tensor that an attribute holds too. Write it out of place: "
-                           "`y = y + x` for `y += x`.")
+            raise _Refused(
+                f"{where} overwrites a Tensor that an attribute holds too. Write it out of place: "
+                "`y = y + x` for `y += x`."
+            )
         assert self.env is not None
         for name, other in self.env.items():
-            if name != holder and self.meet(other.stores, value.stores) and other.stale[:1] in ("", "?"):
+            if (
+                name != holder
+                and self.meet(other.stores, value.stores)
+                and other.stale[:1] in ("", "?")
+            ):
                 self.env[name] = replace(other, stale=where)
         for name in self.result.names:
             if (self.tag, name) in stores:
@@ -536,13 +664,18 @@ class _Walk:
         if value is None:
             value = self.outer.get(name) or self.captured(name)
         if value.stale.startswith("?"):
-            self.world.unresolved.append(f"{value.stale[1:]} may be given it while {name!r} is read again in "
-                                         f"{self.where(node)}")
+            self.world.unresolved.append(
+                f"{value.stale[1:]} may be given it while {name!r} is read again in "
+                f"{self.where(node)}"
+            )
         elif value.stale:
             raise _Refused(
-                f"{value.stale} overwrites a Tensor that is read again as {name!r} in {self.where(node)}. MindSpore's "
-                "eager mode, its graphs and PyTorch differ in what that is then. Write it out of place: `y = y + x` "
-                "for `y += x` or `y.add_(x)`.")
+                f"{value.stale} overwrites a Tensor that is read again as {name!r} in "
+                f"{self.where(node)}. MindSpore's "
+                "eager mode, its graphs and PyTorch differ in what that is then. Write it out of "
+                "place: `y = y + x` "
+                "for `y += x` or `y.add_(x)`."
+            )
         self.temporaries.append(value)
         return value
 
@@ -595,8 +728,12 @@ class _Walk:
         inner = _Walk(self.world, self.fn, None, {**self.outer, **self.env})
         names = [arg.arg for arg in _arguments(node)]
         summary = inner.function(node, names)
-        held = [self.env[n.id] for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in self.env]
-        self.env[node.name] = replace(_join(*held) if held else _NOTHING, known=(_Nested(node, summary),), items=False)
+        held = [
+            self.env[n.id] for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in self.env
+        ]
+        self.env[node.name] = replace(
+            _join(*held) if held else _NOTHING, known=(_Nested(node, summary),), items=False
+        )
 
     def on_ClassDef(self, node: ast.ClassDef) -> None:
         del node
@@ -628,8 +765,10 @@ class _Walk:
         rebind = _Rebind()
         rebind.local = [self.local]
         if rebind._value(node) is None:
-            raise _Refused(f"{self.where(node)} writes in place, which has no derivative here. "
-                           "Write it out of place.")
+            raise _Refused(
+                f"{self.where(node)} writes in place, which has no derivative here. "
+                "Write it out of place."
+            )
         for call in calls:
             self.arguments(call)
         before = self.load(name, node)
@@ -657,7 +796,9 @@ class _Walk:
             parts = source.elts if isinstance(source, ast.Tuple | ast.List) else []
             values = [self.quiet(part) for part in parts]
             for number, item in enumerate(target.elts):
-                one = values[number] if len(values) == len(target.elts) else self.item(value, number)
+                one = (
+                    values[number] if len(values) == len(target.elts) else self.item(value, number)
+                )
                 if value.parts:
                     one = self.fresh()
                     self.parents.update(dict.fromkeys(one.stores, value.stores))
@@ -704,17 +845,29 @@ class _Walk:
             if depth > 1 or holder.shared:  # perhaps a write into an item
                 self.write(holder, node, name)
             if holder.shared and depth > 1:
-                raise _Refused(f"{self.where(node)} overwrites a Tensor that may stand twice in {name!r}. Write it out "
-                               "of place.")
+                raise _Refused(
+                    f"{self.where(node)} overwrites a Tensor that may stand twice in {name!r}. "
+                    "Write it out "
+                    "of place."
+                )
             if isinstance(base, ast.Name):
-                self.env[name] = replace(holder, stores=holder.stores | value.stores, known=None,
-                                         shared=holder.shared or bool(holder.stores & value.stores))
-        elif isinstance(base, ast.Name) and depth == 1 and (name in self.local or not holder.stores):
+                self.env[name] = replace(
+                    holder,
+                    stores=holder.stores | value.stores,
+                    known=None,
+                    shared=holder.shared or bool(holder.stores & value.stores),
+                )
+        elif (
+            isinstance(base, ast.Name) and depth == 1 and (name in self.local or not holder.stores)
+        ):
             self.write(holder, node, name)
             self.env[name] = self.fresh() if holder.stores else holder
         elif holder.stores:
-            raise _Refused(f"{self.where(node)} writes into a part of a Tensor through {ast.unparse(target.value)!r}. "
-                           "Give the part a name, or write it with ops.where or ops.cat.")
+            raise _Refused(
+                f"{self.where(node)} writes into a part of a Tensor through "
+                f"{ast.unparse(target.value)!r}. "
+                "Give the part a name, or write it with ops.where or ops.cat."
+            )
 
     def on_AugAssign(self, node: ast.AugAssign) -> None:
         assert self.env is not None
@@ -722,27 +875,40 @@ class _Walk:
         if isinstance(target, ast.Name):
             before = self.load(target.id, node)
             if target.id not in self.local:
-                raise _Refused(f"{self.where(node)} changes a name of another scope. Pass it as an argument.")
+                raise _Refused(
+                    f"{self.where(node)} changes a name of another scope. Pass it as an argument."
+                )
             if before.items:
                 self.env[target.id] = replace(_holding([before, value]), known=None)
                 return
             self.write(before, node, target.id)
             made = self.fresh() if before.stores or value.stores else _NOTHING
             items = isinstance(node.value, ast.List | ast.Tuple | ast.ListComp) or value.items
-            self.env[target.id] = replace(_join(made, value, before), stale="", items=True, known=None) if items else (
-                made)
+            self.env[target.id] = (
+                replace(_join(made, value, before), stale="", items=True, known=None)
+                if items
+                else (made)
+            )
         elif isinstance(target, ast.Subscript):
             holder = self.eval(target.value)
             if holder.items and isinstance(target.value, ast.Name):
                 if holder.shared and holder.stores:
-                    raise _Refused(f"{self.where(node)} overwrites a Tensor that may stand twice in "
-                                   f"{target.value.id!r}. Write it out of place.")
+                    raise _Refused(
+                        f"{self.where(node)} overwrites a Tensor that may stand twice in "
+                        f"{target.value.id!r}. Write it out of place."
+                    )
                 self.write(holder, node, target.value.id)
-                self.env[target.value.id] = replace(holder, stores=holder.stores and self.fresh().stores, known=None)
+                self.env[target.value.id] = replace(
+                    holder, stores=holder.stores and self.fresh().stores, known=None
+                )
             else:
                 self.set_item(target, value, node)
         elif isinstance(target, ast.Attribute):
-            self.write(self.eval(ast.parse(ast.unparse(target), mode="eval").body), node, ast.unparse(target))
+            self.write(
+                self.eval(ast.parse(ast.unparse(target), mode="eval").body),
+                node,
+                ast.unparse(target),
+            )
 
     def on_If(self, node: ast.If) -> None:
         self.eval(node.test)
@@ -761,6 +927,7 @@ class _Walk:
         def once() -> None:
             bind()
             self.block(body)
+
         self.breaks.append([])
         for _ in range(_ROUNDS):
             env = self.fork(lambda: None, once)
@@ -796,14 +963,18 @@ class _Walk:
 
     def of_any(self, node: ast.AST) -> _Value:
         """What gives back one of its parts, at most."""
-        parts = [self.eval(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        parts = [
+            self.eval(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)
+        ]
         return _join(*parts) if parts else _NOTHING
 
     def of_Constant(self, node: ast.Constant) -> _Value:
         return _NOTHING
 
     def of_new(self, node: ast.AST) -> _Value:
-        parts = [self.eval(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        parts = [
+            self.eval(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)
+        ]
         return self.fresh() if any(part.stores for part in parts) else _NOTHING
 
     of_Compare = of_JoinedStr = of_FormattedValue = of_new
@@ -811,8 +982,14 @@ class _Walk:
     def of_BinOp(self, node: ast.BinOp) -> _Value:
         left, right = self.eval(node.left), self.eval(node.right)
         if left.items or right.items:
-            return replace(_holding([left, right]), known=None, shared=isinstance(node.op, ast.Mult) or bool(
-                left.stores & right.stores) or left.shared or right.shared)
+            return replace(
+                _holding([left, right]),
+                known=None,
+                shared=isinstance(node.op, ast.Mult)
+                or bool(left.stores & right.stores)
+                or left.shared
+                or right.shared,
+            )
         return self.fresh() if left.stores or right.stores else _NOTHING
 
     def of_UnaryOp(self, node: ast.UnaryOp) -> _Value:
@@ -838,7 +1015,9 @@ class _Walk:
     def of_Dict(self, node: ast.Dict) -> _Value:
         return _holding(self.eval(item) for item in node.values)
 
-    def of_ListComp(self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp) -> _Value:
+    def of_ListComp(
+        self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp
+    ) -> _Value:
         assert self.env is not None
         before = dict(self.env)
         for part in node.generators:
@@ -846,7 +1025,12 @@ class _Walk:
             for test in part.ifs:
                 self.eval(test)
         value = self.eval(node.value if isinstance(node, ast.DictComp) else node.elt)
-        for name in {n.id for part in node.generators for n in ast.walk(part.target) if isinstance(n, ast.Name)}:
+        for name in {
+            n.id
+            for part in node.generators
+            for n in ast.walk(part.target)
+            if isinstance(n, ast.Name)
+        }:
             self.env.pop(name, None)
             if name in before:
                 self.env[name] = before[name]
@@ -857,8 +1041,14 @@ class _Walk:
     def of_Lambda(self, node: ast.Lambda) -> _Value:
         inner = _Walk(self.world, self.fn, None, {**self.outer, **(self.env or {})})
         summary = inner.function(node, [arg.arg for arg in _arguments(node)])
-        held = [self.env[n.id] for n in ast.walk(node) if isinstance(n, ast.Name) and self.env and n.id in self.env]
-        return replace(_join(*held) if held else _NOTHING, known=(_Nested(node, summary),), items=False)
+        held = [
+            self.env[n.id]
+            for n in ast.walk(node)
+            if isinstance(n, ast.Name) and self.env and n.id in self.env
+        ]
+        return replace(
+            _join(*held) if held else _NOTHING, known=(_Nested(node, summary),), items=False
+        )
 
     def of_Attribute(self, node: ast.Attribute) -> _Value:
         path = ast.unparse(node)
@@ -866,13 +1056,19 @@ class _Walk:
             return self.load(path, node)
         base = self.eval(node.value)
         if base.known is not None:
-            return _join(*(self.attribute(holder, node.attr) for holder in base.known)) if base.known else _NOTHING
+            return (
+                _join(*(self.attribute(holder, node.attr) for holder in base.known))
+                if base.known
+                else _NOTHING
+            )
         if node.attr in _SIZES:
             return _NOTHING
         return replace(base, items=False)
 
     def attribute(self, holder: Any, name: str) -> _Value:
-        if isinstance(inspect.getattr_static(type(holder), name, None), property) and not is_library(type(holder)):
+        if isinstance(
+            inspect.getattr_static(type(holder), name, None), property
+        ) and not is_library(type(holder)):
             return _UNKNOWN
         try:
             return self.object(getattr(holder, name))
@@ -889,7 +1085,9 @@ class _Walk:
         return self.any_item(base)
 
     def arguments(self, node: ast.Call) -> tuple[list[_Value], dict[str | None, _Value]]:
-        return [self.eval(arg) for arg in node.args], {word.arg: self.eval(word.value) for word in node.keywords}
+        return [self.eval(arg) for arg in node.args], {
+            word.arg: self.eval(word.value) for word in node.keywords
+        }
 
     def of_Call(self, node: ast.Call) -> _Value:
         first = len(self.temporaries)
@@ -900,13 +1098,23 @@ class _Walk:
             receiver = callee
         args, words = self.arguments(node)
         if callee.known is not None:
-            return _join(*(self.call(known, args, words, node, first, callee) for known in callee.known))
+            return _join(
+                *(self.call(known, args, words, node, first, callee) for known in callee.known)
+            )
         everything = [*args, *words.values()]
         if method in _WRITERS:
-            raise _Refused(f"{self.where(node)} writes in place in the midst of an expression, or into a part of a "
-                           "Tensor. Write it out of place (the method without the underscore), or in a line of its "
-                           "own.")
-        if method in _STORES and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            raise _Refused(
+                f"{self.where(node)} writes in place in the midst of an expression, or into a part "
+                "of a "
+                "Tensor. Write it out of place (the method without the underscore), or in a line "
+                "of its "
+                "own."
+            )
+        if (
+            method in _STORES
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
             self.put(node.func.value.id, everything)
             return _join(receiver, *everything)
         if method in _PARTS:
@@ -932,13 +1140,21 @@ class _Walk:
                 self.env[name] = replace(other, stale=f"?{self.where(node)}")
         return replace(_join(self.fresh(), *values), known=None, stale="")
 
-    def call(self, fn: Any, args: list[_Value], words: dict, node: ast.Call, first: int, callee: _Value) -> _Value:
+    def call(
+        self, fn: Any, args: list[_Value], words: dict, node: ast.Call, first: int, callee: _Value
+    ) -> _Value:
         """The call of a known object."""
         everything = [*args, *words.values()]
         function, owner = fn, None
         if isinstance(fn, functools.partial):
-            return self.call(fn.func, [*map(self.object, fn.args), *args], {**{
-                name: self.object(value) for name, value in fn.keywords.items()}, **words}, node, first, callee)
+            return self.call(
+                fn.func,
+                [*map(self.object, fn.args), *args],
+                {**{name: self.object(value) for name, value in fn.keywords.items()}, **words},
+                node,
+                first,
+                callee,
+            )
         if isinstance(fn, _Nested):
             return self.apply(fn.summary, args, words, node, first, callee)
         if isinstance(fn, nn.Cell):
@@ -950,7 +1166,9 @@ class _Walk:
             function, owner = type(fn).construct, fn
         elif isinstance(fn, MethodType):
             function, owner = fn.__func__, fn.__self__
-        elif not isinstance(fn, FunctionType | BuiltinFunctionType | type | ModuleType) and not is_library(type(fn)):
+        elif not isinstance(
+            fn, FunctionType | BuiltinFunctionType | type | ModuleType
+        ) and not is_library(type(fn)):
             function, owner = vars(type(fn)).get("__call__", fn), fn
         if isinstance(function, FunctionType):
             function = inspect.unwrap(function)
@@ -958,34 +1176,53 @@ class _Walk:
                 summary = self.world.summary(function, owner)
                 if summary is None:  # MindSpore did not parse it, so it is not called
                     return replace(_join(self.fresh(), *everything), known=None)
-                return self.apply(summary, [*([_NOTHING] if owner is not None else []), *args], words, node, first,
-                                  _NOTHING)
+                return self.apply(
+                    summary,
+                    [*([_NOTHING] if owner is not None else []), *args],
+                    words,
+                    node,
+                    first,
+                    _NOTHING,
+                )
         return self.library(fn, node, everything)
 
     def refuse_writer(self, fn: Any, name: str, node: ast.Call, everything: list[_Value]) -> None:
         """Raise where a function, primitive or layer of MindSpore writes into its argument."""
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        called = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
         names = {name, called}
         if names & _ASSIGNMENTS and everything and everything[0].stores <= {_CAPTURED}:
             return  # to a Parameter
-        if names & _ASSIGNMENTS or any(map(_INPLACE_FUNCTION.match, names)) or (
-                called.endswith("_") and not called.startswith("_") and called not in _NO_WRITERS) or (
-                getattr(fn, "inplace", False) is True) or self.asks_in_place(fn, node):
-            raise _Refused(f"{self.where(node)} writes in place, by an option or a function of MindSpore, and the "
-                           "derivatives of that are wrong there. Use what returns a new Tensor: without "
-                           "`inplace=True`, without the underscore, `y = y + x`.")
+        if (
+            names & _ASSIGNMENTS
+            or any(map(_INPLACE_FUNCTION.match, names))
+            or (called.endswith("_") and not called.startswith("_") and called not in _NO_WRITERS)
+            or (getattr(fn, "inplace", False) is True)
+            or self.asks_in_place(fn, node)
+        ):
+            raise _Refused(
+                f"{self.where(node)} writes in place, by an option or a function of MindSpore, and "
+                "the "
+                "derivatives of that are wrong there. Use what returns a new Tensor: without "
+                "`inplace=True`, without the underscore, `y = y + x`."
+            )
 
     def asks_in_place(self, fn: Any, node: ast.Call) -> bool:
         """Whether the option `inplace` is given, and perhaps true."""
         given = [word.value for word in node.keywords if word.arg == "inplace"]
         if not given and isinstance(fn, FunctionType) and "inplace" in fn.__code__.co_varnames:
             position = fn.__code__.co_varnames.index("inplace")
-            given = node.args[position:position + 1] if position < fn.__code__.co_argcount else []
+            given = node.args[position : position + 1] if position < fn.__code__.co_argcount else []
         if not given:
             return False
         if isinstance(given[0], ast.Constant):
             return bool(given[0].value)
-        if isinstance(given[0], ast.Attribute) and isinstance(given[0].value, ast.Name) and self.owner is not None:
+        if (
+            isinstance(given[0], ast.Attribute)
+            and isinstance(given[0].value, ast.Name)
+            and self.owner is not None
+        ):
             return bool(getattr(self.owner, given[0].attr, True))
         return True
 
@@ -994,10 +1231,19 @@ class _Walk:
         name = getattr(fn, "__name__", None) or type(fn).__name__
         self.refuse_writer(fn, name, node, everything)
         owner = getattr(fn, "__self__", None)
-        if fn is getattr and len(node.args) > 1 and isinstance(node.args[1], ast.Constant) and everything[0].known:
-            return _join(*(self.attribute(holder, str(node.args[1].value)) for holder in everything[0].known))
+        if (
+            fn is getattr
+            and len(node.args) > 1
+            and isinstance(node.args[1], ast.Constant)
+            and everything[0].known
+        ):
+            return _join(
+                *(self.attribute(holder, str(node.args[1].value)) for holder in everything[0].known)
+            )
         if fn is super:
-            return _Value(known=(_super(self.fn, self.owner),)) if self.owner is not None else _UNKNOWN
+            return (
+                _Value(known=(_super(self.fn, self.owner),)) if self.owner is not None else _UNKNOWN
+            )
         if fn in (list, tuple, reversed, iter, sorted, set, enumerate, zip):
             out = _join(*everything) if everything else _NOTHING
             return replace(out, known=_listed(fn, everything), items=True, stale="")
@@ -1006,25 +1252,48 @@ class _Walk:
         if isinstance(owner, list | tuple | dict) and isinstance(node.func, ast.Attribute):
             if name in _STORES:
                 return self.unknown(node, everything)
-            return _Value(_join(*everything, self.object(owner)).stores, (owner,) if name == "values" else None, True)
-        called = [item for value in everything for item in value.known or () if _runs_user_code(item)]
+            return _Value(
+                _join(*everything, self.object(owner)).stores,
+                (owner,) if name == "values" else None,
+                True,
+            )
+        called = [
+            item for value in everything for item in value.known or () if _runs_user_code(item)
+        ]
         if isinstance(fn, type) and not is_library(fn):
             return self.unknown(node, everything)
-        if called or (isinstance(fn, nn.Cell) and any(_runs_user_code(cell) for cell in fn.cells())):
+        if called or (
+            isinstance(fn, nn.Cell) and any(_runs_user_code(cell) for cell in fn.cells())
+        ):
             return self.unknown(node, everything)
-        if name.lower().replace("_ext", "").rstrip("_") in _VIEWS or name in ("Identity", "SequentialCell") or (
-                name.lower().startswith(("dropout", "flatten", "unflatten", "identity"))):
+        if (
+            name.lower().replace("_ext", "").rstrip("_") in _VIEWS
+            or name in ("Identity", "SequentialCell")
+            or (name.lower().startswith(("dropout", "flatten", "unflatten", "identity")))
+        ):
             out = replace(_join(*everything) if everything else _NOTHING, known=None)
             return replace(out, items=True, parts=True) if name.rstrip("_") in _PARTS else out
-        if not any(value.stores for value in everything) and isinstance(fn, BuiltinFunctionType | type):
+        if not any(value.stores for value in everything) and isinstance(
+            fn, BuiltinFunctionType | type
+        ):
             return _NOTHING
         return self.fresh()
 
-    def apply(self, summary: _Summary, args: list[_Value], words: dict, node: ast.Call, first: int,
-              callee: _Value) -> _Value:
+    def apply(
+        self,
+        summary: _Summary,
+        args: list[_Value],
+        words: dict,
+        node: ast.Call,
+        first: int,
+        callee: _Value,
+    ) -> _Value:
         """The call of a function that was followed."""
         bound = dict(zip(summary.names, args, strict=False))
-        rest = [*args[len(summary.names):], *(value for name, value in words.items() if name not in summary.names)]
+        rest = [
+            *args[len(summary.names) :],
+            *(value for name, value in words.items() if name not in summary.names),
+        ]
         bound.update((name, value) for name, value in words.items() if name in summary.names)
         if any(isinstance(arg, ast.Starred) for arg in node.args) or rest:
             everything = _join(*args, *words.values()) if args or words else _NOTHING
@@ -1033,12 +1302,17 @@ class _Walk:
             value = bound.get(name, _NOTHING)
             others = [*(v for n, v in bound.items() if n != name), *self.temporaries[:first]]
             if any(self.meet(value.stores, other.stores) for other in others):
-                raise _Refused(f"{where} overwrites an argument that the call {self.where(node)} uses in another place "
-                               "too. Write it out of place: `y = y + x` for `y += x`.")
+                raise _Refused(
+                    f"{where} overwrites an argument that the call {self.where(node)} uses in "
+                    "another place "
+                    "too. Write it out of place: `y = y + x` for `y += x`."
+                )
             self.write(value, node, None)
         stores: frozenset = callee.stores
         for store in summary.returned.stores:  # names of parameters, or `_CAPTURED`
-            stores |= frozenset({store}) if store == _CAPTURED else bound.get(store, _NOTHING).stores
+            stores |= (
+                frozenset({store}) if store == _CAPTURED else bound.get(store, _NOTHING).stores
+            )
         known = summary.returned.known
         return _join(self.fresh(), replace(summary.returned, stores=stores, known=known))
 
@@ -1056,8 +1330,10 @@ def _one_of(holder: _Value, known: tuple | None) -> _Value:
 def _merged(envs: list[_Env]) -> _Env | None:
     if not envs:
         return None
-    return {name: _join(*(env[name] for env in envs if name in env))
-            for name in dict.fromkeys(itertools.chain.from_iterable(envs))}
+    return {
+        name: _join(*(env[name] for env in envs if name in env))
+        for name in dict.fromkeys(itertools.chain.from_iterable(envs))
+    }
 
 
 def _items(holder: Any) -> list | None:
@@ -1070,14 +1346,27 @@ def _items(holder: Any) -> list | None:
 
 
 def _listed(fn: Any, values: list[_Value]) -> tuple | None:
-    """What enumerate(), zip(), list(), ... give, where the items are known: a list of them, in no certain order."""
-    held = [_items(value.known[0]) if value.known and len(value.known) == 1 else None for value in values]
+    """What enumerate(), zip(), list(), ... give, where the items are known: a list of them, in no
+    certain order.
+    """
+    held = [
+        _items(value.known[0]) if value.known and len(value.known) == 1 else None
+        for value in values
+    ]
     if not held or (fn is not zip and held[0] is None):
         return None
     if fn is zip:
         length = min((len(items) for items in held if items is not None), default=0)
-        return ([tuple(items[n] if items is not None else None for items in held) for n in range(length)],) if (
-            all(items is not None for items in held)) else None
+        return (
+            (
+                [
+                    tuple(items[n] if items is not None else None for items in held)
+                    for n in range(length)
+                ],
+            )
+            if (all(items is not None for items in held))
+            else None
+        )
     items = held[0] or []
     return ([(number, item) for number, item in enumerate(items)],) if fn is enumerate else (items,)
 
@@ -1087,13 +1376,18 @@ def _runs_user_code(item: Any) -> bool:
         return True
     if isinstance(item, nn.Cell):
         return not is_library(type(item)) or any(_runs_user_code(cell) for cell in item.cells())
-    return isinstance(item, FunctionType | MethodType) and not is_library(getattr(item, "__func__", item))
+    return isinstance(item, FunctionType | MethodType) and not is_library(
+        getattr(item, "__func__", item)
+    )
 
 
 def _super(fn: FunctionType, owner: Any) -> Any:
     """What super() is in a method."""
     for cls in type(owner).__mro__:
-        if fn.__name__ in vars(cls) and inspect.unwrap(getattr(vars(cls)[fn.__name__], "__func__",
-                                                               vars(cls)[fn.__name__])) is fn:
+        if (
+            fn.__name__ in vars(cls)
+            and inspect.unwrap(getattr(vars(cls)[fn.__name__], "__func__", vars(cls)[fn.__name__]))
+            is fn
+        ):
             return super(cls, owner)
     return super(type(owner), owner)

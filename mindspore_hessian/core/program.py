@@ -1,4 +1,5 @@
 """From a user's call to a compiled graph: what transforms and operators share."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Function:
 
         def both(*xs):
             return loss(f(*xs[:n]), *xs[n:])
+
         return both
 
 
@@ -54,7 +56,8 @@ class Point:
         call: of the function.
         space: what is differentiated.
         has_aux: the function returns ``(value, aux, ...)``.
-        loss: a call whose first argument (after what a partial holds) stands for the value; None where there is none.
+        loss: a call whose first argument (after what a partial holds) stands for the value; None
+            where there is none.
     """
 
     call: Call
@@ -63,17 +66,29 @@ class Point:
     loss: Call | None = None
 
     @classmethod
-    def of(cls, fn: Any, args: tuple, kwargs: dict, grad_position: Any, weights: Any, has_aux: Any,
-           one: bool = False) -> Point:
+    def of(
+        cls,
+        fn: Any,
+        args: tuple,
+        kwargs: dict,
+        grad_position: Any,
+        weights: Any,
+        has_aux: Any,
+        one: bool = False,
+    ) -> Point:
         """Check the arguments that all transforms have in common."""
         check_transform(fn, grad_position, has_aux)
         call = Call.bind(fn, args, kwargs)
         return cls(call, Space.of(call, args, grad_position, weights, one), has_aux)
 
     @classmethod
-    def of_inputs(cls, fn: Any, inputs: Any, grad_position: Any, weights: Any, has_aux: Any) -> Point:
+    def of_inputs(
+        cls, fn: Any, inputs: Any, grad_position: Any, weights: Any, has_aux: Any
+    ) -> Point:
         """The same for products, which take ``inputs``: a Tensor or a tuple."""
-        return cls.of(fn, as_args(inputs), {}, grad_position, weights, has_aux, isinstance(inputs, ms.Tensor))
+        return cls.of(
+            fn, as_args(inputs), {}, grad_position, weights, has_aux, isinstance(inputs, ms.Tensor)
+        )
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -81,7 +96,7 @@ class Point:
         if self.loss is None:
             return self.call.leaves
         place = self.loss.index[0]
-        return (*self.call.leaves, *self.loss.leaves[:place], *self.loss.leaves[place + 1:])
+        return (*self.call.leaves, *self.loss.leaves[:place], *self.loss.leaves[place + 1 :])
 
     @property
     def also(self) -> tuple:
@@ -104,7 +119,9 @@ class Point:
         """
         f = call or self.call.function()
         value, aux = (first_output(f), other_outputs(f)) if self.has_aux else (f, None)
-        loss = None if self.loss is None else _output_first(self.loss.function(), self.loss.index[0])
+        loss = (
+            None if self.loss is None else _output_first(self.loss.function(), self.loss.index[0])
+        )
         return Function(value, len(self.call.leaves), aux, loss)
 
 
@@ -117,14 +134,16 @@ class Program:
 
     Attributes:
         name: for the cache of compiled functions, and for messages.
-        build: ``build(function, space)`` makes the graph function of the point's Tensors, then the extras.
+        build: ``build(function, space)`` makes the graph function of the point's Tensors, then the
+            extras.
         options: what `build` depends on beside its arguments, hashable.
-        reference: another builder, whose graph must give the same numbers at the first call: the same by reverse
-            derivatives alone. None: nothing is compared.
+        reference: another builder, whose graph must give the same numbers at the first call: the
+            same by reverse derivatives alone. None: nothing is compared.
         compared: the builder of the part that is compared, where that is not all.
-        axes: None, or of each Tensor the axis of the samples (None where it has none), for a graph of one sample that
-            is run for each of them.
-        sees_all: with `axes`: what `build` makes takes all samples by itself; only the auxiliary outputs are of one.
+        axes: None, or of each Tensor the axis of the samples (None where it has none), for a graph
+            of one sample that is run for each of them.
+        sees_all: with `axes`: what `build` makes takes all samples by itself; only the auxiliary
+            outputs are of one.
     """
 
     name: str
@@ -136,7 +155,9 @@ class Program:
     sees_all: bool = False
 
     def over(self, axes: tuple[int | None, ...]) -> Program:
-        """The same for each of the samples along `axes`; inputs without one, and weights, are shared."""
+        """The same for each of the samples along `axes`; inputs without one, and weights, are
+        shared.
+        """
         return replace(self, axes=axes, options=(*self.options, axes))
 
     def run(self, point: Point, extras: tuple[Tensor, ...] = ()) -> tuple[Any, Any]:
@@ -156,11 +177,14 @@ class Program:
         return graph if axes is None else vmap(graph, in_axes=axes if len(axes) > 1 else axes[0])
 
     def lower(self, function: Function, point: Point) -> Callable:
-        """The first gradient, of the same Tensors: where a rule is missing, it tells the lines and the kernels."""
+        """The first gradient, of the same Tensors: where a rule is missing, it tells the lines and
+        the kernels.
+        """
         slope, count = first_gradient(function, point.space), len(point.tensors)
 
         def run(*tensors):
             return slope(*tensors[:count])
+
         return run
 
 
@@ -171,12 +195,14 @@ def _output_first(loss: Callable, place: int) -> Callable:
 
     def moved(out, *rest):
         return loss(*rest[:place], out, *rest[place:])
+
     return moved
 
 
 def _with_aux(kernel: Callable, auxiliary: Callable, n: int) -> Callable:
     def both(*tensors):
         return kernel(*tensors), auxiliary(*tensors[:n])
+
     return both
 
 
@@ -194,7 +220,9 @@ def check_callable(name: str, fn: Any) -> None:
 
 
 def check_auto_only(mode: str, **options: bool) -> None:
-    """Raise where an option is given that works with ``mode="auto"`` only, and another mode is asked for."""
+    """Raise where an option is given that works with ``mode="auto"`` only, and another mode is
+    asked for.
+    """
     for name, given in options.items():
         if given and mode != "auto":
             raise ValueError(f"{name} works with mode='auto' only, but mode is {mode!r}")
@@ -212,21 +240,27 @@ def check_chunk(chunk_size: Any) -> None:
 
 def first_output(f):
     """The differentiated output of a function that returns (out, aux, ...)."""
+
     def differentiated(*xs):
         out = f(*xs)
         if not isinstance(out, tuple) or len(out) < 2:
-            raise ValueError("with has_aux=True, fn must return a tuple (output, aux, ...) of two or more")
+            raise ValueError(
+                "with has_aux=True, fn must return a tuple (output, aux, ...) of two or more"
+            )
         return out[0]
+
     return differentiated
 
 
 def other_outputs(f):
     """The auxiliary outputs."""
+
     def auxiliary(*xs):
         out = f(*xs)
         if len(out) == 2:
             return out[1]
         return out[1:]
+
     return auxiliary
 
 
@@ -234,12 +268,16 @@ def first_gradient(function: Function, space: Space) -> Callable:
     """``g(*tensors)``: the gradient of the sum of all outputs; only compiled, to learn from it."""
     f, ws = function.whole, space.parameters
     if function.loss is not None:
+
         def g(*xs):
             return _BY_WEIGHTS(f, ws)(*xs)
     elif ws is None:
+
         def g(*xs):
             return _EVERY(f)(*xs)
     else:
+
         def g(*xs):
             return _EVERY_AND_WEIGHTS(f, ws)(*xs)
+
     return g

@@ -1,4 +1,7 @@
-"""What a piece of Python code may read, by its bytecode: the globals and closure variables, and names of attributes."""
+"""What a piece of Python code may read, by its bytecode: the globals and closure variables, and
+names of attributes.
+"""
+
 from __future__ import annotations
 
 import dis
@@ -14,7 +17,9 @@ _OF_UNKNOWN = {*_ATTRIBUTES, "LOAD_SUPER_ATTR", "IMPORT_FROM"}
 
 
 class Chain(NamedTuple):
-    """``name.a.b`` as it stands in the code: the variable, and the attributes that are read of it at once."""
+    """``name.a.b`` as it stands in the code: the variable, and the attributes that are read of it
+    at once.
+    """
 
     name: str
     attributes: tuple[str, ...]
@@ -37,7 +42,9 @@ class Reads(NamedTuple):
 
 
 def _steps(code: CodeType) -> Iterator[tuple[str, str]]:
-    """(operation, name) in order; an empty operation between steps of which the second can be jumped to."""
+    """(operation, name) in order; an empty operation between steps of which the second can be
+    jumped to.
+    """
     for step in dis.get_instructions(code):
         if step.is_jump_target:
             yield "", ""

@@ -1,8 +1,10 @@
 """The source text of the user's functions, which is what MindSpore compiles.
 
-MindSpore reads the file again when it compiles. Two things go wrong there without a word: a file edited since the
-import gives another function, and a lambda inside a call cannot be cut out of its line. Both are handled here.
+MindSpore reads the file again when it compiles. Two things go wrong there without a word: a file
+edited since the import gives another function, and a lambda inside a call cannot be cut out of its
+line. Both are handled here.
 """
+
 from __future__ import annotations
 
 import ast
@@ -31,8 +33,8 @@ _COMPILER_FLAGS = 0x1FF0000  # the `from __future__` bits of co_flags
 def register(text: str, label: str) -> str:
     """Make `text` a file that `inspect` and MindSpore can read; returns its name.
 
-    A real file, since MindSpore logs an error at every compilation for a name that is none. Reading does not depend
-    on it: linecache keeps the text.
+    A real file, since MindSpore logs an error at every compilation for a name that is none. Reading
+    does not depend on it: linecache keeps the text.
     """
     name = _file(text, label)
     _ours.add(name)
@@ -57,6 +59,7 @@ def _folder() -> str:
     def remove() -> None:
         if os.getpid() == owner:  # not in a forked child
             shutil.rmtree(folder, ignore_errors=True)
+
     atexit.register(remove)
     return folder
 
@@ -75,9 +78,12 @@ def where(fn) -> str:
 
 def _no_source(fn: FunctionType) -> NotCompilableError:
     return NotCompilableError(
-        f"the source of {where(fn)} is out of reach, and MindSpore compiles source text. Functions typed at a plain "
-        "Python prompt without readline's history, passed to `python -c`, or made by exec() have none. Put the "
-        "function into a .py file or a notebook cell.")
+        f"the source of {where(fn)} is out of reach, and MindSpore compiles source text. Functions "
+        "typed at a plain "
+        "Python prompt without readline's history, passed to `python -c`, or made by exec() have "
+        "none. Put the "
+        "function into a .py file or a notebook cell."
+    )
 
 
 _PROMPT = "<stdin>"  # what Python calls the file of all that is typed at its prompt
@@ -85,10 +91,11 @@ _LONGEST = 400  # lines of a statement that is looked for in the history
 
 
 def _find_in_history(fn: FunctionType) -> None:
-    """Give a function that was typed at the prompt the file that it lacks: its statement, as readline remembers it.
+    """Give a function that was typed at the prompt the file that it lacks: its statement, as
+    readline remembers it.
 
-    Only where that compiles to the function's own code. The newest comes first. The function keeps its code, which
-    names the file from then on.
+    Only where that compiles to the function's own code. The newest comes first. The function keeps
+    its code, which names the file from then on.
     """
     code, shape = fn.__code__, _shape(fn.__code__)
     for text in _statements("lambda" if code.co_name == "<lambda>" else code.co_name):
@@ -103,7 +110,11 @@ def _statements(word: str) -> Iterator[str]:
     """What was typed at the prompt and has the word in it, a statement each, the newest first."""
     readline = sys.modules.get("readline")
     count = readline.get_current_history_length() if readline is not None else 0
-    lines = [readline.get_history_item(i + 1) or "" for i in range(count)] if readline is not None else []
+    lines = (
+        [readline.get_history_item(i + 1) or "" for i in range(count)]
+        if readline is not None
+        else []
+    )
     for start in reversed(range(count)):
         if lines[start][:1].isspace():
             continue
@@ -121,7 +132,9 @@ def _statements(word: str) -> Iterator[str]:
 
 
 def _in_file(code: CodeType, name: str) -> CodeType:
-    consts = tuple(_in_file(const, name) if isinstance(const, CodeType) else const for const in code.co_consts)
+    consts = tuple(
+        _in_file(const, name) if isinstance(const, CodeType) else const for const in code.co_consts
+    )
     return code.replace(co_filename=name, co_consts=consts)
 
 
@@ -152,7 +165,9 @@ def has_source(fn: FunctionType) -> bool:
 
 
 def tree_of(fn: FunctionType) -> ast.AST | None:
-    """The syntax tree of a function with its lines counted from its own first, or None where there is no source."""
+    """The syntax tree of a function with its lines counted from its own first, or None where there
+    is no source.
+    """
     with contextlib.suppress(OSError, TypeError, SyntaxError):
         return ast.parse(textwrap.dedent(inspect.getsource(fn)))
     return None
@@ -160,26 +175,36 @@ def tree_of(fn: FunctionType) -> ast.AST | None:
 
 def _changed(fn: FunctionType) -> NotCompilableError:
     return NotCompilableError(
-        f"the source of {where(fn)} is not what Python runs: the file was edited after the import. MindSpore would "
-        "compile the new text. Import the module again (importlib.reload, or restart the kernel).")
+        f"the source of {where(fn)} is not what Python runs: the file was edited after the import. "
+        "MindSpore would "
+        "compile the new text. Import the module again (importlib.reload, or restart the kernel)."
+    )
 
 
 def _shape(code: CodeType) -> tuple:
     """What two compilations of the same text share, whatever their place in the file.
 
-    How a call or an attribute is compiled is left out: CPython compiles ``math.sqrt(x)`` in two ways, by whether it saw
-    the import. What is read stays, and in which order: ``x - y`` is not ``y - x``.
+    How a call or an attribute is compiled is left out: CPython compiles ``math.sqrt(x)`` in two
+    ways, by whether it saw the import. What is read stays, and in which order: ``x - y`` is not ``y
+    - x``.
     """
-    consts = tuple(_shape(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts)
-    steps = tuple((step.opname.partition("_")[0], _read(step.argval)) if step.opname.startswith("LOAD_") else
-                  (step.opname, step.arg if step.opname in ("BINARY_OP", "COMPARE_OP") else None)
-                  for step in dis.get_instructions(code)
-                  if not step.opname.startswith(("CALL", "PRECALL", "PUSH_NULL", "EXTENDED_ARG", "CACHE")))
+    consts = tuple(
+        _shape(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts
+    )
+    steps = tuple(
+        (step.opname.partition("_")[0], _read(step.argval))
+        if step.opname.startswith("LOAD_")
+        else (step.opname, step.arg if step.opname in ("BINARY_OP", "COMPARE_OP") else None)
+        for step in dis.get_instructions(code)
+        if not step.opname.startswith(("CALL", "PRECALL", "PUSH_NULL", "EXTENDED_ARG", "CACHE"))
+    )
     return steps, consts, code.co_names, code.co_varnames, code.co_freevars
 
 
 def _read(value: object) -> str:
-    """A name or a constant as text; the code of an inner function is compared with the other constants."""
+    """A name or a constant as text; the code of an inner function is compared with the other
+    constants.
+    """
     return "" if isinstance(value, CodeType) else repr(value)
 
 
@@ -187,7 +212,9 @@ def _compiled(node: ast.expr | ast.stmt, fn: FunctionType) -> CodeType | None:
     """The code of `node`, compiled where the free variables of `fn` are free."""
     body: list[ast.stmt] = [node] if isinstance(node, ast.stmt) else [ast.Return(node)]
     names = [ast.arg(name) for name in fn.__code__.co_freevars]
-    outer = ast.FunctionDef("outer", ast.arguments([], names, None, [], [], None, []), body, [], None)
+    outer = ast.FunctionDef(
+        "outer", ast.arguments([], names, None, [], [], None, []), body, [], None
+    )
     if "type_params" in ast.FunctionDef._fields:  # Python 3.12
         outer.type_params = []  # type: ignore[attr-defined]
     module = ast.fix_missing_locations(ast.Module([outer], []))
@@ -217,7 +244,9 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 @functools.lru_cache(maxsize=64)
 def _shapes(text: str, flags: int, asserts: str) -> dict[tuple[str, int], list[tuple]]:
-    """The functions of a file, compiled as a whole: (name, line) -> shapes. `asserts` is "pytest" or "plain"."""
+    """The functions of a file, compiled as a whole: (name, line) -> shapes. `asserts` is "pytest"
+    or "plain".
+    """
     flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as in a notebook
     tree = compile(text, "<check>", "exec", flags=flags | ast.PyCF_ONLY_AST, dont_inherit=True)
     if asserts == "pytest":
@@ -231,7 +260,8 @@ def _shapes(text: str, flags: int, asserts: str) -> dict[tuple[str, int], list[t
 def check_unchanged(fn: FunctionType) -> None:
     """Raise if the text MindSpore would compile is not the function that Python runs.
 
-    The whole file is compiled again and compared; where pytest has rewritten its assert statements, they are.
+    The whole file is compiled again and compared; where pytest has rewritten its assert statements,
+    they are.
 
     Raises:
         NotCompilableError: no source, or a source edited after the import.
@@ -259,28 +289,49 @@ def _all_names(code: CodeType) -> Iterator[str]:
 
 
 def check_private_names(functions: Iterable[FunctionType], kinds: Iterable[type]) -> None:
-    """Raise where MindSpore would read another attribute: in a method of a base class it takes ``self.__x`` for that
-    of the object's class, Python for that of the class in which the method stands.
+    """Raise where MindSpore would read another attribute: in a method of a base class it takes
+    ``self.__x`` for that of the object's class, Python for that of the class in which the method
+    stands.
 
     Raises:
-        NotCompilableError: both classes have such an attribute. (Where one has not, MindSpore does not find it.)
+        NotCompilableError: both classes have such an attribute. (Where one has not, MindSpore does
+            not find it.)
     """
-    private = [(fn, name) for fn in functions for name in fn.__code__.co_names if re.match(r"_[^\W_]\w*?__\w", name)]
+    private = [
+        (fn, name)
+        for fn in functions
+        for name in fn.__code__.co_names
+        if re.match(r"_[^\W_]\w*?__\w", name)
+    ]
     for cls in kinds if private else ():
         for base in cls.__mro__[1:]:
             theirs, own = (f"_{one.__name__.lstrip('_')}__" for one in (base, cls))
             for fn, name in private:
-                if theirs != own and name.startswith(theirs) and _has_name(cls, own + name[len(theirs):]):
-                    short = "__" + name[len(theirs):]
+                if (
+                    theirs != own
+                    and name.startswith(theirs)
+                    and _has_name(cls, own + name[len(theirs) :])
+                ):
+                    short = "__" + name[len(theirs) :]
                     raise NotCompilableError(
-                        f"{where(fn)} reads `{short}` of {base.__name__}, and {cls.__name__} has a `{short}` of its "
-                        "own: MindSpore would read that one. Give one of them another name (a single underscore).")
+                        f"{where(fn)} reads `{short}` of {base.__name__}, and {cls.__name__} has a "
+                        f"`{short}` of its "
+                        "own: MindSpore would read that one. Give one of them another name (a "
+                        "single underscore)."
+                    )
 
 
 def _has_name(cls: type, name: str) -> bool:
     spaces = [vars(base) for base in cls.__mro__]
-    return any(name in space or any(name in item.__code__.co_names for item in space.values()
-                                    if isinstance(item, FunctionType)) for space in spaces)
+    return any(
+        name in space
+        or any(
+            name in item.__code__.co_names
+            for item in space.values()
+            if isinstance(item, FunctionType)
+        )
+        for space in spaces
+    )
 
 
 def _has_flag(*flags: int) -> Callable[[FunctionType], bool]:
@@ -288,8 +339,10 @@ def _has_flag(*flags: int) -> Callable[[FunctionType], bool]:
 
 
 def _says_with(fn: FunctionType) -> bool:
-    return any(step.opname in ("BEFORE_WITH", "SETUP_WITH", "BEFORE_ASYNC_WITH")
-               for step in dis.get_instructions(fn.__code__))
+    return any(
+        step.opname in ("BEFORE_WITH", "SETUP_WITH", "BEFORE_ASYNC_WITH")
+        for step in dis.get_instructions(fn.__code__)
+    )
 
 
 def _is_method_without_self(fn: FunctionType) -> bool:
@@ -299,22 +352,44 @@ def _is_method_without_self(fn: FunctionType) -> bool:
 
 # What MindSpore's text says, which function causes it, and what to write instead
 _CAUSES: tuple[tuple[str, Callable[[FunctionType], bool], str], ...] = (
-    ("Parse Lambda Function Fail|Async|Await", _has_flag(inspect.CO_COROUTINE, inspect.CO_ASYNC_GENERATOR),
-     "is an `async def`, which MindSpore cannot compile. Write it with a plain `def`, without `await`."),
-    ("Yield", _has_flag(inspect.CO_GENERATOR),
-     "is a generator (it says `yield`), which MindSpore cannot compile. Collect the values in a list and return it."),
-    (r"jit_class instance|issubclass\(\) arg 1|'(Async)?With'|__enter__|__exit__", _says_with,
-     "has a `with` block, which MindSpore cannot compile. Enter the context around the call of the transform, or leave "
-     "it out of the function."),
-    (r"Unable to cast Python instance of type <class 'NoneType'>", lambda fn: fn.__module__ is None,
-     "was made by exec() in a name space without a `__name__`, where MindSpore cannot look. Put it into a .py file."),
-    ("parameters number of the function", _is_method_without_self,
-     "is a method whose first argument is not called `self`, and MindSpore knows a method by that name. Call it "
-     "`self`."),
+    (
+        "Parse Lambda Function Fail|Async|Await",
+        _has_flag(inspect.CO_COROUTINE, inspect.CO_ASYNC_GENERATOR),
+        "is an `async def`, which MindSpore cannot compile. Write it with a plain `def`, without "
+        "`await`.",
+    ),
+    (
+        "Yield",
+        _has_flag(inspect.CO_GENERATOR),
+        "is a generator (it says `yield`), which MindSpore cannot compile. Collect the values in a "
+        "list and return it.",
+    ),
+    (
+        r"jit_class instance|issubclass\(\) arg 1|'(Async)?With'|__enter__|__exit__",
+        _says_with,
+        "has a `with` block, which MindSpore cannot compile. Enter the context around the call of "
+        "the transform, or leave "
+        "it out of the function.",
+    ),
+    (
+        r"Unable to cast Python instance of type <class 'NoneType'>",
+        lambda fn: fn.__module__ is None,
+        "was made by exec() in a name space without a `__name__`, where MindSpore cannot look. Put "
+        "it into a .py file.",
+    ),
+    (
+        "parameters number of the function",
+        _is_method_without_self,
+        "is a method whose first argument is not called `self`, and MindSpore knows a method by "
+        "that name. Call it "
+        "`self`.",
+    ),
 )
 
 
-def cause(functions: Iterable[FunctionType], err: BaseException | None) -> NotCompilableError | None:
+def cause(
+    functions: Iterable[FunctionType], err: BaseException | None
+) -> NotCompilableError | None:
     """Why MindSpore refused, where that is a way of writing that its text does not name."""
     while err is not None:
         for pattern, fits, text in _CAUSES:
@@ -347,9 +422,13 @@ def is_readable(fn: FunctionType) -> bool:
 _lambda_files: dict[CodeType, str] = {}
 
 
-def copy_function(fn: FunctionType, code: CodeType | None = None, closure: tuple | None = None) -> FunctionType:
+def copy_function(
+    fn: FunctionType, code: CodeType | None = None, closure: tuple | None = None
+) -> FunctionType:
     """A new function object with the same behaviour, without attributes such as ``__wrapped__``."""
-    copy = FunctionType(code or fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, closure or fn.__closure__)
+    copy = FunctionType(
+        code or fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, closure or fn.__closure__
+    )
     copy.__kwdefaults__ = fn.__kwdefaults__
     copy.__module__, copy.__qualname__ = fn.__module__, fn.__qualname__
     return copy

@@ -1,4 +1,7 @@
-"""Steps of the iterative solvers. Each object is its own whole state, so it can be saved and taken up again."""
+"""Steps of the iterative solvers. Each object is its own whole state, so it can be saved and taken
+up again.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
@@ -38,10 +41,10 @@ class ConjugateGradients:
         product = run @ self.p
         curvature = self.p @ product
         length = float(self.p @ self.p)
-        self.scale = max(self.scale, float(np.linalg.norm(product)) / length ** 0.5)
+        self.scale = max(self.scale, float(np.linalg.norm(product)) / length**0.5)
         if curvature <= 10 * run.eps * self.scale * length:
             return "negative curvature"
-        length = self.size ** 2 / curvature
+        length = self.size**2 / curvature
         self.x, self.r = self.x + length * self.p, self.r - length * product
         size = float(np.linalg.norm(self.r))
         self.p, self.size = self.r + (size / self.size) ** 2 * self.p, size
@@ -50,7 +53,9 @@ class ConjugateGradients:
 
 @dataclass
 class PreconditionedGradients:
-    """Conjugate gradients with ``run.precondition``; `size` is the norm of the residual itself, by its recurrence."""
+    """Conjugate gradients with ``run.precondition``; `size` is the norm of the residual itself, by
+    its recurrence.
+    """
 
     x: np.ndarray
     r: np.ndarray
@@ -69,12 +74,15 @@ class PreconditionedGradients:
         z = run.precondition(self.r)
         length = float(self.r @ z)
         if not length > 0:
-            raise ValueError(f"preconditioner must be positive definite, but r^T M r is {length:.3g} for a residual r")
+            raise ValueError(
+                f"preconditioner must be positive definite, but r^T M r is {length:.3g} for a "
+                "residual r"
+            )
         self.p = z + (length / self.length) * self.p if self.length else z
         self.length = length
         product = run @ self.p
         curvature, squared = float(self.p @ product), float(self.p @ self.p)
-        self.scale = max(self.scale, float(np.linalg.norm(product)) / squared ** 0.5)
+        self.scale = max(self.scale, float(np.linalg.norm(product)) / squared**0.5)
         if curvature <= 10 * run.eps * self.scale * squared:
             return "negative curvature"
         self.x, self.r = self.x + length / curvature * self.p, self.r - length / curvature * product
@@ -84,11 +92,13 @@ class PreconditionedGradients:
 
 @dataclass
 class BlockGradients:
-    """Conjugate gradients for several right-hand sides at once, as Dubrulle has them, with ``run.precondition``.
+    """Conjugate gradients for several right-hand sides at once, as Dubrulle has them, with
+    ``run.precondition``.
 
-    The residuals are ``q @ c`` with orthonormal columns q, so that what depends on each other costs nothing and stays
-    exact: where a combination of the residuals ends, its column is left out. In the inner product of the preconditioner
-    M, ``S = M Q + S zeta^T`` are the directions, conjugate to all before. `size` is the largest norm of a residual.
+    The residuals are ``q @ c`` with orthonormal columns q, so that what depends on each other costs
+    nothing and stays exact: where a combination of the residuals ends, its column is left out. In
+    the inner product of the preconditioner M, ``S = M Q + S zeta^T`` are the directions, conjugate
+    to all before. `size` is the largest norm of a residual.
     """
 
     x: np.ndarray
@@ -119,8 +129,11 @@ class BlockGradients:
         try:
             root = np.linalg.cholesky((gram + gram.T) / 2).T
         except np.linalg.LinAlgError as err:
-            raise ValueError("preconditioner must be positive definite, but r^T M r is not positive for a combination "
-                             "r of the residuals") from err
+            raise ValueError(
+                "preconditioner must be positive definite, but r^T M r is not positive for a "
+                "combination "
+                "r of the residuals"
+            ) from err
         q, z = (solve_triangular(root, one.T, trans=1).T for one in (self.q, z))
         c, s = root @ self.c, z + self.s @ (root @ self.zeta).T
         basis, r = np.linalg.qr(s)
@@ -131,7 +144,9 @@ class BlockGradients:
         if values[0] <= 10 * run.eps * self.scale:
             self.p = basis @ vectors[:, 0]
             return "negative curvature"
-        step = vectors @ ((vectors.T @ solve_triangular(r, np.eye(len(r)), trans=1)) / values[:, None])
+        step = vectors @ (
+            (vectors.T @ solve_triangular(r, np.eye(len(r)), trans=1)) / values[:, None]
+        )
         self.x = self.x + basis @ (step @ c)
         moved = product @ step
         self.q, self.zeta = _compressed(q - moved, run.eps * float(np.linalg.norm(moved, 2)))
@@ -141,7 +156,9 @@ class BlockGradients:
 
 
 def _compressed(matrix: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray]:
-    """Q with orthonormal columns and C with Q C the matrix, but for what is within ten times the rounding."""
+    """Q with orthonormal columns and C with Q C the matrix, but for what is within ten times the
+    rounding.
+    """
     q, r = np.linalg.qr(matrix)
     u, sizes, vt = np.linalg.svd(r)
     kept = int((sizes > 10 * rounding * max(r.shape) ** 0.5).sum())
@@ -152,8 +169,8 @@ def _compressed(matrix: np.ndarray, rounding: float) -> tuple[np.ndarray, np.nda
 class MinimalResiduals:
     """MINRES of Paige and Saunders, with their names, and with ``run.precondition``, M.
 
-    `r` is the residual by its recurrence and `size` its norm. What falls from step to step is ``(r^T M r)^(1/2)``,
-    `phi`; without a preconditioner the two are the same.
+    `r` is the residual by its recurrence and `size` its norm. What falls from step to step is
+    ``(r^T M r)^(1/2)``, `phi`; without a preconditioner the two are the same.
     """
 
     x: np.ndarray
@@ -197,14 +214,16 @@ class MinimalResiduals:
         oldeps, delta = self.epsln, self.cs * self.dbar + self.sn * alfa
         gbar = self.sn * self.dbar - self.cs * alfa
         self.epsln, self.dbar = self.sn * self.beta, -self.cs * self.beta
-        if np.hypot(gbar, self.dbar) <= run.eps ** 0.5 * self.scale:  # ||A r|| / ||r|| of the step before
+        if (
+            np.hypot(gbar, self.dbar) <= run.eps**0.5 * self.scale
+        ):  # ||A r|| / ||r|| of the step before
             return "least squares"
         gamma = float(np.hypot(gbar, self.beta))
         self.cs, self.sn = gbar / gamma, self.beta / gamma
         phi, self.phi = self.cs * self.phi, abs(self.sn) * self.phi
         self.w, self.w2 = (v - oldeps * self.w2 - delta * self.w) / gamma, self.w
         self.x = self.x + phi * self.w
-        self.r = self.sn ** 2 * self.r
+        self.r = self.sn**2 * self.r
         exhausted = self.beta <= 10 * run.eps * self.scale
         if not exhausted:
             self.r = self.r - (self.cs * self.phi / self.beta) * self.r2
@@ -212,11 +231,16 @@ class MinimalResiduals:
         return "least squares" if exhausted else None
 
     def _measure(self, run: Run, rounding: float) -> float:
-        """y = M r2, and beta, the root of r2^T y; r2 counts as 0 where it is not above the rounding."""
+        """y = M r2, and beta, the root of r2^T y; r2 counts as 0 where it is not above the
+        rounding.
+        """
         self.y = run.precondition(self.r2)
         square = float(self.r2 @ self.y)
         if not square > 0 and not np.linalg.norm(self.r2) <= rounding:
-            raise ValueError(f"preconditioner must be positive definite, but r^T M r is {square:.3g} for a vector r")
+            raise ValueError(
+                f"preconditioner must be positive definite, but r^T M r is {square:.3g} for a "
+                "vector r"
+            )
         self.beta = max(square, 0.0) ** 0.5
         return self.beta
 

@@ -1,11 +1,12 @@
 """Stochastic Lanczos quadrature: Gauss rules for z^T f(H) z, several probes at a time."""
+
 from __future__ import annotations
 
 import numpy as np
 
 from mindspore_hessian.estimators._common import Run
 
-_MOST_BYTES = 2 ** 30  # of the Lanczos vectors that are held at a time
+_MOST_BYTES = 2**30  # of the Lanczos vectors that are held at a time
 
 
 def probes_at_once(n: int, steps: int, batch: int) -> int:
@@ -16,8 +17,8 @@ def tridiagonals(run: Run, starts: np.ndarray, steps: int) -> np.ndarray:
     """Lanczos with full reorthogonalisation from each column of `starts`.
 
     Returns:
-        (columns, 2, steps): the diagonals, and beside them the norms of the residuals, 0 from where the space is
-        exhausted; the diagonals are NaN after that.
+        (columns, 2, steps): the diagonals, and beside them the norms of the residuals, 0 from where
+        the space is exhausted; the diagonals are NaN after that.
     """
     n, count = starts.shape
     bases = [np.zeros((n, steps), order="F") for _ in range(count)]
@@ -31,7 +32,7 @@ def tridiagonals(run: Run, starts: np.ndarray, steps: int) -> np.ndarray:
             break
         products = run @ np.stack([bases[column][:, j] for column in active], axis=1)
         for w, column in zip(products.T.copy(), list(active), strict=True):
-            known = bases[column][:, :j + 1]
+            known = bases[column][:, : j + 1]
             scales[column] = max(scales[column], np.linalg.norm(w))
             result[column, 0, j] = known[:, j] @ w
             for _ in range(2):
@@ -50,6 +51,6 @@ def rule(tridiagonal: np.ndarray, most: int | None = None) -> tuple[np.ndarray, 
     diagonal, beside = tridiagonal
     size = int(np.isfinite(diagonal).sum())
     size = size if most is None else min(size, most)
-    off = beside[:size - 1]
+    off = beside[: size - 1]
     nodes, vectors = np.linalg.eigh(np.diag(diagonal[:size]) + np.diag(off, 1) + np.diag(off, -1))
     return nodes, vectors[0] ** 2

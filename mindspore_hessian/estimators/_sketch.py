@@ -1,4 +1,5 @@
 """The leave-one-out low-rank approximation that XTrace and XDiag share."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,11 +9,13 @@ from mindspore_hessian.estimators._search import orthogonal
 
 
 class Sketch:
-    """Q R = A Omega with orthonormal Q, and Z = A Q, grown by blocks of probes at two products for each.
+    """Q R = A Omega with orthonormal Q, and Z = A Q, grown by blocks of probes at two products for
+    each.
 
-    Column i of `left` is the unit vector s_i with Q (I - s_i s_i^T) Q^T the projector onto the range of A Omega
-    without its column i. It is column i of R^-T, normalised; where A Omega has lower rank than columns, small singular
-    values are raised to rounding level, which makes s_i a direction that the others do not need.
+    Column i of `left` is the unit vector s_i with Q (I - s_i s_i^T) Q^T the projector onto the
+    range of A Omega without its column i. It is column i of R^-T, normalised; where A Omega has
+    lower rank than columns, small singular values are raised to rounding level, which makes s_i a
+    direction that the others do not need.
     """
 
     def __init__(self, run: Run, distribution: str) -> None:
@@ -32,7 +35,11 @@ class Sketch:
         new = orthogonal(y, self.q)
         z = self.run @ new
         self.r = np.block([[self.r, self.q.T @ y], [np.zeros((count, self.size)), new.T @ y]])
-        self.omega, self.q, self.z = np.hstack([self.omega, omega]), np.hstack([self.q, new]), np.hstack([self.z, z])
+        self.omega, self.q, self.z = (
+            np.hstack([self.omega, omega]),
+            np.hstack([self.q, new]),
+            np.hstack([self.z, z]),
+        )
         self.run.save(q=self.q, z=self.z, r=self.r)
 
     def left(self) -> np.ndarray:

@@ -1,4 +1,5 @@
 """The condition number, with the eigenvalue next to zero by inverse iteration."""
+
 from __future__ import annotations
 
 import os
@@ -19,18 +20,24 @@ from mindspore_hessian.estimators.results import ConditionNumber
 _MOST = 60  # vectors of the space for the eigenvalue next to zero
 
 
-def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed: int = 0,
-                     progress: bool | None = None,
-                     checkpoint: str | os.PathLike | None = None) -> ConditionNumber:
+def condition_number(
+    op: Any,
+    tol: float = 1e-3,
+    max_products: int = 5000,
+    seed: int = 0,
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike | None = None,
+) -> ConditionNumber:
     r"""Condition number in the spectral norm, :math:`|\lambda|_{max} / |\lambda|_{min}`.
 
-    Lanczos finds the eigenvalue of largest magnitude. That of smallest magnitude comes from a space that grows
-    by MINRES solutions of H y = x, so an indefinite operator is as good as a definite one. Both are accepted
-    where their residual is at most `tol` times their own magnitude. Where the budget ends before that, the
-    value is a lower bound, as :math:`|\lambda|_{min} \le \|H v\|` for each unit vector v, and `resolved` is False.
+    Lanczos finds the eigenvalue of largest magnitude. That of smallest magnitude comes from a space
+    that grows by MINRES solutions of H y = x, so an indefinite operator is as good as a definite
+    one. Both are accepted where their residual is at most `tol` times their own magnitude. Where
+    the budget ends before that, the value is a lower bound, as :math:`|\lambda|_{min} \le \|H v\|`
+    for each unit vector v, and `resolved` is False.
 
-    Costs tens of products for the first, and a few MINRES solutions for the second: about the condition number in
-    products each (its square root for a definite operator).
+    Costs tens of products for the first, and a few MINRES solutions for the second: about the
+    condition number in products each (its square root for a definite operator).
 
     Args:
         op: a symmetric operator with ``.shape`` (n, n) and ``@``.
@@ -38,25 +45,26 @@ def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed:
         max_products: budget, at least 10.
         seed: of the start vectors.
         progress: as for `trace`.
-        checkpoint: a file name. The state is saved there every few products, and a call with the same arguments goes
-            on from it to the same numbers.
+        checkpoint: a file name. The state is saved there every few products, and a call with the
+            same arguments goes on from it to the same numbers.
 
     Returns:
-        ConditionNumber; `stopped_by` is ``"singular"`` where the smallest magnitude, over the largest, is less than
-        ``max(100, 10 / tol)`` rounding units of the operator's dtype, so that rounding hides it. The value is then
-        the lower bound that this leaves.
+        ConditionNumber; `stopped_by` is ``"singular"`` where the smallest magnitude, over the
+        largest, is less than ``max(100, 10 / tol)`` rounding units of the operator's dtype, so that
+        rounding hides it. The value is then the lower bound that this leaves.
 
     Raises:
         TypeError: `op` is no operator, or an argument has a wrong type.
-        ValueError: an argument out of its range, an operator that is not square, a product with NaN or Inf, a
-            checkpoint of another call.
+        ValueError: an argument out of its range, an operator that is not square, a product with NaN
+            or Inf, a checkpoint of another call.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        G. Golub and C. Van Loan, Matrix Computations, sections 2.6 and 8.2. C. Paige and M. Saunders, Solution of
-        sparse indefinite systems of linear equations, SIAM J. Numer. Anal. 12(4), 1975.
+        G. Golub and C. Van Loan, Matrix Computations, sections 2.6 and 8.2. C. Paige and M.
+        Saunders, Solution of sparse indefinite systems of linear equations, SIAM J. Numer. Anal.
+        12(4), 1975.
 
     Examples:
         >>> import numpy as np
@@ -67,8 +75,15 @@ def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed:
     dimension_of(op)
     check_real("tol", tol)
     check_integer("max_products", max_products, 10)
-    with Run("condition_number", op, seed=seed, max_products=max_products, progress=progress,
-             checkpoint=checkpoint, tol=tol) as run:
+    with Run(
+        "condition_number",
+        op,
+        seed=seed,
+        max_products=max_products,
+        progress=progress,
+        checkpoint=checkpoint,
+        tol=tol,
+    ) as run:
         if "top" in run.state:
             top, ended = run.state["top"], str(run.state["ended"])
         else:
@@ -85,24 +100,39 @@ def condition_number(op: Any, tol: float = 1e-3, max_products: int = 5000, seed:
         magnitude = float(np.hypot(magnitude, residual))
     resolved = reason == "tol" and bool(ends[0] <= tol * largest)
     value = max(largest / magnitude, 1.0) if magnitude else np.inf
-    return ConditionNumber(float(value), resolved, float(top[0]), smallest, ends, run.num_products, run.seconds, seed,
-                           reason if resolved or reason != "tol" else ended)
+    return ConditionNumber(
+        float(value),
+        resolved,
+        float(top[0]),
+        smallest,
+        ends,
+        run.num_products,
+        run.seconds,
+        seed,
+        reason if resolved or reason != "tol" else ended,
+    )
 
 
-def _nearest_zero(run: Run, tol: float, singular: float, top: np.ndarray, ended: str) -> tuple[float, float, str]:
+def _nearest_zero(
+    run: Run, tol: float, singular: float, top: np.ndarray, ended: str
+) -> tuple[float, float, str]:
     """Eigenvalue, residual, and the reason to end.
 
-    Harmonic Ritz pairs (those of the inverse in the image of the space) of a space that grows by a solution of
-    H y = x for the best x each time. Where MINRES ends with a residual that is nearly a null vector, it grows by that;
-    from then on by a solution of H z = H x - value x, as x - z is then the same multiple of y, and MINRES would tell
-    such an x itself from a null vector by rounding alone.
+    Harmonic Ritz pairs (those of the inverse in the image of the space) of a space that grows by a
+    solution of H y = x for the best x each time. Where MINRES ends with a residual that is nearly a
+    null vector, it grows by that; from then on by a solution of H z = H x - value x, as x - z is
+    then the same multiple of y, and MINRES would tell such an x itself from a null vector by
+    rounding alone.
     """
-    best, solver = run.state.get("best", top), restored(MinimalResiduals, run.state) if "r2" in run.state else None
+    best, solver = (
+        run.state.get("best", top),
+        restored(MinimalResiduals, run.state) if "r2" in run.state else None,
+    )
     try:
         if "space" in run.state:
             basis, products = run.state["space"], run.state["products"]
         else:
-            basis = orthogonal(run.probes(10 ** 6, 1, "normal"), np.empty((run.n, 0)))
+            basis = orthogonal(run.probes(10**6, 1, "normal"), np.empty((run.n, 0)))
             products = run @ basis
         while True:
             q, r = np.linalg.qr(products)
@@ -121,19 +151,31 @@ def _nearest_zero(run: Run, tol: float, singular: float, top: np.ndarray, ended:
                 return value, residual, "tol"
             if basis.shape[1] == min(run.n, _MOST):
                 return float(best[0]), float(best[1]), "stagnation"
-            save = partial(run.save, top=top, ended=ended, best=best, space=basis, products=products)
+            save = partial(
+                run.save, top=top, ended=ended, best=best, space=basis, products=products
+            )
             if solver is None:
-                nearly_null = np.linalg.norm(hx) <= 10 * run.eps ** 0.5 * abs(top[0])
-                solver = MinimalResiduals.at(np.zeros(run.n), (hx - value * x) / residual if nearly_null else x)
+                nearly_null = np.linalg.norm(hx) <= 10 * run.eps**0.5 * abs(top[0])
+                solver = MinimalResiduals.at(
+                    np.zeros(run.n), (hx - value * x) / residual if nearly_null else x
+                )
                 save()
             new = orthogonal(_solution(run, solver, 0.1 * tol, save)[:, None], basis)
-            basis, products, solver = np.hstack([basis, new]), np.hstack([products, run @ new]), None
+            basis, products, solver = (
+                np.hstack([basis, new]),
+                np.hstack([products, run @ new]),
+                None,
+            )
     except BudgetSpent:
         return float(best[0]), float(best[1]), "budget"
 
 
-def _solution(run: Run, solver: MinimalResiduals, tol: float, save: Callable[..., None]) -> np.ndarray:
-    """x with H x = b, as far as the budget goes less one product; the residual where H maps that nearly to zero."""
+def _solution(
+    run: Run, solver: MinimalResiduals, tol: float, save: Callable[..., None]
+) -> np.ndarray:
+    """x with H x = b, as far as the budget goes less one product; the residual where H maps that
+    nearly to zero.
+    """
     while solver.size > tol and run.remaining > 1:
         if solver.step(run) is not None:
             return solver.r if solver.size > tol else solver.x

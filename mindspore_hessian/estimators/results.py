@@ -1,4 +1,7 @@
-"""What the estimators return: frozen dataclasses that say what was found, how well, and what it cost."""
+"""What the estimators return: frozen dataclasses that say what was found, how well, and what it
+cost.
+"""
+
 from __future__ import annotations
 
 import json
@@ -19,11 +22,18 @@ if TYPE_CHECKING:
 
 
 class Result:
-    """What all results have: ``print`` says the finding, ``to_dict`` gives all of it, ``save`` and ``load`` keep it."""
+    """What all results have: ``print`` says the finding, ``to_dict`` gives all of it, ``save`` and
+    ``load`` keep it.
+    """
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by their names: numbers, texts, numpy arrays; rows of a table as a list of dicts."""
-        return {name: [asdict(row) for row in value] if _is_table(value) else value for name, value in self._fields()}
+        """The fields by their names: numbers, texts, numpy arrays; rows of a table as a list of
+        dicts.
+        """
+        return {
+            name: [asdict(row) for row in value] if _is_table(value) else value
+            for name, value in self._fields()
+        }
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything into a file of numpy's (.npz, without pickled objects), in one step.
@@ -34,8 +44,13 @@ class Result:
             TypeError: `path` is no path.
             ValueError: the file cannot be written.
         """
-        stored = {name: np.array(json.dumps([asdict(row) for row in value])) if _is_table(value) else np.asarray(value)
-                  for name, value in self._fields() if value is not None}
+        stored = {
+            name: np.array(json.dumps([asdict(row) for row in value]))
+            if _is_table(value)
+            else np.asarray(value)
+            for name, value in self._fields()
+            if value is not None
+        }
         _checkpoint.write(_file(path), "path", result=np.array(type(self).__name__), **stored)
 
     @classmethod
@@ -51,16 +66,20 @@ class Result:
             raise ValueError(f"{os.fspath(path)!r} is not there")
         if str(stored.pop("result", "")) != cls.__name__:
             raise ValueError(f"{os.fspath(path)!r} holds no {cls.__name__}")
-        return cls(**{name: cls._restored(name, array) for name, array in stored.items()},
-                   **{item.name: None for item in fields(cls) if item.name not in stored})  # type: ignore[arg-type]
+        names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+        values = {name: cls._restored(name, array) for name, array in stored.items()}
+        return cls(**{**dict.fromkeys(names), **values})
 
     @classmethod
     def _restored(cls, name: str, array: np.ndarray) -> Any:
         return array if array.ndim else array.item()
 
     def _fields(self) -> list[tuple[str, Any]]:
-        return [(item.name, getattr(self, item.name)) for item in fields(self)  # type: ignore[arg-type]
-                if item.name != "unflatten"]
+        return [
+            (item.name, getattr(self, item.name))
+            for item in fields(self)  # type: ignore[arg-type]
+            if item.name != "unflatten"
+        ]
 
     def __repr__(self) -> str:
         """Short: arrays by their shapes."""
@@ -82,7 +101,13 @@ def _is_table(value: Any) -> bool:
 def _brief(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.size > 6:
         return f"<array {'x'.join(map(str, value.shape))}>"
-    return f"<{len(value)} rows>" if _is_table(value) else f"{value:.6g}" if isinstance(value, float) else repr(value)
+    return (
+        f"<{len(value)} rows>"
+        if _is_table(value)
+        else f"{value:.6g}"
+        if isinstance(value, float)
+        else repr(value)
+    )
 
 
 def with_error(value: float, error: float) -> str:
@@ -90,7 +115,11 @@ def with_error(value: float, error: float) -> str:
     if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
         return f"{value:.6g}" + ("" if error == 0 else f" ± {error:.2g}")
     digits = max(0, -math.floor(math.log10(error)) + (f"{error:.0e}"[0] == "1"))
-    return f"{value:.{digits}f} ± {error:.{digits}f}" if digits <= 6 and error < 1e6 else f"{value:.6g} ± {error:.1g}"
+    return (
+        f"{value:.{digits}f} ± {error:.{digits}f}"
+        if digits <= 6 and error < 1e6
+        else f"{value:.6g} ± {error:.1g}"
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,13 +128,14 @@ class Estimate(Result):
 
     Attributes:
         value: the estimate: a float, or an array of shape (n,) for a diagonal.
-        standard_error: one standard deviation of `value`, estimated from the same samples; shaped like it.
+        standard_error: one standard deviation of `value`, estimated from the same samples; shaped
+            like it.
         num_products: products with the operator, counted by columns.
         seconds: wall time, that before an interruption included.
         seed: of the probes.
         stopped_by: ``"tol"``, ``"budget"``, or ``"exact"`` where nothing is left to chance.
-        bias: a systematic error that `standard_error` does not hold (the truncation of a Lanczos quadrature),
-            estimated; 0 where there is none.
+        bias: a systematic error that `standard_error` does not hold (the truncation of a Lanczos
+            quadrature), estimated; 0 where there is none.
     """
 
     value: Any
@@ -119,13 +149,18 @@ class Estimate(Result):
     def __str__(self) -> str:
         if np.ndim(self.value) == 0:
             return f"{with_error(float(self.value), float(self.standard_error))} ({self.num_products} products)"
-        return (f"{np.size(self.value)} entries from {np.min(self.value):.4g} to {np.max(self.value):.4g}, standard "
-                f"error {np.mean(self.standard_error):.1g} in the mean ({self.num_products} products)")
+        return (
+            f"{np.size(self.value)} entries from {np.min(self.value):.4g} to "
+            f"{np.max(self.value):.4g}, standard "
+            f"error {np.mean(self.standard_error):.1g} in the mean ({self.num_products} products)"
+        )
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Cuts a flat vector into arrays of these shapes and dtypes, as an operator's `unflatten` did."""
+    """Cuts a flat vector into arrays of these shapes and dtypes, as an operator's `unflatten`
+    did.
+    """
 
     tensor: Callable[[np.ndarray, Any], Any]
     shapes: tuple[tuple[int, ...], ...]
@@ -133,22 +168,32 @@ class _Cut:
 
     @classmethod
     def like(cls, unflatten: Any, n: int) -> Any:
-        """None where what it makes is no tuple of arrays that their class makes of an array of numpy and a dtype."""
+        """None where what it makes is no tuple of arrays that their class makes of an array of
+        numpy and a dtype.
+        """
         if unflatten is None or isinstance(unflatten, cls):
             return unflatten
         made = unflatten(np.zeros(n))
         if not isinstance(made, tuple) or not made:
             return None
         try:
-            cut = cls(type(made[0]), tuple(tuple(one.shape) for one in made), tuple(one.dtype for one in made))
+            cut = cls(
+                type(made[0]),
+                tuple(tuple(one.shape) for one in made),
+                tuple(one.dtype for one in made),
+            )
             return cut if all(map(np.array_equal, cut(np.zeros(n)), made)) else None
         except (AttributeError, TypeError, ValueError):
             return None
 
     def __call__(self, flat: np.ndarray) -> tuple:
         cuts = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
-        return tuple(self.tensor(part.reshape(shape), dtype) for part, shape, dtype in
-                     zip(np.split(np.array(flat), cuts), self.shapes, self.dtypes, strict=True))
+        return tuple(
+            self.tensor(part.reshape(shape), dtype)
+            for part, shape, dtype in zip(
+                np.split(np.array(flat), cuts), self.shapes, self.dtypes, strict=True
+            )
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,16 +201,18 @@ class EigshResult(Result):
     """Eigenpairs of `eigsh`.
 
     Attributes:
-        eigenvalues: (k,), Rayleigh quotients of the returned vectors. Descending for "LA", "LM" and "BE" (by value,
-            not by magnitude), ascending for "SA".
+        eigenvalues: (k,), Rayleigh quotients of the returned vectors. Descending for "LA", "LM" and
+            "BE" (by value, not by magnitude), ascending for "SA".
         eigenvectors: (n, k), orthonormal columns.
-        residuals: (k,), ||H v - lambda v|| from one product for each returned pair. Within that distance of each
-            eigenvalue lies a true one.
+        residuals: (k,), ||H v - lambda v|| from one product for each returned pair. Within that
+            distance of each eigenvalue lies a true one.
         converged: (k,), ``residuals <= tol * max |lambda|``.
         num_products, seconds, seed: the cost, and the seed of the random vectors.
-        stopped_by: ``"tol"``, ``"budget"``, or ``"stagnation"`` where rounding keeps the residuals above the goal.
+        stopped_by: ``"tol"``, ``"budget"``, or ``"stagnation"`` where rounding keeps the residuals
+            above the goal.
 
-    It can be pickled; what comes back knows the shapes of the operator's variables, and the operator no more.
+    It can be pickled; what comes back knows the shapes of the operator's variables, and the
+    operator no more.
     """
 
     eigenvalues: np.ndarray
@@ -187,7 +234,9 @@ class EigshResult(Result):
     def structured(self, i: int) -> Any:
         """Eigenvector number i with the structure of the operator's variables."""
         if self.unflatten is None:
-            raise ValueError("the operator has no unflatten(), so an eigenvector has no structure: use vector(i)")
+            raise ValueError(
+                "the operator has no unflatten(), so an eigenvector has no structure: use vector(i)"
+            )
         return self.unflatten(self.vector(i))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,14 +249,16 @@ class SpectralDensity(Result):
 
     Attributes:
         grid: the points, (g,).
-        density: the mean over the probes at each point; per unit of the eigenvalue, or per decade for "log".
+        density: the mean over the probes at each point; per unit of the eigenvalue, or per decade
+            for "log".
         standard_error: of `density`, over the probes.
         nodes: (probes, steps), the Ritz values of each probe.
         weights: (probes, steps), their weights, which sum to 1 for each probe (0 for padding).
         sigma: width of the Gaussian (of a bin, for the histogram).
         num_products, seconds, seed: the cost, and the seed of the probes.
         stopped_by: ``"probes"`` where all were run, or ``"budget"``.
-        scale: ``"linear"``, or ``"log"`` where the grid holds magnitudes and the density is per decade.
+        scale: ``"linear"``, or ``"log"`` where the grid holds magnitudes and the density is per
+            decade.
     """
 
     grid: np.ndarray
@@ -231,7 +282,7 @@ class SpectralDensity(Result):
     def moment(self, k: int) -> float:
         """Estimate of trace(H^k) / n."""
         check_integer("k", k, 0)
-        return float((self.weights * self.nodes ** k).sum() / len(self.nodes))
+        return float((self.weights * self.nodes**k).sum() / len(self.nodes))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -241,11 +292,12 @@ class ConditionNumber(Result):
     Attributes:
         value: the estimate; a lower bound where `resolved` is False.
         resolved: both eigenvalues are known to the relative tolerance.
-        largest, smallest: the eigenvalues of largest and smallest magnitude that were found, with their signs.
+        largest, smallest: the eigenvalues of largest and smallest magnitude that were found, with
+            their signs.
         residual: (2,), ||H v - lambda v|| of the two.
         num_products, seconds, seed: the cost, and the seed of the random vectors.
-        stopped_by: ``"tol"``, ``"budget"``, ``"stagnation"``, or ``"singular"`` where |lambda|_min is zero to working
-            precision.
+        stopped_by: ``"tol"``, ``"budget"``, ``"stagnation"``, or ``"singular"`` where |lambda|_min
+            is zero to working precision.
     """
 
     value: float
@@ -264,7 +316,8 @@ class NegativeCurvature(Result):
     """Most negative eigenpair.
 
     Attributes:
-        found: `value` is negative beyond rounding. `vector` is then a proof: v^T H v = value < 0 for a unit vector.
+        found: `value` is negative beyond rounding. `vector` is then a proof: v^T H v = value < 0
+            for a unit vector.
         value: Rayleigh quotient of `vector`; the smallest eigenvalue is not above it.
         vector: (n,), of norm 1.
         residual: ||H v - value v||; an eigenvalue lies within that distance of `value`.
@@ -284,8 +337,11 @@ class NegativeCurvature(Result):
     stopped_by: str
 
     def __str__(self) -> str:
-        verdict = f"negative curvature {self.value:.6g}" if self.found else (
-            f"none found: the smallest Rayleigh quotient is {self.value:.6g}")
+        verdict = (
+            f"negative curvature {self.value:.6g}"
+            if self.found
+            else (f"none found: the smallest Rayleigh quotient is {self.value:.6g}")
+        )
         return f"{verdict} (residual {self.residual:.1e}, {self.num_products} products, stopped by {self.stopped_by})"
 
 
@@ -297,11 +353,12 @@ class Solution(Result):
         value: x, (n,), or (n, k) for k right-hand sides.
         residual: ||b - (H + damping I) x|| / ||b||, from a product of its own; of the worst column.
         converged: ``residual <= tol``.
-        direction: for "negative curvature" a vector p with p^T (H + damping I) p <= 0; otherwise None.
+        direction: for "negative curvature" a vector p with p^T (H + damping I) p <= 0; otherwise
+            None.
         num_products, seconds: the cost.
-        stopped_by: ``"tol"``, ``"budget"``, ``"negative curvature"``, ``"stagnation"``, ``"divergence"``, or
-            ``"least squares"`` where b is out of reach and x is the least-squares solution, or ``"exact"`` where the
-            operator knows its inverse.
+        stopped_by: ``"tol"``, ``"budget"``, ``"negative curvature"``, ``"stagnation"``,
+            ``"divergence"``, or ``"least squares"`` where b is out of reach and x is the
+            least-squares solution, or ``"exact"`` where the operator knows its inverse.
     """
 
     value: np.ndarray

@@ -1,4 +1,5 @@
 """Linear systems with a symmetric operator."""
+
 from __future__ import annotations
 
 import os
@@ -8,7 +9,14 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr
 
-from mindspore_hessian.arguments import as_reals, check_choice, check_integer, check_real, check_vector, shown
+from mindspore_hessian.arguments import (
+    as_reals,
+    check_choice,
+    check_integer,
+    check_real,
+    check_vector,
+    shown,
+)
 from mindspore_hessian.estimators._checks import dimension_of
 from mindspore_hessian.estimators._common import Run, fingerprint
 from mindspore_hessian.estimators._krylov import (
@@ -25,35 +33,53 @@ from mindspore_hessian.estimators._nystrom import preconditioner as nystrom_prec
 from mindspore_hessian.estimators.eigen import extreme_pairs
 from mindspore_hessian.estimators.results import Solution
 
-_STEPPERS: dict[str, Any] = {"cg": ConjugateGradients, "minres": MinimalResiduals, "neumann": Neumann}
+_STEPPERS: dict[str, Any] = {
+    "cg": ConjugateGradients,
+    "minres": MinimalResiduals,
+    "neumann": Neumann,
+}
 _LEAST = {"cg": 2, "minres": 2, "neumann": 4, "lsmr": 7}
 
 
-def solve(op: Any, b: Any, damping: float = 0.0, method: Literal["cg", "minres", "neumann", "lsmr"] = "cg",
-          tol: float = 1e-6, max_products: int = 1000, learning_rate: float | None = None, seed: int = 0,
-          progress: bool | None = None, checkpoint: str | os.PathLike | None = None, preconditioner: Any = None,
-          rank: int = 50) -> Solution:
+def solve(
+    op: Any,
+    b: Any,
+    damping: float = 0.0,
+    method: Literal["cg", "minres", "neumann", "lsmr"] = "cg",
+    tol: float = 1e-6,
+    max_products: int = 1000,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    preconditioner: Any = None,
+    rank: int = 50,
+) -> Solution:
     r"""Solution of :math:`(H + d I) x = b`, without the matrix, for one right-hand side or several.
 
-    ``"cg"`` is for positive definite systems: it stops at the first direction with :math:`p^T (H + d I) p \le 0` (to
-    rounding), and returns the iterate before it and that direction. ``"minres"`` takes indefinite systems.
-    ``"lsmr"`` gives the least-squares solution of singular ones, at two products a step. ``"neumann"`` is the
-    series of :math:`x \leftarrow x + \eta (b - (H + d I) x)`, which needs eigenvalues between 0 and :math:`2 / \eta`.
+    ``"cg"`` is for positive definite systems: it stops at the first direction with
+    :math:`p^T (H + d I) p \le 0` (to rounding), and returns the iterate before it and that
+    direction. ``"minres"`` takes indefinite systems. ``"lsmr"`` gives the least-squares solution of
+    singular ones, at two products a step. ``"neumann"`` is the series of
+    :math:`x \leftarrow x + \eta (b - (H + d I) x)`, which needs eigenvalues between 0 and
+    :math:`2 / \eta`.
 
-    Several right-hand sides are the columns of `b`, for "cg". They are solved together: all search one common Krylov
-    space, in which each step costs a product for each of the directions. Right-hand sides that depend on each other
-    share them: duplicates cost one direction together, zeros none, and more than n columns n; each column has a
-    product for its residual. Where many steps are needed, that takes several times fewer products than one solution
-    after another (measured in docs/structured.md). Where one column needs many steps and the others few, it takes more,
-    since all go on to the end.
+    Several right-hand sides are the columns of `b`, for "cg". They are solved together: all search
+    one common Krylov space, in which each step costs a product for each of the directions.
+    Right-hand sides that depend on each other share them: duplicates cost one direction together,
+    zeros none, and more than n columns n; each column has a product for its residual. Where many
+    steps are needed, that takes several times fewer products than one solution after another
+    (measured in docs/structured.md). Where one column needs many steps and the others few, it takes
+    more, since all go on to the end.
 
-    The returned residual is recomputed from a product of its own. Where it is above `tol` though the recurrence is
-    not, the solver starts again from the iterate; where that does not halve it, it stops by "stagnation" and returns
-    the better of the two. "minres" stops by "least squares" where H maps the residual nearly to zero (square root of
-    the rounding unit): b is then out of reach, or within reach of negligible eigenvalues only.
+    The returned residual is recomputed from a product of its own. Where it is above `tol` though
+    the recurrence is not, the solver starts again from the iterate; where that does not halve it,
+    it stops by "stagnation" and returns the better of the two. "minres" stops by "least squares"
+    where H maps the residual nearly to zero (square root of the rounding unit): b is then out of
+    reach, or within reach of negligible eigenvalues only.
 
-    An operator with structure (see `mindspore_hessian.linops`) that is positive definite with the damping is not
-    iterated with but inverted, whatever the method: `stopped_by` is "exact".
+    An operator with structure (see `mindspore_hessian.linops`) that is positive definite with the
+    damping is not iterated with but inverted, whatever the method: `stopped_by` is "exact".
 
     Args:
         op: a symmetric operator with ``.shape`` (n, n) and ``@``.
@@ -61,36 +87,43 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: Literal["cg", "minres",
         damping: d, any finite number.
         method: ``"cg"``, ``"minres"``, ``"lsmr"`` or ``"neumann"``.
         tol: goal for ``||b - (H + d I) x|| / ||b||``, of each column.
-        max_products: budget, at least 2 (4 for "neumann", 7 for "lsmr", 2 k for k columns), for all columns together.
-        learning_rate: :math:`\eta` of "neumann"; where None, one over the largest eigenvalue, estimated by Lanczos.
+        max_products: budget, at least 2 (4 for "neumann", 7 for "lsmr", 2 k for k columns), for all
+            columns together.
+        learning_rate: :math:`\eta` of "neumann"; where None, one over the largest eigenvalue,
+            estimated by Lanczos.
         seed: of that estimate.
         progress: as for `trace`.
-        checkpoint: as for `trace`, after each 20 steps; not for "lsmr", and not with a preconditioner.
-        preconditioner: for "cg" and "minres", an operator M that approximates :math:`(H + d I)^{-1}` (for an indefinite
-            H: the inverse of its absolute value) and is positive definite, such as
-            ``inverse(KFACOperator(...), damping)``, or "nystrom": of `rank` random columns, for an H without negative
-            eigenvalues that decay. It pays where many steps are needed, which is not known beforehand; a poor one
-            costs steps. The products for "nystrom" count with the others; the residual is the true one. "minres" then
-            minimises :math:`r^T M r`, and its "least squares" is meant in that norm.
+        checkpoint: as for `trace`, after each 20 steps; not for "lsmr", and not with a
+            preconditioner.
+        preconditioner: for "cg" and "minres", an operator M that approximates
+            :math:`(H + d I)^{-1}` (for an indefinite H: the inverse of its absolute value) and is
+            positive definite, such as
+            ``inverse(KFACOperator(...), damping)``, or "nystrom": of `rank` random columns, for an
+                H without negative
+            eigenvalues that decay. It pays where many steps are needed, which is not known
+            beforehand; a poor one costs steps. The products for "nystrom" count with the others;
+            the residual is the true one. "minres" then minimises :math:`r^T M r`, and its "least
+            squares" is meant in that norm.
         rank: of "nystrom"; n, where that is less.
 
     Returns:
-        Solution; for several right-hand sides x has shape (n, k), and the residual is that of the worst column.
+        Solution; for several right-hand sides x has shape (n, k), and the residual is that of the
+        worst column.
 
     Raises:
         TypeError: `op` is no operator, or an argument has a wrong type.
-        ValueError: an argument out of its range, an operator that is not square, a product with NaN or Inf, a
-            checkpoint of another call.
+        ValueError: an argument out of its range, an operator that is not square, a product with NaN
+            or Inf, a checkpoint of another call.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        M. Hestenes and E. Stiefel, Methods of conjugate gradients, J. Res. NBS 49(6), 1952. C. Paige and M. Saunders,
-        Solution of sparse indefinite systems of linear equations, SIAM J. Numer. Anal. 12(4), 1975. D. Fong and
-        M. Saunders, LSMR, SIAM J. Sci. Comput. 33(5), 2011. D. O'Leary, The block conjugate gradient algorithm and
-        related methods, Lin. Alg. Appl. 29, 1980. A. Dubrulle, Retooling the method of block conjugate gradients, ETNA
-        12, 2001.
+        M. Hestenes and E. Stiefel, Methods of conjugate gradients, J. Res. NBS 49(6), 1952. C.
+        Paige and M. Saunders, Solution of sparse indefinite systems of linear equations, SIAM J.
+        Numer. Anal. 12(4), 1975. D. Fong and M. Saunders, LSMR, SIAM J. Sci. Comput. 33(5), 2011.
+        D. O'Leary, The block conjugate gradient algorithm and related methods, Lin. Alg. Appl. 29,
+        1980. A. Dubrulle, Retooling the method of block conjugate gradients, ETNA 12, 2001.
 
     Examples:
         >>> import numpy as np
@@ -107,33 +140,57 @@ def solve(op: Any, b: Any, damping: float = 0.0, method: Literal["cg", "minres",
     check_real("damping", damping, -np.inf)
     check_real("tol", tol)
     several = right.shape[1] if right.ndim == 2 else 1
-    check_integer("max_products", max_products, several * _LEAST[method], None, f" for method {method!r}" + (
-        f" and {several} right-hand sides" if right.ndim == 2 else ""))
+    check_integer(
+        "max_products",
+        max_products,
+        several * _LEAST[method],
+        None,
+        f" for method {method!r}" + (f" and {several} right-hand sides" if right.ndim == 2 else ""),
+    )
     if learning_rate is not None:
         check_real("learning_rate", learning_rate)
         if method != "neumann":
-            raise ValueError(f"learning_rate is for method 'neumann', but method is {method!r}: leave it None")
+            raise ValueError(
+                f"learning_rate is for method 'neumann', but method is {method!r}: leave it None"
+            )
     if preconditioner is not None:
         _check_preconditioner(preconditioner, op, method, checkpoint)
         check_integer("rank", rank, 1)
         rank = min(rank, dimension_of(op))
     if method == "lsmr" and checkpoint is not None:
-        raise ValueError("checkpoint is not for method 'lsmr': leave it None, or take method 'minres'")
-    with Run("solve", op, seed=seed, max_products=max_products, progress=progress, checkpoint=checkpoint,
-             damping=float(damping), method=method, tol=tol, learning_rate=learning_rate,
-             b=fingerprint(right), **({"columns": several} if right.ndim == 2 else {})) as run:
+        raise ValueError(
+            "checkpoint is not for method 'lsmr': leave it None, or take method 'minres'"
+        )
+    with Run(
+        "solve",
+        op,
+        seed=seed,
+        max_products=max_products,
+        progress=progress,
+        checkpoint=checkpoint,
+        damping=float(damping),
+        method=method,
+        tol=tol,
+        learning_rate=learning_rate,
+        b=fingerprint(right),
+        **({"columns": several} if right.ndim == 2 else {}),
+    ) as run:
         if not right.any():
             return Solution(np.zeros(right.shape), 0.0, True, None, 0, run.seconds, "tol")
         if run.structured and run.op.definite(damping):
             x = run.op.inverse(damping).columns(right.reshape(run.n, -1)).reshape(right.shape)
             lengths = np.linalg.norm(right, axis=0)
             residual = _worst((right - run @ x) / np.where(lengths > 0, lengths, 1.0))
-            return Solution(x, residual, residual <= tol, None, run.num_products, run.seconds, "exact")
+            return Solution(
+                x, residual, residual <= tol, None, run.num_products, run.seconds, "exact"
+            )
         if isinstance(preconditioner, str):
             least = rank + 2 * several
             if least > max_products:
-                raise ValueError(f"max_products must be at least rank + 2{' k' * (several > 1)} = {least} for "
-                                 f"preconditioner 'nystrom', but got {max_products}")
+                raise ValueError(
+                    f"max_products must be at least rank + 2{' k' * (several > 1)} = {least} for "
+                    f"preconditioner 'nystrom', but got {max_products}"
+                )
             run.precondition = nystrom_preconditioner(*approximation(run, rank), float(damping))
         elif preconditioner is not None:
             run.precondition = _applied(preconditioner)
@@ -154,12 +211,17 @@ def _right_hand_sides(b: Any, n: int, method: str) -> np.ndarray:
     if right.ndim != 2:
         return check_vector("b", right, n)
     if len(right) != n or not right.shape[1]:
-        raise ValueError(f"b must have shape ({n},) or ({n}, k), as op is {n} x {n}, but has shape {right.shape}")
+        raise ValueError(
+            f"b must have shape ({n},) or ({n}, k), as op is {n} x {n}, but has shape {right.shape}"
+        )
     if not np.isfinite(right).all():
         raise ValueError("b must be finite, but holds NaN or Inf")
     if method != "cg":
-        raise ValueError(f"b of several columns is for method 'cg', but method is {method!r}: solve for each column by "
-                         "itself")
+        raise ValueError(
+            f"b of several columns is for method 'cg', but method is {method!r}: solve for each "
+            "column by "
+            "itself"
+        )
     return right
 
 
@@ -171,46 +233,66 @@ def _worst(r: np.ndarray) -> float:
 def _check_preconditioner(preconditioner: Any, op: Any, method: str, checkpoint: Any) -> None:
     if isinstance(preconditioner, str):
         check_choice("preconditioner", preconditioner, ("nystrom",))
-    elif getattr(preconditioner, "shape", None) != (dimension_of(op),) * 2 or not hasattr(preconditioner, "__matmul__"):
-        raise ValueError(f"preconditioner must be None, 'nystrom' or an operator or array of shape "
-                         f"{(dimension_of(op),) * 2}, as op has it, but got {shown(preconditioner)}")
+    elif getattr(preconditioner, "shape", None) != (dimension_of(op),) * 2 or not hasattr(
+        preconditioner, "__matmul__"
+    ):
+        raise ValueError(
+            f"preconditioner must be None, 'nystrom' or an operator or array of shape "
+            f"{(dimension_of(op),) * 2}, as op has it, but got {shown(preconditioner)}"
+        )
     if method not in ("cg", "minres"):
-        raise ValueError(f"preconditioner is for methods 'cg' and 'minres', but method is {method!r}: leave it out")
+        raise ValueError(
+            f"preconditioner is for methods 'cg' and 'minres', but method is {method!r}: leave it "
+            "out"
+        )
     if checkpoint is not None:
         raise ValueError("checkpoint does not go with a preconditioner: leave one of them out")
 
 
 def _applied(preconditioner: Any) -> Callable[[np.ndarray], np.ndarray]:
     """The product with a vector or a matrix; column by column, where it takes vectors only."""
+
     def apply(r: np.ndarray) -> np.ndarray:
         try:
             product = as_reals("the product of preconditioner with an array", preconditioner @ r)
             if product.shape != r.shape:
-                raise ValueError(f"preconditioner @ an array of shape {r.shape} must have that shape, but has "
-                                 f"{product.shape}")
+                raise ValueError(
+                    f"preconditioner @ an array of shape {r.shape} must have that shape, but has "
+                    f"{product.shape}"
+                )
             if not np.isfinite(product).all():
-                raise ValueError("preconditioner returned NaN or Inf for a residual: it must be a positive definite "
-                                 "matrix")
+                raise ValueError(
+                    "preconditioner returned NaN or Inf for a residual: it must be a positive "
+                    "definite "
+                    "matrix"
+                )
             return product
         except (TypeError, ValueError):
             if r.ndim == 1:
                 raise
         return np.stack([apply(column) for column in r.T], axis=1)
+
     return apply
 
 
-def _together(run: Run, b: np.ndarray, tol: float) -> tuple[np.ndarray, float, np.ndarray | None, str]:
+def _together(
+    run: Run, b: np.ndarray, tol: float
+) -> tuple[np.ndarray, float, np.ndarray | None, str]:
     """The columns that are not 0, scaled to length 1."""
     lengths, x = np.linalg.norm(b, axis=0), np.zeros(b.shape)
     there = lengths > 0
-    found, residual, direction, reason = _iterate(run, b[:, there] / lengths[there], tol, BlockGradients, None)
+    found, residual, direction, reason = _iterate(
+        run, b[:, there] / lengths[there], tol, BlockGradients, None
+    )
     x[:, there] = found * lengths[there]
     return x, residual, direction, reason
 
 
-def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,
-             learning_rate: float | None) -> tuple[np.ndarray, float, np.ndarray | None, str]:
-    """Steps until the recurrence says that it is done, and again while true residuals at least halve.
+def _iterate(
+    run: Run, b: np.ndarray, tol: float, stepper: Any, learning_rate: float | None
+) -> tuple[np.ndarray, float, np.ndarray | None, str]:
+    """Steps until the recurrence says that it is done, and again while true residuals at least
+    halve.
 
     Columns of `b` are all of length 1; the residual is that of the worst.
     """
@@ -227,7 +309,11 @@ def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,
         solver = stepper.at(np.zeros(b.shape), b, learning_rate or 0.0)
     reason = None
     while True:
-        while reason is None and solver.size > 0.8 * tol * goal and run.remaining >= solver.width + columns:
+        while (
+            reason is None
+            and solver.size > 0.8 * tol * goal
+            and run.remaining >= solver.width + columns
+        ):
             reason, steps = solver.step(run), steps + 1
             if reason is None and steps % SAVED_EVERY == 0:
                 run.save(**vars(solver), best=best, best_x=best_x, steps=steps)
@@ -249,21 +335,39 @@ def _iterate(run: Run, b: np.ndarray, tol: float, stepper: Any,
 
 def _least_squares(run: Run, b: np.ndarray, tol: float) -> tuple[np.ndarray, float, None, str]:
     """LSMR, and again for the residual that it leaves, while that at least halves."""
-    matrix = LinearOperator((run.n, run.n), matvec=lambda v: run @ v.ravel(), rmatvec=lambda v: run @ v.ravel(),
-                            dtype=np.dtype(np.float64))
+    matrix = LinearOperator(
+        (run.n, run.n),
+        matvec=lambda v: run @ v.ravel(),
+        rmatvec=lambda v: run @ v.ravel(),
+        dtype=np.dtype(np.float64),
+    )
     x, best_x, best, goal, r = np.zeros(run.n), np.zeros(run.n), np.inf, float(np.linalg.norm(b)), b
     while True:
-        # two products a step, two to begin with, and one for the residual. LSMR's own test allows what atol makes of a
-        # large x, so that only a start from the residual, with tolerances relative to that, comes below it
-        step, istop = lsmr(matrix, r, atol=max(0.01 * tol, 10 * run.eps), maxiter=(run.remaining - 3) // 2, conlim=0,
-                           btol=max(0.5 * tol * goal / float(np.linalg.norm(r)), run.eps))[:2]
+        # two products a step, two to begin with, and one for the residual. LSMR's own test allows
+        # what atol makes of a large x, so that only a start from the residual, with tolerances
+        # relative to that, comes below it
+        step, istop = lsmr(
+            matrix,
+            r,
+            atol=max(0.01 * tol, 10 * run.eps),
+            maxiter=(run.remaining - 3) // 2,
+            conlim=0,
+            btol=max(0.5 * tol * goal / float(np.linalg.norm(r)), run.eps),
+        )[:2]
         x = x + step
         r = b - run @ x
         residual = float(np.linalg.norm(r)) / goal
         if residual <= tol:
             return x, residual, None, "tol"
-        reason = ("least squares" if istop in (0, 2, 5) else "budget" if istop == 7 or run.remaining < 7 else
-                  "stagnation" if residual > 0.5 * best else None)
+        reason = (
+            "least squares"
+            if istop in (0, 2, 5)
+            else "budget"
+            if istop == 7 or run.remaining < 7
+            else "stagnation"
+            if residual > 0.5 * best
+            else None
+        )
         if residual < best:
             best, best_x = residual, x
         if reason is not None:

@@ -1,7 +1,9 @@
-"""Functions of operators: exact where the operator has structure, else estimated from its products, with an error.
+"""Functions of operators: exact where the operator has structure, else estimated from its products,
+with an error.
 
 The estimators ask the operator themselves, `op.structured`, so that there is one function for both.
 """
+
 from __future__ import annotations
 
 from typing import Any, Literal
@@ -30,29 +32,38 @@ class Inverse(Composed):
         return np.stack([self._solved(column, self.max_products) for column in matrix.T], axis=1)
 
     def _solved(self, b: np.ndarray, max_products: int) -> np.ndarray:
-        found = solve(self.parts[0], b, self.damping, self.method, self.tol, max_products, progress=False)
+        found = solve(
+            self.parts[0], b, self.damping, self.method, self.tol, max_products, progress=False
+        )
         if not found.converged:
-            raise ValueError(f"a system of inverse() was not solved: {self.method} stopped by {found.stopped_by} after "
-                             f"{found.num_products} products at a relative residual of {found.residual:.2g}, above "
-                             f"tol={self.tol:g}. Pass a larger damping, tol or max_products")
+            raise ValueError(
+                f"a system of inverse() was not solved: {self.method} stopped by "
+                f"{found.stopped_by} after "
+                f"{found.num_products} products at a relative residual of {found.residual:.2g}, "
+                "above "
+                f"tol={self.tol:g}. Pass a larger damping, tol or max_products"
+            )
         return found.x
 
 
-def inverse(op: Any, damping: float, *, heuristic: bool = False, tol: float = 1e-6,
-            max_products: int = 1000) -> Operator:
+def inverse(
+    op: Any, damping: float, *, heuristic: bool = False, tol: float = 1e-6, max_products: int = 1000
+) -> Operator:
     r"""The operator :math:`(A + d I)^{-1}`.
 
-    Exact, and with structure of its own, for an operator with structure: see `Diagonal`, `BlockDiagonal`, `Kronecker`
-    and `LowRank` of `mindspore_hessian.linops`. Its products then cost about what those of A do. For any other
-    operator a product solves systems with `solve`, by conjugate gradients for all columns together where A is known to
-    be positive, by MINRES for one after another where not. It raises an error where one does not converge: there is no
-    inverse in part.
+    Exact, and with structure of its own, for an operator with structure: see `Diagonal`,
+    `BlockDiagonal`, `Kronecker` and `LowRank` of `mindspore_hessian.linops`. Its products then cost
+    about what those of A do. For any other operator a product solves systems with `solve`, by
+    conjugate gradients for all columns together where A is known to be positive, by MINRES for one
+    after another where not. It raises an error where one does not converge: there is no inverse in
+    part.
 
     Args:
         op: a symmetric `Operator`.
         damping: d, any finite number. It is added to A as it is, once.
-        heuristic: split the damping over the factors of Kronecker products, as Martens and Grosse do: an approximation
-            whose factors are inverted apart. Only for an operator with structure.
+        heuristic: split the damping over the factors of Kronecker products, as Martens and Grosse
+            do: an approximation whose factors are inverted apart. Only for an operator with
+                structure.
         tol: of `solve`, where it is used.
         max_products: of `solve` for each column, where it is used; at least 2.
 
@@ -61,15 +72,15 @@ def inverse(op: Any, damping: float, *, heuristic: bool = False, tol: float = 1e
 
     Raises:
         TypeError: `op` is no Operator, or an argument has a wrong type.
-        ValueError: an argument out of its range, an operator that is not symmetric, a singular A + d I; in a product: a
-            system that is not solved to `tol`.
+        ValueError: an argument out of its range, an operator that is not symmetric, a singular A +
+            d I; in a product: a system that is not solved to `tol`.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015.
-        M. Woodbury, Inverting modified matrices, Princeton 1950.
+        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate
+        curvature, ICML 2015. M. Woodbury, Inverting modified matrices, Princeton 1950.
 
     Examples:
         >>> import numpy as np
@@ -79,18 +90,26 @@ def inverse(op: Any, damping: float, *, heuristic: bool = False, tol: float = 1e
         [0.5  0.5  0.25 0.25]
     """
     if not isinstance(op, Operator) or 0 in op.shape:
-        raise TypeError(f"op must be an Operator (a HessianOperator, a Kronecker), but got {shown(op)}. Of a matrix, "
-                        "linops.Kronecker(matrix) is one")
+        raise TypeError(
+            f"op must be an Operator (a HessianOperator, a Kronecker), but got {shown(op)}. Of a "
+            "matrix, "
+            "linops.Kronecker(matrix) is one"
+        )
     check_real("damping", damping, -np.inf)
     check_bool("heuristic", heuristic)
     check_real("tol", tol)
     check_integer("max_products", max_products, 2)
     if not op.symmetric:
-        raise ValueError(f"op must be symmetric, but {op!r} is not known to be. Where it is, say so: "
-                         "op.symmetric = True")
+        raise ValueError(
+            f"op must be symmetric, but {op!r} is not known to be. Where it is, say so: "
+            "op.symmetric = True"
+        )
     if op.structured:
         return op.inverse(damping, heuristic=heuristic)  # type: ignore[attr-defined]
     if heuristic:
-        raise ValueError(f"heuristic=True splits the damping of Kronecker products, but {op!r} has no structure: leave "
-                         "it out")
+        raise ValueError(
+            f"heuristic=True splits the damping of Kronecker products, but {op!r} has no "
+            "structure: leave "
+            "it out"
+        )
     return Inverse(op, float(damping), tol, max_products)

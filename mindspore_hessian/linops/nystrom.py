@@ -1,4 +1,5 @@
 """A matrix of low rank in the place of a large one, by random columns."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,7 +18,8 @@ class Nystrom(Spectral):
     """What `nystrom` returns: the approximation as a `Spectral` operator.
 
     Attributes:
-        error: the spectral norm of what it leaves out, by a few steps of the power method: a little too small.
+        error: the spectral norm of what it leaves out, by a few steps of the power method: a little
+            too small.
         num_products: the cost.
     """
 
@@ -26,10 +28,12 @@ class Nystrom(Spectral):
 
 
 def nystrom(op: Any, rank: int, seed: int = 0, *, progress: bool | None = None) -> Nystrom:
-    r"""Nyström approximation of a positive semidefinite operator, :math:`A X (X^T A X)^{-1} X^T A`, X random.
+    r"""Nyström approximation of a positive semidefinite operator, :math:`A X (X^T A X)^{-1} X^T A`,
+    X random.
 
-    The part of A that `rank` random columns see: below A, and near to it where its eigenvalues decay. It is an operator
-    with structure; ``inverse(found, damping)`` is its damped inverse. Costs `rank` products, and 5 for the error.
+    The part of A that `rank` random columns see: below A, and near to it where its eigenvalues
+    decay. It is an operator with structure; ``inverse(found, damping)`` is its damped inverse.
+    Costs `rank` products, and 5 for the error.
 
     Args:
         op: a symmetric operator without negative eigenvalues, with ``.shape`` (n, n) and ``@``.
@@ -42,14 +46,15 @@ def nystrom(op: Any, rank: int, seed: int = 0, *, progress: bool | None = None) 
 
     Raises:
         TypeError: `op` is no operator, or an argument has a wrong type.
-        ValueError: an argument out of its range, an operator that is not square or has a negative eigenvalue, a product
-            with NaN or Inf.
+        ValueError: an argument out of its range, an operator that is not square or has a negative
+            eigenvalue, a product with NaN or Inf.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        Z. Frangella, J. Tropp and M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix Anal. Appl. 44(2), 2023.
+        Z. Frangella, J. Tropp and M. Udell, Randomized Nyström preconditioning, SIAM J. Matrix
+        Anal. Appl. 44(2), 2023.
 
     Examples:
         >>> import numpy as np
@@ -58,7 +63,9 @@ def nystrom(op: Any, rank: int, seed: int = 0, *, progress: bool | None = None) 
         >>> print(found.to_dense().round(6).diagonal(), found.error < 1e-6, found.num_products)
         [4. 1. 0.] True 7
     """
-    with Run("nystrom", op, seed=seed, max_products=None, progress=progress, checkpoint=None) as run:
+    with Run(
+        "nystrom", op, seed=seed, max_products=None, progress=progress, checkpoint=None
+    ) as run:
         check_integer("rank", rank, 1, run.n)
         vectors, values = approximation(run, rank)
         probe, error = run.probes(rank, 1, "normal")[:, 0], 0.0

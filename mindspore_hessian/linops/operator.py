@@ -2,6 +2,7 @@
 
 Everything here is numpy: a product with a network's curvature is an array like any other.
 """
+
 from __future__ import annotations
 
 import numbers
@@ -16,27 +17,33 @@ from mindspore_hessian.arguments import as_array, shown
 
 @singledispatch
 def in_kind_of(vector: Any, product: np.ndarray) -> Any:
-    """A product in the kind of the vector that was multiplied: numpy's, but for kinds that are registered here."""
+    """A product in the kind of the vector that was multiplied: numpy's, but for kinds that are
+    registered here.
+    """
     return product
 
 
 class Operator:
     r"""A real square matrix A of which only the products :math:`A V` are computed.
 
-    ``op @ v`` takes a flat vector of n numbers (a list of them too), a matrix of n rows (its columns are done in one
-    pass over the data, as memory allows), as numpy arrays or Tensors, or a structure shaped like the weights, and gives
-    back the same kind.
-    Operators can be added, subtracted, scaled, multiplied and transposed; ``op + 0.1 * Identity`` is a shift.
+    ``op @ v`` takes a flat vector of n numbers (a list of them too), a matrix of n rows (its
+    columns are done in one pass over the data, as memory allows), as numpy arrays or Tensors, or a
+    structure shaped like the weights, and gives back the same kind.
+    Operators can be added, subtracted, scaled, multiplied and transposed; ``op + 0.1 * Identity``
+    is a shift.
 
     Attributes:
         shape: (n, n).
         dtype: the numpy dtype of the results.
-        symmetric: whether the matrix is known to be symmetric. Functions that need it refuse others. May be set.
+        symmetric: whether the matrix is known to be symmetric. Functions that need it refuse
+            others. May be set.
         positive: whether it is known that no eigenvalue is negative. May be set.
         structured: whether the operator knows its own eigenvalues, trace, diagonal and inverse: see
             `mindspore_hessian.linops.Structured`.
-        layers: layer name -> indices of its entries in a flat vector; empty where there are no layers.
-        layer_classes: layer name -> what it is, such as "Dense", for people; without those where that is not known.
+        layers: layer name -> indices of its entries in a flat vector; empty where there are no
+            layers.
+        layer_classes: layer name -> what it is, such as "Dense", for people; without those where
+            that is not known.
         shows_progress: False on all but the first process of a distributed job.
 
     Supported Platforms:
@@ -66,12 +73,16 @@ class Operator:
 
     @cached_property
     def symmetric(self) -> bool:
-        """Whether the matrix is known to be symmetric; True unless a subclass, or who made the operator, says False."""
+        """Whether the matrix is known to be symmetric; True unless a subclass, or who made the
+        operator, says False.
+        """
         return True
 
     @cached_property
     def positive(self) -> bool:
-        """Whether it is known that no eigenvalue is negative; False unless a subclass, or who made it, says True."""
+        """Whether it is known that no eigenvalue is negative; False unless a subclass, or who made
+        it, says True.
+        """
         return False
 
     @property
@@ -86,7 +97,9 @@ class Operator:
 
     @property
     def atoms(self) -> tuple[Operator, ...]:
-        """The operators that a sum, multiple or product is made of; of any other operator, itself."""
+        """The operators that a sum, multiple or product is made of; of any other operator,
+        itself.
+        """
         return (self,)
 
     @property
@@ -98,11 +111,15 @@ class Operator:
 
     def flatten(self, structure: Any) -> np.ndarray:
         """A structure shaped like the weights as a flat vector."""
-        raise TypeError(f"{type(self).__name__} knows of no weights, so it takes flat vectors and matrices only")
+        raise TypeError(
+            f"{type(self).__name__} knows of no weights, so it takes flat vectors and matrices only"
+        )
 
     def unflatten(self, flat: np.ndarray) -> Any:
         """A flat vector as a tuple of Tensors shaped like the weights."""
-        raise TypeError(f"{type(self).__name__} knows of no weights, so it has flat vectors and matrices only")
+        raise TypeError(
+            f"{type(self).__name__} knows of no weights, so it has flat vectors and matrices only"
+        )
 
     def exact_diagonal(self) -> np.ndarray | None:
         """The diagonal, where there is a cheaper exact way than n products; else None."""
@@ -161,11 +178,19 @@ class Operator:
         return self @ np.eye(self.shape[0], dtype=self.dtype)
 
     def to_scipy(self) -> Any:
-        """The operator as a ``scipy.sparse.linalg.LinearOperator``, for eigsh, cg, lobpcg and the like."""
+        """The operator as a ``scipy.sparse.linalg.LinearOperator``, for eigsh, cg, lobpcg and the
+        like.
+        """
         from scipy.sparse.linalg import LinearOperator
-        return LinearOperator(self.shape, matvec=lambda v: self @ np.reshape(v, -1), matmat=lambda m: self @ m,
-                              rmatvec=lambda v: self.T @ np.reshape(v, -1), rmatmat=lambda m: self.T @ m,
-                              dtype=self.dtype)
+
+        return LinearOperator(
+            self.shape,
+            matvec=lambda v: self @ np.reshape(v, -1),
+            matmat=lambda m: self @ m,
+            rmatvec=lambda v: self.T @ np.reshape(v, -1),
+            rmatmat=lambda m: self.T @ m,
+            dtype=self.dtype,
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of shape {self.shape}, {self.dtype}>"
@@ -174,19 +199,26 @@ class Operator:
 def _operator(other: Any) -> Operator:
     if isinstance(other, Operator):
         return other
-    raise TypeError(f"an operator is added to operators only, but got a {type(other).__name__}. A number times the "
-                    "identity is one: op + 0.1 * Identity")
+    raise TypeError(
+        f"an operator is added to operators only, but got a {type(other).__name__}. A number times "
+        "the "
+        "identity is one: op + 0.1 * Identity"
+    )
 
 
 def _number(factor: Any) -> float:
     if np.ndim(factor) or np.asarray(factor).dtype.kind not in "fiub":
-        raise TypeError("an operator is real, so it is multiplied by and divided by real numbers, but got "
-                        f"{shown(factor)}")
+        raise TypeError(
+            "an operator is real, so it is multiplied by and divided by real numbers, but got "
+            f"{shown(factor)}"
+        )
     return float(factor)
 
 
 def _is_flat(values: tuple | list) -> bool:
-    """Whether it holds the numbers of a flat vector, rather than a Tensor or array for each weight."""
+    """Whether it holds the numbers of a flat vector, rather than a Tensor or array for each
+    weight.
+    """
     return len(values) > 0 and all(isinstance(value, numbers.Real) for value in values)
 
 
@@ -199,10 +231,15 @@ def check_vectors(value: Any, rows: int, dtype: Any) -> np.ndarray:
     """
     array = as_array(value)
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"an operator multiplies vectors of real numbers, but got dtype {array.dtype}")
+        raise TypeError(
+            f"an operator multiplies vectors of real numbers, but got dtype {array.dtype}"
+        )
     if array.ndim not in (1, 2) or array.shape[0] != rows:
-        raise ValueError(f"the operator has {rows} columns, so it multiplies vectors of shape ({rows},) and matrices "
-                         f"of shape ({rows}, k), but got shape {array.shape}")
+        raise ValueError(
+            f"the operator has {rows} columns, so it multiplies vectors of shape ({rows},) and "
+            "matrices "
+            f"of shape ({rows}, k), but got shape {array.shape}"
+        )
     return array.astype(dtype, copy=False)
 
 
@@ -213,12 +250,18 @@ class Composed(Operator):
         self.parts = parts
         sized = [part for part in parts if part.shape[0] > 0]
         if len({part.shape for part in sized}) > 1:
-            raise ValueError("operators of different shapes cannot be combined: "
-                             + ", ".join(f"{part!r}" for part in parts))
+            raise ValueError(
+                "operators of different shapes cannot be combined: "
+                + ", ".join(f"{part!r}" for part in parts)
+            )
         self.shape = sized[0].shape if sized else (0, 0)
-        self.dtype = np.result_type(*(part.dtype for part in sized)) if sized else np.dtype(np.float32)
+        self.dtype = (
+            np.result_type(*(part.dtype for part in sized)) if sized else np.dtype(np.float32)
+        )
         self.shows_progress = all(part.shows_progress for part in parts)
-        self._known = next((part for part in sized if type(part).flatten is not Operator.flatten), None)
+        self._known = next(
+            (part for part in sized if type(part).flatten is not Operator.flatten), None
+        )
 
     @property
     def atoms(self) -> tuple[Operator, ...]:
@@ -233,7 +276,11 @@ class Composed(Operator):
         return self._known.layer_classes if self._known is not None else {}
 
     def flatten(self, structure: Any) -> np.ndarray:
-        return self._known.flatten(structure) if self._known is not None else super().flatten(structure)
+        return (
+            self._known.flatten(structure)
+            if self._known is not None
+            else super().flatten(structure)
+        )
 
     def unflatten(self, flat: np.ndarray) -> Any:
         return self._known.unflatten(flat) if self._known is not None else super().unflatten(flat)
@@ -286,12 +333,19 @@ class Product(Composed):
     """A B. Known to be symmetric where it reads the same from both ends, as P A P does."""
 
     def __init__(self, *parts: Operator):
-        super().__init__(*(one for part in parts for one in (part.parts if isinstance(part, Product) else (part,))))
+        super().__init__(
+            *(
+                one
+                for part in parts
+                for one in (part.parts if isinstance(part, Product) else (part,))
+            )
+        )
 
     @cached_property
     def symmetric(self) -> bool:
         return all(part.symmetric for part in self.parts) and all(
-            one is other for one, other in zip(self.parts, reversed(self.parts), strict=True))
+            one is other for one, other in zip(self.parts, reversed(self.parts), strict=True)
+        )
 
     @cached_property
     def positive(self) -> bool:

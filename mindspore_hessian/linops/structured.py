@@ -1,8 +1,11 @@
-"""Operators with structure: their trace, diagonal, log-determinant and inverse are known, rather than estimated.
+"""Operators with structure: their trace, diagonal, log-determinant and inverse are known, rather
+than estimated.
 
-What they have in common is a spectral form that is cheap to find, A = Q diag(e) Q^T, in which a function of the matrix
-is that function of its eigenvalues. It is computed in float64 whatever the dtype.
+What they have in common is a spectral form that is cheap to find, A = Q diag(e) Q^T, in which a
+function of the matrix is that function of its eigenvalues. It is computed in float64 whatever the
+dtype.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +24,11 @@ _ROUNDINGS = 10  # eigenvalues within so many rounding units of the largest are 
 class Structured(Operator):
     r"""The base of `Diagonal`, `BlockDiagonal`, `Kronecker`, `LowRank` and `Spectral`.
 
-    Sums with multiples of the identity and multiples by numbers have the structure too. Functions such as
-    `mindspore_hessian.trace` ask the operator instead of estimating. All but products, `trace` and `diagonal` need a
-    symmetric matrix. Eigenvalues are those of the matrix as it is held; one that is negative, or too small for float64,
-    within ten rounding units of the largest of its factor counts as 0.
+    Sums with multiples of the identity and multiples by numbers have the structure too. Functions
+    such as `mindspore_hessian.trace` ask the operator instead of estimating. All but products,
+    `trace` and `diagonal` need a symmetric matrix. Eigenvalues are those of the matrix as it is
+    held; one that is negative, or too small for float64, within ten rounding units of the largest
+    of its factor counts as 0.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
@@ -45,7 +49,8 @@ class Structured(Operator):
         raise NotImplementedError
 
     def funm(self, f: Function) -> Structured:
-        r"""The operator with the same eigenvectors and f(e) for each eigenvalue e, :math:`Q\, diag(f(e))\, Q^T`.
+        r"""The operator with the same eigenvectors and f(e) for each eigenvalue e,
+        :math:`Q\, diag(f(e))\, Q^T`.
 
         ``op.funm(np.sqrt)`` is a square root, by which white noise becomes noise of covariance A.
 
@@ -83,8 +88,11 @@ class Structured(Operator):
         check_real("damping", damping, -np.inf)
         eigenvalues = self.eigenvalues()
         if not self.definite(damping):
-            raise ValueError(f"op must be positive definite for logdet, but an eigenvalue is {eigenvalues.min():.3g}: "
-                             f"pass a larger damping than {damping:g}")
+            raise ValueError(
+                "op must be positive definite for logdet, but an eigenvalue is "
+                f"{eigenvalues.min():.3g}: "
+                f"pass a larger damping than {damping:g}"
+            )
         return float(np.log(eigenvalues + damping).sum())
 
     def inverse(self, damping: float = 0.0, *, heuristic: bool = False) -> Structured:
@@ -92,15 +100,19 @@ class Structured(Operator):
 
         Args:
             damping: d, any finite number.
-            heuristic: the damping of Kronecker products of two factors is split over the factors; see `Kronecker`.
+            heuristic: the damping of Kronecker products of two factors is split over the factors;
+                see `Kronecker`.
 
         Raises:
             ValueError: A + d I is singular to working precision, or A is not symmetric.
         """
         check_real("damping", damping, -np.inf)
         if np.abs(self.eigenvalues() + damping).min() <= _zero(damping):
-            raise ValueError(f"op with damping {damping:g} is singular to working precision, so it has no inverse: "
-                             "pass a larger damping")
+            raise ValueError(
+                f"op with damping {damping:g} is singular to working precision, so it has no "
+                "inverse: "
+                "pass a larger damping"
+            )
         return self.funm(lambda eigenvalues: 1 / (eigenvalues + damping))
 
     def scaled(self, factor: float) -> Structured:
@@ -117,7 +129,8 @@ class Diagonal(Structured):
 
     Args:
         values: (n,), real and finite.
-        dtype: of the results; None: that of `values`, float64 where that is none of floating numbers.
+        dtype: of the results; None: that of `values`, float64 where that is none of floating
+            numbers.
 
     Raises:
         TypeError, ValueError: `values` are no row of finite real numbers.
@@ -165,8 +178,8 @@ class Diagonal(Structured):
 class Spectral(Structured):
     r"""A matrix in its spectral form, :math:`Q\, diag(e)\, Q^T + r (I - Q Q^T)`.
 
-    Q has orthonormal columns and is a Kronecker product: of one matrix, of the eigenvectors of both factors of a
-    layer. What the columns do not span has the eigenvalue r.
+    Q has orthonormal columns and is a Kronecker product: of one matrix, of the eigenvectors of both
+    factors of a layer. What the columns do not span has the eigenvalue r.
 
     Costs two products with Q for a product (four where Q is not square), none for the rest.
 
@@ -177,14 +190,15 @@ class Spectral(Structured):
         dtype: of the results; None: that of the arrays.
 
     Raises:
-        TypeError, ValueError: an argument is no array of finite real numbers, or of a wrong shape; columns of a factor
-            are not orthonormal.
+        TypeError, ValueError: an argument is no array of finite real numbers, or of a wrong shape;
+            columns of a factor are not orthonormal.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        T. George et al., Fast approximate natural gradient descent in a Kronecker-factored eigenbasis, NeurIPS 2018.
+        T. George et al., Fast approximate natural gradient descent in a Kronecker-factored
+        eigenbasis, NeurIPS 2018.
 
     Examples:
         >>> import numpy as np
@@ -194,15 +208,20 @@ class Spectral(Structured):
         [1. 2. 3. 4.] True
     """
 
-    def __init__(self, basis: Sequence[Any], eigenvalues: Any, rest: float = 0.0, dtype: Any = None):
+    def __init__(
+        self, basis: Sequence[Any], eigenvalues: Any, rest: float = 0.0, dtype: Any = None
+    ):
         self.basis = tuple(_reals(f"basis[{number}]", one, 2) for number, one in enumerate(basis))
         self.values = _reals("eigenvalues", eigenvalues, 1)
         check_real("rest", rest, -np.inf)
         self.rest = float(rest)
         n, k = (int(np.prod([one.shape[axis] for one in self.basis])) for axis in (0, 1))
         if len(self.values) != k:
-            raise ValueError(f"eigenvalues must have shape ({k},), one for each column of the basis, but have shape "
-                             f"{self.values.shape}")
+            raise ValueError(
+                f"eigenvalues must have shape ({k},), one for each column of the basis, but have "
+                "shape "
+                f"{self.values.shape}"
+            )
         for number, one in enumerate(self.basis):
             if np.abs(one.T @ one - np.eye(one.shape[1])).max() > _eps(one.dtype) ** 0.5:
                 raise ValueError(f"basis[{number}] must have orthonormal columns")
@@ -214,16 +233,23 @@ class Spectral(Structured):
         out = _product(self.basis, self.values[:, None] * inside)
         if self.rest and len(self.values) < self.shape[0]:
             outside = matrix - _product(self.basis, inside)
-            outside -= _product(self.basis, _product(transposed, outside))  # a large `rest` multiplies what was left
+            outside -= _product(
+                self.basis, _product(transposed, outside)
+            )  # a large `rest` multiplies what was left
             out += self.rest * outside
         return out
 
     def eigenvalues(self) -> np.ndarray:
-        return np.append(self.values, np.full(self.shape[0] - len(self.values), self.rest)).astype(np.float64)
+        return np.append(self.values, np.full(self.shape[0] - len(self.values), self.rest)).astype(
+            np.float64
+        )
 
     def diagonal(self) -> np.ndarray:
         squares = [one.astype(np.float64) ** 2 for one in self.basis]
-        return _product(squares, (self.values - self.rest)[:, None].astype(np.float64))[:, 0] + self.rest
+        return (
+            _product(squares, (self.values - self.rest)[:, None].astype(np.float64))[:, 0]
+            + self.rest
+        )
 
     def trace(self) -> float:
         return float(self.eigenvalues().sum())
@@ -241,29 +267,32 @@ class Spectral(Structured):
 
 
 class Kronecker(Structured):
-    r"""A Kronecker product of square matrices, :math:`A_1 \otimes A_2 \otimes \dots`; of one: that matrix.
+    r"""A Kronecker product of square matrices, :math:`A_1 \otimes A_2 \otimes \dots`; of one: that
+    matrix.
 
-    The curvature of a layer is about ``Kronecker(G, A)``, with A of its inputs and G of its output gradients, for the
-    weights (outputs, inputs) in rows. For factors of sizes m and k a product costs :math:`mk(m + k)` a column instead
-    of :math:`(mk)^2`, the spectral form :math:`O(m^3 + k^3)`, once.
+    The curvature of a layer is about ``Kronecker(G, A)``, with A of its inputs and G of its output
+    gradients, for the weights (outputs, inputs) in rows. For factors of sizes m and k a product
+    costs :math:`mk(m + k)` a column instead of :math:`(mk)^2`, the spectral form
+    :math:`O(m^3 + k^3)`, once.
 
-    ``inverse(damping, heuristic=True)`` splits the damping d over two factors, so that they can be inverted apart:
-    :math:`(G + \sqrt d / \pi\, I)^{-1} \otimes (A + \pi \sqrt d\, I)^{-1}` with
-    :math:`\pi^2 = (tr A / \dim A) / (tr G / \dim G)`. It is an approximation; a product of any other number of factors
-    is damped exactly.
+    ``inverse(damping, heuristic=True)`` splits the damping d over two factors, so that they can be
+    inverted apart: :math:`(G + \sqrt d / \pi\, I)^{-1} \otimes (A + \pi \sqrt d\, I)^{-1}` with
+    :math:`\pi^2 = (tr A / \dim A) / (tr G / \dim G)`. It is an approximation; a product of any
+    other number of factors is damped exactly.
 
     Args:
         factors: square matrices.
 
     Raises:
-        TypeError, ValueError: a factor is no square matrix of finite real numbers, or there is none.
+        TypeError, ValueError: a factor is no square matrix of finite real numbers, or there is
+            none.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015
-        (section 6.3: the split).
+        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate
+        curvature, ICML 2015 (section 6.3: the split).
 
     Examples:
         >>> import numpy as np
@@ -274,7 +303,9 @@ class Kronecker(Structured):
     """
 
     def __init__(self, *factors: Any):
-        self.factors = tuple(_reals(f"factor {number}", one, 2) for number, one in enumerate(factors))
+        self.factors = tuple(
+            _reals(f"factor {number}", one, 2) for number, one in enumerate(factors)
+        )
         if not factors:
             raise ValueError("a Kronecker product has at least one factor, but got none")
         for number, one in enumerate(self.factors):
@@ -286,8 +317,10 @@ class Kronecker(Structured):
     @cached_property
     def symmetric(self) -> bool:
         """Whether all factors are, up to rounding."""
-        return all(np.abs(one - one.T).max() <= 10 * _ROUNDINGS * _eps(one.dtype) * np.abs(one).max()
-                   for one in self.factors)
+        return all(
+            np.abs(one - one.T).max() <= 10 * _ROUNDINGS * _eps(one.dtype) * np.abs(one).max()
+            for one in self.factors
+        )
 
     @property
     def T(self) -> Operator:  # noqa: N802
@@ -322,11 +355,21 @@ class Kronecker(Structured):
         check_real("damping", damping, strict=False)
         means = [float(np.trace(one, dtype=np.float64)) / len(one) for one in self.factors]
         if min(means) <= 0:
-            raise ValueError(f"heuristic damping needs factors of positive trace, but their mean eigenvalues are "
-                             f"{means[0]:.3g} and {means[1]:.3g}: leave out heuristic=True")
-        parts = [np.sqrt(damping * mean / other) for mean, other in zip(means, reversed(means), strict=True)]
-        return Kronecker(*(Kronecker(one).inverse(part).to_dense()
-                           for one, part in zip(self.factors, parts, strict=True)))
+            raise ValueError(
+                "heuristic damping needs factors of positive trace, but their mean eigenvalues "
+                "are "
+                f"{means[0]:.3g} and {means[1]:.3g}: leave out heuristic=True"
+            )
+        parts = [
+            np.sqrt(damping * mean / other)
+            for mean, other in zip(means, reversed(means), strict=True)
+        ]
+        return Kronecker(
+            *(
+                Kronecker(one).inverse(part).to_dense()
+                for one, part in zip(self.factors, parts, strict=True)
+            )
+        )
 
     def scaled(self, factor: float) -> Kronecker:
         first, *others = self.factors
@@ -336,8 +379,9 @@ class Kronecker(Structured):
 class LowRank(Structured):
     r"""A matrix of rank k at most, :math:`U\, diag(w)\, U^T`.
 
-    Costs 2nk a product and :math:`O(nk^2)` for the spectral form, once. Its damped inverse is Woodbury's identity in
-    the eigenvectors: :math:`\frac1d (I - Q Q^T) + Q\, diag(\frac{1}{e + d})\, Q^T`.
+    Costs 2nk a product and :math:`O(nk^2)` for the spectral form, once. Its damped inverse is
+    Woodbury's identity in the eigenvectors:
+    :math:`\frac1d (I - Q Q^T) + Q\, diag(\frac{1}{e + d})\, Q^T`.
 
     Args:
         factor: U, (n, k); any columns.
@@ -363,10 +407,15 @@ class LowRank(Structured):
     def __init__(self, factor: Any, weights: Any = None):
         self.factor = _reals("factor", factor, 2)
         n, k = self.factor.shape
-        self.weights = np.ones(k, self.factor.dtype) if weights is None else _reals("weights", weights, 1)
+        self.weights = (
+            np.ones(k, self.factor.dtype) if weights is None else _reals("weights", weights, 1)
+        )
         if self.weights.shape != (k,):
-            raise ValueError(f"weights must have shape ({k},), one for each column of the factor, but have shape "
-                             f"{self.weights.shape}")
+            raise ValueError(
+                f"weights must have shape ({k},), one for each column of the factor, but have "
+                "shape "
+                f"{self.weights.shape}"
+            )
         self.shape, self.dtype = (n, n), np.result_type(self.factor, self.weights)
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
@@ -393,23 +442,26 @@ class LowRank(Structured):
 
 
 class BlockDiagonal(Structured):
-    r"""Blocks along the diagonal, :math:`\sum_i P_i A_i P_i^T`; :math:`P_i` puts a block's entries in their places.
+    r"""Blocks along the diagonal, :math:`\sum_i P_i A_i P_i^T`; :math:`P_i` puts a block's entries
+    in their places.
 
     Each block is on its own: costs are the sums of theirs, and nothing is compared between blocks.
 
     Args:
         blocks: structured operators, or symmetric matrices.
-        indices: for each block the indices of its entries in the whole vector, in the block's own order; None: one
-            block after another.
+        indices: for each block the indices of its entries in the whole vector, in the block's own
+            order; None: one block after another.
 
     Raises:
-        TypeError, ValueError: a block is neither; the indices do not hold each entry of the whole once.
+        TypeError, ValueError: a block is neither; the indices do not hold each entry of the whole
+            once.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015.
+        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate
+        curvature, ICML 2015.
 
     Examples:
         >>> import numpy as np
@@ -425,11 +477,16 @@ class BlockDiagonal(Structured):
             raise ValueError("blocks must hold at least one, but are empty")
         sizes = [one.shape[0] for one in self.blocks]
         n = sum(sizes)
-        self.indices = tuple(np.split(np.arange(n), np.cumsum(sizes)[:-1]) if indices is None else
-                             map(np.asarray, indices))
+        self.indices = tuple(
+            np.split(np.arange(n), np.cumsum(sizes)[:-1])
+            if indices is None
+            else map(np.asarray, indices)
+        )
         found = [one.shape for one in self.indices]
         if found != [(size,) for size in sizes]:
-            raise ValueError(f"indices must be of the sizes of the blocks, {sizes}, but have shapes {found}")
+            raise ValueError(
+                f"indices must be of the sizes of the blocks, {sizes}, but have shapes {found}"
+            )
         whole = np.concatenate(self.indices)
         if whole.dtype.kind not in "iu" or not np.array_equal(np.sort(whole), np.arange(n)):
             raise ValueError(f"indices must hold each integer from 0 to {n - 1} once")
@@ -535,23 +592,30 @@ def _product(factors: Sequence[np.ndarray], matrix: np.ndarray) -> np.ndarray:
     out = np.ascontiguousarray(matrix.T)
     for factor in factors:
         out = out.reshape(done, factor.shape[1], -1)
-        # the last factor meets whole rows, and one product of two matrices is faster than many with a vector
+        # the last factor meets whole rows, and one product of two matrices is faster than many with
+        # a vector
         out = (out[:, :, 0] @ factor.T)[:, :, None] if out.shape[2] == 1 else factor @ out
         done *= factor.shape[0]
     return out.reshape(matrix.shape[1], -1).T
 
 
 def _outer(vectors: Iterable[np.ndarray]) -> np.ndarray:
-    """The entries of the vectors' outer product, in a row: the diagonal of a Kronecker product of diagonals."""
+    """The entries of the vectors' outer product, in a row: the diagonal of a Kronecker product of
+    diagonals.
+    """
     return reduce(lambda one, other: np.multiply.outer(one, other).ravel(), vectors)
 
 
 def _eigh(matrix: np.ndarray, dtype: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and eigenvectors of a symmetric matrix in float64. Negative eigenvalues at the level of the rounding
-    of `dtype`, that of the matrix, are 0, and so are positive ones that float64 does not resolve."""
+    """Eigenvalues and eigenvectors of a symmetric matrix in float64. Negative eigenvalues at the
+    level of the rounding of `dtype`, that of the matrix, are 0, and so are positive ones that
+    float64 does not resolve."""
     wide = matrix.astype(np.float64)
     values, vectors = np.linalg.eigh((wide + wide.T) / 2)
-    least, most = (_ROUNDINGS * _eps(kind) * np.abs(values).max() for kind in (dtype or matrix.dtype, np.float64))
+    least, most = (
+        _ROUNDINGS * _eps(kind) * np.abs(values).max()
+        for kind in (dtype or matrix.dtype, np.float64)
+    )
     return np.where((values >= -least) & (values <= most), 0.0, values), vectors
 
 
@@ -569,8 +633,10 @@ def _values(f: Function, eigenvalues: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         out = np.asarray(f(eigenvalues), dtype=np.float64)
     if out.shape != eigenvalues.shape:
-        raise ValueError(f"f must give a number for each eigenvalue, but gives shape {out.shape} for "
-                         f"{eigenvalues.shape}")
+        raise ValueError(
+            f"f must give a number for each eigenvalue, but gives shape {out.shape} for "
+            f"{eigenvalues.shape}"
+        )
     if (bad := ~np.isfinite(out)).any():
         raise ValueError(f"f gives {out[bad][0]} for the eigenvalue {eigenvalues[bad][0]:g}")
     return out
@@ -581,13 +647,20 @@ def _reals(name: str, value: Any, axes: int) -> np.ndarray:
     try:
         array = as_array(value)
     except ValueError as err:  # rows of different lengths
-        raise TypeError(f"{name} must be an array of real numbers, but is a {type(value).__name__} ({err})") from err
+        raise TypeError(
+            f"{name} must be an array of real numbers, but is a {type(value).__name__} ({err})"
+        ) from err
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must be an array of real numbers, but is a {type(value).__name__} of dtype "
-                        f"{array.dtype}")
+        raise TypeError(
+            f"{name} must be an array of real numbers, but is a {type(value).__name__} of dtype "
+            f"{array.dtype}"
+        )
     if array.ndim != axes or 0 in array.shape:
-        raise ValueError(f"{name} must be {'a flat array' if axes == 1 else 'a matrix'} and not empty, but has shape "
-                         f"{array.shape}")
+        raise ValueError(
+            f"{name} must be {'a flat array' if axes == 1 else 'a matrix'} and not empty, but has "
+            "shape "
+            f"{array.shape}"
+        )
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, but holds NaN or Inf")
     return array if array.dtype.kind == "f" else array.astype(np.float64)
@@ -597,6 +670,9 @@ def _block(number: int, value: Any) -> Structured:
     if isinstance(value, Structured):
         return value
     if isinstance(value, Operator):
-        raise TypeError(f"block {number} must be a structured operator or a matrix, but is {value!r}, of which only "
-                        "products are known")
+        raise TypeError(
+            f"block {number} must be a structured operator or a matrix, but is {value!r}, of which "
+            "only "
+            "products are known"
+        )
     return Kronecker(value)

@@ -1,4 +1,7 @@
-"""The door between Tensors and the operators of `linops`, which are numpy's: who multiplies a Tensor gets one back."""
+"""The door between Tensors and the operators of `linops`, which are numpy's: who multiplies a
+Tensor gets one back.
+"""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,5 +1,6 @@
-"""Checks of the arguments, and honesty before speed: two passes over the data must agree and products be symmetric; if
-not, the cause is named."""
+"""Checks of the arguments, and honesty before speed: two passes over the data must agree and
+products be symmetric; if not, the cause is named."""
+
 from __future__ import annotations
 
 import hashlib
@@ -22,13 +23,18 @@ TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-9}
 def check_network(network: Any, loss_fn: Any, output: Any) -> None:
     """Raise TypeError where they are not what an operator takes."""
     if not callable(network) or isinstance(network, type):
-        raise TypeError(f"network must be a Cell or a function, but got {type(network).__name__}"
-                        + (": pass an object of the class" if isinstance(network, type) else ""))
+        raise TypeError(
+            f"network must be a Cell or a function, but got {type(network).__name__}"
+            + (": pass an object of the class" if isinstance(network, type) else "")
+        )
     if loss_fn is not None and not callable(loss_fn):
         raise TypeError(f"loss_fn must be callable or None, but got {type(loss_fn).__name__}")
     if not (output is None or is_integer(output) or isinstance(output, str) or callable(output)):
-        raise TypeError("output must be an index (of a tuple), a key (of a dict) or a function of what the network "
-                        f"returns, but got {shown(output)}")
+        raise TypeError(
+            "output must be an index (of a tuple), a key (of a dict) or a function of what the "
+            "network "
+            f"returns, but got {shown(output)}"
+        )
 
 
 def _hashes(value: Any) -> set[bytes]:
@@ -49,7 +55,9 @@ def _content(data: Data) -> list[frozenset[bytes]]:
 
 
 def _two_passes(data: Data) -> tuple[list[frozenset[bytes]], list[frozenset[bytes]]]:
-    """The content of two passes that differ, if such are seen: a few batches, shuffled, can be the same by chance."""
+    """The content of two passes that differ, if such are seen: a few batches, shuffled, can be the
+    same by chance.
+    """
     first = _content(data)
     for _ in range(MOST_PASSES):
         if (other := _content(data)) != first:
@@ -68,12 +76,16 @@ def check_deterministic(op: CurvatureOperator) -> None:
     gap = max(_gap(slope, slope2), abs(loss - loss2) / max(abs(loss), abs(loss2), 1e-30))
     if gap > tolerance:
         raise NotDeterministicError(
-            f"two passes over the data differ: the loss is {loss:.8g} and {loss2:.8g}, the gradient differs by "
-            f"{_gap(slope, slope2):.2g} of its size. {_cause(op)}")
+            f"two passes over the data differ: the loss is {loss:.8g} and {loss2:.8g}, the "
+            "gradient differs by "
+            f"{_gap(slope, slope2):.2g} of its size. {_cause(op)}"
+        )
     gap = symmetry_gap(op)
     if gap > 10 * tolerance:
         raise NotDeterministicError(
-            f"products are not symmetric: u^T A v and v^T A u differ by {gap:.2g} of |A u| |v|. {_cause(op)}")
+            f"products are not symmetric: u^T A v and v^T A u differ by {gap:.2g} of |A u| |v|. "
+            f"{_cause(op)}"
+        )
 
 
 def symmetry_gap(op: Any, seed: int = 0) -> float:
@@ -99,10 +111,13 @@ def _cause(op: CurvatureOperator) -> str:
     active = op.risk.training()
     dropout = [name for name, cell in active if "Dropout" in type(cell).__name__]
     if frozenset().union(*first) != frozenset().union(*second):
-        return ("The data differ: the pipeline augments at random, or shuffles and drops the rest. Use a pipeline "
-                "without random operations and with shuffle=False")
+        return (
+            "The data differ: the pipeline augments at random, or shuffles and drops the rest. Use "
+            "a pipeline "
+            "without random operations and with shuffle=False"
+        )
     if dropout:
-        return (f"Dropout is active in {', '.join(dropout)}: call network.set_train(False), or give it a fixed mask")
+        return f"Dropout is active in {', '.join(dropout)}: call network.set_train(False), or give it a fixed mask"
     if first != second:
         norms = [name for name, cell in active if "BatchNorm" in type(cell).__name__]
         also = f", and batch norm is in training mode ({', '.join(norms)})" if norms else ""

@@ -1,9 +1,12 @@
-"""Vectors at the network's output, of which the outer products make up the metric of a Fisher information.
+"""Vectors at the network's output, of which the outer products make up the metric of a Fisher
+information.
 
-A pull-back of each of them through the network is what a layer's gradients are in Kronecker-factored curvature. The
-vectors of one batch stand for all its samples at once, so the terms of the loss within a sample (its positions) have
-vectors of their own where the metric is exact: a network may mix the positions.
+A pull-back of each of them through the network is what a layer's gradients are in
+Kronecker-factored curvature. The vectors of one batch stand for all its samples at once, so the
+terms of the loss within a sample (its positions) have vectors of their own where the metric is
+exact: a network may mix the positions.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -46,7 +49,10 @@ def _gaussian(mean: np.ndarray) -> np.ndarray:
 
 
 ROOTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "categorical": _categorical, "bernoulli": _bernoulli, "gaussian": _gaussian}
+    "categorical": _categorical,
+    "bernoulli": _bernoulli,
+    "gaussian": _gaussian,
+}
 
 
 def slopes(function: Function, space: Space):
@@ -55,6 +61,7 @@ def slopes(function: Function, space: Space):
 
     def run(*xs):
         return by_output(out(*xs[:n]), *xs[n:])
+
     return run
 
 
@@ -67,7 +74,9 @@ def _rows(out: np.ndarray, batch: Batch) -> int:
 
 
 def apart(vectors: np.ndarray, rows: int, positions: bool) -> Iterator[np.ndarray]:
-    """Vectors (k, *out.shape), each cut into one for each row, and each of the `positions`, of a sample."""
+    """Vectors (k, *out.shape), each cut into one for each row, and each of the `positions`, of a
+    sample.
+    """
     shape = vectors.shape[1:]
     inner = int(np.prod(shape[2:])) if positions else 1
     if rows * inner == 1:
@@ -108,16 +117,21 @@ def _empirical(op: EmpiricalFisherOperator, batch: Batch) -> Iterator[np.ndarray
         number = op._terms(shape) if op._terms is not None else shape[0]
     if op._weighted:
         weight = op._weights(batch).reshape(shape[0], -1)
-        weight = weight.reshape(shape[0], 1, *shape[2:]) if per_position else weight.sum(1).reshape(
-            -1, *(1,) * (len(shape) - 1))
+        weight = (
+            weight.reshape(shape[0], 1, *shape[2:])
+            if per_position
+            else weight.sum(1).reshape(-1, *(1,) * (len(shape) - 1))
+        )
         total = weight.sum() if op.reduction == "mean" else 1.0
         number = np.divide(total, weight, out=np.zeros_like(weight), where=weight > 0)
-    yield from apart((slope * np.sqrt(number))[None], _rows(slope, batch), per_position and len(shape) > 2)
+    yield from apart(
+        (slope * np.sqrt(number))[None], _rows(slope, batch), per_position and len(shape) > 2
+    )
 
 
 def cotangents(op: Any, batch: Batch, number: int) -> Iterator[np.ndarray]:
-    """Vectors s shaped like the output of a batch: the sum of s s^T is the metric M of ``J^T M J``, that of the
-    batch's own loss.
+    """Vectors s shaped like the output of a batch: the sum of s s^T is the metric M of ``J^T M J``,
+    that of the batch's own loss.
 
     Args:
         op: a `FisherOperator` or `EmpiricalFisherOperator`.
@@ -132,8 +146,8 @@ def cotangents(op: Any, batch: Batch, number: int) -> Iterator[np.ndarray]:
 
 
 def term_weights(op: Any, batch: Batch) -> np.ndarray:
-    """What each term of the loss of a batch counts in it, (samples, terms of a sample); alike where that is all that is
-    known."""
+    """What each term of the loss of a batch counts in it, (samples, terms of a sample); alike where
+    that is all that is known."""
     if op._weighted:
         weights = np.asarray(op._weights(batch), np.float64)
         if weights.size % batch.size == 0:
@@ -142,7 +156,8 @@ def term_weights(op: Any, batch: Batch) -> np.ndarray:
     return np.full((batch.size, 1), 1.0 / batch.size if op.reduction == "mean" else 1.0)
 
 
-# --- the same inside of a graph, one vector for all samples -----------------------------------------------------------
+# --- the same inside of a graph, one vector for all samples ---------------------------------------
+
 
 def _categorical_draw(out, noise):
     """The gradient of the cross-entropy at out, for a class that is drawn by a number in [0, 1)."""
@@ -166,17 +181,20 @@ DRAWS = {"categorical": _categorical_draw, "bernoulli": _bernoulli_draw, "gaussi
 
 
 def noise(op: FisherOperator, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """What the draws for an output of a shape are made of, in float32: normal numbers for the squared error, else
-    numbers in [0, 1), one for each term."""
+    """What the draws for an output of a shape are made of, in float32: normal numbers for the
+    squared error, else numbers in [0, 1), one for each term."""
     assert op.likelihood is not None
     if op.likelihood.name == "gaussian":
         return rng.standard_normal(shape, np.float32)
-    return rng.random(shape[:1] + shape[2:] if op.likelihood.name == "categorical" else shape, np.float32)
+    return rng.random(
+        shape[:1] + shape[2:] if op.likelihood.name == "categorical" else shape, np.float32
+    )
 
 
 def in_graph(op: Any) -> Callable:
-    """``vector(out, targets, noise, weights)`` as MindSpore compiles it: the gradient at the output that `_drawn` or
-    `_empirical` gives, with the `weights` of the terms, (samples, terms), where these are not alike."""
+    """``vector(out, targets, noise, weights)`` as MindSpore compiles it: the gradient at the output
+    that `_drawn` or `_empirical` gives, with the `weights` of the terms, (samples, terms), where
+    these are not alike."""
     weighted, terms = op._weighted, None if op._terms is None else ops.constexpr(op._terms)
     if isinstance(op, EmpiricalFisherOperator):
         number = kernels.number_of_terms(op._per_position, op.terms, weighted)
@@ -184,14 +202,18 @@ def in_graph(op: Any) -> Callable:
 
         def empirical(out, targets, noise, weights):
             return by_output(out, *targets) * ops.sqrt(ops.zeros_like(out) + number(out, weights))
+
         return empirical
     draw = DRAWS[op.likelihood.name]
 
     def drawn(out, targets, noise, weights):
         g = draw(out, noise.astype(out.dtype))
         if weighted:
-            return g * ops.sqrt(_RESHAPE(weights, (out.shape[0], 1) + out.shape[2:])).astype(out.dtype)
+            return g * ops.sqrt(_RESHAPE(weights, (out.shape[0], 1) + out.shape[2:])).astype(
+                out.dtype
+            )
         if terms is None:
             return g
         return g / ops.sqrt(ops.cast(ops.ones((1,), ms.float64) * terms(out.shape), out.dtype))
+
     return drawn

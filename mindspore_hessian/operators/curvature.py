@@ -1,4 +1,7 @@
-"""What the operators of a network and its data have in common: arguments, weights, products, checks, blocks."""
+"""What the operators of a network and its data have in common: arguments, weights, products,
+checks, blocks.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +15,14 @@ from mindspore import Tensor
 
 from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import check_bool, check_choice, check_progress, check_vector, is_integer, shown
+from mindspore_hessian.arguments import (
+    check_bool,
+    check_choice,
+    check_progress,
+    check_vector,
+    is_integer,
+    shown,
+)
 from mindspore_hessian.core.program import Program
 from mindspore_hessian.core.space import Space, numpy_dtype, ravel
 from mindspore_hessian.device import device_info
@@ -48,16 +58,33 @@ class CurvatureOperator(Operator):
     by_terms = False  # whether the weights of the terms within a batch matter
 
     @interruptible
-    def __init__(self, network: Callable[..., Any], loss_fn: Callable[..., Any] | None, data: Any,
-                 weights: WeightNames = None, *, block_diagonal: Blocks | None = None,
-                 reduction: Reduction | None = None, num_data: int | None = None, batch_size_fn: Callable | None = None,
-                 micro_batch: int | None = None, chunk_size: int | None = None, distributed: bool = False,
-                 check_deterministic: bool = True, progress: bool | None = None, output: Output = None,
-                 batch_weight: Callable[[Any], float] | Literal["samples"] | None = None, keep_data: bool = True):
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        loss_fn: Callable[..., Any] | None,
+        data: Any,
+        weights: WeightNames = None,
+        *,
+        block_diagonal: Blocks | None = None,
+        reduction: Reduction | None = None,
+        num_data: int | None = None,
+        batch_size_fn: Callable | None = None,
+        micro_batch: int | None = None,
+        chunk_size: int | None = None,
+        distributed: bool = False,
+        check_deterministic: bool = True,
+        progress: bool | None = None,
+        output: Output = None,
+        batch_weight: Callable[[Any], float] | Literal["samples"] | None = None,
+        keep_data: bool = True,
+    ):
         check_network(network, loss_fn, output)
         if loss_fn is None and self.needs_loss:
-            raise ValueError(f"{type(self).__name__} needs loss_fn: it is about the loss at the network's output. "
-                             "For a function that returns the loss itself there is HessianOperator")
+            raise ValueError(
+                f"{type(self).__name__} needs loss_fn: it is about the loss at the network's "
+                "output. "
+                "For a function that returns the loss itself there is HessianOperator"
+            )
         if block_diagonal is not None:
             check_choice("block_diagonal", block_diagonal, BLOCKS)
         if reduction is not None:
@@ -73,8 +100,18 @@ class CurvatureOperator(Operator):
         self.dtype = numpy_dtype(self.space.flat_dtype)
         self.shape = (self.space.size,) * 2
         source = Data(data, network, loss_fn is not None, batch_size_fn, micro_batch, num_data or 0)
-        self.risk = Risk(network, loss_fn, source, self.space, reduction, num_data,
-                         communicator(distributed, self.dtype), batch_weight, output, self.by_terms)
+        self.risk = Risk(
+            network,
+            loss_fn,
+            source,
+            self.space,
+            reduction,
+            num_data,
+            communicator(distributed, self.dtype),
+            batch_weight,
+            output,
+            self.by_terms,
+        )
         self.shows_progress = self.risk.comm.rank == 0
         self._set_up()
         if check_deterministic:
@@ -108,7 +145,9 @@ class CurvatureOperator(Operator):
         return self.space.unravel(flat)
 
     def gradient_and_loss(self) -> tuple[tuple[Tensor, ...], float]:
-        """The gradient of the risk, shaped like the weights, and the risk: one pass over the data."""
+        """The gradient of the risk, shaped like the weights, and the risk: one pass over the
+        data.
+        """
         slope, value = self.risk.gradient_and_loss(self.progress)
         return self.unflatten(slope), value
 
@@ -121,13 +160,15 @@ class CurvatureOperator(Operator):
 
     @property
     def point(self) -> np.ndarray:
-        """The weights as they are, flat, in float64. Reading it waits for a training step that still runs."""
+        """The weights as they are, flat, in float64. Reading it waits for a training step that
+        still runs.
+        """
         return ravel(self.weights, np.float64)
 
     @contextlib.contextmanager
     def at(self, point: Any) -> Iterator[CurvatureOperator]:
-        """Within it the network's weights, and so the operator, are at another point; afterwards, also after an error,
-        they are back, bit for bit.
+        """Within it the network's weights, and so the operator, are at another point; afterwards,
+        also after an error, they are back, bit for bit.
 
         Args:
             point: flat, as `point` is, or shaped like the weights.
@@ -138,12 +179,16 @@ class CurvatureOperator(Operator):
         structured = isinstance(point, tuple | list) and any(np.ndim(part) for part in point)
         flat = check_vector("point", self.flatten(point) if structured else point, self.shape[0])
         with _compat.kept(self.weights) as before:
-            for parameter, part, old in zip(self.weights, self.space.split(flat), before, strict=True):
+            for parameter, part, old in zip(
+                self.weights, self.space.split(flat), before, strict=True
+            ):
                 _compat.assign(parameter, part.astype(old.dtype))
             yield self
 
     def in_training(self) -> tuple[str, ...]:
-        """The names of the cells in training mode that behave differently there: dropout and batch norm."""
+        """The names of the cells in training mode that behave differently there: dropout and batch
+        norm.
+        """
         return tuple(name for name, _ in self.risk.training())
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
@@ -155,38 +200,47 @@ class CurvatureOperator(Operator):
 
         Args:
             vectors: (n,) or (n, k).
-            checkpoint: a file for the sum over the batches done so far, written every few seconds. A call with the
-                same vectors and weights goes on from there; at the end the file is removed. A distributed operator
-                keeps a file for each rank, and a matrix in several chunks one for each, which add a number to the name.
+            checkpoint: a file for the sum over the batches done so far, written every few seconds.
+                A call with the same vectors and weights goes on from there; at the end the file is
+                removed. A distributed operator keeps a file for each rank, and a matrix in several
+                chunks one for each, which add a number to the name.
                 None: no file.
         """
         array = check_vectors(vectors, self.shape[0], self.dtype)
         matrix = array.reshape(self.shape[0], -1)
-        out = self._blockwise(matrix, checkpoint) if self.block_diagonal else self._chunked(matrix, checkpoint)
+        out = (
+            self._blockwise(matrix, checkpoint)
+            if self.block_diagonal
+            else self._chunked(matrix, checkpoint)
+        )
         return out.reshape(array.shape)
 
     def _blockwise(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
-        """Each block times its part of the columns: as many products as there are blocks, in one pass."""
+        """Each block times its part of the columns: as many products as there are blocks, in one
+        pass.
+        """
         blocks = list(weight_choice.blocks(self.space, self.block_diagonal or "").values())
         masked = np.zeros((matrix.shape[0], matrix.shape[1] * len(blocks)), matrix.dtype)
         for number, block in enumerate(blocks):
-            masked[block, number::len(blocks)] = matrix[block]
+            masked[block, number :: len(blocks)] = matrix[block]
         products = self._chunked(masked, checkpoint)
         out = np.empty_like(matrix)
         for number, block in enumerate(blocks):
-            out[block] = products[block, number::len(blocks)]
+            out[block] = products[block, number :: len(blocks)]
         return out
 
     def _chunked(self, matrix: np.ndarray, checkpoint: Any) -> np.ndarray:
-        """Columns in chunks of few widths, since each width is compiled: a chunk at once is filled up with zeros."""
+        """Columns in chunks of few widths, since each width is compiled: a chunk at once is filled
+        up with zeros.
+        """
         checkpoint = _checkpoint.named(checkpoint)
         jobs, pieces, start, columns = [], [], 0, matrix.shape[1]
         backend = device_info().backend if columns > FEW else ""  # no matter for a few
         for width, at_once in chunks(columns, self.chunk_size, self.shape[0], backend):
-            piece = filled = matrix[:, start:start + width]
+            piece = filled = matrix[:, start : start + width]
             if width > piece.shape[1]:
                 filled = np.zeros((matrix.shape[0], width), matrix.dtype)
-                filled[:, :piece.shape[1]] = piece
+                filled[:, : piece.shape[1]] = piece
             partial = None
             if checkpoint is not None:
                 partial = self._partial(checkpoint, filled, start, start + width >= columns)
@@ -194,7 +248,9 @@ class CurvatureOperator(Operator):
             jobs.append((filled, piece.shape[1], at_once, partial))
             start += width
         for filled, count, at_once, partial in jobs:
-            pieces.append(self.risk.products(self._make, filled, at_once, self.progress, partial)[:, :count])
+            pieces.append(
+                self.risk.products(self._make, filled, at_once, self.progress, partial)[:, :count]
+            )
         for *_, partial in jobs:
             if partial is not None:
                 partial.remove()
@@ -205,14 +261,18 @@ class CurvatureOperator(Operator):
         values = [_compat.to_numpy(p.value()) for p in self.weights]
         token = fingerprint(matrix, np.array([start, self.num_batches, self.num_data]), *values)
         comm = self.risk.comm
-        path = checkpoint + (f".{comm.rank}" if comm.size > 1 else "") + (f".{start}" if start else "")
+        path = (
+            checkpoint + (f".{comm.rank}" if comm.size > 1 else "") + (f".{start}" if start else "")
+        )
         return Partial(path, f"{type(self).__name__} {token}", last)
 
     @interruptible
     def plan(self, columns: int = 1, max_memory: int | None = None) -> Plan:
-        """What ``op @ V`` for `columns` columns will cost, and how to keep it within `max_memory` bytes.
+        """What ``op @ V`` for `columns` columns will cost, and how to keep it within `max_memory`
+        bytes.
 
-        One product with the first batch is measured (after one that compiles it); the rest is arithmetic.
+        One product with the first batch is measured (after one that compiles it); the rest is
+        arithmetic.
         """
         return plan(self, columns, max_memory)
 
@@ -221,11 +281,15 @@ class CurvatureOperator(Operator):
         return self.program, ()
 
     def block(self, name: str) -> CurvatureOperator:
-        """The diagonal block of a layer or of one Parameter: the same operator of these weights alone."""
+        """The diagonal block of a layer or of one Parameter: the same operator of these weights
+        alone.
+        """
         chosen = [p for p in self.weights if name in (p.name, weight_choice.layer_of(p.name))]
         if not chosen:
-            raise ValueError(f"there is no layer or weight {name!r}; there are {', '.join(self.layers)} and "
-                             f"{', '.join(p.name for p in self.weights)}")
+            raise ValueError(
+                f"there is no layer or weight {name!r}; there are {', '.join(self.layers)} and "
+                f"{', '.join(p.name for p in self.weights)}"
+            )
         out = copy.copy(self)
         out.space = Space.of_weights(chosen)
         out.shape = (out.space.size,) * 2
@@ -234,6 +298,13 @@ class CurvatureOperator(Operator):
         return out
 
     def __repr__(self) -> str:
-        weighed = f", batches weighed by {self.weighed_by}" if self.reduction == "mean" and self.num_batches > 1 else ""
-        return (f"<{type(self).__name__} of shape {self.shape}, {self.dtype}: {self.num_data} samples in "
-                f"{self.num_batches} batches, a {self.reduction} loss{weighed}>")
+        weighed = (
+            f", batches weighed by {self.weighed_by}"
+            if self.reduction == "mean" and self.num_batches > 1
+            else ""
+        )
+        return (
+            f"<{type(self).__name__} of shape {self.shape}, {self.dtype}: {self.num_data} samples "
+            "in "
+            f"{self.num_batches} batches, a {self.reduction} loss{weighed}>"
+        )

@@ -1,10 +1,12 @@
-"""Data parallelism: each process of ``msrun`` holds its shard of the data, and products are summed over the processes.
+"""Data parallelism: each process of ``msrun`` holds its shard of the data, and products are summed
+over the processes.
 
-One collective a product, of n numbers (and one for each process, which says whether it failed, so that the others stop
-at once and say who). float32 goes through AllReduce (MCCL on CPU, NCCL on GPU, HCCL on Ascend). float64 is gathered and
-added, because MindSpore's AllReduce has no float64 on CPU and its AllGather rounds it. Every process gets the same sum,
-so estimators run unchanged, in step.
+One collective a product, of n numbers (and one for each process, which says whether it failed, so
+that the others stop at once and say who). float32 goes through AllReduce (MCCL on CPU, NCCL on GPU,
+HCCL on Ascend). float64 is gathered and added, because MindSpore's AllReduce has no float64 on CPU
+and its AllGather rounds it. Every process gets the same sum, so estimators run unchanged, in step.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -36,7 +38,9 @@ class Communicator:
 
     @contextlib.contextmanager
     def together(self, count: int) -> Iterator[None]:
-        """Around the work before a `total` of `count` numbers: where it fails, the other processes hear of it."""
+        """Around the work before a `total` of `count` numbers: where it fails, the other processes
+        hear of it.
+        """
         yield
 
 
@@ -47,10 +51,14 @@ class Processes(Communicator):
     """The processes of a job that ``mindspore.communication.init()`` has joined."""
 
     def __init__(self, dtype: np.dtype):
-        if not ms.communication.GlobalComm.INITED:  # without it a collective ends in a segmentation fault
+        if (
+            not ms.communication.GlobalComm.INITED
+        ):  # without it a collective ends in a segmentation fault
             raise DistributedError(
-                "distributed=True, but this process has joined no job. Start the script with msrun and open "
-                "`with mindspore_hessian.distributed.session():` first")
+                "distributed=True, but this process has joined no job. Start the script with msrun "
+                "and open "
+                "`with mindspore_hessian.distributed.session():` first"
+            )
         self.rank, self.size = ms.communication.get_rank(), ms.communication.get_group_size()
         self.dtype = np.dtype(dtype)
 
@@ -75,13 +83,20 @@ class Processes(Communicator):
             line = self._sum(line)
         except RuntimeError as err:
             raise DistributedError(
-                f"rank {self.rank} of {self.size}: a sum over the processes failed, because another process has died "
-                "or is later than the time-out allows (session(timeout=...)); the logs of msrun say which") from err
-        failed = [rank for rank, flag in enumerate(line[-self.size:]) if flag and rank != self.rank]
+                f"rank {self.rank} of {self.size}: a sum over the processes failed, because "
+                "another process has died "
+                "or is later than the time-out allows (session(timeout=...)); the logs of msrun "
+                "say which"
+            ) from err
+        failed = [
+            rank for rank, flag in enumerate(line[-self.size :]) if flag and rank != self.rank
+        ]
         if failed:
-            raise DistributedError(f"rank {self.rank} of {self.size} stops, because rank "
-                                   f"{', '.join(map(str, failed))} failed; its log says why")
-        return line[:-self.size].astype(np.float64).reshape(array.shape)
+            raise DistributedError(
+                f"rank {self.rank} of {self.size} stops, because rank "
+                f"{', '.join(map(str, failed))} failed; its log says why"
+            )
+        return line[: -self.size].astype(np.float64).reshape(array.shape)
 
     def _sum(self, line: np.ndarray) -> np.ndarray:
         if self.dtype == np.float64:
@@ -101,12 +116,13 @@ def communicator(distributed: Any, dtype: np.dtype) -> Communicator:
 def session(timeout: int = 30) -> Iterator[tuple[int, int]]:
     """Join the job that ``msrun`` started; leave it together. Gives (rank, number of processes).
 
-    Open it before anything is computed. Where a process dies or hangs, the others end with an error after about
-    `timeout` seconds in a collective, and the job within about twice that and half a minute.
+    Open it before anything is computed. Where a process dies or hangs, the others end with an error
+    after about `timeout` seconds in a collective, and the job within about twice that and half a
+    minute.
 
     Args:
-        timeout: seconds that a collective waits for a late process, compilation included (on CPU; GPU and Ascend have
-            settings of their own: ``HCCL_EXEC_TIMEOUT``, ``NCCL_TIMEOUT``).
+        timeout: seconds that a collective waits for a late process, compilation included (on CPU;
+            GPU and Ascend have settings of their own: ``HCCL_EXEC_TIMEOUT``, ``NCCL_TIMEOUT``).
 
     Raises:
         ValueError: `timeout` is not positive.
@@ -117,9 +133,15 @@ def session(timeout: int = 30) -> Iterator[tuple[int, int]]:
     """
     if not is_integer(timeout) or timeout < 1:
         raise ValueError(f"timeout must be a positive number of seconds, but got {shown(timeout)}")
-    if "MS_ROLE" not in os.environ and "RANK_ID" not in os.environ and "RANK_SIZE" not in os.environ:
-        raise DistributedError("this process was not started by msrun. For example: msrun --worker_num=2 "
-                               "--local_worker_num=2 --cluster_time_out=60 --join=True script.py")
+    if (
+        "MS_ROLE" not in os.environ
+        and "RANK_ID" not in os.environ
+        and "RANK_SIZE" not in os.environ
+    ):
+        raise DistributedError(
+            "this process was not started by msrun. For example: msrun --worker_num=2 "
+            "--local_worker_num=2 --cluster_time_out=60 --join=True script.py"
+        )
     os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(timeout))
     os.environ.setdefault("MS_NODE_TIMEOUT", str(timeout))
     ms.communication.init()

@@ -1,4 +1,5 @@
 """The Fisher information of a network on its data: exact, by Monte Carlo, and the empirical one."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,7 +14,12 @@ from mindspore_hessian.core.program import Program
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.data import Batch
-from mindspore_hessian.operators.likelihoods import LIKELIHOODS, Likelihood, is_cross_entropy, likelihood_of
+from mindspore_hessian.operators.likelihoods import (
+    LIKELIHOODS,
+    Likelihood,
+    is_cross_entropy,
+    likelihood_of,
+)
 from mindspore_hessian.typing import LikelihoodName, WeightNames
 
 
@@ -32,11 +38,14 @@ class _OutputCurvature(CurvatureOperator):
 
     @cached_property
     def positive(self) -> bool:
-        """It is a sum of squares, but for the weights that the terms of the loss may have, which may be negative."""
+        """It is a sum of squares, but for the weights that the terms of the loss may have, which
+        may be negative.
+        """
         return not self._weighted
 
     def exact_diagonal(self) -> np.ndarray | None:
         from mindspore_hessian.operators.diagonal import exact_diagonal, fisher_roots
+
         return exact_diagonal(self, fisher_roots)
 
     @property
@@ -50,11 +59,16 @@ class _OutputCurvature(CurvatureOperator):
         return self.risk.weighing.terms(batch)
 
     def _refuse_unknown_terms(self, other: str) -> None:
-        """Raise where the batches do not weigh as their samples, and it is not known how the terms in them do."""
+        """Raise where the batches do not weigh as their samples, and it is not known how the terms
+        in them do.
+        """
         weighing = self.risk.weighing
         if self.reduction == "mean" and not self._weighted and not weighing.uniform:
-            raise ValueError(f"{type(self).__name__} needs to know what each term of the loss counts, but this loss is "
-                             f"known by what its batches weigh only ({weighing.how}). {other}")
+            raise ValueError(
+                f"{type(self).__name__} needs to know what each term of the loss counts, but this "
+                "loss is "
+                f"known by what its batches weigh only ({weighing.how}). {other}"
+            )
 
     @property
     def _per_position(self) -> bool:
@@ -63,30 +77,39 @@ class _OutputCurvature(CurvatureOperator):
 
     @property
     def _terms(self) -> Callable | None:
-        """The number of draws that the loss is a mean of, by the shape of the output; None for a sum, or unknown."""
-        return self.likelihood.terms if self.likelihood is not None and self.reduction == "mean" else None
+        """The number of draws that the loss is a mean of, by the shape of the output; None for a
+        sum, or unknown.
+        """
+        return (
+            self.likelihood.terms
+            if self.likelihood is not None and self.reduction == "mean"
+            else None
+        )
 
 
 class FisherOperator(_OutputCurvature):
     r"""Fisher information of a network on its data, :math:`\sum_n c_n J_n^T F_n J_n`.
 
-    F is the expectation of :math:`\nabla \ell \nabla \ell^T` over targets drawn from the network's own prediction; the
-    true targets do not matter. Exact for cross-entropy (categorical), binary cross-entropy with logits (Bernoulli) and
-    squared error (Gaussian of variance 1/2), where it equals the Gauss-Newton matrix. With `mc_samples` the expectation
-    is the mean over so many draws for each sample.
+    F is the expectation of :math:`\nabla \ell \nabla \ell^T` over targets drawn from the network's
+    own prediction; the true targets do not matter. Exact for cross-entropy (categorical), binary
+    cross-entropy with logits (Bernoulli) and squared error (Gaussian of variance 1/2), where it
+    equals the Gauss-Newton matrix. With `mc_samples` the expectation is the mean over so many draws
+    for each sample.
 
-    Arguments, errors and warnings are those of `HessianOperator`, and these. `reduction` "mean" means the mean over
-    all terms of the loss (samples and positions, and for the squared error and binary cross-entropy all entries).
+    Arguments, errors and warnings are those of `HessianOperator`, and these. `reduction` "mean"
+    means the mean over all terms of the loss (samples and positions, and for the squared error and
+    binary cross-entropy all entries).
 
     Args:
-        likelihood: "categorical" (classes on axis 1), "bernoulli" or "gaussian"; None: as `loss_fn` says, where it is
-            one of MindSpore's without weights or label smoothing.
+        likelihood: "categorical" (classes on axis 1), "bernoulli" or "gaussian"; None: as `loss_fn`
+            says, where it is one of MindSpore's without weights or label smoothing.
         mc_samples: 0: exact. Else the number of draws for each sample.
-        seed: of the draws; the same seed gives the same matrix, for the same batches in the same order.
+        seed: of the draws; the same seed gives the same matrix, for the same batches in the same
+            order.
 
     Raises:
-        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as `HessianOperator`; also
-            where the likelihood of the loss is not known and not given.
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as
+            `HessianOperator`; also where the likelihood of the loss is not known and not given.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
@@ -105,11 +128,22 @@ class FisherOperator(_OutputCurvature):
         [1. 4.]
     """
 
-    def __init__(self, network: Callable[..., Any], loss_fn: Callable[..., Any] | None, data: Any,
-                 weights: WeightNames = None, *, likelihood: LikelihoodName | None = None,
-                 mc_samples: int = 0, seed: int = 0, **options: Any):
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        loss_fn: Callable[..., Any] | None,
+        data: Any,
+        weights: WeightNames = None,
+        *,
+        likelihood: LikelihoodName | None = None,
+        mc_samples: int = 0,
+        seed: int = 0,
+        **options: Any,
+    ):
         if not is_integer(mc_samples) or mc_samples < 0:
-            raise ValueError(f"mc_samples must be 0 (exact) or a positive int, but got {shown(mc_samples)}")
+            raise ValueError(
+                f"mc_samples must be 0 (exact) or a positive int, but got {shown(mc_samples)}"
+            )
         if not is_integer(seed) or seed < 0:
             raise ValueError(f"seed must be an int of 0 or more, but got {shown(seed)}")
         self.mc_samples, self.seed, self._asked = int(mc_samples), int(seed), likelihood
@@ -118,19 +152,28 @@ class FisherOperator(_OutputCurvature):
     def _set_up(self) -> None:
         self.likelihood = self._given(self._asked)
         if self.likelihood is None:
-            raise ValueError("the likelihood of this loss is not known (a loss of your own, or one with weights or "
-                             f"label smoothing). Say likelihood={', '.join(map(repr, LIKELIHOODS))}, or use "
-                             "GGNOperator or EmpiricalFisherOperator")
+            raise ValueError(
+                "the likelihood of this loss is not known (a loss of your own, or one with weights "
+                "or "
+                f"label smoothing). Say likelihood={', '.join(map(repr, LIKELIHOODS))}, or use "
+                "GGNOperator or EmpiricalFisherOperator"
+            )
         self._refuse_unknown_terms("GGNOperator is the same matrix, and takes it")
         if self.mc_samples:
-            self.program = Program("FisherOperator.mc", kernels.sampled(self._per_position), (self._per_position,))
+            self.program = Program(
+                "FisherOperator.mc", kernels.sampled(self._per_position), (self._per_position,)
+            )
         else:
             build = kernels.fisher(self.likelihood.curvature, self._terms, self._weighted)
-            self.program = Program("FisherOperator", build, (self.likelihood.name, self.reduction, self._weighted))
+            self.program = Program(
+                "FisherOperator", build, (self.likelihood.name, self.reduction, self._weighted)
+            )
 
     def _make(self, batch: Batch, number: int) -> tuple[Program, tuple[Tensor, ...]]:
         if not self.mc_samples:
-            return self.program, (Tensor(self._scales(batch).astype(self.dtype)),) if self._weighted else ()
+            return self.program, (
+                Tensor(self._scales(batch).astype(self.dtype)),
+            ) if self._weighted else ()
         assert self.likelihood is not None
         out = self.risk.output(batch)
         rng = np.random.default_rng([self.seed, self.risk.comm.rank, number])
@@ -138,7 +181,9 @@ class FisherOperator(_OutputCurvature):
         scale: Any = 1.0 if self._terms is None else 1.0 / self._terms(out.shape)
         if self._weighted:
             scale = self._scales(batch).reshape(out.shape[0], 1, *out.shape[2:])
-        return self.program, (Tensor((draws * np.sqrt(scale / self.mc_samples)).astype(self.dtype)),)
+        return self.program, (
+            Tensor((draws * np.sqrt(scale / self.mc_samples)).astype(self.dtype)),
+        )
 
     def _scales(self, batch: Batch) -> np.ndarray:
         """What the Fisher information of each term is multiplied by."""
@@ -149,23 +194,26 @@ class FisherOperator(_OutputCurvature):
 class EmpiricalFisherOperator(_OutputCurvature):
     r"""Empirical Fisher of a network on its data, :math:`\sum_n c_n \nabla \ell_n \nabla \ell_n^T`.
 
-    :math:`\ell_n` is the loss of sample n (row n of the network's output; for cross-entropy over many positions, of
-    each of them) with its true target, and c_n what it is multiplied by in the risk: 1 for a summed loss, 1 over the
-    number of terms for a mean. The number of terms is that of the likelihood (`FisherOperator`), so that its
-    expectation over targets is the Fisher information; for a loss whose likelihood is not known, the number of samples.
-    Samples must not depend on each other (no batch norm in training mode).
+    :math:`\ell_n` is the loss of sample n (row n of the network's output; for cross-entropy over
+    many positions, of each of them) with its true target, and c_n what it is multiplied by in the
+    risk: 1 for a summed loss, 1 over the number of terms for a mean. The number of terms is that of
+    the likelihood (`FisherOperator`), so that its expectation over targets is the Fisher
+    information; for a loss whose likelihood is not known, the number of samples. Samples must not
+    depend on each other (no batch norm in training mode).
 
-    Arguments, errors and warnings are those of `HessianOperator`, and `likelihood`, as `FisherOperator` has it.
+    Arguments, errors and warnings are those of `HessianOperator`, and `likelihood`, as
+    `FisherOperator` has it.
 
     Raises:
-        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as `HessianOperator`.
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as
+            `HessianOperator`.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        F. Kunstner, L. Balles and P. Hennig, Limitations of the empirical Fisher approximation for natural gradient
-        descent, NeurIPS 2019.
+        F. Kunstner, L. Balles and P. Hennig, Limitations of the empirical Fisher approximation for
+        natural gradient descent, NeurIPS 2019.
 
     Examples:
         >>> import mindspore as ms, numpy as np
@@ -178,24 +226,40 @@ class EmpiricalFisherOperator(_OutputCurvature):
         [ 2. 32.]
     """
 
-    def __init__(self, network: Callable[..., Any], loss_fn: Callable[..., Any] | None, data: Any,
-                 weights: WeightNames = None, *, likelihood: LikelihoodName | None = None,
-                 **options: Any):
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        loss_fn: Callable[..., Any] | None,
+        data: Any,
+        weights: WeightNames = None,
+        *,
+        likelihood: LikelihoodName | None = None,
+        **options: Any,
+    ):
         self._asked = likelihood
         super().__init__(network, loss_fn, data, weights, **options)
 
     def _set_up(self) -> None:
         self.likelihood = self._given(self._asked)
-        if self.likelihood is None and is_cross_entropy(self.risk.loss_fn):  # with weights or label smoothing
+        if self.likelihood is None and is_cross_entropy(
+            self.risk.loss_fn
+        ):  # with weights or label smoothing
             self.likelihood = LIKELIHOODS["categorical"]
-        self._refuse_unknown_terms("Pass a loss that says it, such as nn.CrossEntropyLoss(weight=, ignore_index=)")
+        self._refuse_unknown_terms(
+            "Pass a loss that says it, such as nn.CrossEntropyLoss(weight=, ignore_index=)"
+        )
         self.terms = terms = self._terms or (_rows if self.reduction == "mean" else None)
         name = self.likelihood.name if self.likelihood is not None else None
-        self.program = Program("EmpiricalFisherOperator", kernels.empirical(
-            self._per_position, terms, self._weighted), (name, self.reduction, self._weighted))
+        self.program = Program(
+            "EmpiricalFisherOperator",
+            kernels.empirical(self._per_position, terms, self._weighted),
+            (name, self.reduction, self._weighted),
+        )
 
     def _make(self, batch: Batch, number: int) -> tuple[Program, tuple[Tensor, ...]]:
-        return self.program, (Tensor(self._weights(batch).astype(self.dtype)),) if self._weighted else ()
+        return self.program, (
+            Tensor(self._weights(batch).astype(self.dtype)),
+        ) if self._weighted else ()
 
 
 def _rows(shape: tuple[int, ...]) -> int:

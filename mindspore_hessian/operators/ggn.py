@@ -1,4 +1,5 @@
 """The generalised Gauss-Newton matrix of the empirical risk."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -9,24 +10,27 @@ from mindspore_hessian.operators.curvature import CurvatureOperator
 
 
 class GGNOperator(CurvatureOperator):
-    r"""Generalised Gauss-Newton matrix of a network's loss on its data, :math:`\sum_b c_b J_b^T H_b J_b`.
+    r"""Generalised Gauss-Newton matrix of a network's loss on its data,
+    :math:`\sum_b c_b J_b^T H_b J_b`.
 
-    J is the Jacobian of the network's output by the weights, H the Hessian of the loss at the output. Positive
-    semi-definite for a convex loss; equal to the Hessian where the network is linear. A product costs one pass over the
-    data, about two gradients a batch: J v, then H, then J^T; no Jacobian is formed.
+    J is the Jacobian of the network's output by the weights, H the Hessian of the loss at the
+    output. Positive semi-definite for a convex loss; equal to the Hessian where the network is
+    linear. A product costs one pass over the data, about two gradients a batch: J v, then H, then
+    J^T; no Jacobian is formed.
 
-    Arguments, errors and warnings are those of `HessianOperator`; `loss_fn` is needed, and the network returns one
-    Tensor.
+    Arguments, errors and warnings are those of `HessianOperator`; `loss_fn` is needed, and the
+    network returns one Tensor.
 
     Raises:
-        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as `HessianOperator`.
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as
+            `HessianOperator`.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        N. Schraudolph, Fast curvature matrix-vector products for second-order gradient descent, Neural Computation
-        14(7), 2002.
+        N. Schraudolph, Fast curvature matrix-vector products for second-order gradient descent,
+        Neural Computation 14(7), 2002.
 
     Examples:
         >>> import mindspore as ms, numpy as np
@@ -43,4 +47,5 @@ class GGNOperator(CurvatureOperator):
 
     def exact_diagonal(self) -> np.ndarray | None:
         from mindspore_hessian.operators.diagonal import exact_diagonal, loss_roots
+
         return exact_diagonal(self, loss_roots)

@@ -1,4 +1,7 @@
-"""The Jacobian of a network's outputs, on its data, by its weights: known by its products, and row by row."""
+"""The Jacobian of a network's outputs, on its data, by its weights: known by its products, and row
+by row.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -34,6 +37,7 @@ def pushed(function: Function, space: Space):
     def run(*tensors):
         xs = tensors[:n]
         return ops.reshape(push(xs, split(xs, tensors[-1])), (-1,))
+
     return run
 
 
@@ -52,14 +56,21 @@ class _Rectangular:
 
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, Operator | _Rectangular):
-            raise TypeError(f"{self!r} multiplies vectors and matrices, but got {other!r}: put brackets around what is "
-                            "to be done first, as in J.T @ (J @ v)")
+            raise TypeError(
+                f"{self!r} multiplies vectors and matrices, but got {other!r}: put brackets around "
+                "what is "
+                "to be done first, as in J.T @ (J @ v)"
+            )
         return in_kind_of(other, self._flat(other))
 
     def _flat(self, value: Any) -> np.ndarray:
         array = check_vectors(value, self.shape[1], self.dtype)
         matrix = array.reshape(self.shape[1], -1)
-        return self.columns(matrix).astype(self.dtype, copy=False).reshape(self.shape[0], *array.shape[1:])
+        return (
+            self.columns(matrix)
+            .astype(self.dtype, copy=False)
+            .reshape(self.shape[0], *array.shape[1:])
+        )
 
     def __rmatmul__(self, other: Any) -> Any:
         return self.rmatmul(as_array(other).T).T
@@ -71,9 +82,15 @@ class _Rectangular:
     def to_scipy(self) -> Any:
         """As a ``scipy.sparse.linalg.LinearOperator``, for lsqr, svds and the like."""
         from scipy.sparse.linalg import LinearOperator
-        return LinearOperator(self.shape, matvec=lambda v: self @ np.reshape(v, -1), matmat=lambda m: self @ m,
-                              rmatvec=lambda v: self.T @ np.reshape(v, -1), rmatmat=lambda m: self.T @ m,
-                              dtype=self.dtype)
+
+        return LinearOperator(
+            self.shape,
+            matvec=lambda v: self @ np.reshape(v, -1),
+            matmat=lambda m: self @ m,
+            rmatvec=lambda v: self.T @ np.reshape(v, -1),
+            rmatmat=lambda m: self.T @ m,
+            dtype=self.dtype,
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of shape {self.shape}, {self.dtype}>"
@@ -94,15 +111,17 @@ class _Transposed(_Rectangular):
 
 
 class JacobianOperator(_Rectangular):
-    r"""Jacobian of a network's outputs on its data, :math:`J_{(nc)p} = \partial f_c(x_n) / \partial w_p`.
+    r"""Jacobian of a network's outputs on its data,
+    :math:`J_{(nc)p} = \partial f_c(x_n) / \partial w_p`.
 
-    Of shape (N C, P), sample-major: the C outputs of the first sample, in the order of the output's memory, then those
-    of the second, through all batches. ``J @ v`` takes flat vectors over the weights as `HessianOperator` has them, or
-    Tensors shaped like the weights; ``J.T @ u`` (or ``u @ J``) flat vectors over the outputs; both take matrices, of
-    which the columns come one after another in one pass over the data. A product with J costs three gradients, one
-    with its transpose one. `to_dense` costs C gradients: the samples of a chunk are batched. Where the rows of single
-    samples do not add up to those of the batch, since samples depend on each other, it pulls back each row of the
-    batch by itself: N C gradients of a batch.
+    Of shape (N C, P), sample-major: the C outputs of the first sample, in the order of the output's
+    memory, then those of the second, through all batches. ``J @ v`` takes flat vectors over the
+    weights as `HessianOperator` has them, or Tensors shaped like the weights; ``J.T @ u`` (or ``u @
+    J``) flat vectors over the outputs; both take matrices, of which the columns come one after
+    another in one pass over the data. A product with J costs three gradients, one with its
+    transpose one. `to_dense` costs C gradients: the samples of a chunk are batched. Where the rows
+    of single samples do not add up to those of the batch, since samples depend on each other, it
+    pulls back each row of the batch by itself: N C gradients of a batch.
 
     Args:
         network: a Cell or a function that returns one Tensor, the samples on axis 0.
@@ -119,8 +138,8 @@ class JacobianOperator(_Rectangular):
         layers: layer name -> the indices of its columns.
 
     Raises:
-        TypeError, ValueError, NotCompilableError, MissingRuleError: as `HessianOperator`; also where dropout or batch
-            norm are in training mode.
+        TypeError, ValueError, NotCompilableError, MissingRuleError: as `HessianOperator`; also
+            where dropout or batch norm are in training mode.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU`` (tested)
@@ -138,13 +157,25 @@ class JacobianOperator(_Rectangular):
         (3, 2) [1. 2. 7.] [1. 2.]
     """
 
-    def __init__(self, network: Callable[..., Any], data: Any, weights: WeightNames = None, *,
-                 chunk_size: int | None = None, output: Output = None, progress: bool | None = None):
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        data: Any,
+        weights: WeightNames = None,
+        *,
+        chunk_size: int | None = None,
+        output: Output = None,
+        progress: bool | None = None,
+    ):
         check_arguments(network, None, output, chunk_size, progress)
         self.space, self.progress = weight_choice.choose(network, weights), progress
         self.dtype = numpy_dtype(self.space.flat_dtype)
-        self.risk = Risk(network, None, Data(data, network, True), self.space, "sum", None, pick=output)
-        refuse_training(self.risk, ("Dropout", "BatchNorm"), "the outputs of a sample are not its own")
+        self.risk = Risk(
+            network, None, Data(data, network, True), self.space, "sum", None, pick=output
+        )
+        refuse_training(
+            self.risk, ("Dropout", "BatchNorm"), "the outputs of a sample are not its own"
+        )
         self._samples, self._shapes, known = Samples(self.risk, chunk_size), [], {}
         for batch in self.risk.data:
             key = tuple((leaf.shape, leaf.dtype) for leaf in leaves((batch.args, batch.kwargs)))
@@ -152,7 +183,9 @@ class JacobianOperator(_Rectangular):
                 out = self.risk.run(batch, OUTPUT)
                 known[key] = tuple(out.shape), out.dtype
             self._shapes.append(known[key])
-        self._starts = np.cumsum([0, *(int(np.prod(shape, dtype=np.int64)) for shape, _ in self._shapes)])
+        self._starts = np.cumsum(
+            [0, *(int(np.prod(shape, dtype=np.int64)) for shape, _ in self._shapes)]
+        )
         self.shape = int(self._starts[-1]), self.space.size
 
     T = property(lambda self: _Transposed(self))
@@ -181,7 +214,9 @@ class JacobianOperator(_Rectangular):
         out = np.empty((self.shape[0], matrix.shape[1]), self.dtype)
         for batch, where, _, _ in self._batches("J v"):
             for number, column in enumerate(matrix.T):
-                out[where, number] = _compat.to_numpy(self.risk.run(batch, PUSH, (Tensor(column.copy()),)))
+                out[where, number] = _compat.to_numpy(
+                    self.risk.run(batch, PUSH, (Tensor(column.copy()),))
+                )
         return out
 
     @interruptible
@@ -193,8 +228,12 @@ class JacobianOperator(_Rectangular):
                 total[:, number] += self._pulled(batch, column[where], shape, dtype)
         return total
 
-    def _pulled(self, batch: Batch, line: np.ndarray, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return _compat.to_numpy(self.risk.run(batch, PULL, (Tensor(line.reshape(shape).copy()).astype(dtype),))).copy()
+    def _pulled(
+        self, batch: Batch, line: np.ndarray, shape: tuple[int, ...], dtype: Any
+    ) -> np.ndarray:
+        return _compat.to_numpy(
+            self.risk.run(batch, PULL, (Tensor(line.reshape(shape).copy()).astype(dtype),))
+        ).copy()
 
     @interruptible
     def to_dense(self) -> np.ndarray:
@@ -220,5 +259,9 @@ class JacobianOperator(_Rectangular):
         """The batches, with their rows, and the shape and dtype of their outputs."""
         with bar(what, self.num_batches, self.progress) as shown:
             for number, batch in enumerate(self.risk.data):
-                yield batch, slice(self._starts[number], self._starts[number + 1]), *self._shapes[number]
+                yield (
+                    batch,
+                    slice(self._starts[number], self._starts[number + 1]),
+                    *self._shapes[number],
+                )
                 shown.update()

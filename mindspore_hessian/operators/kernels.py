@@ -1,8 +1,11 @@
-"""What MindSpore compiles for the operators: functions of a batch's inputs, its targets, and flat vectors.
+"""What MindSpore compiles for the operators: functions of a batch's inputs, its targets, and flat
+vectors.
 
-Each builder takes the network and the loss as a `Function` (without a loss the network returns it), and the Space of
-the weights. Vectors are flat, one (N,) or several (k, N), which are batched; so are the products.
+Each builder takes the network and the loss as a `Function` (without a loss the network returns it),
+and the Space of the weights. Vectors are flat, one (N,) or several (k, N), which are batched; so
+are the products.
 """
+
 from __future__ import annotations
 
 from mindspore import Tensor, ops, vmap
@@ -10,18 +13,24 @@ from mindspore import Tensor, ops, vmap
 from mindspore_hessian.core.space import raveled, unraveled
 from mindspore_hessian.transforms import compose
 
-NOT_ONE = ("the network returns something else than one Tensor, and the operator is about one. Say which with output=: "
-           "an index for a tuple (output=0), a key for a dict (output='logits'), or a function of what it returns")
+NOT_ONE = (
+    "the network returns something else than one Tensor, and the operator is about one. Say which "
+    "with output=: "
+    "an index for a tuple (output=0), a key for a dict (output='logits'), or a function of what it "
+    "returns"
+)
 _RESHAPE = ops.Reshape()
 
 
 def one_output(f):
     """`f`, refusing an output that is not one Tensor."""
+
     def checked(*xs):
         out = f(*xs)
         if not isinstance(out, Tensor):
             raise TypeError(NOT_ONE)
         return out
+
     return compose.one_tensor(checked)
 
 
@@ -44,6 +53,7 @@ def gradient(function, space):
 
     def both(*xs):
         return h(*xs), raveled(slope(*xs), dtype)
+
     return both
 
 
@@ -53,6 +63,7 @@ def on_flat_vectors(product, space):
 
     def one(xs, v):
         return raveled(product(xs, split(xs, v)), v.dtype)
+
     many = vmap(one, in_axes=(None, 0))
 
     def run(*tensors):
@@ -60,23 +71,32 @@ def on_flat_vectors(product, space):
         if v.ndim == 1:
             return one(xs, v)
         return many(xs, v)
+
     return run
 
 
 def hessian(function, space):
     """H v of the loss of a batch."""
-    return on_flat_vectors(compose.hessian_product(risk(function), (), space.parameters, "revrev"), space)
+    return on_flat_vectors(
+        compose.hessian_product(risk(function), (), space.parameters, "revrev"), space
+    )
 
 
 def _around(function, space, metric):
-    """J^T M J v: ``metric(out, rest, u)`` is M u at the network's output, given what follows the inputs."""
+    """J^T M J v: ``metric(out, rest, u)`` is M u at the network's output, given what follows the
+    inputs.
+    """
     f, n, params = function.value, function.n, space.parameters
     out = one_output(f)
-    push, pull = compose.jvp(out, (), params), compose.vjp(one_output(f), (), params)  # see _gauss_newton
+    push, pull = (
+        compose.jvp(out, (), params),
+        compose.vjp(one_output(f), (), params),
+    )  # see _gauss_newton
 
     def product(xs, vs):
         inputs = xs[:n]
         return pull(inputs, metric(out(*inputs), xs[n:], push(inputs, vs)))
+
     return on_flat_vectors(product, space)
 
 
@@ -86,6 +106,7 @@ def ggn(function, space):
 
     def metric(out, targets, u):
         return curve((out,) + targets, (u,))[0]
+
     return _around(function, space, metric)
 
 
@@ -95,6 +116,7 @@ def slope(loss):
 
     def by_output(out, *targets):
         return pull(out, *targets)[0]
+
     return by_output
 
 
@@ -104,14 +126,16 @@ def value_and_slope(function, space):
 
     def both(out, *targets):
         return h(out, *targets), by_output(out, *targets)
+
     return both
 
 
 def fisher(curvature, terms, weighted=False):
-    """J^T F J v, where ``curvature(out, u)`` is the Fisher information of one draw at the output, times u.
+    """J^T F J v, where ``curvature(out, u)`` is the Fisher information of one draw at the output,
+    times u.
 
-    ``terms(shape)``: the number of draws that a mean divides by; None for a sum. With `weighted`, what each position
-    is multiplied by comes after the targets instead.
+    ``terms(shape)``: the number of draws that a mean divides by; None for a sum. With `weighted`,
+    what each position is multiplied by comes after the targets instead.
     """
     count = None if terms is None else ops.constexpr(terms)
 
@@ -123,21 +147,26 @@ def fisher(curvature, terms, weighted=False):
             if count is None:
                 return product
             return product / count(out.shape)
+
         return _around(function, space, metric)
+
     return make
 
 
 def _rank_one(per_position):
     """The sum over s of g_s g_s^T u for gradients g of shape (S, *out.shape).
 
-    One g g^T a sample (row of the output), or for `per_position` one for each position of a sample, over axis 1.
+    One g g^T a sample (row of the output), or for `per_position` one for each position of a sample,
+    over axis 1.
     """
+
     def contract(g, u):
         if per_position:
             return (g * (g * u).sum(2, keepdims=True)).sum(0)
         lead = g.shape[:2]
         along = _RESHAPE(g * u, lead + (-1,)).sum(-1)
         return (g * _RESHAPE(along, lead + (1,) * (g.ndim - 2))).sum(0)
+
     return contract
 
 
@@ -148,33 +177,49 @@ def sampled(per_position):
     def make(function, space):
         def metric(out, rest, u):
             return contract(rest[-1], u)
+
         return _around(function, space, metric)
+
     return make
 
 
 def number_of_terms(per_position, terms, weighted):
-    """``number(out, given)``: what the square of a term's gradient is multiplied by, since a mean has divided it.
+    """``number(out, given)``: what the square of a term's gradient is multiplied by, since a mean
+    has divided it.
 
-    ``terms(shape)`` is the number of terms of a mean, None for a sum. With `weighted`, `given` are their weights.
+    ``terms(shape)`` is the number of terms of a mean, None for a sum. With `weighted`, `given` are
+    their weights.
     """
     count = None if terms is None else ops.constexpr(terms)
 
     def number(out, given):
         if weighted:
             lead = (out.shape[0], 1) + out.shape[2:]
-            weight = _RESHAPE(given, lead) if per_position else _RESHAPE(
-                _RESHAPE(given, (out.shape[0], -1)).sum(1), (out.shape[0],) + (1,) * (out.ndim - 1))
+            weight = (
+                _RESHAPE(given, lead)
+                if per_position
+                else _RESHAPE(
+                    _RESHAPE(given, (out.shape[0], -1)).sum(1),
+                    (out.shape[0],) + (1,) * (out.ndim - 1),
+                )
+            )
             total = 1 if count is None else weight.sum()
-            return ops.select(weight > 0, total / ops.select(weight > 0, weight, ops.ones_like(weight)),
-                              ops.zeros_like(weight))
+            return ops.select(
+                weight > 0,
+                total / ops.select(weight > 0, weight, ops.ones_like(weight)),
+                ops.zeros_like(weight),
+            )
         return 1 if count is None else count(out.shape)
+
     return number
 
 
 def empirical(per_position, terms, weighted=False):
-    """J^T (sum of g g^T) J v, for the gradients g of the loss at the output, times the number of terms of a mean.
+    """J^T (sum of g g^T) J v, for the gradients g of the loss at the output, times the number of
+    terms of a mean.
 
-    ``terms(shape)`` gives it; None for a sum. With `weighted`, the weight of each term comes after the targets.
+    ``terms(shape)`` gives it; None for a sum. With `weighted`, the weight of each term comes after
+    the targets.
     """
     contract, number = _rank_one(per_position), number_of_terms(per_position, terms, weighted)
 
@@ -186,7 +231,9 @@ def empirical(per_position, terms, weighted=False):
             if weighted:
                 targets, given = rest[:-1], rest[-1]
             return contract(ops.expand_dims(gradient(out, *targets), 0), u) * number(out, given)
+
         return _around(function, space, metric)
+
     return make
 
 
@@ -196,10 +243,12 @@ def output(function, space):
 
     def forward(*xs):
         return out(*xs[:n])
+
     return forward
 
 
-# --- the Fisher information of a likelihood by its parameters (classes and channels are on axis 1) ----------------
+# --- the Fisher information of a likelihood by its parameters (classes and channels are on axis 1)
+
 
 def categorical(logits, u):
     """diag(p) - p p^T."""

@@ -1,5 +1,7 @@
-"""Kronecker-factored curvature: a block for each layer, the product of a matrix of its inputs and one of its gradients.
+"""Kronecker-factored curvature: a block for each layer, the product of a matrix of its inputs and
+one of its gradients.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -18,7 +20,13 @@ from mindspore_hessian.arguments import check_bool, check_choice, check_integer
 from mindspore_hessian.core.program import Program
 from mindspore_hessian.device import device_info
 from mindspore_hessian.linops.operator import Operator
-from mindspore_hessian.linops.structured import BlockDiagonal, Diagonal, Kronecker, Spectral, Structured
+from mindspore_hessian.linops.structured import (
+    BlockDiagonal,
+    Diagonal,
+    Kronecker,
+    Spectral,
+    Structured,
+)
 from mindspore_hessian.operators import layers
 from mindspore_hessian.operators.cotangents import cotangents, term_weights
 from mindspore_hessian.operators.data import Batch
@@ -28,15 +36,23 @@ from mindspore_hessian.operators.weights import layer_of, slices
 from mindspore_hessian.typing import Approximation, FisherKind, LikelihoodName, WeightNames
 
 FISHERS = ("exact", "mc", "empirical")
-APPROXIMATIONS = {"expand": "moments", "reduce": "sums"}  # and the statistics of layers that they are made of
-# Cotangents that are pulled back together, and what their statistics may take; on the CPU one after another, since a
-# graph of several takes three times as long to compile there, and no less to run
-_AT_ONCE, _BYTES = 16, 2 ** 28
-_TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-8}  # of a gradient put together from the rows
+APPROXIMATIONS = {
+    "expand": "moments",
+    "reduce": "sums",
+}  # and the statistics of layers that they are made of
+# Cotangents that are pulled back together, and what their statistics may take; on the CPU one after
+# another, since a graph of several takes three times as long to compile there, and no less to run
+_AT_ONCE, _BYTES = 16, 2**28
+_TOLERANCE = {
+    np.dtype(np.float32): 1e-3,
+    np.dtype(np.float64): 1e-8,
+}  # of a gradient put together from the rows
 
 
 class WeightedBlocks(BlockDiagonal):
-    """Blocks of a network's weights: what the operator that they come from knows of these, it knows."""
+    """Blocks of a network's weights: what the operator that they come from knows of these, it
+    knows.
+    """
 
     def __init__(self, blocks: Sequence[Any], indices: Sequence[np.ndarray], source: Operator):
         super().__init__(blocks, indices)
@@ -88,24 +104,40 @@ def _gram(rows: np.ndarray) -> np.ndarray:
 
 
 def _gram_of_means(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """That of the means of rows that end with their number, each sample with what its terms count."""
+    """That of the means of rows that end with their number, each sample with what its terms
+    count.
+    """
     means = sums / np.maximum(sums[:, :, -1:], 1)
-    each = weights.sum(1) if len(weights) == sums.shape[1] else np.full(sums.shape[1], weights.sum() / sums.shape[1])
+    each = (
+        weights.sum(1)
+        if len(weights) == sums.shape[1]
+        else np.full(sums.shape[1], weights.sum() / sums.shape[1])
+    )
     return (means * each[None, :, None]).swapaxes(1, 2) @ means
 
 
 _OF_INPUTS: dict[str, Callable] = {"moments": lambda total, weights: total, "sums": _gram_of_means}
-_OF_GRADIENTS: dict[str, Callable] = {"moments": lambda total: total, "squares": lambda total: total, "sums": _gram,
-                                      "samples": lambda total: (total ** 2).sum(1)}
+_OF_GRADIENTS: dict[str, Callable] = {
+    "moments": lambda total: total,
+    "squares": lambda total: total,
+    "sums": _gram,
+    "samples": lambda total: (total**2).sum(1),
+}
 
 
 def _unlike(taps: Sequence[Tap]) -> dict[int, str]:
-    """By id of a Parameter of several layers that use it in different ways: why it has no Kronecker factors."""
+    """By id of a Parameter of several layers that use it in different ways: why it has no Kronecker
+    factors.
+    """
     several = (*shared(taps, lambda tap: tap.weight), *shared(taps, lambda tap: tap.bias))
     used = {id(one.parameter): [taps[place] for place in one.taps] for one in several}
-    return {number: "it is shared by " + " and ".join(f"{tap.name}, {tap.how}," for tap in ways.values())
-            + " so that its block is no Kronecker product" for number, several in used.items()
-            if len(ways := {tap.how: tap for tap in several}) > 1}
+    return {
+        number: "it is shared by "
+        + " and ".join(f"{tap.name}, {tap.how}," for tap in ways.values())
+        + " so that its block is no Kronecker product"
+        for number, several in used.items()
+        if len(ways := {tap.how: tap for tap in several}) > 1
+    }
 
 
 class Other(NamedTuple):
@@ -137,42 +169,60 @@ class Views:
         self.biases = shared(self.taps.taps, lambda tap: tap.bias)
         self.combinations = tuple(dict.fromkeys(one.taps for one in (*self.weights, *self.biases)))
 
-    # --- the first batch: is that all? ------------------------------------------------------------------------------
+    # --- the first batch: is that all? ------------------------------------------------------------
 
     def _explained(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """By id of a Parameter: its gradient for a random cotangent at the first sample, and that which the layers
-        explain."""
+        """By id of a Parameter: its gradient for a random cotangent at the first sample, and that
+        which the layers explain."""
         risk = self.op.risk
-        batch = next((one for _, one, _ in risk.batches("layers", False)), None) or risk.data.first()
+        batch = (
+            next((one for _, one, _ in risk.batches("layers", False)), None) or risk.data.first()
+        )
         out = risk.output(batch)
         rows = out.shape[0] // batch.size if out.shape[0] % batch.size == 0 else 1
         cotangent = np.zeros(out.shape, self.op.dtype)
         cotangent[:rows] = np.random.default_rng(0).standard_normal(cotangent[:rows].shape)
-        parts = self._run(batch, "calls", ["first"] * len(self.taps.taps), Program(
-            "layers.check", layers.with_gradient(self.taps, self.op.weights)), cotangent)
+        parts = self._run(
+            batch,
+            "calls",
+            ["first"] * len(self.taps.taps),
+            Program("layers.check", layers.with_gradient(self.taps, self.op.weights)),
+            cotangent,
+        )
         number = len(self.taps.taps)
-        calls, first, slopes = (parts[start:stop] for start, stop in ((0, number), (number, 2 * number),
-                                                                     (2 * number, None)))
+        calls, first, slopes = (
+            parts[start:stop]
+            for start, stop in ((0, number), (number, 2 * number), (2 * number, None))
+        )
         for tap, count in zip(self.taps.taps, calls, strict=True):
             tap.calls = round(float(count.sum()))
-        found = {id(p): (slope, np.zeros(p.shape)) for p, slope in zip(self.op.weights, slopes, strict=True)}
+        found = {
+            id(p): (slope, np.zeros(p.shape))
+            for p, slope in zip(self.op.weights, slopes, strict=True)
+        }
         for tap, part in zip(self.taps.taps, first, strict=True):
             if tap.calls:
                 self._explain(tap, part, found)
         return found
 
     @staticmethod
-    def _explain(tap: Tap, part: np.ndarray, found: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+    def _explain(
+        tap: Tap, part: np.ndarray, found: dict[int, tuple[np.ndarray, np.ndarray]]
+    ) -> None:
         weight, bias = (part, None) if tap.kind.indexed else (part[..., :-1], part[..., -1])
         for parameter, slope in ((tap.weight, weight), (tap.bias, bias)):
             if parameter is not None and slope is not None and id(parameter) in found:
                 found[id(parameter)][1][...] += slope.reshape(parameter.shape)
 
     def _check(self, found: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Other]:
-        """Leave out the layers that do not explain the gradient of their Parameters; the Parameters that remain."""
+        """Leave out the layers that do not explain the gradient of their Parameters; the Parameters
+        that remain.
+        """
         others: dict[str, Other] = {}
         unlike = _unlike([tap for tap in self.taps.taps if tap.calls])
-        held = {id(p): tap for tap in self.taps.taps for p in (tap.weight, tap.bias) if p is not None}
+        held = {
+            id(p): tap for tap in self.taps.taps for p in (tap.weight, tap.bias) if p is not None
+        }
         for parameter in self.op.weights:
             slope, explained = found[id(parameter)]
             tap = held.get(id(parameter))
@@ -184,15 +234,27 @@ class Views:
             elif not tap.calls and not slope.any():
                 others[parameter.name] = Other(parameter, "the network does not use it")
             elif not np.abs(slope - explained).max() <= _TOLERANCE[self.op.dtype] * most:
-                others[parameter.name] = Other(parameter, "it is used outside of its layer too, or samples depend on "
-                                               "each other, as with batch norm in training mode" if tap.calls else
-                                               "it is used without its layer being called")
+                others[parameter.name] = Other(
+                    parameter,
+                    "it is used outside of its layer too, or samples depend on "
+                    "each other, as with batch norm in training mode"
+                    if tap.calls
+                    else "it is used without its layer being called",
+                )
         without = unlike.keys() | {id(one.parameter) for one in others.values()}
-        self.taps = self.taps.only([tap for tap in self.taps.taps
-                                    if tap.calls and not without & {id(tap.weight), id(tap.bias)}])
+        self.taps = self.taps.only(
+            [
+                tap
+                for tap in self.taps.taps
+                if tap.calls and not without & {id(tap.weight), id(tap.bias)}
+            ]
+        )
         covered = {id(p) for tap in self.taps.taps for p in (tap.weight, tap.bias)}
-        return others | {p.name: Other(p, "its layer's other Parameter has none") for p in self.op.weights
-                         if id(p) not in covered and p.name not in others}
+        return others | {
+            p.name: Other(p, "its layer's other Parameter has none")
+            for p in self.op.weights
+            if id(p) not in covered and p.name not in others
+        }
 
     def _uncovered(self, parameter: Parameter) -> Other:
         network = self.op.network
@@ -202,22 +264,39 @@ class Views:
                 return Other(parameter, why, isinstance(cell, layers.NORMS))
         return Other(parameter, "of no Cell that is seen in the network")
 
-    # --- passes -----------------------------------------------------------------------------------------------------
+    # --- passes -----------------------------------------------------------------------------------
 
-    def _run(self, batch: Batch, inputs: str, gradients: Sequence[str], program: Program, vectors: np.ndarray,
-             terms: Parameter | None = None) -> list[np.ndarray]:
+    def _run(
+        self,
+        batch: Batch,
+        inputs: str,
+        gradients: Sequence[str],
+        program: Program,
+        vectors: np.ndarray,
+        terms: Parameter | None = None,
+    ) -> list[np.ndarray]:
         terms = self.taps.weights((batch.size, 1)) if terms is None else terms
-        options = (*program.options, self.taps.token, batch.size, tuple(terms.shape), inputs, tuple(gradients),
-                   tuple(tuple(one.shape) for tap in self.taps.taps for one in tap.bases))
+        options = (
+            *program.options,
+            self.taps.token,
+            batch.size,
+            tuple(terms.shape),
+            inputs,
+            tuple(gradients),
+            tuple(tuple(one.shape) for tap in self.taps.taps for one in tap.bases),
+        )
         with self.taps.installed(inputs, gradients, batch.size, terms):
-            parts = self.op.risk.run(batch, Program(program.name, program.build, options),
-                                     (Tensor(vectors.astype(self.op.dtype)),))
+            parts = self.op.risk.run(
+                batch,
+                Program(program.name, program.build, options),
+                (Tensor(vectors.astype(self.op.dtype)),),
+            )
         return [_compat.to_numpy(part).astype(np.float64) for part in parts]
 
     @interruptible
     def sums(self, what: str, inputs: str | None, gradients: Sequence[str]) -> list[np.ndarray]:
-        """The second moments over the data, of each combination: of the inputs (where asked for), then of the
-        gradients.
+        """The second moments over the data, of each combination: of the inputs (where asked for),
+        then of the gradients.
 
         Args:
             what: for the progress bar.
@@ -233,19 +312,44 @@ class Views:
                 _compat.assign(terms, weights.astype(self.op.dtype))
                 for start, vectors in enumerate(self._vectors(batch, number, factor, gradients)):
                     seen = inputs if start == 0 else None
-                    parts = self._run(batch, seen or "nothing", gradients, Program(
-                        "layers", layers.statistics(self.taps, seen is not None), (seen is not None,)), vectors, terms)
+                    parts = self._run(
+                        batch,
+                        seen or "nothing",
+                        gradients,
+                        Program(
+                            "layers",
+                            layers.statistics(self.taps, seen is not None),
+                            (seen is not None,),
+                        ),
+                        vectors,
+                        terms,
+                    )
                     moments = self._moments(parts, seen, gradients, len(vectors), weights)
-                    places = range(0 if inputs is None or seen is not None else len(self.combinations), len(total))
+                    places = range(
+                        0 if inputs is None or seen is not None else len(self.combinations),
+                        len(total),
+                    )
                     for place, moment in zip(places, moments, strict=True):
                         total[place] = total[place] + moment
         line = risk.comm.total(np.concatenate([np.ravel(one) for one in total]))
-        return [part.reshape(np.shape(one)) for part, one in zip(
-            np.split(line, np.cumsum([np.size(one) for one in total])[:-1]), total, strict=True)]
+        return [
+            part.reshape(np.shape(one))
+            for part, one in zip(
+                np.split(line, np.cumsum([np.size(one) for one in total])[:-1]), total, strict=True
+            )
+        ]
 
-    def _moments(self, parts: list[np.ndarray], inputs: str | None, gradients: Sequence[str], count: int,
-                 weights: np.ndarray) -> Iterator[np.ndarray]:
-        """Of what a graph gave, with an axis for the cotangents where there are several, for each combination."""
+    def _moments(
+        self,
+        parts: list[np.ndarray],
+        inputs: str | None,
+        gradients: Sequence[str],
+        count: int,
+        weights: np.ndarray,
+    ) -> Iterator[np.ndarray]:
+        """Of what a graph gave, with an axis for the cotangents where there are several, for each
+        combination.
+        """
         middle = len(parts) - len(self.taps.taps)
         for taps in self.combinations if inputs else ():
             yield _OF_INPUTS[inputs or ""](_added([parts[tap] for tap in taps]), weights)
@@ -254,20 +358,28 @@ class Views:
             finish = _OF_GRADIENTS[gradients[taps[0]]]
             yield _added([finish(one) for one in (each if count > 1 else each[None])])
 
-    def _vectors(self, batch: Batch, number: int, factor: float, gradients: Sequence[str]) -> Iterator[np.ndarray]:
-        """The cotangents of a batch, several at once where that pays; the last are filled up with zeros."""
+    def _vectors(
+        self, batch: Batch, number: int, factor: float, gradients: Sequence[str]
+    ) -> Iterator[np.ndarray]:
+        """The cotangents of a batch, several at once where that pays; the last are filled up with
+        zeros.
+        """
         most = 1 if device_info().backend == "CPU" else self._most(batch, gradients)
         source, width = iter(cotangents(self.op, batch, number)), 0
         while chunk := list(itertools.islice(source, most)):
             width = width or len(chunk)
             vectors = np.zeros((width, *chunk[0].shape))
-            vectors[:len(chunk)] = chunk
+            vectors[: len(chunk)] = chunk
             yield np.sqrt(factor) * vectors
 
     def _most(self, batch: Batch, gradients: Sequence[str]) -> int:
         """How many cotangents go into one graph, by the memory that their statistics take."""
-        size = sum(np.prod(tap.widths) * (batch.size if self._shares(tap) else 1) if how in ("samples", "squares")
-                   else tap.groups * tap.widths[1] ** 2 for tap, how in zip(self.taps.taps, gradients, strict=True))
+        size = sum(
+            np.prod(tap.widths) * (batch.size if self._shares(tap) else 1)
+            if how in ("samples", "squares")
+            else tap.groups * tap.widths[1] ** 2
+            for tap, how in zip(self.taps.taps, gradients, strict=True)
+        )
         return max(1, min(_AT_ONCE, int(_BYTES / (self.op.dtype.itemsize * size))))
 
     @staticmethod
@@ -276,7 +388,7 @@ class Views:
         return tap.kind.indexed or tap.calls > 1 or len(tap.weight.shape) > 2
 
 
-# --- from moments to blocks -----------------------------------------------------------------------------------------
+# --- from moments to blocks -----------------------------------------------------------------------
 
 Placed = tuple[Structured, np.ndarray]  # a block, and the indices of its entries in a flat vector
 
@@ -288,10 +400,11 @@ class Factors:
     Attributes:
         name: of the layer.
         taps: the places of the layers among the taps.
-        a: of the inputs, (groups, inputs, inputs), with the 1 for the bias last where `joint`; (inputs,) is a diagonal.
+        a: of the inputs, (groups, inputs, inputs), with the 1 for the bias last where `joint`;
+            (inputs,) is a diagonal.
         g: of the gradients, (groups, outputs, outputs).
-        weight: the indices of the weight, (groups, outputs, inputs), or (inputs, outputs) where a row belongs to an
-            index; None where it is not asked for.
+        weight: the indices of the weight, (groups, outputs, inputs), or (inputs, outputs) where a
+            row belongs to an index; None where it is not asked for.
         bias: those of the bias, (groups, outputs), or None.
         joint: weight and bias have one block.
         indexed: the inputs are indices.
@@ -326,12 +439,17 @@ class Factors:
         """Kronecker products."""
         if self.weight is not None:
             pairs = zip(self._inputs(), self.g, strict=True)
-            yield _several([Kronecker(a, g) if self.indexed else Kronecker(g, a) for a, g in pairs]), self._indices()
+            yield (
+                _several([Kronecker(a, g) if self.indexed else Kronecker(g, a) for a, g in pairs]),
+                self._indices(),
+            )
         if self.bias is not None and not self.joint:
             yield _several([Kronecker(g) for g in self.g]), self.bias
 
     def bases(self) -> tuple[np.ndarray | None, np.ndarray]:
-        """Eigenvectors of the inputs, with a 1 for the bias, and of the gradients, (groups, k, k)."""
+        """Eigenvectors of the inputs, with a 1 for the bias, and of the gradients, (groups, k,
+        k).
+        """
         q = _eigenvectors(self.g)
         if self.a.ndim == 1:
             return None, q
@@ -342,8 +460,12 @@ class Factors:
         whole[:, :-1, :-1], whole[:, -1, -1] = p, 1.0
         return whole, q
 
-    def corrected(self, p: np.ndarray | None, q: np.ndarray, values: np.ndarray) -> Iterator[Placed]:
-        """The blocks with these eigenvectors, and eigenvalues as they are seen in them, (groups, outputs, inputs)."""
+    def corrected(
+        self, p: np.ndarray | None, q: np.ndarray, values: np.ndarray
+    ) -> Iterator[Placed]:
+        """The blocks with these eigenvectors, and eigenvalues as they are seen in them, (groups,
+        outputs, inputs).
+        """
         if self.weight is not None:
             if self.indexed:
                 basis = np.eye(self.weight.shape[0]) if p is None else p[0]
@@ -351,10 +473,22 @@ class Factors:
             else:
                 assert p is not None
                 inner = slice(None) if self.joint else slice(-1)
-                yield _several([Spectral([right, left[inner, inner]], own[:, inner].ravel())
-                                for left, right, own in zip(p, q, values, strict=True)]), self._indices()
+                yield (
+                    _several(
+                        [
+                            Spectral([right, left[inner, inner]], own[:, inner].ravel())
+                            for left, right, own in zip(p, q, values, strict=True)
+                        ]
+                    ),
+                    self._indices(),
+                )
         if self.bias is not None and not self.joint:
-            yield _several([Spectral([right], own[:, -1]) for right, own in zip(q, values, strict=True)]), self.bias
+            yield (
+                _several(
+                    [Spectral([right], own[:, -1]) for right, own in zip(q, values, strict=True)]
+                ),
+                self.bias,
+            )
 
 
 def _several(blocks: list[Structured]) -> Structured:
@@ -381,14 +515,23 @@ def factors(views: Views, approx: str, separate_bias: bool) -> list[Factors]:
     """Those of all layers: one pass over the data."""
     how, count = APPROXIMATIONS[approx], len(views.combinations)
     found = views.sums("factors", how, [how] * len(views.taps.taps)) if count else []
-    inputs, gradients = (dict(zip(views.combinations, part, strict=True)) for part in (found[:count], found[count:]))
+    inputs, gradients = (
+        dict(zip(views.combinations, part, strict=True)) for part in (found[:count], found[count:])
+    )
     out = []
     for shared in views.weights:
         tap = views.taps.taps[shared.taps[0]]
         (wide, narrow), groups = tap.widths, tap.groups
-        weight = _places(views.op, shared.parameter, (wide, narrow) if tap.kind.indexed else (groups, narrow, wide))
-        biases = [(one, _places(views.op, one.parameter, (groups, narrow))) for one in views.biases
-                  if set(one.taps) & set(shared.taps)]
+        weight = _places(
+            views.op,
+            shared.parameter,
+            (wide, narrow) if tap.kind.indexed else (groups, narrow, wide),
+        )
+        biases = [
+            (one, _places(views.op, one.parameter, (groups, narrow)))
+            for one in views.biases
+            if set(one.taps) & set(shared.taps)
+        ]
         own = [places for one, places in biases if one.taps == shared.taps]
         bias = own[0] if own else None
         joint = not separate_bias and weight is not None and bias is not None
@@ -397,18 +540,42 @@ def factors(views: Views, approx: str, separate_bias: bool) -> list[Factors]:
         if a.ndim == 3 and not joint:
             a = a[:, :-1, :-1]
         if weight is not None or bias is not None:
-            named = ((shared.parameter, weight), *((one.parameter, places) for one, places in biases))
-            out.append(Factors(_layer(*named), shared.taps, _repaired(views, named, a), _repaired(views, named, g),
-                               weight, bias, joint, tap.kind.indexed))
-        out += [Factors(_layer((one.parameter, places)), one.taps, np.ones((groups, 1, 1), views.op.dtype),
-                        _repaired(views, ((one.parameter, places),), gradients[one.taps]), None, places, False, False)
-                for one, places in biases if one.taps != shared.taps and places is not None]
+            named = (
+                (shared.parameter, weight),
+                *((one.parameter, places) for one, places in biases),
+            )
+            out.append(
+                Factors(
+                    _layer(*named),
+                    shared.taps,
+                    _repaired(views, named, a),
+                    _repaired(views, named, g),
+                    weight,
+                    bias,
+                    joint,
+                    tap.kind.indexed,
+                )
+            )
+        out += [
+            Factors(
+                _layer((one.parameter, places)),
+                one.taps,
+                np.ones((groups, 1, 1), views.op.dtype),
+                _repaired(views, ((one.parameter, places),), gradients[one.taps]),
+                None,
+                places,
+                False,
+                False,
+            )
+            for one, places in biases
+            if one.taps != shared.taps and places is not None
+        ]
     return out
 
 
 def _repaired(views: Views, named: Any, matrices: np.ndarray) -> np.ndarray:
-    """Symmetric, in the operator's dtype; where rounding made an eigenvalue negative beyond what is taken for 0, that
-    is 0, and said."""
+    """Symmetric, in the operator's dtype; where rounding made an eigenvalue negative beyond what is
+    taken for 0, that is 0, and said."""
     dtype = views.op.dtype
     if matrices.ndim == 1 or not views.op.positive:
         return _symmetric(matrices, dtype)
@@ -421,8 +588,12 @@ def _repaired(views: Views, named: Any, matrices: np.ndarray) -> np.ndarray:
         except np.linalg.LinAlgError:
             values, vectors = np.linalg.eigh(one.astype(np.float64))
             if values[0] < -margin:
-                warn(f"a Kronecker factor of layer {_layer(*named)!r} has the eigenvalue {values[0]:.2g} beside "
-                     f"{values[-1]:.2g}, by rounding: it is taken for 0", NonFiniteWarning)
+                warn(
+                    f"a Kronecker factor of layer {_layer(*named)!r} has the eigenvalue "
+                    f"{values[0]:.2g} beside "
+                    f"{values[-1]:.2g}, by rounding: it is taken for 0",
+                    NonFiniteWarning,
+                )
                 out[number] = (vectors * np.maximum(values, 0)) @ vectors.T
     return out
 
@@ -433,10 +604,12 @@ def _symmetric(matrices: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return ((matrices + matrices.swapaxes(1, 2)) / 2).astype(dtype)
 
 
-# --- operators ------------------------------------------------------------------------------------------------------
+# --- operators ------------------------------------------------------------------------------------
 
 _OTHERS: dict[str, Callable[[Any], Structured]] = {
-    "dense": lambda op: Kronecker(_halved(op.to_dense())), "diagonal": lambda op: Diagonal(np.diag(op.to_dense()))}
+    "dense": lambda op: Kronecker(_halved(op.to_dense())),
+    "diagonal": lambda op: Diagonal(np.diag(op.to_dense())),
+}
 
 
 def _halved(matrix: np.ndarray) -> np.ndarray:
@@ -444,60 +617,68 @@ def _halved(matrix: np.ndarray) -> np.ndarray:
 
 
 class KFACOperator(WeightedBlocks):
-    r"""Kronecker-factored curvature of a network on its data: a block :math:`G \otimes A` for the weight of each layer.
+    r"""Kronecker-factored curvature of a network on its data: a block :math:`G \otimes A` for the
+    weight of each layer.
 
-    An approximation of the blocks of `FisherOperator` (of `EmpiricalFisherOperator` for "empirical") that can be
-    inverted, over the same flat vector as `HessianOperator`. A is the second moment of the layer's inputs, G that of
-    the gradients at its outputs:
+    An approximation of the blocks of `FisherOperator` (of `EmpiricalFisherOperator` for
+    "empirical") that can be inverted, over the same flat vector as `HessianOperator`. A is the
+    second moment of the layer's inputs, G that of the gradients at its outputs:
 
     - "expand": each position at which a weight is used is a row of its own; A is the mean over samples and positions, G
       the sum over the terms of the loss, with what each counts in the risk.
     - "reduce": inputs are averaged, gradients summed over the positions of a sample first.
 
-    Exact for a deep linear network with squared error, for one sample, and where the loss is of each position by
-    itself and the network is linear ("expand"), or of the mean of the positions ("reduce"). With `separate_bias` a bias
-    has the block G; else A has a last row and column for it. Layers: Dense, Conv1d, 2d and 3d with groups (a block
-    each), Embedding, and those of ``mint.nn``. Scale and shift of normalization layers have their exact diagonals. Any
-    other Parameter, one that is used elsewhere too, and one that an Embedding and a Dense layer share, is refused by
-    its name, unless `blocks` says what it gets. Cells that share a Parameter in the same way, or are called several
-    times, are handled as positions are.
+    Exact for a deep linear network with squared error, for one sample, and where the loss is of
+    each position by itself and the network is linear ("expand"), or of the mean of the positions
+    ("reduce"). With `separate_bias` a bias has the block G; else A has a last row and column for
+    it. Layers: Dense, Conv1d, 2d and 3d with groups (a block each), Embedding, and those of
+    ``mint.nn``. Scale and shift of normalization layers have their exact diagonals. Any other
+    Parameter, one that is used elsewhere too, and one that an Embedding and a Dense layer share, is
+    refused by its name, unless `blocks` says what it gets. Cells that share a Parameter in the same
+    way, or are called several times, are handled as positions are.
 
-    The matrix is that at the weights as they were: it is computed once, now. All functions of it are exact: `trace`,
-    `logdet`, `frobenius_norm`, `diagonal`, `inverse` (with ``heuristic=True`` the damping is split over the factors).
-    Costs one forward and backward pass for each cotangent and the products for the factors: one cotangent for each of
-    the `mc_samples`, or for "empirical"; for "exact" as many as a sample has outputs. Where a sample has several terms
-    of the loss (positions), "exact" and "empirical" take each by itself: for long sequences there is "mc".
+    The matrix is that at the weights as they were: it is computed once, now. All functions of it
+    are exact: `trace`, `logdet`, `frobenius_norm`, `diagonal`, `inverse` (with ``heuristic=True``
+    the damping is split over the factors). Costs one forward and backward pass for each cotangent
+    and the products for the factors: one cotangent for each of the `mc_samples`, or for
+    "empirical"; for "exact" as many as a sample has outputs. Where a sample has several terms of
+    the loss (positions), "exact" and "empirical" take each by itself: for long sequences there is
+    "mc".
 
     Args:
         network, loss_fn, data, weights: as `HessianOperator` has them; `network` is a Cell.
-        fisher: "exact", "mc" (draws from the network's prediction) or "empirical" (the true targets).
+        fisher: "exact", "mc" (draws from the network's prediction) or "empirical" (the true
+            targets).
         mc_samples: the number of draws for each sample, for "mc".
         approx: "expand" or "reduce".
         separate_bias: whether weight and bias have blocks of their own.
         seed: of the draws.
-        blocks: "dense" or "diagonal": exact blocks for Parameters without Kronecker factors; None: an error.
+        blocks: "dense" or "diagonal": exact blocks for Parameters without Kronecker factors; None:
+            an error.
         likelihood: as `FisherOperator` has it.
         progress, **options: as `HessianOperator` has them, but for `block_diagonal`.
 
     Attributes:
-        factors: name of a layer -> (A, G); with an axis of groups before where a convolution has several. The A of an
-            Embedding is a diagonal, (rows,), for "expand", and its block is :math:`A \otimes G`.
+        factors: name of a layer -> (A, G); with an axis of groups before where a convolution has
+            several. The A of an Embedding is a diagonal, (rows,), for "expand", and its block is
+            :math:`A \otimes G`.
         fisher_operator: the operator whose blocks are approximated.
 
     Raises:
-        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as `FisherOperator`; also
-            where a Parameter has no factors: the message names it, and why.
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as
+            `FisherOperator`; also where a Parameter has no factors: the message names it, and why.
 
     Warns:
-        NonFiniteWarning: a factor was negative by rounding beyond what is taken for 0, and was repaired.
+        NonFiniteWarning: a factor was negative by rounding beyond what is taken for 0, and was
+            repaired.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015;
-        R. Eschenhagen et al., Kronecker-factored approximate curvature for modern neural network architectures,
-        NeurIPS 2023 (expand and reduce).
+        J. Martens and R. Grosse, Optimizing neural networks with Kronecker-factored approximate
+        curvature, ICML 2015; R. Eschenhagen et al., Kronecker-factored approximate curvature for
+        modern neural network architectures, NeurIPS 2023 (expand and reduce).
 
     Examples:
         >>> import mindspore as ms, numpy as np
@@ -510,10 +691,23 @@ class KFACOperator(WeightedBlocks):
         [1. 4.] [0.5 0.2]
     """
 
-    def __init__(self, network: Callable[..., Any], loss_fn: Callable[..., Any], data: Any, weights: WeightNames = None,
-                 *, fisher: FisherKind = "exact", mc_samples: int = 1, approx: Approximation = "expand",
-                 separate_bias: bool = True, seed: int = 0, blocks: Literal["dense", "diagonal"] | None = None,
-                 likelihood: LikelihoodName | None = None, progress: bool | None = None, **options: Any):
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        loss_fn: Callable[..., Any],
+        data: Any,
+        weights: WeightNames = None,
+        *,
+        fisher: FisherKind = "exact",
+        mc_samples: int = 1,
+        approx: Approximation = "expand",
+        separate_bias: bool = True,
+        seed: int = 0,
+        blocks: Literal["dense", "diagonal"] | None = None,
+        likelihood: LikelihoodName | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ):
         check_choice("fisher", fisher, FISHERS)
         check_choice("approx", approx, APPROXIMATIONS)
         check_integer("mc_samples", mc_samples, 1)
@@ -521,21 +715,40 @@ class KFACOperator(WeightedBlocks):
         if blocks is not None:
             check_choice("blocks", blocks, _OTHERS)
         if options.get("block_diagonal") is not None:
-            raise ValueError(f"block_diagonal is not for {type(self).__name__}, which has a block for each layer: "
-                             "leave it out")
-        own = {} if fisher == "empirical" else {"mc_samples": mc_samples if fisher == "mc" else 0, "seed": seed}
+            raise ValueError(
+                f"block_diagonal is not for {type(self).__name__}, which has a block for each "
+                "layer: "
+                "leave it out"
+            )
+        own = (
+            {}
+            if fisher == "empirical"
+            else {"mc_samples": mc_samples if fisher == "mc" else 0, "seed": seed}
+        )
         kind = EmpiricalFisherOperator if fisher == "empirical" else FisherOperator
-        self.fisher_operator = kind(network, loss_fn, data, weights, likelihood=likelihood, progress=progress, **own,
-                                    **options)
+        self.fisher_operator = kind(
+            network,
+            loss_fn,
+            data,
+            weights,
+            likelihood=likelihood,
+            progress=progress,
+            **own,
+            **options,
+        )
         self.approx, self.separate_bias = approx, separate_bias
         views = Views(self.fisher_operator, progress)
-        refused = {name: one.why for name, one in views.others.items() if blocks is None and not one.norm}
+        refused = {
+            name: one.why for name, one in views.others.items() if blocks is None and not one.norm
+        }
         if refused:
-            raise ValueError(f"{type(self).__name__} has no Kronecker factors for "
-                             + ", ".join(f"{name} ({why})" for name, why in list(refused.items())[:5])
-                             + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
-                             + ". Give them blocks of another form: blocks='diagonal' or 'dense'; or leave them out: "
-                               "weights=")
+            raise ValueError(
+                f"{type(self).__name__} has no Kronecker factors for "
+                + ", ".join(f"{name} ({why})" for name, why in list(refused.items())[:5])
+                + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
+                + ". Give them blocks of another form: blocks='diagonal' or 'dense'; or leave them out: "
+                "weights="
+            )
         found = factors(views, approx, separate_bias)
         self.factors = {one.name: one.pair for one in found}
         placed = list(self._blocks(views, found))
@@ -543,8 +756,11 @@ class KFACOperator(WeightedBlocks):
             block = _OTHERS[blocks or "diagonal"](self.fisher_operator.block(name))
             where = slices(self.fisher_operator.space)[name]
             placed.append((block, np.arange(where.start, where.stop)))
-        super().__init__([block for block, _ in placed], [where.ravel() for _, where in placed],
-                         self.fisher_operator)
+        super().__init__(
+            [block for block, _ in placed],
+            [where.ravel() for _, where in placed],
+            self.fisher_operator,
+        )
 
     def _blocks(self, views: Views, found: list[Factors]) -> Iterator[Placed]:
         for one in found:
@@ -562,21 +778,23 @@ class KFACOperator(WeightedBlocks):
 class EKFACOperator(KFACOperator):
     r"""Kronecker-factored curvature with corrected eigenvalues: :math:`Q\, diag(e)\, Q^T`.
 
-    Q are the eigenvectors of `KFACOperator`'s blocks, e the second moments of the gradients of samples in that basis:
-    of all matrices with these eigenvectors, the one nearest to the Fisher information's block. It needs a second pass
-    over the data, with the same draws; where a weight is used at several positions, the gradient of each sample is
-    formed.
+    Q are the eigenvectors of `KFACOperator`'s blocks, e the second moments of the gradients of
+    samples in that basis: of all matrices with these eigenvectors, the one nearest to the Fisher
+    information's block. It needs a second pass over the data, with the same draws; where a weight
+    is used at several positions, the gradient of each sample is formed.
 
     Arguments, attributes, errors and warnings are those of `KFACOperator`.
 
     Raises:
-        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as `KFACOperator`.
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as
+            `KFACOperator`.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        T. George et al., Fast approximate natural gradient descent in a Kronecker-factored eigenbasis, NeurIPS 2018.
+        T. George et al., Fast approximate natural gradient descent in a Kronecker-factored
+        eigenbasis, NeurIPS 2018.
 
     Examples:
         >>> import mindspore as ms, numpy as np
@@ -593,19 +811,37 @@ class EKFACOperator(KFACOperator):
         taps = views.taps.taps
         bases: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
         for one in found:
-            if not set(one.taps) <= bases.keys():  # a bias of tied weights is seen in the basis of these
+            if (
+                not set(one.taps) <= bases.keys()
+            ):  # a bias of tied weights is seen in the basis of these
                 bases |= dict.fromkeys(one.taps, one.bases())
         alone = [len(group) == 1 and taps[group[0]].calls == 1 for group in views.combinations]
-        how = {place: "squares" if single else "samples" for group, single in zip(
-            views.combinations, alone, strict=True) for place in group}
+        how = {
+            place: "squares" if single else "samples"
+            for group, single in zip(views.combinations, alone, strict=True)
+            for place in group
+        }
         # those of tied weights are last told "samples", also where a bias of theirs is alone
-        how |= {place: "samples" for group, single in zip(views.combinations, alone, strict=True)
-                for place in group if not single}
+        how |= {
+            place: "samples"
+            for group, single in zip(views.combinations, alone, strict=True)
+            for place in group
+            if not single
+        }
         for place, tap in enumerate(taps):
             p, q = bases[place]
             views.taps.set_basis(tap, p, q)
-        values = dict(zip(views.combinations, views.sums("eigenvalues", None, [how[i] for i in range(len(taps))]),
-                          strict=True)) if taps else {}
+        values = (
+            dict(
+                zip(
+                    views.combinations,
+                    views.sums("eigenvalues", None, [how[i] for i in range(len(taps))]),
+                    strict=True,
+                )
+            )
+            if taps
+            else {}
+        )
         for one in found:
             p, q = bases[one.taps[0]]
             yield from one.corrected(p, q, values[one.taps])

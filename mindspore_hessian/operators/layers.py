@@ -1,14 +1,17 @@
-"""What a layer sees: its inputs and the gradients at its outputs, gathered inside one compiled graph.
+"""What a layer sees: its inputs and the gradients at its outputs, gathered inside one compiled
+graph.
 
-A layer with weights is linear in them: y = W a + b for the rows a of its inputs. While a graph is compiled, the layers'
-outputs go through a `_Probe`, which is the identity, and whose derivative is of our own: it hands the gradient on, and
-gives the "gradients" of two numbers that only it knows, a statistic of the rows a, and one of the rows g of the
-gradient at the output. A layer that is called twice gets the sum of both, as gradients do. Neither the network nor what
-it computes is changed; outside of compilation nothing is there.
+A layer with weights is linear in them: y = W a + b for the rows a of its inputs. While a graph is
+compiled, the layers' outputs go through a `_Probe`, which is the identity, and whose derivative is
+of our own: it hands the gradient on, and gives the "gradients" of two numbers that only it knows, a
+statistic of the rows a, and one of the rows g of the gradient at the output. A layer that is called
+twice gets the sum of both, as gradients do. Neither the network nor what it computes is changed;
+outside of compilation nothing is there.
 
-Rows have the axes (groups, samples, positions, features); the number of samples is that of the batch where its axis can
-be cut into so many, else that of the axis.
+Rows have the axes (groups, samples, positions, features); the number of samples is that of the
+batch where its axis can be cut into so many, else that of the axis.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -34,7 +37,8 @@ _GRAM, _RESHAPE, _CONCAT = ops.MatMul(transpose_a=True), ops.Reshape(), ops.Conc
 _BATCHED, _PRODUCTS, _MATMUL = ops.BatchMatMul(transpose_a=True), ops.BatchMatMul(), ops.MatMul()
 
 
-# --- the rows of a layer's inputs and of the gradients at its outputs ---------------------------------------------
+# --- the rows of a layer's inputs and of the gradients at its outputs -----------------------------
+
 
 @ops.constexpr
 def _positions(shape, last):
@@ -45,18 +49,22 @@ def _positions(shape, last):
 
 def _features_last(groups):
     """(n, ..., features) as rows."""
+
     def rows(x):
         n, t = _positions(x.shape, True)
         return _RESHAPE(x, (1, n, t, x.shape[-1]))
+
     return rows
 
 
 def _features_second(groups):
     """(n, features, ...) as rows."""
+
     def rows(x):
         n, t = _positions(x.shape, False)
         parts = _RESHAPE(x, (n, groups, x.shape[1] // groups, t))
         return parts.transpose((1, 0, 3, 2))
+
     return rows
 
 
@@ -67,7 +75,9 @@ def _same(size, kernel, stride, dilation):
 
 
 def _patches(geometry, groups):
-    """The patches that a convolution multiplies with its kernel, in the order of the weight: channel, then place."""
+    """The patches that a convolution multiplies with its kernel, in the order of the weight:
+    channel, then place.
+    """
     kernel, stride, dilation, pads = geometry
     places = tuple(itertools.product(*map(range, kernel)))
     axes = tuple(range(len(kernel)))
@@ -75,14 +85,18 @@ def _patches(geometry, groups):
     @ops.constexpr
     def padded(shape):
         """For `ops.pad`, the last axis first."""
-        found = pads or tuple(_same(*one) for one in zip(shape[2:], kernel, stride, dilation, strict=True))
+        found = pads or tuple(
+            _same(*one) for one in zip(shape[2:], kernel, stride, dilation, strict=True)
+        )
         return tuple(number for pair in reversed(found) for number in pair)
 
     @ops.constexpr
     def window(shape, place):
         """Where the entries at one place of the kernel begin, end, and how far they are apart."""
         start = tuple(place[i] * dilation[i] for i in axes)
-        counts = tuple((shape[2 + i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in axes)
+        counts = tuple(
+            (shape[2 + i] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1 for i in axes
+        )
         end = tuple(start[i] + (counts[i] - 1) * stride[i] + 1 for i in axes)
         return (0, 0, *start), (*shape[:2], *end), (1, 1, *stride)
 
@@ -96,18 +110,22 @@ def _patches(geometry, groups):
             parts = parts + (ops.strided_slice(x, begin, end, step),)
         whole = ops.stack(parts, 2)
         return rows(_RESHAPE(whole, (x.shape[0], x.shape[1] * len(places)) + whole.shape[3:]))
+
     return unfold
 
 
 def _indices(groups):
     """Integers as rows; their one feature stands for that of a column of the identity."""
+
     def rows(x):
         n, t = _positions(x.shape + (1,), True)
         return _RESHAPE(x, (1, n, t, 1))
+
     return rows
 
 
-# --- kinds of layers ------------------------------------------------------------------------------------------------
+# --- kinds of layers ------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -120,7 +138,8 @@ class Kind:
         weight, bias: the names of its Parameters.
         indexed: the inputs are indices, and the weight has a row for each of them.
         refuses: why a layer of the class is none of these, or None.
-        inside: what takes the place of `construct` where that does more than the linear part; None: nothing.
+        inside: what takes the place of `construct` where that does more than the linear part; None:
+            nothing.
     """
 
     classes: tuple[type, ...]
@@ -139,16 +158,35 @@ def _groups(cell: nn.Cell) -> int:
 
 def _geometry(cell: nn.Cell) -> tuple:
     """Kernel, stride, dilation, and the padding of each axis (None: that of "same")."""
+
     def several(value: Any) -> tuple[int, ...]:
         return (value,) * rank if isinstance(value, int) else tuple(value)[-rank:]
+
     rank = len(cell.weight.shape) - 2
-    kernel, stride, dilation = tuple(cell.weight.shape[2:]), several(cell.stride), several(cell.dilation)
+    kernel, stride, dilation = (
+        tuple(cell.weight.shape[2:]),
+        several(cell.stride),
+        several(cell.dilation),
+    )
     if hasattr(cell, "padding_mode"):  # of mint.nn
         if cell.padding == "same":
-            return kernel, stride, dilation, tuple((d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2)
-                                                   for k, d in zip(kernel, dilation, strict=True))
-        return kernel, stride, dilation, tuple(
-            (p, p) for p in (several(0) if cell.padding == "valid" else several(cell.padding)))
+            return (
+                kernel,
+                stride,
+                dilation,
+                tuple(
+                    (d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2)
+                    for k, d in zip(kernel, dilation, strict=True)
+                ),
+            )
+        return (
+            kernel,
+            stride,
+            dilation,
+            tuple(
+                (p, p) for p in (several(0) if cell.padding == "valid" else several(cell.padding))
+            ),
+        )
     if cell.pad_mode == "same":
         return kernel, stride, dilation, None
     sides = (cell.padding,) * (2 * rank) if isinstance(cell.padding, int) else tuple(cell.padding)
@@ -161,6 +199,7 @@ def _flattened_1d(cell: nn.Cell) -> Callable:
 
     def rows(x):
         return unfold(ops.expand_dims(x, 2))
+
     return rows
 
 
@@ -175,8 +214,11 @@ def _refuses_embedding(cell: nn.Cell) -> str | None:
     for name in ("padding_idx", "max_norm", "scale_grad_by_freq"):
         if type(cell) is not nn.Embedding and getattr(cell, name, None):
             return f"its {name} changes the gradient"
-    return "its padding_idx changes the gradient" if (
-        type(cell) is not nn.Embedding and getattr(cell, "padding_idx", None) is not None) else None
+    return (
+        "its padding_idx changes the gradient"
+        if (type(cell) is not nn.Embedding and getattr(cell, "padding_idx", None) is not None)
+        else None
+    )
 
 
 def _before_activation(cell: nn.Cell, through: Callable) -> Callable:
@@ -190,6 +232,7 @@ def _before_activation(cell: nn.Cell, through: Callable) -> Callable:
         if has_bias:
             y = self.bias_add(y, self.bias)
         return self.activation(through(_RESHAPE(y, x.shape[:-1] + (features,)), x))
+
     return construct
 
 
@@ -199,6 +242,7 @@ def _whole(cell: nn.Cell, through: Callable) -> Callable:
 
     def construct(self, x):
         return through(plain(x), x)
+
     return construct
 
 
@@ -208,33 +252,82 @@ def _several(*names: str) -> tuple[type, ...]:
 
 
 KINDS = (
-    Kind((nn.Dense,), lambda cell: _features_last(1), lambda cell: _features_last(1), inside=_before_activation),
+    Kind(
+        (nn.Dense,),
+        lambda cell: _features_last(1),
+        lambda cell: _features_last(1),
+        inside=_before_activation,
+    ),
     Kind(_several("Linear"), lambda cell: _features_last(1), lambda cell: _features_last(1)),
-    Kind((nn.Conv2d, nn.Conv3d, *_several("Conv1d", "Conv2d", "Conv3d")),
-         lambda cell: _patches(_geometry(cell), _groups(cell)), lambda cell: _features_second(_groups(cell)),
-         refuses=_refuses_convolution),
-    Kind((nn.Conv1d,), _flattened_1d, lambda cell: _features_second(_groups(cell)), refuses=_refuses_convolution),
-    Kind((nn.Embedding,), lambda cell: _indices(1), lambda cell: _features_last(1), weight="embedding_table",
-         bias=None, indexed=True),
-    Kind(_several("Embedding"), lambda cell: _indices(1), lambda cell: _features_last(1), bias=None, indexed=True,
-         refuses=_refuses_embedding),
+    Kind(
+        (nn.Conv2d, nn.Conv3d, *_several("Conv1d", "Conv2d", "Conv3d")),
+        lambda cell: _patches(_geometry(cell), _groups(cell)),
+        lambda cell: _features_second(_groups(cell)),
+        refuses=_refuses_convolution,
+    ),
+    Kind(
+        (nn.Conv1d,),
+        _flattened_1d,
+        lambda cell: _features_second(_groups(cell)),
+        refuses=_refuses_convolution,
+    ),
+    Kind(
+        (nn.Embedding,),
+        lambda cell: _indices(1),
+        lambda cell: _features_last(1),
+        weight="embedding_table",
+        bias=None,
+        indexed=True,
+    ),
+    Kind(
+        _several("Embedding"),
+        lambda cell: _indices(1),
+        lambda cell: _features_last(1),
+        bias=None,
+        indexed=True,
+        refuses=_refuses_embedding,
+    ),
 )
-NORMS = tuple(cls for cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm,
-                              nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-                              *_several("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm",
-                                        "SyncBatchNorm")))
+NORMS = tuple(
+    cls
+    for cls in (
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.SyncBatchNorm,
+        nn.LayerNorm,
+        nn.GroupNorm,
+        nn.InstanceNorm1d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+        *_several(
+            "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm", "SyncBatchNorm"
+        ),
+    )
+)
 
 
 def kind_of(cell: nn.Cell) -> Kind | None:
-    """The kind of a Cell that computes as one of the classes of `KINDS` does; None for any other."""
+    """The kind of a Cell that computes as one of the classes of `KINDS` does; None for any
+    other.
+    """
     construct = type(cell).construct
-    return next((kind for kind in KINDS for cls in kind.classes
-                 if isinstance(cell, cls) and construct is getattr(cls, "construct", None)), None)
+    return next(
+        (
+            kind
+            for kind in KINDS
+            for cls in kind.classes
+            if isinstance(cell, cls) and construct is getattr(cls, "construct", None)
+        ),
+        None,
+    )
 
 
-# --- statistics of rows ---------------------------------------------------------------------------------------------
-# Functions of the rows that MindSpore compiles. `count` is the number of samples of the batch. A row of inputs is
-# followed by a 1, for the bias, and so that its second moment also says how much was summed.
+# --- statistics of rows ---------------------------------------------------------------------------
+# Functions of the rows that MindSpore compiles. `count` is the number of samples of the batch. A
+# row of inputs is followed by a 1, for the bias, and so that its second moment also says how much
+# was summed.
+
 
 def _extended(a):
     return _CONCAT((a, ops.ones(a.shape[:-1] + (1,), a.dtype)))
@@ -249,13 +342,17 @@ def _second_moment(rows, other):
     """The sum of outer products, (groups, features, features)."""
     if rows.shape[0] == 1:
         width, wide = rows.shape[-1], other.shape[-1]
-        return _RESHAPE(_GRAM(_RESHAPE(rows, (-1, width)), _RESHAPE(other, (-1, wide))), (1, width, wide))
+        return _RESHAPE(
+            _GRAM(_RESHAPE(rows, (-1, width)), _RESHAPE(other, (-1, wide))), (1, width, wide)
+        )
     return _BATCHED(_line(rows), _line(other))
 
 
 @ops.constexpr
 def _cut(n, t, count):
-    """Samples and positions of rows, which are as many samples as the batch has where that is possible."""
+    """Samples and positions of rows, which are as many samples as the batch has where that is
+    possible.
+    """
     return (count, n * t // count) if n % count == 0 else (n, t)
 
 
@@ -267,12 +364,16 @@ def _by_sample(rows, count):
 
 @ops.constexpr
 def _spread(n, t, terms, count):
-    """How the weights of the terms go to rows: to one each, to the positions of a sample alike, or to all alike."""
+    """How the weights of the terms go to rows: to one each, to the positions of a sample alike, or
+    to all alike.
+    """
     return 0 if n * t == terms else 1 if n % count == 0 else 2
 
 
 def _row_weights(rows, w, count):
-    """The weight of each row, (1, samples, positions, 1), from those of the terms of the loss, (samples, terms)."""
+    """The weight of each row, (1, samples, positions, 1), from those of the terms of the loss,
+    (samples, terms).
+    """
     n, t = rows.shape[1], rows.shape[2]
     how = _spread(n, t, w.size, count)
     if how == 0:
@@ -305,6 +406,7 @@ def _moments(given):
         weights = _RESHAPE(_row_weights(a, w, count), (-1,))
         found = ops.unsorted_segment_sum(weights, _RESHAPE(a, (-1,)), width)
         return _CONCAT((found, _RESHAPE(weights.sum(), (1,))))
+
     return counts if indexed else dense
 
 
@@ -320,6 +422,7 @@ def _alike(given):
         a = _RESHAPE(a, (-1,))
         weights = ops.ones(a.shape, w.dtype)
         return _CONCAT((ops.unsorted_segment_sum(weights, a, width), _RESHAPE(weights.sum(), (1,))))
+
     return counts if indexed else dense
 
 
@@ -332,28 +435,36 @@ def _sums(given):
 
     def counts(a, w, p, q):
         cut = _by_sample(a, count)
-        onehot = ops.one_hot(_RESHAPE(cut, cut.shape[:-1]), width, Tensor(1.0, w.dtype), Tensor(0.0, w.dtype))
+        onehot = ops.one_hot(
+            _RESHAPE(cut, cut.shape[:-1]), width, Tensor(1.0, w.dtype), Tensor(0.0, w.dtype)
+        )
         return _extended(onehot).sum(2)
+
     return counts if indexed else dense
 
 
 def _calls(given):
     """1 for each time that the layer is called."""
+
     def one(a, w, p, q):
         return ops.ones((1,), w.dtype)
+
     return one
 
 
 def _nothing(given):
     def none(a, w, p, q):
         return ops.zeros((1,), w.dtype)
+
     return none
 
 
 def _gradient_moments(given):
     """The sum of g g^T, (groups, outputs, outputs)."""
+
     def moments(a, g, w, p, q):
         return _second_moment(g, g)
+
     return moments
 
 
@@ -363,11 +474,14 @@ def _gradient_sums(given):
 
     def sums(a, g, w, p, q):
         return _by_sample(g, count).sum(2)
+
     return sums
 
 
 def _first_sample(given):
-    """The sum of g a^T over the positions of the first sample: the gradient by the weight, and the bias behind it."""
+    """The sum of g a^T over the positions of the first sample: the gradient by the weight, and the
+    bias behind it.
+    """
     count, width, indexed = given.count, given.width, given.indexed
 
     def dense(a, g, w, p, q):
@@ -376,6 +490,7 @@ def _first_sample(given):
     def counts(a, g, w, p, q):
         first, at = _by_sample(g, count)[0, 0], _by_sample(a, count)[0, 0]
         return ops.expand_dims(ops.unsorted_segment_sum(first, _RESHAPE(at, (-1,)), width), 0)
+
     return counts if indexed else dense
 
 
@@ -399,14 +514,19 @@ def _samples(given):
         g, at = _by_sample(_turned(g, q), count), _by_sample(a, count)
         n = g.shape[1]
         place = _RESHAPE(at, (n, -1)) + width * _RESHAPE(ops.arange(n).astype(at.dtype), (n, 1))
-        found = ops.unsorted_segment_sum(_RESHAPE(g, (-1, g.shape[-1])), _RESHAPE(place, (-1,)), n * width)
+        found = ops.unsorted_segment_sum(
+            _RESHAPE(g, (-1, g.shape[-1])), _RESHAPE(place, (-1,)), n * width
+        )
         found = _RESHAPE(found, (1, n, width, g.shape[-1]))
         return found if p.ndim == 0 else ops.matmul(ops.expand_dims(p, 1).swapaxes(2, 3), found)
+
     return counts if indexed else dense
 
 
 def _squares(given):
-    """The sum over the samples of the squares of their gradients in the basis given; for a layer called once."""
+    """The sum over the samples of the squares of their gradients in the basis given; for a layer
+    called once.
+    """
     samples, indexed, count, width = _samples(given), given.indexed, given.count, given.width
 
     def squares(a, g, w, p, q):
@@ -417,18 +537,27 @@ def _squares(given):
         if not indexed and alone:
             return _second_moment(ops.square(_turned(g, q)), ops.square(_turned(_extended(a), p)))
         return ops.square(samples(a, g, w, p, q)).sum(1)
+
     return squares
 
 
 INPUTS = {"moments": _moments, "alike": _alike, "sums": _sums, "calls": _calls, "nothing": _nothing}
-GRADIENTS = {"moments": _gradient_moments, "sums": _gradient_sums, "first": _first_sample, "samples": _samples,
-             "squares": _squares}
+GRADIENTS = {
+    "moments": _gradient_moments,
+    "sums": _gradient_sums,
+    "first": _first_sample,
+    "samples": _samples,
+    "squares": _squares,
+}
 
 
-# --- taps -----------------------------------------------------------------------------------------------------------
+# --- taps -----------------------------------------------------------------------------------------
+
 
 class _Probe(nn.Cell):
-    """The identity of y. Its derivative by the two slots is a statistic of the inputs, and one of the gradients."""
+    """The identity of y. Its derivative by the two slots is a statistic of the inputs, and one of
+    the gradients.
+    """
 
     def __init__(self, inputs: Callable, gradients: Callable):
         super().__init__(auto_prefix=False)
@@ -438,8 +567,15 @@ class _Probe(nn.Cell):
         return y
 
     def bprop(self, y, x, seen, passed, w, p, q, out, dout):
-        return (dout, ops.zeros_like(x), self.inputs(x, w, p, q), self.gradients(x, dout, w, p, q),
-                ops.zeros_like(w), ops.zeros_like(p), ops.zeros_like(q))
+        return (
+            dout,
+            ops.zeros_like(x),
+            self.inputs(x, w, p, q),
+            self.gradients(x, dout, w, p, q),
+            ops.zeros_like(w),
+            ops.zeros_like(p),
+            ops.zeros_like(q),
+        )
 
 
 def _number(name: str, dtype: Any) -> Parameter:
@@ -470,7 +606,8 @@ class Tap:
         self.slots = _number(f"{self.name}.seen", dtype), _number(f"{self.name}.passed", dtype)
 
     def widen(self, dtype: Any, samples: int | None = None) -> None:
-        """Slots as large as the "moments", or as the "sums" of so many samples, so that a graph may compute with these.
+        """Slots as large as the "moments", or as the "sums" of so many samples, so that a graph may
+        compute with these.
         """
         (wide, narrow), groups = self.widths, self.groups
         shapes: tuple[tuple[int, ...], ...] = (groups, wide + 1, wide + 1), (groups, narrow, narrow)
@@ -478,8 +615,10 @@ class Tap:
             shapes = (groups, samples, wide + 1), (groups, samples, narrow)
         elif self.kind.indexed:
             shapes = (wide + 1,), shapes[1]
-        self.slots = tuple(Parameter(Tensor(np.zeros(shape), dtype), name=slot.name) for slot, shape in zip(
-            self.slots, shapes, strict=True))
+        self.slots = tuple(
+            Parameter(Tensor(np.zeros(shape), dtype), name=slot.name)
+            for slot, shape in zip(self.slots, shapes, strict=True)
+        )
         self._made.clear()
 
     @property
@@ -497,8 +636,12 @@ class Tap:
     @property
     def how(self) -> str:
         """The way in which it uses its weight, in words: alike for layers that may share one."""
-        return ("which looks up its rows" if self.kind.indexed else "which multiplies with it"
-                + (f" in {self.groups} groups" if self.groups > 1 else ""))
+        return (
+            "which looks up its rows"
+            if self.kind.indexed
+            else "which multiplies with it"
+            + (f" in {self.groups} groups" if self.groups > 1 else "")
+        )
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -508,15 +651,25 @@ class Tap:
             return rows, rest[0]
         return int(np.prod(rest)), rows // self.groups
 
-    def construct(self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple) -> MethodType:
-        """What takes the place of the Cell's own while a graph is compiled; made once, since graphs are known by it."""
+    def construct(
+        self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple
+    ) -> MethodType:
+        """What takes the place of the Cell's own while a graph is compiled; made once, since graphs
+        are known by it.
+        """
         key = inputs, gradients, count, w.shape, tuple(map(id, basis))
         if key not in self._made:
             through = self._through(inputs, gradients, count, w, basis)
-            self._made[key] = MethodType((self.kind.inside or _whole)(self.cell, through), self.cell), w, basis
+            self._made[key] = (
+                MethodType((self.kind.inside or _whole)(self.cell, through), self.cell),
+                w,
+                basis,
+            )
         return self._made[key][0]
 
-    def _through(self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple) -> Callable:
+    def _through(
+        self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple
+    ) -> Callable:
         given = Given(self.kind.indexed, self.widths[0], count)
         rows, of_gradients = self.kind.inputs(self.cell), self.kind.gradients(self.cell)
         seen, passed = INPUTS[inputs](given), GRADIENTS[gradients](given)
@@ -529,10 +682,12 @@ class Tap:
 
         def from_gradients(x, dout, w, p, q):
             return passed(inputs_of(x), of_gradients(ops.cast(dout, w.dtype)), w, p, q)
+
         probe, (first, second), (p, q) = _Probe(from_inputs, from_gradients), self.slots, basis
 
         def through(y, x):
             return probe(y, x, first, second, w, p, q)
+
         return through
 
 
@@ -543,7 +698,8 @@ _made: dict[tuple, Taps] = {}
 
 
 class Taps:
-    """The layers of a network that are looked at, and what they need beside the network's own Parameters.
+    """The layers of a network that are looked at, and what they need beside the network's own
+    Parameters.
 
     Args:
         network: the Cell (or a function that calls Cells, with `cells`).
@@ -571,7 +727,9 @@ class Taps:
         self._none = _number("nothing", self.dtype)
 
     def only(self, taps: Sequence[Tap]) -> Taps:
-        """Some of them; the same object for the same ones, so that what is compiled for it is found again."""
+        """Some of them; the same object for the same ones, so that what is compiled for it is found
+        again.
+        """
         chosen = tuple(taps)
         if chosen not in self._parts:
             part = self._parts[chosen] = copy.copy(self)
@@ -581,23 +739,33 @@ class Taps:
     def weights(self, shape: tuple[int, int]) -> Parameter:
         """Where the weights of the terms of a batch, (samples, terms), are put."""
         if shape not in self._weights:
-            self._weights[shape] = Parameter(Tensor(np.zeros(shape), self.dtype), name="terms", requires_grad=False)
+            self._weights[shape] = Parameter(
+                Tensor(np.zeros(shape), self.dtype), name="terms", requires_grad=False
+            )
         return self._weights[shape]
 
     def set_basis(self, tap: Tap, p: np.ndarray | None, q: np.ndarray) -> None:
-        """The columns in which "samples" and "squares" see inputs, (groups, inputs + 1, k), and gradients,
-        (groups, outputs, outputs); None: as they are."""
+        """The columns in which "samples" and "squares" see inputs, (groups, inputs + 1, k), and
+        gradients, (groups, outputs, outputs); None: as they are."""
         matrices = [np.zeros(()) if matrix is None else matrix for matrix in (p, q)]
         if [one.shape for one in tap.bases] != [one.shape for one in matrices]:
-            tap.bases = [Parameter(Tensor(np.zeros(one.shape), self.dtype), name=f"{tap.name}.basis{number}",
-                                   requires_grad=False) for number, one in enumerate(matrices)]
+            tap.bases = [
+                Parameter(
+                    Tensor(np.zeros(one.shape), self.dtype),
+                    name=f"{tap.name}.basis{number}",
+                    requires_grad=False,
+                )
+                for number, one in enumerate(matrices)
+            ]
         for parameter, matrix in zip(tap.bases, matrices, strict=True):
             _compat.assign(parameter, matrix.astype(str(self.dtype).lower()))
 
     @contextlib.contextmanager
-    def installed(self, inputs: str, gradients: Sequence[str], count: int, terms: Parameter) -> Iterator[None]:
-        """Within it, what MindSpore compiles of the network has the probes; at the end, also after an error, it is as
-        it was.
+    def installed(
+        self, inputs: str, gradients: Sequence[str], count: int, terms: Parameter
+    ) -> Iterator[None]:
+        """Within it, what MindSpore compiles of the network has the probes; at the end, also after
+        an error, it is as it was.
 
         Args:
             inputs: of `INPUTS`.
@@ -631,13 +799,14 @@ def taps_of(network: Any, parameters: tuple[Parameter, ...]) -> Taps:
     return found
 
 
-# --- kernels --------------------------------------------------------------------------------------------------------
-# What MindSpore compiles beside the probes. Nothing is computed of the statistics in the graph: it takes them for as
-# large as the slots, which are numbers.
+# --- kernels --------------------------------------------------------------------------------------
+# What MindSpore compiles beside the probes. Nothing is computed of the statistics in the graph: it
+# takes them for as large as the slots, which are numbers.
+
 
 def statistics(taps: Taps, inputs: bool):
-    """``build`` of a Program: the statistics of the inputs (with `inputs`), then those of the gradients, (k, ...) each,
-    for the cotangents (k, *output), which come after the targets.
+    """``build`` of a Program: the statistics of the inputs (with `inputs`), then those of the
+    gradients, (k, ...) each, for the cotangents (k, *output), which come after the targets.
     """
     seen, passed = taps.slots(0), taps.slots(1)
     slots = ParameterTuple((*seen, *passed)) if inputs else passed
@@ -656,12 +825,16 @@ def statistics(taps: Taps, inputs: bool):
             if inputs:
                 return first(xs, us[0]) + many(xs, us)
             return many(xs, us)
+
         return run
+
     return make
 
 
 def with_gradient(taps: Taps, parameters: tuple[Parameter, ...]):
-    """``build`` of a Program: what the layers see for one cotangent, and the gradient by the Parameters."""
+    """``build`` of a Program: what the layers see for one cotangent, and the gradient by the
+    Parameters.
+    """
     wanted = ParameterTuple((*taps.slots(0), *taps.slots(1), *parameters))
 
     def make(function: Function, space: Space):
@@ -669,5 +842,7 @@ def with_gradient(taps: Taps, parameters: tuple[Parameter, ...]):
 
         def run(*tensors):
             return pull(tensors[:n], tensors[-1])
+
         return run
+
     return make

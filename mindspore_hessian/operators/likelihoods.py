@@ -1,4 +1,7 @@
-"""The likelihood behind a loss: a loss that is -log p(y | output) has a Fisher information, which needs no targets."""
+"""The likelihood behind a loss: a loss that is -log p(y | output) has a Fisher information, which
+needs no targets.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,8 +21,10 @@ class Likelihood:
 
     Attributes:
         curvature: its Fisher information by the output, times a vector, as MindSpore compiles it.
-        terms: how many independent draws an output of a shape stands for; a mean loss divides by their number.
-        draw: ``draw(output, generator)`` samples targets and gives the gradient of the loss of each draw.
+        terms: how many independent draws an output of a shape stands for; a mean loss divides by
+            their number.
+        draw: ``draw(output, generator)`` samples targets and gives the gradient of the loss of each
+            draw.
     """
 
     name: str
@@ -64,16 +69,28 @@ LIKELIHOODS = {
 }
 
 _CLASSES: dict[Any, str] = {
-    nn.CrossEntropyLoss: "categorical", nn.SoftmaxCrossEntropyWithLogits: "categorical",
-    nn.MSELoss: "gaussian", nn.BCEWithLogitsLoss: "bernoulli", mint.nn.CrossEntropyLoss: "categorical",
-    mint.nn.MSELoss: "gaussian", mint.nn.BCEWithLogitsLoss: "bernoulli",
+    nn.CrossEntropyLoss: "categorical",
+    nn.SoftmaxCrossEntropyWithLogits: "categorical",
+    nn.MSELoss: "gaussian",
+    nn.BCEWithLogitsLoss: "bernoulli",
+    mint.nn.CrossEntropyLoss: "categorical",
+    mint.nn.MSELoss: "gaussian",
+    mint.nn.BCEWithLogitsLoss: "bernoulli",
 }
 _FUNCTIONS: dict[Any, str] = {
-    ops.cross_entropy: "categorical", ops.mse_loss: "gaussian", ops.binary_cross_entropy_with_logits: "bernoulli",
-    mint.nn.functional.cross_entropy: "categorical", mint.nn.functional.mse_loss: "gaussian",
+    ops.cross_entropy: "categorical",
+    ops.mse_loss: "gaussian",
+    ops.binary_cross_entropy_with_logits: "bernoulli",
+    mint.nn.functional.cross_entropy: "categorical",
+    mint.nn.functional.mse_loss: "gaussian",
     mint.nn.functional.binary_cross_entropy_with_logits: "bernoulli",
 }
-_MODIFIED = ("weight", "weights", "pos_weight", "label_smoothing")  # options that change the likelihood
+_MODIFIED = (
+    "weight",
+    "weights",
+    "pos_weight",
+    "label_smoothing",
+)  # options that change the likelihood
 
 
 def likelihood_of(loss_fn: Any) -> Likelihood | None:

@@ -1,4 +1,5 @@
 """Progress bars, and partial sums on disk."""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,9 +16,11 @@ from mindspore_hessian.arguments import check_progress
 
 
 def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int = 0) -> Any:
-    """A bar on stderr: True shows it at once, None after two seconds, False never; only rank 0 shows any.
+    """A bar on stderr: True shows it at once, None after two seconds, False never; only rank 0
+    shows any.
 
-    None shows none inside of another bar, that of an estimator. The environment's TQDM_DISABLE=1 goes before True.
+    None shows none inside of another bar, that of an estimator. The environment's TQDM_DISABLE=1
+    goes before True.
     """
     check_progress(progress)
     inside = progress is None and len(getattr(tqdm, "_instances", ())) > 0
@@ -25,10 +28,11 @@ def bar(what: str, total: int, progress: bool | None, rank: int = 0, done: int =
 
 
 class Partial:
-    """The partial sum of a pass over the data, in a file, so that a pass that was cut off goes on where it was.
+    """The partial sum of a pass over the data, in a file, so that a pass that was cut off goes on
+    where it was.
 
-    Written at most every `every` seconds, and in one step: a reader never sees half a file. A pass that is not the
-    `last` of a product leaves its whole sum there.
+    Written at most every `every` seconds, and in one step: a reader never sees half a file. A pass
+    that is not the `last` of a product leaves its whole sum there.
     """
 
     def __init__(self, path: str, token: str, last: bool = True, every: float = 5.0):
@@ -39,14 +43,18 @@ class Partial:
         """(number of batches done, their sum), or None where there is nothing.
 
         Raises:
-            ValueError: the file is no whole checkpoint, or of another product (other weights, vectors or data).
+            ValueError: the file is no whole checkpoint, or of another product (other weights,
+                vectors or data).
         """
         stored = _checkpoint.read(self.path)
         if stored is None:
             return None
         if stored.keys() != {"token", "done", "total"} or str(stored["token"]) != self.token:
-            raise ValueError(f"checkpoint {self.path!r} is of another product: the vectors, the weights or the number "
-                             "of batches differ, or it is of an estimator. Pass another name")
+            raise ValueError(
+                f"checkpoint {self.path!r} is of another product: the vectors, the weights or the "
+                "number "
+                "of batches differ, or it is of an estimator. Pass another name"
+            )
         return int(stored["done"]), stored["total"]
 
     def write(self, done: int, total: np.ndarray) -> None:

@@ -1,8 +1,11 @@
-"""A network, its loss and its data as one function of the weights, the empirical risk, and passes over it.
+"""A network, its loss and its data as one function of the weights, the empirical risk, and passes
+over it.
 
-The risk is the sum over the batches of ``(w_b / W) * loss_b`` where the loss is a mean over its batch, and of
-``loss_b`` where it is a sum; w_b is what the mean of the batch divides by (see `weighing`), W the sum of these.
+The risk is the sum over the batches of ``(w_b / W) * loss_b`` where the loss is a mean over its
+batch, and of ``loss_b`` where it is a sum; w_b is what the mean of the batch divides by (see
+`weighing`), W the sum of these.
 """
+
 from __future__ import annotations
 
 import re
@@ -27,20 +30,32 @@ from mindspore_hessian.operators.weights import slices
 from mindspore_hessian.transforms.chunks import batched_or_loop
 from mindspore_hessian.transforms.products import OUTPUT as ANY
 
-OUTPUT, LOSS, GRADIENT = (Program(name, build) for name, build in (
-    ("output", kernels.output), ("risk", kernels.value), ("gradient", kernels.gradient)))
-_NO_PART = re.compile(r"TupleGetItem evaluator index|does not exist in the dict|object is not subscriptable|"
-                      "_getitem__|For 'StridedSlice', the 'strides|index .* out of")
-_LABEL = re.compile(r"(?i)label must in scope|GatherD.*value of 'index' must be in")  # as the kernels say it
+OUTPUT, LOSS, GRADIENT = (
+    Program(name, build)
+    for name, build in (
+        ("output", kernels.output),
+        ("risk", kernels.value),
+        ("gradient", kernels.gradient),
+    )
+)
+_NO_PART = re.compile(
+    r"TupleGetItem evaluator index|does not exist in the dict|object is not subscriptable|"
+    "_getitem__|For 'StridedSlice', the 'strides|index .* out of"
+)
+_LABEL = re.compile(
+    r"(?i)label must in scope|GatherD.*value of 'index' must be in"
+)  # as the kernels say it
 
 
 def transposed(matrix: np.ndarray) -> np.ndarray:
-    """matrix.T as rows that are each in one piece, in blocks that fit the cache: three times as fast as numpy's way."""
+    """matrix.T as rows that are each in one piece, in blocks that fit the cache: three times as
+    fast as numpy's way.
+    """
     if matrix.flags.f_contiguous:
         return matrix.T
     out = np.empty(matrix.shape[::-1], matrix.dtype)
     for start in range(0, len(matrix), 512):
-        out[:, start:start + 512] = matrix[start:start + 512].T
+        out[:, start : start + 512] = matrix[start : start + 512].T
     return out
 
 
@@ -56,9 +71,13 @@ class BatchRunner:
         self._known: Weighing | None = None
 
     def check_labels(self, batch: Batch) -> None:
-        """Raise where one of MindSpore's own losses would take a label in silence that is no class."""
+        """Raise where one of MindSpore's own losses would take a label in silence that is no
+        class.
+        """
         if self._known is None:
-            self._known = weighing.known(self.loss_fn, lambda: _width(self.output(batch))) or SAMPLES
+            self._known = (
+                weighing.known(self.loss_fn, lambda: _width(self.output(batch))) or SAMPLES
+            )
         self._known.of(batch)
 
     def run(self, batch: Batch, program: Program, extras: tuple[Tensor, ...] = ()) -> Any:
@@ -70,7 +89,9 @@ class BatchRunner:
         except (TypeError, ValueError, LookupError, RuntimeError) as err:
             if program is not OUTPUT:
                 self._explain(batch, err)
-            if isinstance(err, KernelError) or (type(err) in (TypeError, ValueError) and err.__cause__ is not None):
+            if isinstance(err, KernelError) or (
+                type(err) in (TypeError, ValueError) and err.__cause__ is not None
+            ):
                 raise type(err)(f"batch {batch.number}: {err}") from err.__cause__
             raise
 
@@ -80,11 +101,21 @@ class BatchRunner:
             for labels in (_compat.to_numpy(leaf) for leaf in leaves(batch.targets)):
                 if labels.dtype.kind in "iu":
                     classes = _width(self.output(batch))
-                    above = labels[labels >= classes]  # first: what is below may be what the loss ignores
-                    weighing.check_labels(above if above.size else labels[labels < -classes], batch.number, classes)
+                    above = labels[
+                        labels >= classes
+                    ]  # first: what is below may be what the loss ignores
+                    weighing.check_labels(
+                        above if above.size else labels[labels < -classes], batch.number, classes
+                    )
         elif self.pick is not None and not callable(self.pick) and _NO_PART.search(str(err)):
-            raise ValueError(f"output={self.pick!r} is no part of what the network returns: {err}") from err
-        elif isinstance(err, TypeError | ValueError) and self.pick is None and self.loss_fn is not None:
+            raise ValueError(
+                f"output={self.pick!r} is no part of what the network returns: {err}"
+            ) from err
+        elif (
+            isinstance(err, TypeError | ValueError)
+            and self.pick is None
+            and self.loss_fn is not None
+        ):
             try:
                 self.output(batch)
             except TypeError as other:
@@ -113,9 +144,19 @@ class Risk(BatchRunner):
     `by_terms`: the weights of the terms within each batch matter as well (a Fisher information).
     """
 
-    def __init__(self, network: Any, loss_fn: Any, data: Data, space: Space, reduction: str | None,
-                 num_data: int | None, comm: Communicator = ALONE, batch_weight: Any = None,
-                 pick: Any = None, by_terms: bool = False):
+    def __init__(
+        self,
+        network: Any,
+        loss_fn: Any,
+        data: Data,
+        space: Space,
+        reduction: str | None,
+        num_data: int | None,
+        comm: Communicator = ALONE,
+        batch_weight: Any = None,
+        pick: Any = None,
+        by_terms: bool = False,
+    ):
         super().__init__(network, loss_fn, space, pick)
         self.data, self.comm = data, comm
         stated = None if batch_weight is None else weighing.stated(batch_weight)
@@ -128,7 +169,11 @@ class Risk(BatchRunner):
             return
         with comm.together(2):
             sizes, counts = self._counted()
-            if known is None and self.reduction == "mean" and (by_terms or len(sizes) > 1 or comm is not ALONE):
+            if (
+                known is None
+                and self.reduction == "mean"
+                and (by_terms or len(sizes) > 1 or comm is not ALONE)
+            ):
                 self.weighing = self._measured()
                 sizes, counts = self._counted()
         self.num_batches = len(sizes)
@@ -163,18 +208,31 @@ class Risk(BatchRunner):
 
     def _compared(self, why: str) -> Weighing:
         """By samples, as far as the losses themselves agree with that."""
+
         def losses(*batches: Batch) -> list[float]:
             return [self.loss(batch) for batch in (*batches, together(*batches))]
+
         pairs = 0 if self.training() else weighing.compare(self.data, SAMPLES, losses)
-        checked = f"compared in {pairs} pair{'s' * (pairs != 1)} of batches" if pairs else f"not checked: {why}"
+        checked = (
+            f"compared in {pairs} pair{'s' * (pairs != 1)} of batches"
+            if pairs
+            else f"not checked: {why}"
+        )
         return Weighing(f"their samples ({checked})", SAMPLES.of, uniform=True)
 
     def _said(self) -> str | None:
         """Whether the loss says that it is a mean or a sum over its batch."""
         function = weighing.unwrapped(self.loss_fn)
-        said = (weighing.options_of(self.loss_fn, ("reduction",))["reduction"] if weighing.is_known(function) else
-                getattr(function, "reduction", None))
-        if said is None and isinstance(self.loss_fn, nn.LossBase) and getattr(self.loss_fn, "reduce", False):
+        said = (
+            weighing.options_of(self.loss_fn, ("reduction",))["reduction"]
+            if weighing.is_known(function)
+            else getattr(function, "reduction", None)
+        )
+        if (
+            said is None
+            and isinstance(self.loss_fn, nn.LossBase)
+            and getattr(self.loss_fn, "reduce", False)
+        ):
             said = "mean" if self.loss_fn.average else "sum"
         return said if said in ("mean", "sum") else None
 
@@ -187,8 +245,11 @@ class Risk(BatchRunner):
             if abs(double - factor * once) <= 1e-3 * max(abs(once), 1e-30):
                 return name
         raise ValueError(
-            f"the loss is neither a mean nor a sum over its batch: it is {once:.6g} for the first batch, and "
-            f"{double:.6g} where every sample is in it twice. Say how batches add up: reduction='mean' or 'sum'")
+            f"the loss is neither a mean nor a sum over its batch: it is {once:.6g} for the first "
+            "batch, and "
+            f"{double:.6g} where every sample is in it twice. Say how batches add up: "
+            "reduction='mean' or 'sum'"
+        )
 
     def classes(self) -> int:
         """The number of classes."""
@@ -198,10 +259,14 @@ class Risk(BatchRunner):
         """The weight of a batch in the risk; one of weight 0 has no loss, as its mean is 0/0."""
         return self.weighing.of(batch) / self._total if self.reduction == "mean" else 1.0
 
-    # --- passes -----------------------------------------------------------------------------------------------------
+    # --- passes -----------------------------------------------------------------------------------
 
-    def batches(self, what: str, progress: bool | None, skip: int = 0) -> Iterator[tuple[int, Batch, float]]:
-        """The batches with their numbers and factors, but those of factor 0, under a progress bar."""
+    def batches(
+        self, what: str, progress: bool | None, skip: int = 0
+    ) -> Iterator[tuple[int, Batch, float]]:
+        """The batches with their numbers and factors, but those of factor 0, under a progress
+        bar.
+        """
         with bar(what, self.num_batches, progress, self.comm.rank, skip) as shown:
             for number, batch in enumerate(self.data):
                 if number < skip:
@@ -227,12 +292,20 @@ class Risk(BatchRunner):
         return joined[:-1].astype(numpy_dtype(self.space.flat_dtype)), float(joined[-1])
 
     @interruptible
-    def products(self, make: Callable[[Batch, int], tuple[Program, tuple[Tensor, ...]]], matrix: np.ndarray,
-                 batched: bool, progress: bool | None = None, partial: Partial | None = None) -> np.ndarray:
-        """The sum over the batches of a program's products with the columns of a matrix, in one pass.
+    def products(
+        self,
+        make: Callable[[Batch, int], tuple[Program, tuple[Tensor, ...]]],
+        matrix: np.ndarray,
+        batched: bool,
+        progress: bool | None = None,
+        partial: Partial | None = None,
+    ) -> np.ndarray:
+        """The sum over the batches of a program's products with the columns of a matrix, in one
+        pass.
 
         Args:
-            make: the program of a batch, given its number as well, and what it needs before the vectors.
+            make: the program of a batch, given its number as well, and what it needs before the
+                vectors.
             matrix: (n, k), of the dtype of the operator.
             batched: all columns at once; else one after another.
             partial: where the partial sum is kept, so that a pass that was cut off goes on.
@@ -259,28 +332,51 @@ class Risk(BatchRunner):
             partial.over(self.num_batches, total.T)
         return self.comm.total(total).astype(matrix.dtype, copy=False).T
 
-    def _product(self, batch: Batch, program: Program, extras: tuple[Tensor, ...], rows: np.ndarray,
-                 batched: bool) -> np.ndarray:
+    def _product(
+        self,
+        batch: Batch,
+        program: Program,
+        extras: tuple[Tensor, ...],
+        rows: np.ndarray,
+        batched: bool,
+    ) -> np.ndarray:
         def loop() -> np.ndarray:
             out = np.empty_like(rows)
-            for number, row in enumerate(rows):  # copied: the next call may write where this result is
+            for number, row in enumerate(
+                rows
+            ):  # copied: the next call may write where this result is
                 out[number] = _compat.to_numpy(self.run(batch, program, (*extras, Tensor(row))))
             return out
 
         def at_once() -> np.ndarray:
             return _compat.to_numpy(self.run(batch, program, (*extras, Tensor(rows))))
+
         return batched_or_loop(program.name, at_once, loop) if batched else loop()
 
     def _check(self, part: np.ndarray, program: Program, number: int) -> None:
         if np.isfinite(part.sum(dtype=np.float64)) or np.isfinite(part).all():
             return
-        bad = [name for name, where in slices(self.space).items() if not np.isfinite(part[:, where]).all()]
-        warn(f"the product of {program.name} with batch {number} holds NaN or Inf, in the entries of "
-             f"{', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''}", NonFiniteWarning)
+        bad = [
+            name
+            for name, where in slices(self.space).items()
+            if not np.isfinite(part[:, where]).all()
+        ]
+        warn(
+            f"the product of {program.name} with batch {number} holds NaN or Inf, in the entries "
+            "of "
+            f"{', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''}",
+            NonFiniteWarning,
+        )
 
     def training(self) -> list[tuple[str, nn.Cell]]:
-        """The cells in training mode that behave differently there: dropout and batch norm, by name."""
+        """The cells in training mode that behave differently there: dropout and batch norm, by
+        name.
+        """
         if not isinstance(self.network, nn.Cell):
             return []
-        return [(name, cell) for name, cell in self.network.cells_and_names()
-                if cell.training and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)]
+        return [
+            (name, cell)
+            for name, cell in self.network.cells_and_names()
+            if cell.training
+            and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)
+        ]

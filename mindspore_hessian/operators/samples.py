@@ -1,8 +1,11 @@
-"""What belongs to single samples: their gradients, and vectors pulled back through the network for each by itself.
+"""What belongs to single samples: their gradients, and vectors pulled back through the network for
+each by itself.
 
-A sample is a batch of one, so that nothing in the network or the loss mixes it with others. The samples of a chunk are
-batched (`vmap`), with the weights in common; where a primitive cannot be batched, they come one after another.
+A sample is a batch of one, so that nothing in the network or the loss mixes it with others. The
+samples of a chunk are batched (`vmap`), with the weights in common; where a primitive cannot be
+batched, they come one after another.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,18 +32,23 @@ from mindspore_hessian.transforms import compose
 from mindspore_hessian.transforms.chunks import batched_or_loop, starts
 from mindspore_hessian.typing import Output, WeightNames
 
-_BYTES = 2 ** 27  # that the rows of a chunk take
+_BYTES = 2**27  # that the rows of a chunk take
 _EXPAND = ops.ExpandDims()
 
 
-# --- what MindSpore compiles ----------------------------------------------------------------------------------------
+# --- what MindSpore compiles ----------------------------------------------------------------------
+
 
 def slope(function: Function, space: Space):
     """The flat gradient of the loss of a batch of one."""
-    by_weights, dtype = compose.gradient(kernels.risk(function), (), space.parameters), space.flat_dtype
+    by_weights, dtype = (
+        compose.gradient(kernels.risk(function), (), space.parameters),
+        space.flat_dtype,
+    )
 
     def run(*tensors):
         return raveled(by_weights(*tensors), dtype)
+
     return run
 
 
@@ -51,12 +59,14 @@ def pulled(function: Function, space: Space):
 
     def run(*tensors):
         return raveled(pull(tensors[:n], tensors[-1]), dtype)
+
     return run
 
 
 def over_samples(build, axes, extras):
-    """`build` for each sample of a batch: rows (samples, P). `axes` says which inputs have one row a sample; each of
-    the `extras` has."""
+    """`build` for each sample of a batch: rows (samples, P). `axes` says which inputs have one row
+    a sample; each of the `extras` has."""
+
     def make(function: Function, space: Space):
         alone = build(function, space)
 
@@ -64,13 +74,17 @@ def over_samples(build, axes, extras):
             xs = ()
             for tensor, axis in zip(tensors, axes):  # noqa: B905 -- compiled by MindSpore, which has no strict=
                 xs = xs + (tensor if axis is None else _EXPAND(tensor, 0),)
-            return alone(*xs, *tensors[len(axes):])
+            return alone(*xs, *tensors[len(axes) :])
+
         return vmap(one, in_axes=axes + (0,) * extras)
+
     return make
 
 
 def squares(build, axes):
-    """The sums over the samples of ``sign * row^2``, entry by entry, and of the rows; the signs come last."""
+    """The sums over the samples of ``sign * row^2``, entry by entry, and of the rows; the signs
+    come last.
+    """
     rows = over_samples(build, axes, 1)
 
     def make(function: Function, space: Space):
@@ -79,14 +93,17 @@ def squares(build, axes):
         def run(*tensors):
             found = each(*tensors[:-1])
             return ops.matmul(_EXPAND(tensors[-1], 0), found * found)[0], found.sum(0)
+
         return run
+
     return make
 
 
 GRADIENTS, PULLED = Program("per_sample_gradients", slope), Program("per_sample_jacobian", pulled)
 
 
-# --- samples of batches ---------------------------------------------------------------------------------------------
+# --- samples of batches ---------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -101,16 +118,23 @@ class Samples:
     chunk_size: int | None = None
 
     def rows(self, batch: Batch, program: Program, *extras: np.ndarray) -> np.ndarray:
-        """Of each sample what `program` gives for a batch of one and its rows of the extras: (samples, P)."""
-        return np.concatenate([self._rows(part, program, [one[at] for one in extras])[skip:]
-                               for part, at, skip in self._chunks(batch)])
+        """Of each sample what `program` gives for a batch of one and its rows of the extras:
+        (samples, P).
+        """
+        return np.concatenate(
+            [
+                self._rows(part, program, [one[at] for one in extras])[skip:]
+                for part, at, skip in self._chunks(batch)
+            ]
+        )
 
     def jacobian(self, batch: Batch, shape: tuple[int, ...] = (), dtype: Any = None) -> np.ndarray:
-        """The Jacobian of the output of each sample, (samples, outputs, P), a pass back for each output.
+        """The Jacobian of the output of each sample, (samples, outputs, P), a pass back for each
+        output.
 
         Args:
-            shape, dtype: of the output of the batch, with as many rows for each sample; dtype is numpy's. None: found
-                out.
+            shape, dtype: of the output of the batch, with as many rows for each sample; dtype is
+                numpy's. None: found out.
         """
         if dtype is None:
             out = self.risk.output(batch)
@@ -118,10 +142,16 @@ class Samples:
         inner = shape[0] // batch.size, *shape[1:]
         count = int(np.prod(inner, dtype=np.int64))
         units = np.eye(count, dtype=dtype).reshape(count, 1, *inner)
-        return np.stack([self.rows(batch, PULLED, np.repeat(unit, batch.size, 0)) for unit in units], axis=1)
+        return np.stack(
+            [self.rows(batch, PULLED, np.repeat(unit, batch.size, 0)) for unit in units], axis=1
+        )
 
-    def squares(self, batch: Batch, program: Program, vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
-        """The sums over the samples of ``sign * row^2`` and of the rows, which are as `rows` has them: (2, P)."""
+    def squares(
+        self, batch: Batch, program: Program, vectors: np.ndarray, signs: np.ndarray
+    ) -> np.ndarray:
+        """The sums over the samples of ``sign * row^2`` and of the rows, which are as `rows` has
+        them: (2, P).
+        """
         total = np.zeros((2, self.risk.space.size))
         for part, at, skip in self._chunks(batch):
             own = vectors[at].copy()
@@ -129,30 +159,54 @@ class Samples:
             total += self._squares(part, program, own, signs[at])
         return total
 
-    def _squares(self, part: Batch, program: Program, vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    def _squares(
+        self, part: Batch, program: Program, vectors: np.ndarray, signs: np.ndarray
+    ) -> np.ndarray:
         def at_once() -> np.ndarray:
             axes = self._axes(part)
-            found = self.risk.run(part, Program(f"{program.name}.squares", squares(program.build, axes), (
-                *program.options, axes)), (Tensor(vectors), Tensor(signs.astype(vectors.dtype))))
+            found = self.risk.run(
+                part,
+                Program(
+                    f"{program.name}.squares",
+                    squares(program.build, axes),
+                    (*program.options, axes),
+                ),
+                (Tensor(vectors), Tensor(signs.astype(vectors.dtype))),
+            )
             return np.stack([_compat.to_numpy(one).astype(np.float64) for one in found])
 
         def loop() -> np.ndarray:
             rows = self._loop(part, program, [vectors]).astype(np.float64)
-            return np.stack([signs @ rows ** 2, rows.sum(0)])
+            return np.stack([signs @ rows**2, rows.sum(0)])
+
         return batched_or_loop(program.name, at_once, loop)
 
     def _rows(self, part: Batch, program: Program, extras: Sequence[np.ndarray]) -> np.ndarray:
         def at_once() -> np.ndarray:
             axes = self._axes(part)
-            whole = Program(program.name, over_samples(program.build, axes, len(extras)), (*program.options, axes))
+            whole = Program(
+                program.name,
+                over_samples(program.build, axes, len(extras)),
+                (*program.options, axes),
+            )
             return _compat.to_numpy(self.risk.run(part, whole, tuple(map(Tensor, extras)))).copy()
+
         return batched_or_loop(program.name, at_once, lambda: self._loop(part, program, extras))
 
     def _loop(self, part: Batch, program: Program, extras: Sequence[np.ndarray]) -> np.ndarray:
         alone = Program(f"{program.name}.one", program.build, program.options)
-        return np.stack([_compat.to_numpy(self.risk.run(
-            cut(part, number, number + 1), alone, tuple(Tensor(one[number]) for one in extras))).copy()
-            for number in range(part.size)])
+        return np.stack(
+            [
+                _compat.to_numpy(
+                    self.risk.run(
+                        cut(part, number, number + 1),
+                        alone,
+                        tuple(Tensor(one[number]) for one in extras),
+                    )
+                ).copy()
+                for number in range(part.size)
+            ]
+        )
 
     def _axes(self, part: Batch) -> tuple[int | None, ...]:
         """Of the Tensors that a graph gets of a batch: 0 where it has a row for each sample."""
@@ -162,7 +216,9 @@ class Samples:
         return tuple(0 if is_samples(leaf, part.size) else None for leaf in leaves)
 
     def _chunks(self, batch: Batch) -> Iterator[tuple[Batch, slice, int]]:
-        """Parts of one size, the samples that they hold, and how many of them the part before holds too."""
+        """Parts of one size, the samples that they hold, and how many of them the part before holds
+        too.
+        """
         most = self.chunk_size or max(1, _BYTES // (self.risk.space.size * 8))
         count, done = min(most, batch.size), 0
         for start in starts(batch.size, count):
@@ -172,15 +228,19 @@ class Samples:
 
 def cut(batch: Batch, start: int, stop: int) -> Batch:
     """Some samples of a batch."""
+
     def some(value: Any) -> Any:
         return value[start:stop] if is_samples(value, batch.size) else value
+
     if stop - start == batch.size:
         return batch
     parts = {part: mapped(some, getattr(batch, part)) for part in ("args", "kwargs", "targets")}
     return replace(batch, **parts, size=stop - start)
 
 
-def check_arguments(network: Any, loss_fn: Any, output: Any, chunk_size: Any, progress: Any) -> None:
+def check_arguments(
+    network: Any, loss_fn: Any, output: Any, chunk_size: Any, progress: Any
+) -> None:
     """Raise where they are no arguments of an operator."""
     check_network(network, loss_fn, output)
     if chunk_size is not None and (not is_integer(chunk_size) or chunk_size < 1):
@@ -190,27 +250,43 @@ def check_arguments(network: Any, loss_fn: Any, output: Any, chunk_size: Any, pr
 
 def refuse_training(risk: Risk, kinds: tuple[str, ...], why: str) -> None:
     """Raise where cells of such classes are in training mode."""
-    active = [name for name, cell in risk.training() if any(kind in type(cell).__name__ for kind in kinds)]
+    active = [
+        name for name, cell in risk.training() if any(kind in type(cell).__name__ for kind in kinds)
+    ]
     if active:
-        raise ValueError(f"{', '.join(active[:5])} of the network {'is' if len(active) == 1 else 'are'} in training "
-                         f"mode, where {why}: call network.set_train(False)")
+        raise ValueError(
+            f"{', '.join(active[:5])} of the network {'is' if len(active) == 1 else 'are'} in "
+            "training "
+            f"mode, where {why}: call network.set_train(False)"
+        )
 
 
 @interruptible
-def per_sample_gradients(network: Callable[..., Any], loss_fn: Callable[..., Any] | None, batch: Any,
-                         weights: WeightNames = None, *, chunk_size: int | None = None, output: Output = None,
-                         progress: bool | None = None) -> np.ndarray:
-    r"""The gradient of the loss of each sample by itself, :math:`G_{np} = \partial \ell_n / \partial w_p`.
+def per_sample_gradients(
+    network: Callable[..., Any],
+    loss_fn: Callable[..., Any] | None,
+    batch: Any,
+    weights: WeightNames = None,
+    *,
+    chunk_size: int | None = None,
+    output: Output = None,
+    progress: bool | None = None,
+) -> np.ndarray:
+    r"""The gradient of the loss of each sample by itself,
+    :math:`G_{np} = \partial \ell_n / \partial w_p`.
 
-    :math:`\ell_n` is the loss of sample n as a batch of one: for a mean loss the rows have as their mean the gradient
-    of the batch, where each sample has as many terms (no ignored targets, no weights of classes), for a summed loss as
-    their sum. Costs about one gradient for all samples of a chunk, which are batched, and as much memory as they have
-    numbers; where a primitive of the network cannot be batched, the samples come one after another, with a warning.
+    :math:`\ell_n` is the loss of sample n as a batch of one: for a mean loss the rows have as their
+    mean the gradient of the batch, where each sample has as many terms (no ignored targets, no
+    weights of classes), for a summed loss as their sum. Costs about one gradient for all samples of
+    a chunk, which are batched, and as much memory as they have numbers; where a primitive of the
+    network cannot be batched, the samples come one after another, with a warning.
 
     Args:
-        network, loss_fn: as `HessianOperator` has them; where `loss_fn` is None, the network returns the loss.
+        network, loss_fn: as `HessianOperator` has them; where `loss_fn` is None, the network
+            returns the loss.
         batch: one batch, as in `data` there, or several: their samples one after another.
-        weights: as `HessianOperator` has them; the columns are in their order, that of the operators' flat vectors.
+        weights: as `HessianOperator` has them; the columns are in their order, that of the
+            operators' flat vectors.
         chunk_size: samples at a time; None: as many as rows of 128 MiB hold.
         output: which of the things that the network returns goes to the loss.
         progress: True shows a bar at once, None after two seconds, False never.
@@ -219,8 +295,8 @@ def per_sample_gradients(network: Callable[..., Any], loss_fn: Callable[..., Any
         numpy array (samples, P), float64 where a weight is, else float32.
 
     Raises:
-        TypeError, ValueError, NotCompilableError, MissingRuleError: as `HessianOperator`; also where dropout or batch
-            norm are in training mode.
+        TypeError, ValueError, NotCompilableError, MissingRuleError: as `HessianOperator`; also
+            where dropout or batch norm are in training mode.
 
     Warns:
         FallbackWarning: a primitive has no batching rule.
@@ -244,7 +320,15 @@ def per_sample_gradients(network: Callable[..., Any], loss_fn: Callable[..., Any
     """
     check_arguments(network, loss_fn, output, chunk_size, progress)
     chosen = weight_choice.choose(network, weights)
-    risk = Risk(network, loss_fn, Data(batch, network, loss_fn is not None), chosen, "sum", None, pick=output)
+    risk = Risk(
+        network,
+        loss_fn,
+        Data(batch, network, loss_fn is not None),
+        chosen,
+        "sum",
+        None,
+        pick=output,
+    )
     refuse_training(risk, ("Dropout", "BatchNorm"), "a sample by itself has no loss of its own")
     samples, found = Samples(risk, chunk_size), []
     with bar("per-sample gradients", risk.num_batches, progress, 0, 0) as shown_bar:
@@ -254,6 +338,10 @@ def per_sample_gradients(network: Callable[..., Any], loss_fn: Callable[..., Any
     rows = np.concatenate(found)
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if bad.size:
-        warn(f"the gradients of {bad.size} of {len(rows)} samples hold NaN or Inf: {', '.join(map(str, bad[:5]))}"
-             f"{' and others' if bad.size > 5 else ''}", NonFiniteWarning)
+        warn(
+            f"the gradients of {bad.size} of {len(rows)} samples hold NaN or Inf: "
+            f"{', '.join(map(str, bad[:5]))}"
+            f"{' and others' if bad.size > 5 else ''}",
+            NonFiniteWarning,
+        )
     return rows

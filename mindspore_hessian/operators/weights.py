@@ -1,4 +1,5 @@
 """Which Parameters an operator is about, and the layers they belong to."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -36,14 +37,19 @@ def layer_of(name: str) -> str:
 
 
 def layer_classes(network: Any, weights: tuple[Parameter, ...]) -> dict[str, str]:
-    """Layer -> the class of the Cell that holds its first Parameter; only where the network is a Cell and has it."""
+    """Layer -> the class of the Cell that holds its first Parameter; only where the network is a
+    Cell and has it.
+    """
     cells = reversed(list(network.cells_and_names())) if isinstance(network, nn.Cell) else ()
-    holders = {id(p): type(cell).__name__ for _, cell in cells for p in cell.get_parameters(expand=False)}
+    holders = {
+        id(p): type(cell).__name__ for _, cell in cells for p in cell.get_parameters(expand=False)
+    }
     return {layer_of(p.name): holders[id(p)] for p in reversed(weights) if id(p) in holders}
 
 
 def choose(network: Any, weights: Any) -> Space:
-    """The Parameters that `weights` says: None (all trainable), a pattern of names, Parameters, or several of these.
+    """The Parameters that `weights` says: None (all trainable), a pattern of names, Parameters, or
+    several of these.
 
     Raises:
         TypeError, ValueError: not Parameters, none, unknown names.
@@ -53,8 +59,11 @@ def choose(network: Any, weights: Any) -> Space:
     trainable = tuple(network.trainable_params()) if isinstance(network, nn.Cell) else ()
     if weights is None:
         if not trainable:
-            raise ValueError("the network has no trainable weights; pass weights=" if isinstance(network, nn.Cell) else
-                             "the function is not a Cell, so say which Parameters: weights=net.trainable_params()")
+            raise ValueError(
+                "the network has no trainable weights; pass weights="
+                if isinstance(network, nn.Cell)
+                else "the function is not a Cell, so say which Parameters: weights=net.trainable_params()"
+            )
         return Space.of_weights(trainable)
     weights = several_weights(weights)
     several = weights if isinstance(weights, tuple | list) else (weights,)
@@ -65,7 +74,9 @@ def choose(network: Any, weights: Any) -> Space:
             continue
         found = [p for p in trainable if fnmatch.fnmatchcase(p.name, one)]
         if not found:
-            raise ValueError(f"weights: no trainable Parameter has a name like {one!r}; there are "
-                             f"{', '.join(p.name for p in trainable) or 'none'}")
+            raise ValueError(
+                f"weights: no trainable Parameter has a name like {one!r}; there are "
+                f"{', '.join(p.name for p in trainable) or 'none'}"
+            )
         chosen += [p for p in found if not any(p is other for other in chosen)]
     return Space.of_weights(chosen)

@@ -1,4 +1,5 @@
 """Second derivatives put to use: minimisers and optimizers."""
+
 from mindspore_hessian.optim.adahessian import AdaHessian
 from mindspore_hessian.optim.kfac import KFAC
 from mindspore_hessian.optim.least_squares import FitResult, LevenbergMarquardt, Step
@@ -9,6 +10,15 @@ from mindspore_hessian.optim.sophia import Sophia
 from mindspore_hessian.optim.train_step import TrainStep
 
 __all__ = [
-    "AdaHessian", "FitResult", "KFAC", "LevenbergMarquardt", "NewtonCG", "NewtonStep", "ScipyProblem", "Sophia", "Step",
-    "TrainStep", "minimize",
+    "AdaHessian",
+    "FitResult",
+    "KFAC",
+    "LevenbergMarquardt",
+    "NewtonCG",
+    "NewtonStep",
+    "ScipyProblem",
+    "Sophia",
+    "Step",
+    "TrainStep",
+    "minimize",
 ]

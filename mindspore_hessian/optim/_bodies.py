@@ -1,4 +1,7 @@
-"""The graphs of training steps: what MindSpore compiles of the network, the loss and the optimizer."""
+"""The graphs of training steps: what MindSpore compiles of the network, the loss and the
+optimizer.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -31,7 +34,10 @@ def compiled(function: Callable, tensors: tuple) -> Any:
 
 
 def _losses(network: Any, loss_fn: Any, scale: float) -> list[Callable]:
-    """The loss times the scale, as a function of 1, 2, 3 and 4 inputs: a gradient takes no function of ``*inputs``."""
+    """The loss times the scale, as a function of 1, 2, 3 and 4 inputs: a gradient takes no function
+    of ``*inputs``.
+    """
+
     def one(a):
         return network(a) * scale
 
@@ -49,11 +55,13 @@ def _losses(network: Any, loss_fn: Any, scale: float) -> list[Callable]:
         if loss_fn is None:
             return network(a, b, c, d) * scale
         return loss_fn(network(a, b, c), d) * scale
+
     return [one, two, three, four]
 
 
 def _with_output(network, loss_fn, scale):
     """The loss times the scale, and the network's output, as a function of 2, 3 and 4 inputs."""
+
     def two(a, b):
         out = network(a)
         return loss_fn(out, b) * scale, out
@@ -65,20 +73,24 @@ def _with_output(network, loss_fn, scale):
     def four(a, b, c, d):
         out = network(a, b, c)
         return loss_fn(out, d) * scale, out
+
     return [None, two, three, four]
 
 
 def base(network, loss_fn, optimizer, count, clip_norm, has_output=False):
-    """``(value and gradients, clipped gradients, outcome)``, as MindSpore compiles them; `has_output`: the value goes
-    with the network's output."""
+    """``(value and gradients, clipped gradients, outcome)``, as MindSpore compiles them;
+    `has_output`: the value goes with the network's output."""
     scale = getattr(optimizer, "scale", 1.0)
     loss = (_with_output if has_output else _losses)(network, loss_fn, scale)[count - 1]
     weights = optimizer.parameters
 
     def checked(value):
         if value.size != 1:
-            raise ValueError(f"loss_fn must return one number, but its value has shape {value.shape}")
+            raise ValueError(
+                f"loss_fn must return one number, but its value has shape {value.shape}"
+            )
         return value
+
     value_and_grad = ms.value_and_grad(loss, None, weights, has_output)
 
     def clipped(gradients):
@@ -88,6 +100,7 @@ def base(network, loss_fn, optimizer, count, clip_norm, has_output=False):
 
     def outcome(value, done):
         return ops.depend(checked(value) / scale, done)
+
     return value_and_grad, clipped, outcome
 
 
@@ -97,12 +110,13 @@ def _plain(network, loss_fn, optimizer, count, clip_norm):
     def step(*tensors):
         value, gradients = value_and_grad(*tensors)
         return outcome(value, optimizer(clipped(gradients)))
+
     return step
 
 
 def _hutchinson(network, loss_fn, optimizer, count, clip_norm):
-    """z * Hz: the derivative of ``value_and_grad`` itself, so that the loss is evaluated once (running means of batch
-    norm move once)."""
+    """z * Hz: the derivative of ``value_and_grad`` itself, so that the loss is evaluated once
+    (running means of batch norm move once)."""
     value_and_grad, clipped, outcome = base(network, loss_fn, optimizer, count, clip_norm)
     weights, product = optimizer.parameters, ops.GradOperation(get_by_list=True, sens_param=True)
     parts, start = [], 0
@@ -114,13 +128,14 @@ def _hutchinson(network, loss_fn, optimizer, count, clip_norm):
     def step(*tensors):
         inputs, signs = tensors[:count], ()
         for part in parts:
-            signs = signs + (tensors[count][part[0]:part[1]].reshape(part[2]).astype(part[3]),)
+            signs = signs + (tensors[count][part[0] : part[1]].reshape(part[2]).astype(part[3]),)
         value, gradients = value_and_grad(*inputs)
         images = product(value_and_grad, weights)(*inputs, (ops.zeros_like(value), signs))
         curvature = ()
         for number in range(len(parts)):
             curvature = curvature + (signs[number] * images[number],)
         return outcome(value, optimizer(clipped(gradients), curvature))
+
     return step
 
 
@@ -130,14 +145,21 @@ def _gnb(network, loss_fn, optimizer, count, clip_norm):
 
     def of_drawn(out, chance):
         if out.ndim != chance.ndim + 1 or out.shape[:1] + out.shape[2:] != chance.shape:
-            raise ValueError("estimator='gnb' needs logits with the classes along axis 1, one label each, but network "
-                             f"returns shape {out.shape} for labels of shape {chance.shape}")
+            raise ValueError(
+                "estimator='gnb' needs logits with the classes along axis 1, one label each, but "
+                "network "
+                f"returns shape {out.shape} for labels of shape {chance.shape}"
+            )
         below = ops.cumsum(ops.softmax(out.astype(ms.float32), 1), 1) < chance.expand_dims(1)
         last = out.shape[1] - 1
         drawn = ops.clamp(below.astype(ms.int32).sum(1), 0, last).astype(ms.int32)
         return loss_fn(out, ops.stop_gradient(drawn))
-    slope = ms.grad(_losses(network, of_drawn, getattr(optimizer, "scale", 1.0))[count - 1], None,
-                    optimizer.parameters)
+
+    slope = ms.grad(
+        _losses(network, of_drawn, getattr(optimizer, "scale", 1.0))[count - 1],
+        None,
+        optimizer.parameters,
+    )
 
     def step(*tensors):
         inputs, chance = tensors[:count], tensors[count]
@@ -146,6 +168,7 @@ def _gnb(network, loss_fn, optimizer, count, clip_norm):
         for g in slope(*(inputs[:-1] + (chance,))):
             curvature = curvature + (g * g * chance.size,)
         return outcome(value, optimizer(clipped(gradients), curvature))
+
     return step
 
 

@@ -1,4 +1,5 @@
 """The step of `KFAC`: two graphs, and between them, every so many steps, the inverses."""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,15 +26,23 @@ from mindspore_hessian.transforms import compose
 class KFACStep:
     """What `TrainStep` does with a `KFAC`; the arguments are its own, checked."""
 
-    def __init__(self, network: nn.Cell, loss_fn: Any, optimizer: KFAC, seed: int, clip_norm: float | None):
+    def __init__(
+        self, network: nn.Cell, loss_fn: Any, optimizer: KFAC, seed: int, clip_norm: float | None
+    ):
         if optimizer.of_network is not network:
             raise ValueError("optimizer must be a KFAC of this network: optim.KFAC(network)")
         if loss_fn is None:
-            raise ValueError("loss_fn must be given with KFAC, which needs the curvature of the loss at the network's "
-                             "output")
+            raise ValueError(
+                "loss_fn must be given with KFAC, which needs the curvature of the loss at the "
+                "network's "
+                "output"
+            )
         if clip_norm is not None and optimizer.adaptive:
-            raise ValueError("clip_norm is not for KFAC with adaptive=True, whose quadratic model has the gradient as "
-                             "it is: leave it out")
+            raise ValueError(
+                "clip_norm is not for KFAC with adaptive=True, whose quadratic model has the "
+                "gradient as "
+                "it is: leave it out"
+            )
         self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
         self.seed, self.clip_norm = seed, clip_norm
         self.graphs: dict[Any, Any] = {}
@@ -44,73 +53,123 @@ class KFACStep:
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         optimizer, done = self.optimizer, int(_compat.to_numpy(self.optimizer.global_step)[0])
         if inputs[0].ndim == 0:
-            raise ValueError("inputs must have samples along their first axis, but the first of them has no axes")
+            raise ValueError(
+                "inputs must have samples along their first axis, but the first of them has no axes"
+            )
         batch = Batch(inputs[:-1], {}, inputs[-1:], int(inputs[0].shape[0]))
         if self.op is None:
             self._look(inputs)
-        seen = done % optimizer.curvature_update_period == 0 or optimizer.read(optimizer.weight) == 0.0
+        seen = (
+            done % optimizer.curvature_update_period == 0 or optimizer.read(optimizer.weight) == 0.0
+        )
         value, taken, *gradients = self._measure(batch, inputs, done, seen)
-        if (done % optimizer.inverse_update_period == 0 or not optimizer.read(optimizer.inverted)) and (
-                optimizer.read(optimizer.weight)):
+        if (
+            done % optimizer.inverse_update_period == 0 or not optimizer.read(optimizer.inverted)
+        ) and (optimizer.read(optimizer.weight)):
             optimizer.invert(self.blocks)
         if optimizer.adaptive and bool(_compat.to_numpy(taken)):
             return self._adaptive(batch, done, value, tuple(gradients))
         self._update(tuple(gradients), taken, np.zeros(2))
         return value
 
-    # --- the first step ---------------------------------------------------------------------------------------------
+    # --- the first step ---------------------------------------------------------------------------
 
     def _look(self, inputs: tuple[Tensor, ...]) -> None:
-        """What the loss is, and which layers explain the gradients of their Parameters, as evaluation has them."""
+        """What the loss is, and which layers explain the gradients of their Parameters, as
+        evaluation has them.
+        """
         optimizer = self.optimizer
         self._refuse_nan(inputs)
-        own = {} if optimizer.fisher == "empirical" else {"mc_samples": int(optimizer.fisher == "mc")}
+        own = (
+            {} if optimizer.fisher == "empirical" else {"mc_samples": int(optimizer.fisher == "mc")}
+        )
         kind: Any = EmpiricalFisherOperator if optimizer.fisher == "empirical" else FisherOperator
         data = (inputs[:-1], inputs[-1])
         with _evaluating(self.network):
-            op = kind(self.network, self.loss_fn, data, list(optimizer.parameters), likelihood=optimizer.likelihood,
-                      check_deterministic=False, progress=False, **own)
+            op = kind(
+                self.network,
+                self.loss_fn,
+                data,
+                list(optimizer.parameters),
+                likelihood=optimizer.likelihood,
+                check_deterministic=False,
+                progress=False,
+                **own,
+            )
             views = Views(op, False)
         cells = {id(tap.cell) for tap in views.taps.taps}
         taps = optimizer.taps
-        self.places = {number: place for place, number in enumerate(
-            [number for number, tap in enumerate(taps.taps) if id(tap.cell) in cells])}
+        self.places = {
+            number: place
+            for place, number in enumerate(
+                [number for number, tap in enumerate(taps.taps) if id(tap.cell) in cells]
+            )
+        }
         others = {number for number, p in enumerate(optimizer.parameters) if p.name in views.others}
-        self.blocks: list[Block] = [block for block in optimizer.blocks if not others & set(block.places)]
+        self.blocks: list[Block] = [
+            block for block in optimizer.blocks if not others & set(block.places)
+        ]
         said = ", ".join(f"{name} ({one.why})" for name, one in list(views.others.items())[:5])
         if not self.blocks:
             raise ValueError(f"KFAC has no layer to precondition: {said}")
         if views.others:
             rest = f" and {len(views.others) - 5} more" if len(views.others) > 5 else ""
-            warn(f"KFAC has no Kronecker factors for {said}{rest}: these get the plain gradient", FallbackWarning)
+            warn(
+                f"KFAC has no Kronecker factors for {said}{rest}: these get the plain gradient",
+                FallbackWarning,
+            )
         self.taps = taps.only([taps.taps[number] for number in self.places])
         self.op = op
         trained = {id(p) for p in optimizer.parameters}
         self.statistics = [p for p in self.network.get_parameters() if id(p) not in trained]
 
     def _refuse_nan(self, inputs: tuple[Tensor, ...]) -> None:
-        named = [*((f"input {number}", value) for number, value in enumerate(inputs)),
-                 *((repr(p.name), p) for p in self.network.get_parameters())]
+        named = [
+            *((f"input {number}", value) for number, value in enumerate(inputs)),
+            *((repr(p.name), p) for p in self.network.get_parameters()),
+        ]
         bad = [name for name, value in named if not np.isfinite(_compat.to_numpy(value)).all()]
         if bad:
-            raise ValueError(f"{bad[0]} holds NaN or Inf. K-FAC looks at its network with the first batch: give it one "
-                             "without. Nothing has changed")
+            raise ValueError(
+                f"{bad[0]} holds NaN or Inf. K-FAC looks at its network with the first batch: give "
+                "it one "
+                "without. Nothing has changed"
+            )
 
-    # --- the gradient and the factors ---------------------------------------------------------------------------------
+    # --- the gradient and the factors -------------------------------------------------------------
 
     def _measure(self, batch: Batch, inputs: tuple[Tensor, ...], done: int, seen: bool) -> Any:
-        count, key = len(inputs), (tuple((tuple(t.shape), str(t.dtype)) for t in inputs),
-                                   tuple(cell.training for _, cell in self.network.cells_and_names()))
+        count, key = (
+            len(inputs),
+            (
+                tuple((tuple(t.shape), str(t.dtype)) for t in inputs),
+                tuple(cell.training for _, cell in self.network.cells_and_names()),
+            ),
+        )
         if not seen:
             return self._run(("plain", key), lambda: _plain(self, count), inputs)
         noises, terms = self._noises(batch, done, key), self._terms(batch)
-        out = self._run(("curved", key), lambda: _curved(self, count, terms), (*inputs, next(noises)), batch, terms)
+        out = self._run(
+            ("curved", key),
+            lambda: _curved(self, count, terms),
+            (*inputs, next(noises)),
+            batch,
+            terms,
+        )
         for more in noises:
-            self._run(("more", key), lambda: _more(self, count - 1, terms), (*inputs[:-1], more, out[1]), batch, terms)
+            self._run(
+                ("more", key),
+                lambda: _more(self, count - 1, terms),
+                (*inputs[:-1], more, out[1]),
+                batch,
+                terms,
+            )
         return out
 
     def _noises(self, batch: Batch, done: int, key: Any) -> Iterator[Tensor]:
-        """What the graph takes for the draws of the step; the gradients at the output themselves for "exact"."""
+        """What the graph takes for the draws of the step; the gradients at the output themselves
+        for "exact".
+        """
         if self.optimizer.fisher == "empirical":
             yield Tensor(np.zeros(1, np.float32))
             return
@@ -136,7 +195,7 @@ class KFACStep:
             _compat.assign(terms, weights.astype(self.op.dtype))
         return terms
 
-    # --- the update -------------------------------------------------------------------------------------------------
+    # --- the update -------------------------------------------------------------------------------
 
     def _update(self, gradients: tuple, taken: Any, best: np.ndarray) -> None:
         """The step; with `adaptive`, of these multiples of the direction and the last step."""
@@ -149,17 +208,27 @@ class KFACStep:
         of_inputs = "alike" if how == "moments" and not self.op._weighted else how
         return of_inputs, [how] * len(self.taps.taps)
 
-    def _run(self, key: Any, make: Callable[[], Callable], tensors: tuple, batch: Batch | None = None,
-             terms: Any = None) -> Any:
-        """Run a graph, which is compiled where it is not there, with the probes in the layers where there is a batch.
+    def _run(
+        self,
+        key: Any,
+        make: Callable[[], Callable],
+        tensors: tuple,
+        batch: Batch | None = None,
+        terms: Any = None,
+    ) -> Any:
+        """Run a graph, which is compiled where it is not there, with the probes in the layers where
+        there is a batch.
         """
         graph = self.graphs.get(key)
         if graph is None or graph.stale():
             if batch is not None and self.optimizer.approx == "reduce":
                 for tap in self.taps.taps:
                     tap.widen(self.taps.dtype, batch.size)
-            with contextlib.nullcontext() if batch is None else self.taps.installed(
-                    *self._statistics(), batch.size, terms):
+            with (
+                contextlib.nullcontext()
+                if batch is None
+                else self.taps.installed(*self._statistics(), batch.size, terms)
+            ):
                 graph = self.graphs[key] = compiled(make(), tensors)
         return graph(tensors)
 
@@ -168,8 +237,12 @@ class KFACStep:
         optimizer, size = self.optimizer, self.optimizer.size
         found = self._run("direct", lambda: _directing(self), gradients)
         parts = [_compat.to_numpy(part).astype(np.float64) for part in found]
-        g, p = (np.concatenate([one.ravel() for one in part]) for part in (parts[:size], parts[size:]))
-        v = np.concatenate([_compat.to_numpy(one).astype(np.float64).ravel() for one in optimizer.velocity])
+        g, p = (
+            np.concatenate([one.ravel() for one in part]) for part in (parts[:size], parts[size:])
+        )
+        v = np.concatenate(
+            [_compat.to_numpy(one).astype(np.float64).ravel() for one in optimizer.velocity]
+        )
         with self._unmoved():
             curved = self._quadratic(batch, p, v)
         both = np.stack([p, v])
@@ -180,7 +253,10 @@ class KFACStep:
             self._update(gradients, Tensor(False), np.zeros(2))
             return value
         before = float(_compat.to_numpy(value)), self._norm()
-        kept = [(one, _compat.to_numpy(one).copy()) for one in (*optimizer.parameters, *optimizer.velocity)]
+        kept = [
+            (one, _compat.to_numpy(one).copy())
+            for one in (*optimizer.parameters, *optimizer.velocity)
+        ]
         self._update(gradients, Tensor(True), best)
         if (done + 1) % optimizer.damping_interval == 0:
             with self._unmoved():
@@ -188,7 +264,9 @@ class KFACStep:
             if not np.isfinite(after):
                 for parameter, old in kept:
                     _compat.assign(parameter, old)
-                _compat.assign(optimizer.skipped, np.array(optimizer.read(optimizer.skipped) + 1, np.int32))
+                _compat.assign(
+                    optimizer.skipped, np.array(optimizer.read(optimizer.skipped) + 1, np.int32)
+                )
             change = after - before[0] + optimizer.l2 / 2 * (self._norm() - before[1])
             optimizer.adapt(change, float(slope @ best + best @ model @ best / 2))
         return value
@@ -197,7 +275,10 @@ class KFACStep:
         """The squared norm of the weights, where l2_reg counts it."""
         if not self.optimizer.l2:
             return 0.0
-        return sum(float((_compat.to_numpy(p).astype(np.float64) ** 2).sum()) for p in self.optimizer.parameters)
+        return sum(
+            float((_compat.to_numpy(p).astype(np.float64) ** 2).sum())
+            for p in self.optimizer.parameters
+        )
 
     def _quadratic(self, batch: Batch, p: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The products of two directions with the Gauss-Newton matrix and each other."""
@@ -211,7 +292,9 @@ class KFACStep:
 
     @contextlib.contextmanager
     def _unmoved(self) -> Iterator[None]:
-        """Within it the network may be evaluated again: running means and the like are then as they were."""
+        """Within it the network may be evaluated again: running means and the like are then as they
+        were.
+        """
         with _compat.kept(self.statistics):
             yield
 
@@ -234,7 +317,9 @@ def _evaluating(network: nn.Cell) -> Iterator[None]:
 
 
 def _minimum(matrix: np.ndarray, slope: np.ndarray) -> np.ndarray | None:
-    """Where the quadratic model in two directions, of which the second may be 0, is least; None where it has none."""
+    """Where the quadratic model in two directions, of which the second may be 0, is least; None
+    where it has none.
+    """
     if not (np.isfinite(matrix).all() and np.isfinite(slope).all() and matrix[0, 0] > 0.0):
         return None
     alone = np.array([-slope[0] / matrix[0, 0], 0.0])
@@ -247,35 +332,42 @@ def _minimum(matrix: np.ndarray, slope: np.ndarray) -> np.ndarray | None:
     return -np.linalg.solve(unit, slope / scale) / scale
 
 
-# --- what MindSpore compiles --------------------------------------------------------------------------------------
+# --- what MindSpore compiles ----------------------------------------------------------------------
+
 
 def _plain(step: KFACStep, count: int):
-    value_and_grad, clipped, outcome = base(step.network, step.loss_fn, step.optimizer, count, step.clip_norm)
+    value_and_grad, clipped, outcome = base(
+        step.network, step.loss_fn, step.optimizer, count, step.clip_norm
+    )
     optimizer = step.optimizer
 
     def measure(*tensors):
         value, gradients = value_and_grad(*tensors)
         taken = optimizer.finite((value,) + gradients)
         return (outcome(value, taken), taken) + clipped(gradients)
+
     return measure
 
 
 def _curved(step: KFACStep, count: int, terms: Parameter):
     """The loss, its gradients, and the moments into the averages."""
-    value_and_grad, clipped, outcome = base(step.network, step.loss_fn, step.optimizer, count, step.clip_norm, True)
+    value_and_grad, clipped, outcome = base(
+        step.network, step.loss_fn, step.optimizer, count, step.clip_norm, True
+    )
     optimizer = step.optimizer
     moments = layers.statistics(step.taps, True)(Function(step.network, count - 1), None)
     vector = None if optimizer.fisher == "exact" else in_graph(step.op)
     row = row_of_moments(optimizer, step.blocks, step.places, True, terms)
 
     def measure(*tensors):
-        inputs, u = tensors[:count - 1], tensors[count]
+        inputs, u = tensors[: count - 1], tensors[count]
         (value, out), gradients = value_and_grad(*tensors[:count])
         if vector is not None:
-            u = ops.stop_gradient(vector(out, tensors[count - 1:count], u, terms))
+            u = ops.stop_gradient(vector(out, tensors[count - 1 : count], u, terms))
         found = row(moments(*(inputs + (ops.expand_dims(u, 0),))))
         taken, done = optimizer.averaged(found, value, gradients)
         return (ops.depend(outcome(value, taken), done), taken) + clipped(gradients)
+
     return measure
 
 
@@ -289,6 +381,7 @@ def _more(step: KFACStep, count: int, terms: Parameter):
         found = row(moments(*(tensors[:count] + (ops.expand_dims(tensors[count], 0),))))
         taken, done = optimizer.added_to(found, tensors[count + 1])
         return ops.depend(taken, done)
+
     return more
 
 
@@ -303,6 +396,7 @@ def _updating(step: KFACStep):
         else:
             done = optimizer(gradients, directions(gradients), taken)
         return ops.depend(taken, done)
+
     return update
 
 
@@ -313,6 +407,7 @@ def _directing(step: KFACStep):
     def direct(*gradients):
         found = optimizer.regularised(gradients)
         return found + directions(found)
+
     return direct
 
 
@@ -326,11 +421,18 @@ def _quadratic(function: Function, space: Any):
     def run(*tensors):
         xs, rows = tensors[:-1], tensors[-1]
         inputs = xs[:n]
-        at, first, second = out(*inputs), push(inputs, split(xs, rows[0])), push(inputs, split(xs, rows[1]))
+        at, first, second = (
+            out(*inputs),
+            push(inputs, split(xs, rows[0])),
+            push(inputs, split(xs, rows[1])),
+        )
         image = curve((at,) + xs[n:], (first,))[0]
         other = curve((at,) + xs[n:], (second,))[0]
         mixed = (image * second).sum()
-        return ops.stack(((image * first).sum(), mixed, mixed, (other * second).sum())).reshape(2, 2)
+        return ops.stack(((image * first).sum(), mixed, mixed, (other * second).sum())).reshape(
+            2, 2
+        )
+
     return run
 
 

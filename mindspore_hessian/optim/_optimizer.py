@@ -1,4 +1,7 @@
-"""What optimizers that take curvature share: their settings exact in float64, decoupled decay, steps not taken."""
+"""What optimizers that take curvature share: their settings exact in float64, decoupled decay,
+steps not taken.
+"""
+
 from __future__ import annotations
 
 from typing import Any
@@ -26,12 +29,24 @@ def check_share(name: str, value: Any) -> None:
 def _listed(params: Any) -> list:
     """Parameters, or groups of them (dicts), as MindSpore's optimizers take them."""
     if isinstance(params, list | tuple) and params and all(isinstance(one, dict) for one in params):
-        groups = [{**one, **{name: list(several(one[name])) for name in ("params", "order_params") if name in one}}
-                  for one in params]
+        groups = [
+            {
+                **one,
+                **{
+                    name: list(several(one[name]))
+                    for name in ("params", "order_params")
+                    if name in one
+                },
+            }
+            for one in params
+        ]
         known = {"params", "lr", "weight_decay", "order_params"}
         for group in groups:
             if unknown := set(group) - known:
-                raise ValueError(f"params: a group takes {', '.join(sorted(known))}, but one holds {sorted(unknown)}")
+                raise ValueError(
+                    f"params: a group takes {', '.join(sorted(known))}, but one holds "
+                    f"{sorted(unknown)}"
+                )
         return groups
     try:
         return list(several(params))
@@ -49,18 +64,28 @@ def _check_rate(name: str, value: Any) -> None:
             numbers = np.array(as_array(value), np.float64)
         except (TypeError, ValueError):
             numbers = np.empty(0)
-    if numbers.ndim > 1 or not numbers.size or not np.isfinite(numbers).all() or (numbers < 0).any():
+    if (
+        numbers.ndim > 1
+        or not numbers.size
+        or not np.isfinite(numbers).all()
+        or (numbers < 0).any()
+    ):
         raise (TypeError if not numbers.size else ValueError)(
-            f"{name} must be a number of at least 0, a list of them, or a schedule (a Cell), but got {shown(value)}")
+            f"{name} must be a number of at least 0, a list of them, or a schedule (a Cell), but "
+            f"got {shown(value)}"
+        )
 
 
 class CurvedOptimizer(nn.Optimizer):
-    """An ``nn.Optimizer`` that takes an estimate of the Hessian's diagonal beside the gradients; see `TrainStep`.
+    """An ``nn.Optimizer`` that takes an estimate of the Hessian's diagonal beside the gradients;
+    see `TrainStep`.
 
     Attributes:
-        estimator: what `TrainStep` gives it: "hutchinson" (z * Hz) or "gnb" (B * g^2 with drawn labels).
+        estimator: what `TrainStep` gives it: "hutchinson" (z * Hz) or "gnb" (B * g^2 with drawn
+            labels).
         update_interval: it wants that at the steps 1, 1 + update_interval, ...
-        skipped (Parameter): how many steps were not taken, as a gradient or the curvature was NaN or Inf.
+        skipped (Parameter): how many steps were not taken, as a gradient or the curvature was NaN
+            or Inf.
     """
 
     estimator = "hutchinson"
@@ -79,30 +104,39 @@ class CurvedOptimizer(nn.Optimizer):
         self.skipped = Parameter(Tensor(0, ms.int32), name="skipped_steps", requires_grad=False)
         self.size = len(self.parameters)
         self.scale = float(loss_scale)
-        self.per_scale = tuple(Tensor(1.0 / self.scale ** power, ms.float64) for power in (1, 2))
+        self.per_scale = tuple(Tensor(1.0 / self.scale**power, ms.float64) for power in (1, 2))
         self.one, self.done = Tensor(1, ms.int32), Tensor([1], ms.int32)
         self._exact_settings(groups, learning_rate, weight_decay)
 
     def _exact_settings(self, groups: list, learning_rate: Any, weight_decay: Any) -> None:
-        """nn.Optimizer keeps settings in float32. Where one is a plain number, float64 weights get it as it was given,
-        as long as the Parameter that holds it is as it was."""
+        """nn.Optimizer keeps settings in float32. Where one is a plain number, float64 weights get
+        it as it was given, as long as the Parameter that holds it is as it was."""
+
         def of(parameter, key, default):
             for group in groups:
-                if isinstance(group, dict) and any(parameter is one for one in group.get("params", ())):
+                if isinstance(group, dict) and any(
+                    parameter is one for one in group.get("params", ())
+                ):
                     return group.get(key, default)
             return default
+
         rates = [of(p, "lr", learning_rate) for p in self.parameters]
         plain = [isinstance(rate, float | int) for rate in rates]
         self.rate_is_plain = tuple(plain)
-        # the Parameters themselves: beside a schedule, MindSpore hands out the rate + 1 - 1, rounded
+        # the Parameters themselves: beside a schedule, MindSpore hands out the rate + 1 - 1,
+        # rounded
         holders = self.get_lr_parameter(list(self.parameters))
         object.__setattr__(self, "holders", tuple(holders))
-        self.rates = tuple(constant(rate if known else 0.0) for rate, known in zip(rates, plain, strict=True))
+        self.rates = tuple(
+            constant(rate if known else 0.0) for rate, known in zip(rates, plain, strict=True)
+        )
         decays = [of(p, "weight_decay", weight_decay) for p in self.parameters]
         flags = self.decay_flags
         self.decay_is_plain = tuple(not isinstance(decay, nn.Cell) for decay in decays)
-        self.decays = tuple(constant(decay if known and flag else 0.0) for decay, known, flag in zip(
-            decays, self.decay_is_plain, flags, strict=True))
+        self.decays = tuple(
+            constant(decay if known and flag else 0.0)
+            for decay, known, flag in zip(decays, self.decay_is_plain, flags, strict=True)
+        )
 
     def rate_and_decay(self, number, lr, decay, dtype):
         """Learning rate and decay of a Parameter, in its dtype. MindSpore compiles this."""
@@ -113,7 +147,9 @@ class CurvedOptimizer(nn.Optimizer):
             exact = (lr[number] if self.is_group_lr else lr).astype(ms.float64)
         shrink = self.decays[number]
         if not self.decay_is_plain[number]:
-            shrink = (decay[number] if self.is_group else decay).astype(ms.float64) * self.per_scale[0]
+            shrink = (decay[number] if self.is_group else decay).astype(
+                ms.float64
+            ) * self.per_scale[0]
             if not self.decay_flags[number]:
                 shrink = shrink * 0.0
         return exact.astype(dtype), shrink.astype(dtype)

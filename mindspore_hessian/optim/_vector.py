@@ -1,4 +1,5 @@
 """What is optimised, as one float64 vector: the inputs of a function, or Parameters."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,10 +26,14 @@ def split(vector: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndar
     return [part.reshape(shape) for part, shape in zip(np.split(vector, ends), shapes, strict=True)]
 
 
-def tensors(vector: np.ndarray, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]) -> tuple[Tensor, ...]:
+def tensors(
+    vector: np.ndarray, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[Any]
+) -> tuple[Tensor, ...]:
     """A vector as Tensors of these shapes and dtypes."""
-    return tuple(Tensor(np.array(part, FLOATS[dtype])) for part, dtype in zip(split(vector, shapes), dtypes,
-                                                                              strict=True))
+    return tuple(
+        Tensor(np.array(part, FLOATS[dtype]))
+        for part, dtype in zip(split(vector, shapes), dtypes, strict=True)
+    )
 
 
 def several(weights: Any) -> tuple[Parameter, ...]:
@@ -41,17 +46,25 @@ def several(weights: Any) -> tuple[Parameter, ...]:
     if isinstance(weights, Parameter):
         weights = (weights,)
     if isinstance(weights, str | bytes | dict | set | Tensor) or not hasattr(weights, "__iter__"):
-        raise TypeError(f"weights must be a Parameter or several of them, but got {shown(weights)}. For a network: "
-                        "weights=net.trainable_params()")
+        raise TypeError(
+            f"weights must be a Parameter or several of them, but got {shown(weights)}. For a "
+            "network: "
+            "weights=net.trainable_params()"
+        )
     weights = tuple(weights)
     if not weights:
         raise ValueError("weights is empty. For a network: weights=net.trainable_params()")
     for number, weight in enumerate(weights):
         if not isinstance(weight, Parameter):
-            raise TypeError(f"weights[{number}] must be a Parameter, but got a {type(weight).__name__}")
+            raise TypeError(
+                f"weights[{number}] must be a Parameter, but got a {type(weight).__name__}"
+            )
         if weight.dtype not in FLOATS:
-            raise TypeError(f"weights[{number}], {weight.name!r}, has dtype {weight.dtype}, which cannot be optimised "
-                            "here: it must be float16, float32 or float64")
+            raise TypeError(
+                f"weights[{number}], {weight.name!r}, has dtype {weight.dtype}, which cannot be "
+                "optimised "
+                "here: it must be float16, float32 or float64"
+            )
     if len({id(weight) for weight in weights}) != len(weights):
         raise ValueError("weights holds the same Parameter twice; a shared weight counts once")
     return weights
@@ -66,10 +79,19 @@ class Inputs:
             raise TypeError(f"x0 must be a Tensor or a tuple of Tensors, but got {shown(x0)}")
         for number, value in enumerate(given):
             if not isinstance(value, Tensor) or value.dtype not in FLOATS:
-                what = f"a Tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                raise TypeError(f"x0 must hold Tensors of float16, float32 or float64, but entry {number} is {what}")
+                what = (
+                    f"a Tensor of {value.dtype}"
+                    if isinstance(value, Tensor)
+                    else f"a {type(value).__name__}"
+                )
+                raise TypeError(
+                    f"x0 must hold Tensors of float16, float32 or float64, but entry {number} is "
+                    f"{what}"
+                )
             if value.size == 0:
-                raise ValueError(f"x0 must not be empty, but entry {number} has shape {tuple(value.shape)}")
+                raise ValueError(
+                    f"x0 must not be empty, but entry {number} has shape {tuple(value.shape)}"
+                )
         self.shapes = [tuple(value.shape) for value in given]
         self.kinds, self.dtypes = [value.dtype for value in given], [dtype] * len(given)
         self.args, self.start = args, flat(given)
@@ -93,7 +115,9 @@ class Inputs:
 
 
 class Weights:
-    """Parameters that a function reads; a point is put into them, in place and in their own dtypes."""
+    """Parameters that a function reads; a point is put into them, in place and in their own
+    dtypes.
+    """
 
     def __init__(self, weights: Any, inputs: tuple = ()):
         self.parameters = several(weights)
@@ -119,5 +143,7 @@ class Weights:
 
     def place(self, x: np.ndarray) -> None:
         """Put a point into the Parameters."""
-        for weight, part, dtype in zip(self.parameters, split(x, self.shapes), self.dtypes, strict=True):
+        for weight, part, dtype in zip(
+            self.parameters, split(x, self.shapes), self.dtypes, strict=True
+        ):
             _compat.assign(weight, np.array(part, FLOATS[dtype]))

@@ -1,4 +1,5 @@
 """Newton's method without a matrix: conjugate gradients within a trust region."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -11,7 +12,11 @@ from mindspore_hessian.arguments import as_reals, check_integer, check_real, che
 from mindspore_hessian.optim._vector import Weights
 from mindspore_hessian.optim.least_squares import Fitting
 
-_TAKEN, _POOR, _GOOD = 0.15, 0.25, 0.75  # scipy's trust-ncg: ratios of the decrease to that of the model
+_TAKEN, _POOR, _GOOD = (
+    0.15,
+    0.25,
+    0.75,
+)  # scipy's trust-ncg: ratios of the decrease to that of the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +31,8 @@ class NewtonStep:
         accepted: whether the weights have changed.
         trials: how many radii were tried.
         products: with the curvature.
-        ended: what ended the conjugate gradients: "tol", "boundary", "negative curvature" or "products".
+        ended: what ended the conjugate gradients: "tol", "boundary", "negative curvature" or
+            "products".
         slope: the largest entry of the gradient, before the step.
     """
 
@@ -42,27 +48,31 @@ class NewtonStep:
 
 
 class NewtonCG(Fitting):
-    r"""Newton's method for networks: :math:`C s = -g` by conjugate gradients, within a trust region (Steihaug).
+    r"""Newton's method for networks: :math:`C s = -g` by conjugate gradients, within a trust region
+    (Steihaug).
 
-    g is the gradient of an operator's risk, C the operator itself (Hessian, Gauss-Newton or Fisher), or another over
-    the same weights, such as one of a part of the data. A step costs a pass for g, a pass for each product (two
-    gradients), and a pass without derivatives for each trial. Where :math:`p^T C p \le 0` in a direction p, the step
-    follows it to the edge of the region: saddles are left. A trial that is not taken costs no products anew, since the
-    path of the conjugate gradients is kept: `max_products` vectors.
+    g is the gradient of an operator's risk, C the operator itself (Hessian, Gauss-Newton or
+    Fisher), or another over the same weights, such as one of a part of the data. A step costs a
+    pass for g, a pass for each product (two gradients), and a pass without derivatives for each
+    trial. Where :math:`p^T C p \le 0` in a direction p, the step follows it to the edge of the
+    region: saddles are left. A trial that is not taken costs no products anew, since the path of
+    the conjugate gradients is kept: `max_products` vectors.
 
-    Radius and tolerances follow scipy's "trust-ncg": a trial with a ratio of decrease to predicted decrease above 0.15
-    is taken; below 0.25 the radius is divided by 4, above 0.75 at the edge it doubles.
+    Radius and tolerances follow scipy's "trust-ncg": a trial with a ratio of decrease to predicted
+    decrease above 0.15 is taken; below 0.25 the radius is divided by 4, above 0.75 at the edge it
+    doubles.
 
     Args:
-        operator: `HessianOperator`, `GGNOperator`, `FisherOperator`, ...: its network, loss and data are minimised.
+        operator: `HessianOperator`, `GGNOperator`, `FisherOperator`, ...: its network, loss and
+            data are minimised.
         radius: of the first trust region.
         curvature: another operator of the same weights, for C; None: `operator`.
         damping: C + damping I.
         max_products: the most products of a step.
         max_radius: the largest radius.
         max_trials: radii that a step tries before it gives up, with the weights as they were.
-        preconditioner: what approximates :math:`(C + damping I)^{-1}`, positive definite: anything with ``@``. The
-            region is then a ball in its inverse's norm. None: none.
+        preconditioner: what approximates :math:`(C + damping I)^{-1}`, positive definite: anything
+            with ``@``. The region is then a ball in its inverse's norm. None: none.
 
     Attributes:
         last (NewtonStep): what the last step did.
@@ -76,8 +86,9 @@ class NewtonCG(Fitting):
         ``CPU`` (tested); ``Ascend`` ``GPU`` (not run on a device)
 
     Source:
-        T. Steihaug, The conjugate gradient method and trust regions in large scale optimization, SIAM J. Numer. Anal.
-        20(3), 1983; J. Martens, Deep learning via Hessian-free optimization, ICML 2010.
+        T. Steihaug, The conjugate gradient method and trust regions in large scale optimization,
+        SIAM J. Numer. Anal. 20(3), 1983; J. Martens, Deep learning via Hessian-free optimization,
+        ICML 2010.
 
     Examples:
         >>> import mindspore as ms, numpy as np
@@ -92,12 +103,25 @@ class NewtonCG(Fitting):
 
     counted = ("radius", "num_steps")
 
-    def __init__(self, operator: Any, radius: float = 1.0, *, curvature: Any = None, damping: float = 0.0,
-                 max_products: int = 50, max_radius: float = 1000.0, max_trials: int = 12, preconditioner: Any = None):
+    def __init__(
+        self,
+        operator: Any,
+        radius: float = 1.0,
+        *,
+        curvature: Any = None,
+        damping: float = 0.0,
+        max_products: int = 50,
+        max_radius: float = 1000.0,
+        max_trials: int = 12,
+        preconditioner: Any = None,
+    ):
         for name in ("gradient_and_loss", "loss", "weights"):
             if isinstance(operator, type) or not hasattr(operator, name):
-                raise TypeError("operator must be a HessianOperator, GGNOperator or another of a network, but got "
-                                f"{shown(operator)}")
+                raise TypeError(
+                    "operator must be a HessianOperator, GGNOperator or another of a network, but "
+                    "got "
+                    f"{shown(operator)}"
+                )
         self.operator, self.curvature = operator, operator if curvature is None else curvature
         for name, value in (("radius", radius), ("max_radius", max_radius)):
             check_real(name, value)
@@ -109,21 +133,29 @@ class NewtonCG(Fitting):
             self._check_shape("preconditioner", preconditioner)
         self.weights = Weights(operator.weights)
         self.radius, self.max_radius, self.num_steps = float(radius), float(max_radius), 0
-        self.damping, self.max_products, self.max_trials = float(damping), int(max_products), int(max_trials)
+        self.damping, self.max_products, self.max_trials = (
+            float(damping),
+            int(max_products),
+            int(max_trials),
+        )
         self.preconditioner = preconditioner
         self.last: NewtonStep | None = None
 
     def _check_shape(self, name: str, value: Any) -> None:
         if getattr(value, "shape", None) != self.operator.shape or not hasattr(value, "__matmul__"):
-            raise TypeError(f"{name} must be an operator of shape {self.operator.shape} over the same weights, but got "
-                            f"{shown(value)}")
+            raise TypeError(
+                f"{name} must be an operator of shape {self.operator.shape} over the same weights, "
+                "but got "
+                f"{shown(value)}"
+            )
 
     @interruptible
     def step(self) -> float:
         """One step, over the operator's data.
 
         Returns:
-            The loss after the step; where no trial lowered it enough, the loss as it was: `last` says so.
+            The loss after the step; where no trial lowered it enough, the loss as it was: `last`
+            says so.
 
         Raises:
             ValueError: the loss, its gradient or a product is NaN or Inf. Nothing has changed then.
@@ -132,8 +164,11 @@ class NewtonCG(Fitting):
         gradient, before = self.operator.gradient_and_loss()
         g = np.concatenate([as_reals("gradient", part).reshape(-1) for part in gradient])
         if not (np.isfinite(before) and np.isfinite(g).all()):
-            raise ValueError("the loss or its gradient is NaN or Inf at the present weights, so there is no step: load "
-                             "weights from before, or look at the data")
+            raise ValueError(
+                "the loss or its gradient is NaN or Inf at the present weights, so there is no "
+                "step: load "
+                "weights from before, or look at the data"
+            )
         path = _Path(self, g) if np.any(g) else None
         try:
             self.last, there = self._search(here, g, float(before), path)
@@ -144,8 +179,9 @@ class NewtonCG(Fitting):
         self.num_steps += 1
         return self.last.loss
 
-    def _search(self, here: np.ndarray, g: np.ndarray, before: float, path: _Path | None) -> tuple[NewtonStep,
-                                                                                                   np.ndarray]:
+    def _search(
+        self, here: np.ndarray, g: np.ndarray, before: float, path: _Path | None
+    ) -> tuple[NewtonStep, np.ndarray]:
         gain, trials, radius, slope = 0.0, 0, self.radius, float(abs(g).max())
         while path is not None and trials < self.max_trials:
             trials, radius = trials + 1, self.radius
@@ -158,9 +194,20 @@ class NewtonCG(Fitting):
             elif gain > _GOOD and at_edge:
                 self.radius = min(2.0 * radius, self.max_radius)
             if gain > _TAKEN:
-                return NewtonStep(loss, before, radius, gain, True, trials, path.products, path.ended, slope), here + s
-        return NewtonStep(before, before, radius, gain, False, trials, path.products if path else 0,
-                          path.ended if path else "tol", slope), here
+                return NewtonStep(
+                    loss, before, radius, gain, True, trials, path.products, path.ended, slope
+                ), here + s
+        return NewtonStep(
+            before,
+            before,
+            radius,
+            gain,
+            False,
+            trials,
+            path.products if path else 0,
+            path.ended if path else "tol",
+            slope,
+        ), here
 
 
 class _Piece(NamedTuple):
@@ -178,7 +225,9 @@ class _Piece(NamedTuple):
 
 
 class _Path:
-    """The iterates of conjugate gradients up to the edge of the region, and the decrease of the model along them."""
+    """The iterates of conjugate gradients up to the edge of the region, and the decrease of the
+    model along them.
+    """
 
     def __init__(self, solver: NewtonCG, g: np.ndarray):
         self.solver, self.products = solver, 0
@@ -198,8 +247,8 @@ class _Path:
             self.pieces.append(_Piece(p, d, pp, pd, dd, value, slope, bend, length))
             if downwards:
                 return "negative curvature"
-            value += length * slope + 0.5 * length ** 2 * bend
-            p, r, pp = p + length * d, r + length * image, pp + 2.0 * length * pd + length ** 2 * dd
+            value += length * slope + 0.5 * length**2 * bend
+            p, r, pp = p + length * d, r + length * image, pp + 2.0 * length * pd + length**2 * dd
             if np.sqrt(pp) >= self.solver.radius:
                 return "boundary"
             if np.linalg.norm(r) < tol:
@@ -207,27 +256,38 @@ class _Path:
             y = self._preconditioned(r)
             ry, old = float(r @ y), ry
             beta = ry / old
-            pd, dd, d = beta * (pd + length * dd), ry + beta ** 2 * dd, -y + beta * d
+            pd, dd, d = beta * (pd + length * dd), ry + beta**2 * dd, -y + beta * d
         return "products"
 
     def cut(self, radius: float) -> tuple[np.ndarray, float, bool]:
-        """The end of the path within a radius, the decrease that the model expects there, and whether it is the edge.
+        """The end of the path within a radius, the decrease that the model expects there, and
+        whether it is the edge.
         """
         for piece in self.pieces:
             length = piece.length
-            outside = np.isinf(length) or np.sqrt(
-                piece.pp + 2.0 * length * piece.pd + length ** 2 * piece.dd) >= radius
+            outside = (
+                np.isinf(length)
+                or np.sqrt(piece.pp + 2.0 * length * piece.pd + length**2 * piece.dd) >= radius
+            )
             if outside:
-                root = np.sqrt(piece.pd ** 2 + piece.dd * (radius ** 2 - piece.pp))
-                ends = [(-piece.pd + root) / piece.dd] + [(-piece.pd - root) / piece.dd] * bool(np.isinf(length))
-                values = [piece.value + t * piece.slope + 0.5 * t ** 2 * piece.bend for t in ends]
+                root = np.sqrt(piece.pd**2 + piece.dd * (radius**2 - piece.pp))
+                ends = [(-piece.pd + root) / piece.dd] + [(-piece.pd - root) / piece.dd] * bool(
+                    np.isinf(length)
+                )
+                values = [piece.value + t * piece.slope + 0.5 * t**2 * piece.bend for t in ends]
                 best = int(np.argmin(values))
                 return piece.p + ends[best] * piece.d, -values[best], True
-        return piece.p + length * piece.d, -(piece.value + length * piece.slope + 0.5 * length ** 2 * piece.bend), False
+        return (
+            piece.p + length * piece.d,
+            -(piece.value + length * piece.slope + 0.5 * length**2 * piece.bend),
+            False,
+        )
 
     def _times(self, d: np.ndarray) -> np.ndarray:
         curvature = self.solver.curvature
-        image = check_vector("the product of curvature", curvature @ d.astype(curvature.dtype), len(d))
+        image = check_vector(
+            "the product of curvature", curvature @ d.astype(curvature.dtype), len(d)
+        )
         self.products += 1
         return image + self.solver.damping * d
 
@@ -236,6 +296,8 @@ class _Path:
             return r
         y = check_vector("the product of preconditioner", self.solver.preconditioner @ r, len(r))
         if float(r @ y) <= 0.0:
-            raise ValueError("preconditioner must be positive definite, but r @ (preconditioner @ r) is "
-                             f"{float(r @ y):.3g} for a residual r")
+            raise ValueError(
+                "preconditioner must be positive definite, but r @ (preconditioner @ r) is "
+                f"{float(r @ y):.3g} for a residual r"
+            )
         return y

@@ -1,4 +1,5 @@
 """A training step that computes gradients, curvature and the update in one compiled graph."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -28,46 +29,54 @@ def probe(seed: int, step: int, size: int) -> np.ndarray:
 
 def uniforms(seed: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
     """The numbers in [0, 1) that the labels of a step are drawn with, in float32."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).random(shape, np.float32)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).random(
+        shape, np.float32
+    )
 
 
 class TrainStep(nn.Cell):
     r"""One training step: loss, gradients, curvature and update in one compiled graph.
 
-    ``step(x, y)`` trains the network; so does ``Model(step).train(epochs, data, dataset_sink_mode=False)``. The loss
-    is ``loss_fn(network(x), y)``. Where the optimizer wants curvature at every k-th step only, there are two graphs,
-    with and without. In both modes the step is compiled, for each shape of inputs and each setting of training flags
-    anew; networks need no change.
+    ``step(x, y)`` trains the network; so does ``Model(step).train(epochs, data,
+    dataset_sink_mode=False)``. The loss is ``loss_fn(network(x), y)``. Where the optimizer wants
+    curvature at every k-th step only, there are two graphs, with and without. In both modes the
+    step is compiled, for each shape of inputs and each setting of training flags anew; networks
+    need no change.
 
-    The random vector of a step depends on `seed` and on ``optimizer.global_step`` alone, so that training goes on from
-    a checkpoint of this Cell (weights, moments, step) as if it had not stopped.
+    The random vector of a step depends on `seed` and on ``optimizer.global_step`` alone, so that
+    training goes on from a checkpoint of this Cell (weights, moments, step) as if it had not
+    stopped.
 
     Args:
         network: the Cell to train. ``network.set_train()`` is for the caller, as everywhere.
-        loss_fn: a Cell or function of the network's output and the last input, which returns one number; None where
-            the network itself returns the loss.
-        optimizer: `AdaHessian`, `Sophia` or `KFAC` (or another `nn.Optimizer`, which then gets its gradients). K-FAC's
-            step is two graphs, with the inverses between them, and looks at the network with the first batch.
+        loss_fn: a Cell or function of the network's output and the last input, which returns one
+            number; None where the network itself returns the loss.
+        optimizer: `AdaHessian`, `Sophia` or `KFAC` (or another `nn.Optimizer`, which then gets its
+            gradients). K-FAC's step is two graphs, with the inverses between them, and looks at the
+            network with the first batch.
         seed: of the random vectors.
-        clip_norm: the gradients are scaled to at most this norm, over all weights together; None for no clipping.
+        clip_norm: the gradients are scaled to at most this norm, over all weights together; None
+            for no clipping.
 
     Inputs:
         Up to four Tensors, with the target last.
 
     Outputs:
-        Tensor, the loss before the step. Where it, a gradient or the curvature is NaN or Inf, the three
-        leave weights and moments as they are, and count it in ``optimizer.skipped``.
+        Tensor, the loss before the step. Where it, a gradient or the curvature is NaN or Inf, the
+        three leave weights and moments as they are, and count it in ``optimizer.skipped``.
 
     Raises:
         TypeError, ValueError: a wrong argument.
         NotCompilableError, MissingRuleError: at the first step, as `grad_and_hvp`.
 
     Supported Platforms:
-        ``CPU`` (tested); ``Ascend`` ``GPU`` (not run on a device). Not in data sink mode, nor in a graph of your own.
+        ``CPU`` (tested); ``Ascend`` ``GPU`` (not run on a device). Not in data sink mode, nor in a
+        graph of your own.
 
     Source:
-        M. Hutchinson, A stochastic estimator of the trace of the influence matrix, Comm. Statist. 18(3), 1989; B.
-        Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6(1), 1994.
+        M. Hutchinson, A stochastic estimator of the trace of the influence matrix, Comm. Statist.
+        18(3), 1989; B. Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation
+        6(1), 1994.
 
     Examples:
         >>> import mindspore as ms, numpy as np
@@ -82,25 +91,50 @@ class TrainStep(nn.Cell):
         True [30]
     """
 
-    def __init__(self, network: Any, loss_fn: Any, optimizer: Any, seed: int = 0, *, clip_norm: float | None = None):
+    def __init__(
+        self,
+        network: Any,
+        loss_fn: Any,
+        optimizer: Any,
+        seed: int = 0,
+        *,
+        clip_norm: float | None = None,
+    ):
         if not isinstance(network, nn.Cell):
             raise TypeError(f"network must be an nn.Cell, but got {shown(network)}")
         if loss_fn is not None and (not callable(loss_fn) or isinstance(loss_fn, type)):
-            raise TypeError(f"loss_fn must be an nn.Cell, a function or None, but got {shown(loss_fn)}")
+            raise TypeError(
+                f"loss_fn must be an nn.Cell, a function or None, but got {shown(loss_fn)}"
+            )
         if not isinstance(optimizer, nn.Optimizer):
-            raise TypeError(f"optimizer must be an nn.Optimizer, such as optim.AdaHessian, but got {shown(optimizer)}")
+            raise TypeError(
+                "optimizer must be an nn.Optimizer, such as optim.AdaHessian, but got "
+                f"{shown(optimizer)}"
+            )
         check_integer("seed", seed, 0)
         if clip_norm is not None:
             check_real("clip_norm", clip_norm)
         known = {id(parameter) for parameter in network.get_parameters()}
         others = [p.name for p in optimizer.parameters if id(p) not in known]
         if others and loss_fn is None:
-            raise ValueError(f"optimizer has Parameters that are not in network: {', '.join(map(repr, others[:3]))}")
+            raise ValueError(
+                "optimizer has Parameters that are not in network: "
+                f"{', '.join(map(repr, others[:3]))}"
+            )
         self._check_kind(optimizer, loss_fn)
-        kfac = KFACStep(network, loss_fn, optimizer, int(seed), clip_norm) if isinstance(optimizer, KFAC) else None
+        kfac = (
+            KFACStep(network, loss_fn, optimizer, int(seed), clip_norm)
+            if isinstance(optimizer, KFAC)
+            else None
+        )
         super().__init__(auto_prefix=False)
         object.__setattr__(self, "_kfac", kfac)
-        self.network, self.optimizer, self.seed, self.clip_norm = network, optimizer, int(seed), clip_norm
+        self.network, self.optimizer, self.seed, self.clip_norm = (
+            network,
+            optimizer,
+            int(seed),
+            clip_norm,
+        )
         if isinstance(loss_fn, nn.Cell):
             self.loss_fn = loss_fn
         object.__setattr__(self, "_loss", loss_fn)
@@ -109,11 +143,16 @@ class TrainStep(nn.Cell):
     @staticmethod
     def _check_kind(optimizer: nn.Optimizer, loss_fn: Any) -> None:
         if getattr(optimizer, "estimator", "") == "gnb" and loss_fn is None:
-            raise ValueError("loss_fn must be given with estimator='gnb', which draws labels from the network's output")
+            raise ValueError(
+                "loss_fn must be given with estimator='gnb', which draws labels from the network's "
+                "output"
+            )
 
     def construct(self, *inputs):
-        raise NotImplementedError("TrainStep is compiled by itself: call step(*inputs) from Python, and train with "
-                                  "dataset_sink_mode=False")
+        raise NotImplementedError(
+            "TrainStep is compiled by itself: call step(*inputs) from Python, and train with "
+            "dataset_sink_mode=False"
+        )
 
     @interruptible
     def __call__(self, *inputs: Any) -> Tensor:
@@ -123,21 +162,32 @@ class TrainStep(nn.Cell):
         done = int(_compat.to_numpy(self.optimizer.global_step)[0])
         kind, noise = self._noise(done, inputs)
         tensors = (*inputs, *noise)
-        key = (kind, len(inputs), tuple((tuple(t.shape), str(t.dtype)) for t in tensors),
-               tuple(cell.training for _, cell in self.cells_and_names()))
+        key = (
+            kind,
+            len(inputs),
+            tuple((tuple(t.shape), str(t.dtype)) for t in tensors),
+            tuple(cell.training for _, cell in self.cells_and_names()),
+        )
         graph = self._graphs.get(key)
         if graph is None or graph.stale():
-            function = BODIES[kind](self.network, self._loss, self.optimizer, len(inputs), self.clip_norm)
+            function = BODIES[kind](
+                self.network, self._loss, self.optimizer, len(inputs), self.clip_norm
+            )
             graph = self._graphs[key] = compiled(function, tensors)
         return graph(tensors)
 
     def _check_inputs(self, inputs: tuple) -> None:
         least = 1 if self._loss is None else 2
         if not least <= len(inputs) <= _MOST:
-            raise ValueError(f"inputs must be {least} to {_MOST} Tensors, the target last, but there are {len(inputs)}")
+            raise ValueError(
+                f"inputs must be {least} to {_MOST} Tensors, the target last, but there are "
+                f"{len(inputs)}"
+            )
         for number, value in enumerate(inputs):
             if not isinstance(value, Tensor):
-                raise TypeError(f"inputs must be Tensors, but input {number} is a {type(value).__name__}")
+                raise TypeError(
+                    f"inputs must be Tensors, but input {number} is a {type(value).__name__}"
+                )
 
     def _noise(self, done: int, inputs: tuple) -> tuple[str, tuple[Tensor, ...]]:
         """What kind of step it is, and the random Tensor that it takes."""
@@ -145,8 +195,12 @@ class TrainStep(nn.Cell):
             return "plain", ()
         if self.optimizer.estimator == "gnb":
             if inputs[-1].dtype not in _LABELS:
-                raise TypeError("estimator='gnb' draws labels, so the last of inputs must be labels, int32 or int64, "
-                                f"but it has dtype {inputs[-1].dtype}. For other targets: estimator='hutchinson'")
+                raise TypeError(
+                    "estimator='gnb' draws labels, so the last of inputs must be labels, int32 or "
+                    "int64, "
+                    f"but it has dtype {inputs[-1].dtype}. For other targets: "
+                    "estimator='hutchinson'"
+                )
             return "gnb", (Tensor(uniforms(self.seed, done, tuple(inputs[-1].shape))),)
         size = sum(parameter.size for parameter in self.optimizer.parameters)
         return "hutchinson", (Tensor(probe(self.seed, done, size)),)

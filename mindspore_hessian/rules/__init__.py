@@ -1,8 +1,10 @@
-"""Derivative and batching rules that MindSpore lacks or has wrong, supplied through its own registries.
+"""Derivative and batching rules that MindSpore lacks or has wrong, supplied through its own
+registries.
 
-Rules stand in families, a file each: all kinds of rule of a primitive beside each other, filed as the file is imported.
-Nothing reaches MindSpore until `install`.
+Rules stand in families, a file each: all kinds of rule of a primitive beside each other, filed as
+the file is imported. Nothing reaches MindSpore until `install`.
 """
+
 from mindspore_hessian.rules import (  # noqa: F401  each files its rules
     activations,
     convolution,
@@ -37,5 +39,15 @@ from mindspore_hessian.rules.registry import (
     uninstall,
 )
 
-__all__ = ["install", "uninstall", "status", "in_force", "replaced", "register_derivative", "register_batching",
-           "register_forward", "register_taylor", "RuleStatus"]
+__all__ = [
+    "install",
+    "uninstall",
+    "status",
+    "in_force",
+    "replaced",
+    "register_derivative",
+    "register_batching",
+    "register_forward",
+    "register_taylor",
+    "RuleStatus",
+]

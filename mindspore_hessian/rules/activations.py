@@ -1,8 +1,10 @@
 """Rules of activations and softmax.
 
-Backward primitives are formulas of ``d``, the incoming gradient, ``x``, the input, and ``y``, the output of the
-activation. At a kink the second derivative is zero, which is the convention of JAX and PyTorch.
+Backward primitives are formulas of ``d``, the incoming gradient, ``x``, the input, and ``y``, the
+output of the activation. At a kink the second derivative is zero, which is the convention of JAX
+and PyTorch.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,7 +16,14 @@ from mindspore.ops import constexpr
 from mindspore_hessian import _compat
 from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import by_formula
-from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, by_slopes, from_end, straight
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    by_composition,
+    by_slopes,
+    from_end,
+    straight,
+)
 from mindspore_hessian.rules.kit import (
     add,
     all_but_channels,
@@ -38,19 +47,23 @@ from mindspore_hessian.rules.registry import COPIES, batching, derivative, forwa
 from mindspore_hessian.rules.taylor import by_series
 
 _INEXACT = "MindSpore's takes the output, of which the CPU kernel knows four digits"
-_BATCH_FIRST = "MindSpore's multiplies what is batched first: three products of the batch's size, here one"
+_BATCH_FIRST = (
+    "MindSpore's multiplies what is batched first: three products of the batch's size, here one"
+)
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 _GELU_CUBIC, _GELU_SCALE = 0.044715, math.sqrt(2 / math.pi)
 
 batching("ReluGrad", why=COPIES, replaces=True)(cotangent_first)
 
 
-# --- tanh and sigmoid -------------------------------------------------------------------------------------------
+# --- tanh and sigmoid -----------------------------------------------------------------------------
+
 
 @derivative("Tanh", why=_INEXACT, replaces=True)
 def tanh(prim):
-    """TanhGrad(y, d) = d (1 - y^2) with y to the last digits: the float32 kernel of CPU has an error of 1e-4, which
-    would be that of every derivative. `y` has the value of 2 sigmoid(2 x) - 1 and the derivative of `out`."""
+    """TanhGrad(y, d) = d (1 - y^2) with y to the last digits: the float32 kernel of CPU has an
+    error of 1e-4, which would be that of every derivative. `y` has the value of 2 sigmoid(2 x) - 1
+    and the derivative of `out`."""
     backward = _compat.backward("TanhGrad")
 
     def bprop(x, out, dout):
@@ -59,16 +72,20 @@ def tanh(prim):
             s = sigmoid(add(x, x))
             y = add(out, ops.stop_gradient(sub(add(s, s), add(out, 1.0))))
         return (backward(y, dout),)
+
     return bprop
 
 
 @derivative("TanhGrad", why=_BATCH_FIRST, replaces=True)
 def tanh_grad(prim):
-    """TanhGrad(y, d) = d (1 - y^2), by y: -2 d y. What is batched (dout) is multiplied once, and last."""
+    """TanhGrad(y, d) = d (1 - y^2), by y: -2 d y. What is batched (dout) is multiplied once, and
+    last.
+    """
     backward = _compat.backward("TanhGrad")
 
     def bprop(y, d, out, dout):
         return dout * (d * y * -2), backward(y, dout)
+
     return bprop
 
 
@@ -82,6 +99,7 @@ def sigmoid_grad(prim):
 
     def bprop(y, d, out, dout):
         return dout * (d - 2 * d * y), backward(y, dout)
+
     return bprop
 
 
@@ -96,22 +114,24 @@ def log_sigmoid_grad(d, x, buffer):
 
 @by_formula("LogitGrad", options=1)
 def logit_grad(d, x, eps):
-    """d / (x (1 - x)); outside [eps, 1 - eps], where the forward clamps, 0; without eps outside [0, 1] NaN."""
+    """d / (x (1 - x)); outside [eps, 1 - eps], where the forward clamps, 0; without eps outside [0,
+    1] NaN.
+    """
     slope = d / (x * (1 - x))
     if eps is None or eps < 0:
         return slope
     return ops.where(ops.logical_and(x >= eps, x <= 1 - eps), slope, ops.zeros_like(slope))
 
 
-# --- like relu --------------------------------------------------------------------------------------------------
+# --- like relu ------------------------------------------------------------------------------------
 
 batching("SiLU")(unary)
 batching("SiLUGrad")(cotangent_first)
 
 
 def _gelu_slopes(x):
-    """The first and second derivative of the tanh form x s, s = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3), from
-    the smaller one of s and 1 - s, which is known to more digits."""
+    """The first and second derivative of the tanh form x s, s = sigmoid(2 u), u = sqrt(2/pi) (x +
+    0.044715 x^3), from the smaller one of s and 1 - s, which is known to more digits."""
     square = x * x
     u = _GELU_SCALE * (x + _GELU_CUBIC * x * square)
     side = 1 - 2 * ops.cast(u > 0, x.dtype)
@@ -126,9 +146,11 @@ def _gelu_slopes(x):
 @derivative("GeLUGrad")
 def gelu_grad(prim):
     """GeLUGrad(d, x, y) = d gelu'(x). What is batched (dout) is multiplied once, and last."""
+
     def bprop(d, x, y, out, dout):
         first, second = _gelu_slopes(x)
         return dout * first, dout * (d * second), ops.zeros_like(y)
+
     return bprop
 
 
@@ -156,9 +178,13 @@ batching("EluGrad")(cotangent_first)
 
 @derivative("SeLU", why="MindSpore's takes the derivative of another function", replaces=True)
 def selu(prim):
-    """scale d where y > 0, else d (y + scale alpha). MindSpore's uses the derivative of ELU with alpha = 1."""
+    """scale d where y > 0, else d (y + scale alpha). MindSpore's uses the derivative of ELU with
+    alpha = 1.
+    """
+
     def bprop(x, out, dout):
         return (selu_grad(dout, out),)
+
     return bprop
 
 
@@ -170,11 +196,15 @@ def selu_grad(d, y):
 
 @derivative("Mish", why=_INEXACT, replaces=True)
 def mish(prim):
-    """x t, t = tanh(softplus(x)) = (1 - q^2) / (1 + q^2) with q = sigmoid(-x): d (t + x (1 - t^2) (1 - q))."""
+    """x t, t = tanh(softplus(x)) = (1 - q^2) / (1 + q^2) with q = sigmoid(-x): d (t + x (1 - t^2)
+    (1 - q)).
+    """
+
     def bprop(x, out, dout):
         q = ops.sigmoid(-x)
         t = (1 - q * q) / (1 + q * q)
         return (dout * (t + x * (1 - t * t) * (1 - q)),)
+
     return bprop
 
 
@@ -187,17 +217,23 @@ def mish_grad(d, x):
 
 @derivative("SoftplusExt", why="the kernel of MindSpore's gradient is not on CPU", replaces=True)
 def softplus_ext(prim):
-    """SoftplusExt(x, beta, threshold): d sigmoid(beta x), and d beyond the threshold, where it is x."""
+    """SoftplusExt(x, beta, threshold): d sigmoid(beta x), and d beyond the threshold, where it is
+    x.
+    """
+
     def bprop(x, beta, threshold, out, dout):
         z = x * beta
         return ops.where(z > threshold, dout, dout * ops.sigmoid(z)), 0, 0
+
     return bprop
 
 
 @by_formula("HSwishGrad")
 def hswish_grad(d, x):
     """d * (0 | x/3 + 1/2 | 1) for x below, within, above [-3, 3]."""
-    return d * ops.where(x <= -3, ops.zeros_like(x), ops.where(x < 3, x / 3 + 0.5, ops.ones_like(x)))
+    return d * ops.where(
+        x <= -3, ops.zeros_like(x), ops.where(x < 3, x / 3 + 0.5, ops.ones_like(x))
+    )
 
 
 batching("HSwishGrad", why=COPIES, replaces=True)(cotangent_first)
@@ -230,7 +266,8 @@ def shrink_grad(d, x, lambd):
 batching("SoftShrinkGrad", "HShrinkGrad", why=COPIES, replaces=True)(cotangent_first)
 
 
-# --- with a gate, or a weight per channel -----------------------------------------------------------------------
+# --- with a gate, or a weight per channel ---------------------------------------------------------
+
 
 @by_formula("GluGrad", options=1)
 def glu_grad(d, x, axis):
@@ -245,11 +282,17 @@ batching("GluGrad")(two_along)
 
 @by_formula("PReLUGrad")
 def prelu_grad(d, x, w):
-    """(d where x > 0 else w d, sum of x d where x <= 0): the weight is per channel, the second axis."""
+    """(d where x > 0 else w d, sum of x d where x <= 0): the weight is per channel, the second
+    axis.
+    """
     shape = (1, -1) + (1,) * (x.ndim - 2) if x.ndim > 1 else (-1,) if x.ndim == 1 else ()
     wide = ops.broadcast_to(w.reshape(shape), x.shape)
     dw = ops.where(x > 0, ops.zeros_like(x), x * d)
-    dw = dw.sum().reshape(w.shape) if w.size == 1 else ops.moveaxis(dw, 1, 0).reshape(x.shape[1], -1).sum(axis=1)
+    dw = (
+        dw.sum().reshape(w.shape)
+        if w.size == 1
+        else ops.moveaxis(dw, 1, 0).reshape(x.shape[1], -1).sum(axis=1)
+    )
     return ops.where(x > 0, d, wide * d), dw
 
 
@@ -260,7 +303,10 @@ def _all_but_batch(rank):
 
 @constexpr
 def _weight_shape(size, shape, dim):
-    return (size, *(length for axis, length in enumerate(shape) if dim is None or axis != dim % len(shape)))
+    return (
+        size,
+        *(length for axis, length in enumerate(shape) if dim is None or axis != dim % len(shape)),
+    )
 
 
 @batching("PReLUGrad")
@@ -280,20 +326,28 @@ def batched_prelu_grad(prim, axis_size):
             dw = at_w.sum(_all_but_batch(x.ndim)) if x.ndim > 1 else at_w  # no axes would mean all
         else:
             dw = at_w.sum(all_but_channels(x.ndim))
-        return (ops.select(x > 0, d, wide * d), 0), (reshape(dw, _weight_shape(axis_size, w_pair[0].shape, dim)), 0)
+        return (ops.select(x > 0, d, wide * d), 0), (
+            reshape(dw, _weight_shape(axis_size, w_pair[0].shape, dim)),
+            0,
+        )
 
     return rule
 
 
-# --- softmax ----------------------------------------------------------------------------------------------------
+# --- softmax --------------------------------------------------------------------------------------
+
 
 @derivative("LogSoftmax", why="MindSpore's hangs or fails for a number", replaces=True)
 def log_softmax(prim):
-    """LogSoftmax(x, axis). A number has none but the derivative 0, with which no kernel must be made: oneDNN fails."""
+    """LogSoftmax(x, axis). A number has none but the derivative 0, with which no kernel must be
+    made: oneDNN fails.
+    """
+
     def bprop(x, axis, out, dout):
         if x.ndim == 0:
             return ops.zeros_like(x), 0
         return _compat.LogSoftmaxGrad(axis)(out, dout), 0
+
     return bprop
 
 
@@ -307,7 +361,9 @@ def log_softmax_grad(y, d, axis):
 def _from_end(axis, rank):
     """The axis counted from the end, where batched and unbatched operands agree."""
     if not -rank <= axis < rank:
-        raise ValueError(f"mindspore_hessian has no batching rule for a softmax over axis {axis} of {rank} axes")
+        raise ValueError(
+            f"mindspore_hessian has no batching rule for a softmax over axis {axis} of {rank} axes"
+        )
     return axis % rank - rank
 
 
@@ -347,7 +403,8 @@ def batched_softmax_backward(prim, axis_size):
     return rule
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
+
 
 @by_slopes("Tanh")
 def tanh_slopes(x, y):
@@ -392,7 +449,9 @@ def softplus_slopes(x, y):
 def softplus_ext_slopes(x, y, beta, threshold):
     z = x * beta
     s, beyond = ops.sigmoid(z), z > threshold
-    return ops.where(beyond, ops.ones_like(x), s), ops.where(beyond, ops.zeros_like(x), s * (1 - s) * beta)
+    return ops.where(beyond, ops.ones_like(x), s), ops.where(
+        beyond, ops.zeros_like(x), s * (1 - s) * beta
+    )
 
 
 @by_slopes("GeLU")
@@ -412,7 +471,9 @@ def mish_slopes(x, y):
 @by_slopes("SeLU")
 def selu_slopes(x, y):
     below = y + _SELU_SCALE * _SELU_ALPHA
-    return ops.where(y > 0, _SELU_SCALE * ops.ones_like(x), below), ops.where(y > 0, ops.zeros_like(x), below)
+    return ops.where(y > 0, _SELU_SCALE * ops.ones_like(x), below), ops.where(
+        y > 0, ops.zeros_like(x), below
+    )
 
 
 @by_slopes("Elu")
@@ -434,12 +495,14 @@ def fast_gelu_slopes(x, y):
 @allow(0)
 def pushed_prelu(prim, usual):
     """1 where x > 0, else the channel's weight."""
+
     def rule(x_pair, w_pair):
         v, j, l = x_pair[0]  # noqa: E741
         w = w_pair[0]
         w = reshape(w, channel_shape(w.shape, False, v.ndim)) if w.size > 1 and v.ndim > 1 else w
         slope = ops.where(v > 0, ops.ones_like(v), ops.zeros_like(v) + w)
         return ((prim(v, w_pair[0]), j * slope, l * slope), FORWARD)
+
     return rule
 
 
@@ -468,7 +531,9 @@ def shrink_slopes(x, y, *lambd):
 
 @by_composition("Softmax")
 def pushed_softmax(prim, a, axis):
-    """y (a' - <y, a'>), and y (a'' - <y, a''> + c^2 - <y, c^2>) with c = a' - <y, a'>, summed over the directions."""
+    """y (a' - <y, a'>), and y (a'' - <y, a''> + c^2 - <y, c^2>) with c = a' - <y, a'>, summed over
+    the directions.
+    """
     axis = from_end(axis, a[0].ndim)
     y = prim(a[0], axis)
     centred = a[1] - (a[1] * y).sum(axis, keepdims=True)
@@ -486,7 +551,8 @@ def pushed_log_softmax(prim, a, axis):
     return (y, centred, a[2] - (p * (a[2] + (centred * centred).sum(0))).sum(axis, keepdims=True))
 
 
-# --- Taylor coefficients ----------------------------------------------------------------------------------------
+# --- Taylor coefficients --------------------------------------------------------------------------
+
 
 @by_series("Tanh")
 def expanded_tanh(y, x):
@@ -514,13 +580,18 @@ def expanded_fast_gelu(y, x):
 
 
 _TWICE_GELU = Tensor(2 * math.sqrt(2 / math.pi), ms.float64)
-_SELU_UP, _SELU_DOWN = Tensor(_SELU_SCALE, ms.float64), Tensor(_SELU_SCALE * _SELU_ALPHA, ms.float64)
+_SELU_UP, _SELU_DOWN = (
+    Tensor(_SELU_SCALE, ms.float64),
+    Tensor(_SELU_SCALE * _SELU_ALPHA, ms.float64),
+)
 
 
 @by_series("GeLU")
 def expanded_gelu(y, x):
     """x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), the tanh form."""
-    cubic = taylor.scaled(taylor.times(x, taylor.squared(x)), taylor.quotient_of(44715, 1000000, y.dtype))
+    cubic = taylor.scaled(
+        taylor.times(x, taylor.squared(x)), taylor.quotient_of(44715, 1000000, y.dtype)
+    )
     return _swish(y, x, taylor.scaled(taylor.plus(x, cubic), ops.cast(_TWICE_GELU, y.dtype)))
 
 
@@ -559,8 +630,11 @@ def expanded_elu(y, x, *alpha):
 def expanded_selu(y, x):
     """scale x above 0, scale alpha (exp(x) - 1) below. (The kernel's y has fewer digits.)"""
     grown = ops.cast(_SELU_DOWN, y.dtype) * ops.exp(ops.minimum(x[0], ops.zeros_like(y)))
-    return (y,) + taylor.selected(x[0] > 0, taylor.scaled(x[1:], ops.cast(_SELU_UP, y.dtype)),
-                                  taylor.exponential(grown, x)[1:])
+    return (y,) + taylor.selected(
+        x[0] > 0,
+        taylor.scaled(x[1:], ops.cast(_SELU_UP, y.dtype)),
+        taylor.exponential(grown, x)[1:],
+    )
 
 
 @by_series("Softsign")
@@ -579,14 +653,20 @@ def expanded_hswish(y, x):
 
 @by_series("Softmax")
 def expanded_softmax(y, x, axis):
-    """exp(x) over its sum, both divided by the value of the sum, so that they start with y and 1."""
+    """exp(x) over its sum, both divided by the value of the sum, so that they start with y and
+    1.
+    """
     grown = taylor.exponential(y, x)
     return taylor.divided(grown, taylor.summed(grown, from_end(axis, y.ndim), True))
 
 
 @by_series("LogSoftmax")
 def expanded_log_softmax(y, x, axis):
-    """x - log(sum exp(x - m)) - m, m the largest. (The kernel's y has float32's digits in float64, too.)"""
+    """x - log(sum exp(x - m)) - m, m the largest. (The kernel's y has float32's digits in float64,
+    too.)
+    """
     axis = from_end(axis, y.ndim)
-    total = taylor.summed(taylor.exponential(ops.exp(x[0] - ops.amax(x[0], axis, True)), x), axis, True)
+    total = taylor.summed(
+        taylor.exponential(ops.exp(x[0] - ops.amax(x[0], axis, True)), x), axis, True
+    )
     return (y,) + taylor.minus(x, taylor.integrated(total[0], total, taylor.inverse(total)))[1:]

@@ -1,4 +1,5 @@
 """Rules of distances between points, whose gradients are written with differentiable operations."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -13,7 +14,9 @@ from mindspore_hessian.rules.registry import derivative
 
 def length(difference, p):
     """The p-norm over the last axis; 0, with zero derivatives, where the difference is 0."""
-    size = difference if p == 2 else ops.abs(difference)  # the square is smooth where a coordinate is the same
+    size = (
+        difference if p == 2 else ops.abs(difference)
+    )  # the square is smooth where a coordinate is the same
     if p == 0:
         return ops.cast(size > 0, difference.dtype).sum(-1)
     if p == 1:
@@ -22,7 +25,9 @@ def length(difference, p):
         return size.max(-1)
     apart = ops.stop_gradient(ops.abs(size).max(-1, keepdims=True)) != 0  # also where it is NaN
     safe = ops.select(ops.logical_or(apart, size != size), size, ops.ones_like(size))
-    root = ops.sqrt((safe * safe).sum(-1)) if p == 2 else ops.exp(ops.log(_power(safe, p).sum(-1)) / p)
+    root = (
+        ops.sqrt((safe * safe).sum(-1)) if p == 2 else ops.exp(ops.log(_power(safe, p).sum(-1)) / p)
+    )
     return ops.select(apart.squeeze(-1), root, ops.zeros_like(root))
 
 
@@ -33,14 +38,19 @@ def _power(x, p):
     return ops.select(positive, ops.exp(p * ops.log(safe)), ops.zeros_like(x))
 
 
-@derivative("Cdist", why="MindSpore's gradient is of views that it cannot differentiate", replaces=True)
+@derivative(
+    "Cdist", why="MindSpore's gradient is of views that it cannot differentiate", replaces=True
+)
 def cdist(prim):
     """Cdist(x, y, p): the distances of every row of x from every row of y."""
+
     def bprop(x, y, p, out, dout):
         def distances(x, y):
             return length(ops.expand_dims(x, -2) - ops.expand_dims(y, -3), p)
+
         dx, dy = pull(distances)(mutable(x), mutable(y), dout)
         return dx, dy, 0
+
     return bprop
 
 
@@ -63,5 +73,7 @@ def pdist(prim):
         def between(x):
             first, second = _pairs(x.shape[-2])
             return length(ops.gather(x, first, x.ndim - 2) - ops.gather(x, second, x.ndim - 2), p)
+
         return pull(between)(mutable(x), dout)
+
     return bprop

@@ -1,5 +1,6 @@
-"""Rules of what works entry by entry: arithmetic, powers, comparisons, choosing. (Activations, special functions and
-losses have files of their own.)"""
+"""Rules of what works entry by entry: arithmetic, powers, comparisons, choosing. (Activations,
+special functions and losses have files of their own.)"""
+
 from __future__ import annotations
 
 import math
@@ -51,15 +52,43 @@ from mindspore_hessian.rules.kit import (
     unary,
     zeros_like,
 )
-from mindspore_hessian.rules.registry import COPIES, batching, composition, derivative, expansion, forward
+from mindspore_hessian.rules.registry import (
+    COPIES,
+    batching,
+    composition,
+    derivative,
+    expansion,
+    forward,
+)
 from mindspore_hessian.rules.taylor import by_series, by_two_series
 
-# --- one operand ------------------------------------------------------------------------------------------------
+# --- one operand ----------------------------------------------------------------------------------
 
-batching("Muls", "Divs", "AddScalar", "SubScalar", "ClampScalar", "GreaterEqualScalar", "LessScalar", "EqScalar",
-         "ZerosLikeExt", "OnesLikeExt", "Conj")(unary)
-batching("ACosGrad", "AcoshGrad", "AsinGrad", "AsinhGrad", "AtanGrad", "ReciprocalGrad", "SqrtGrad", "RsqrtGrad",
-         why=COPIES, replaces=True)(cotangent_second)
+batching(
+    "Muls",
+    "Divs",
+    "AddScalar",
+    "SubScalar",
+    "ClampScalar",
+    "GreaterEqualScalar",
+    "LessScalar",
+    "EqScalar",
+    "ZerosLikeExt",
+    "OnesLikeExt",
+    "Conj",
+)(unary)
+batching(
+    "ACosGrad",
+    "AcoshGrad",
+    "AsinGrad",
+    "AsinhGrad",
+    "AtanGrad",
+    "ReciprocalGrad",
+    "SqrtGrad",
+    "RsqrtGrad",
+    why=COPIES,
+    replaces=True,
+)(cotangent_second)
 
 
 @by_formula("InvGrad")
@@ -71,26 +100,49 @@ def inv_grad(y, d):
 batching("InvGrad", why=COPIES, replaces=True)(cotangent_second)
 
 
-@derivative("PowTensorScalar", replaces=True,
-            why="MindSpore's cannot be applied twice: it makes an exponent that it then rejects")
+@derivative(
+    "PowTensorScalar",
+    replaces=True,
+    why="MindSpore's cannot be applied twice: it makes an exponent that it then rejects",
+)
 def pow_tensor_scalar(prim):
     """d p x^(p - 1), and 0 for p = 0, so that x^2 has a third derivative at 0."""
+
     def bprop(x, p, out, dout):
         if p == 0:
             return ops.zeros_like(x), 0
         return dout * (p * _compat.pow_tensor_scalar(x, p - 1)), 0
+
     return bprop
 
 
 batching("PowTensorScalar")(unary)
 
 
-# --- two operands -----------------------------------------------------------------------------------------------
+# --- two operands ---------------------------------------------------------------------------------
 
 _SLOW = "MindSpore's rule gives an unbatched operand a batch axis of its own: twice the nodes and the compile time"
 
-batching("Add", "Sub", "Mul", "Div", "RealDiv", "Maximum", "Minimum", "Atan2", "Greater", "GreaterEqual", "Less",
-         "LessEqual", "Equal", "NotEqual", "Xlogy", "Xdivy", why=_SLOW, replaces=True)(binary)
+batching(
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "RealDiv",
+    "Maximum",
+    "Minimum",
+    "Atan2",
+    "Greater",
+    "GreaterEqual",
+    "Less",
+    "LessEqual",
+    "Equal",
+    "NotEqual",
+    "Xlogy",
+    "Xdivy",
+    why=_SLOW,
+    replaces=True,
+)(binary)
 batching("Fmax", "DivMod", "BitwiseAndTensor", "SquaredDifference")(binary)
 batching("Complex")(same_shape(2))
 
@@ -102,10 +154,17 @@ def _one_less(p):
     return Tensor(np.where(value == 0, 0, value - 1), p.dtype)
 
 
-@derivative("Pow", replaces=True, visible=True,
-            why="MindSpore's multiplies 0 by 0^-1: x^0, x^1, the third derivative of x^2 are NaN at 0")
+@derivative(
+    "Pow",
+    replaces=True,
+    visible=True,
+    why="MindSpore's multiplies 0 by 0^-1: x^0, x^1, the third derivative of x^2 are NaN at 0",
+)
 def power(prim):
-    """d p x^(p - 1), but for 0^-1 where p = 0; and d x^p log x, taken as 0 for x <= 0 as MindSpore does."""
+    """d p x^(p - 1), but for 0^-1 where p = 0; and d x^p log x, taken as 0 for x <= 0 as MindSpore
+    does.
+    """
+
     def bprop(x, p, out, dout):
         if _compat.is_constant(p) and p.ndim == 0:
             return mul(dout, mul(pow_(x, _one_less(p)), p)), zeros_like(p)
@@ -115,6 +174,7 @@ def power(prim):
         dx = pull(ops.mul)(mutable(x), p * pow_(x, lower), dout)[0]
         dp = pull(ops.mul)(mutable(p), out * logarithm, dout)[0]
         return dx, dp
+
     return bprop
 
 
@@ -123,10 +183,16 @@ batching("Pow", why=_SLOW, replaces=True)(binary)
 
 @derivative("Hypot", why="MindSpore's computes float64 in float32", replaces=True)
 def hypot(prim):
-    """(cos, sin) of the angle of (x, y): x / hypot would lose digits in its derivative, y^2 / hypot^3."""
+    """(cos, sin) of the angle of (x, y): x / hypot would lose digits in its derivative, y^2 /
+    hypot^3.
+    """
+
     def bprop(x, y, out, dout):
         angle = ops.atan2(y, x)
-        return pull(ops.mul)(mutable(x), ops.cos(angle), dout)[0], pull(ops.mul)(mutable(y), ops.sin(angle), dout)[0]
+        return pull(ops.mul)(mutable(x), ops.cos(angle), dout)[0], pull(ops.mul)(
+            mutable(y), ops.sin(angle), dout
+        )[0]
+
     return bprop
 
 
@@ -134,7 +200,9 @@ batching("Hypot")(binary)
 
 
 def _divided(x, y, d, share):
-    """The share of d to x and the rest to y, added up where one was broadcast, as the gradient of a sum is."""
+    """The share of d to x and the rest to y, added up where one was broadcast, as the gradient of a
+    sum is.
+    """
     dx, _ = pull(ops.add)(mutable(x), mutable(y), d * share)
     _, dy = pull(ops.add)(mutable(x), mutable(y), d * (1 - share))
     return dx, dy
@@ -171,10 +239,13 @@ def batched_add_n(prim, axis_size):
     return rule
 
 
-# --- choosing ---------------------------------------------------------------------------------------------------
+# --- choosing -------------------------------------------------------------------------------------
 
-batching("Select", why="MindSpore's rule is wrong for nested batches of unequal rank (2.7.2)", replaces=True
-         )(broadcasting)
+batching(
+    "Select",
+    why="MindSpore's rule is wrong for nested batches of unequal rank (2.7.2)",
+    replaces=True,
+)(broadcasting)
 
 
 @batching("MaskedFill", why="MindSpore's rule fails where mask and tensor broadcast", replaces=True)
@@ -196,23 +267,28 @@ def batched_masked_fill(prim, axis_size):
     return rule
 
 
-# --- the logarithm of a sum of exponentials ---------------------------------------------------------------------
+# --- the logarithm of a sum of exponentials -------------------------------------------------------
 # Smooth, but MindSpore writes it with a maximum: at ties its second derivatives are wrong.
 
 _TIES = "MindSpore's has second derivatives 0 where the two are equal"
 _OVERFLOW = "MindSpore's adds the exponentials, and loses terms where they overflow"
 _NO_KERNEL = "MindSpore has no kernel on CPU for float64, nor a second derivative"
-_LOG2 = Tensor(math.log(2), ms.float64)  # MindSpore keeps a Python float in float32, but a Tensor whole
+_LOG2 = Tensor(
+    math.log(2), ms.float64
+)  # MindSpore keeps a Python float in float32, but a Tensor whole
 
 
 def _by_size(a, b):
-    """The larger, and how much the smaller is below it; by selection, whose derivative is right at ties.
+    """The larger, and how much the smaller is below it; by selection, whose derivative is right at
+    ties.
 
     Where both are -inf, the difference counts as -inf, so that they add up to -inf.
     """
     first = a >= b
     larger, smaller = ops.where(first, a, b), ops.where(first, b, a)
-    nothing = ops.logical_and(ops.isinf(larger), larger < 0)  # 2.7.2 folds `== -math.inf` of a constant to False
+    nothing = ops.logical_and(
+        ops.isinf(larger), larger < 0
+    )  # 2.7.2 folds `== -math.inf` of a constant to False
     return larger, smaller - ops.select(nothing, ops.zeros_like(larger), larger)
 
 
@@ -254,15 +330,39 @@ def numpy_logaddexp2(x1, x2, dtype=None):
     return out if dtype is None else ops.cast(out, dtype)
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
 
 forward("Neg", "Muls", "Divs")(linear)
 forward("Add", "Sub", "AddExt", "SubExt")(sum_or_difference)
 forward("AddScalar", "SubScalar")(shifting)
-forward("Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual", "GreaterEqualScalar", "LessScalar",
-        "EqScalar", "LogicalAnd", "LogicalOr", "LogicalNot", "LogicalXor", "IsNan", "IsInf", "IsFinite", "Sign",
-        "Floor", "Ceil", "Round", "Rint", "Trunc", "ZerosLike", "OnesLike", "ZerosLikeExt",
-        "OnesLikeExt")(without_derivative)
+forward(
+    "Greater",
+    "GreaterEqual",
+    "Less",
+    "LessEqual",
+    "Equal",
+    "NotEqual",
+    "GreaterEqualScalar",
+    "LessScalar",
+    "EqScalar",
+    "LogicalAnd",
+    "LogicalOr",
+    "LogicalNot",
+    "LogicalXor",
+    "IsNan",
+    "IsInf",
+    "IsFinite",
+    "Sign",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Rint",
+    "Trunc",
+    "ZerosLike",
+    "OnesLike",
+    "ZerosLikeExt",
+    "OnesLikeExt",
+)(without_derivative)
 
 
 @forward("Cast")
@@ -270,27 +370,29 @@ forward("Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual", "Gr
 @allow(0)
 def pushed_cast(prim, usual):
     """In another floating-point type; integers and bools carry nothing."""
+
     def rule(x_pair, dtype_pair):
         v, j, l = x_pair[0]  # noqa: E741
         y = prim(v, dtype_pair[0])
         if ops.is_floating_point(y):
             return ((y, prim(j, dtype_pair[0]), prim(l, dtype_pair[0])), FORWARD)
         return y, None
+
     return rule
-
-
 
 
 @forward("Mul")
 @allow(0, 1)
 def pushed_mul(prim, usual):
     """a b."""
+
     def rule(a_pair, b_pair):
         if b_pair[1] != FORWARD:
             return (_scaled(a_pair[0], b_pair[0]), FORWARD)
         if a_pair[1] != FORWARD:
             return (_scaled(b_pair[0], a_pair[0]), FORWARD)
         return (times(a_pair[0], b_pair[0]), FORWARD)
+
     return rule
 
 
@@ -304,6 +406,7 @@ def _scaled(a, c):
 @allow(0, 1)
 def pushed_div(prim, usual):
     """y = a / b: y' = (a' - y b') / b, and y'' = (a'' - 2 y' b' - y b'') / b."""
+
     def rule(a_pair, b_pair):
         b = value_of(b_pair)
         y = prim(value_of(a_pair), b)
@@ -316,6 +419,7 @@ def pushed_div(prim, usual):
             j, l = ops.add(aligned(a_pair[0][1], 0, y.ndim), j), ops.add(a_pair[0][2], l)  # noqa: E741
         j = prim(j, b)
         return ((y, j, prim(sub(l, 2 * mul(j, k).sum(0)), b)), FORWARD)
+
     return rule
 
 
@@ -334,7 +438,9 @@ def pow_slopes(x, y, p):
 
 @by_partials("Pow")
 def pow_partials(a, b, y):
-    """Of a^b; a power that is multiplied by 0 counts as 1, the logarithm of what is not positive as 0."""
+    """Of a^b; a power that is multiplied by 0 counts as 1, the logarithm of what is not positive as
+    0.
+    """
     b = b if isinstance(b, Tensor) else ops.cast(b, y.dtype)
     b = ops.cast(b, y.dtype)
     a = ops.cast(a, y.dtype) if isinstance(a, Tensor) else ops.zeros_like(b) + a
@@ -342,19 +448,27 @@ def pow_partials(a, b, y):
     once, twice = b, b * (b - 1)
     lower = pow_(a, ops.where(once == 0, ops.zeros_like(b), b - 1))
     lowest = pow_(a, ops.where(twice == 0, ops.zeros_like(b), b - 2))
-    return once * lower, y * logarithm, twice * lowest, lower * (1 + b * logarithm), y * logarithm * logarithm
+    return (
+        once * lower,
+        y * logarithm,
+        twice * lowest,
+        lower * (1 + b * logarithm),
+        y * logarithm * logarithm,
+    )
 
 
 @forward("PowScalarTensor")
 @allow(1)
 def pushed_pow_scalar(prim, usual):
     """c^x: log(c) y and log(c)^2 y."""
+
     def rule(c_pair, x_pair):
         a = x_pair[0]
         y = prim(c_pair[0], a[0])
         logarithm = ops.log(ops.zeros_like(a[0]) + c_pair[0])
         first = mul(logarithm, y)
         return (chain(a, y, first, mul(logarithm, first)), FORWARD)
+
     return rule
 
 
@@ -475,9 +589,11 @@ def atanh_slopes(x, y):
 @allow(0)
 def pushed_remainder(prim, usual):
     """a less a multiple of b that is constant but for steps."""
+
     def rule(a_pair, b_pair):
         y = prim(a_pair[0][0], b_pair[0])
         return ((y, spread(a_pair[0][1], y), widened(a_pair[0][2], y)), FORWARD)
+
     return rule
 
 
@@ -532,10 +648,15 @@ def xlogy_partials(a, b, y):
 _HALT, _STOP = ops.Identity(), ops.StopGradient()
 
 
-@composition("mindspore.ops.stop_gradient",
-             why="MindSpore's vmap pass goes past StopGradient without asking for a rule, so a forward pass does")
+@composition(
+    "mindspore.ops.stop_gradient",
+    why="MindSpore's vmap pass goes past StopGradient without asking for a rule, so a forward pass "
+    "does",
+)
 def stop_gradient(value):
-    """The same, behind an Identity, which a forward pass stops at. (`Captures.stops_gradients` finds other ones.)"""
+    """The same, behind an Identity, which a forward pass stops at. (`Captures.stops_gradients`
+    finds other ones.)
+    """
     if isinstance(value, Tensor):
         return _STOP(_HALT(value))
     return _STOP(value)
@@ -549,11 +670,13 @@ forward("Identity", why="it marks a stop_gradient")(without_derivative)
 @allow(1, 2)
 def pushed_select(prim, usual):
     """a where c, else b."""
+
     def rule(c_pair, a_pair, b_pair):
         y = prim(c_pair[0], value_of(a_pair), value_of(b_pair))
         one, two = _parts(a_pair), _parts(b_pair)
         j, dim = usual(c_pair, one[0], two[0])
         return ((y, front(j, dim), prim(c_pair[0], one[1], two[1])), FORWARD)
+
     return rule
 
 
@@ -570,26 +693,34 @@ def _parts(pair):
 @allow(0)
 def pushed_masked_fill(prim, usual):
     """x where the mask is false, 0 for its derivatives where not."""
+
     def rule(x_pair, mask_pair, value_pair):
         v, j, l = x_pair[0]  # noqa: E741
         nothing = zeros_like(value_pair[0]) if isinstance(value_pair[0], Tensor) else 0.0
         k, dim = usual((j, 0), mask_pair, (nothing, None))
-        return ((prim(v, mask_pair[0], value_pair[0]), front(k, dim), prim(l, mask_pair[0], nothing)), FORWARD)
+        return (
+            (prim(v, mask_pair[0], value_pair[0]), front(k, dim), prim(l, mask_pair[0], nothing)),
+            FORWARD,
+        )
+
     return rule
 
 
-# --- Taylor coefficients ----------------------------------------------------------------------------------------
+# --- Taylor coefficients --------------------------------------------------------------------------
+
 
 @expansion("Mul")
 @allow(0, 1)
 def expanded_mul(prim, usual):
     """a b."""
+
     def rule(a_pair, b_pair):
         if b_pair[1] != SERIES:
             return taylor.times_constant(prim, a_pair[0], b_pair[0])
         if a_pair[1] != SERIES:
             return taylor.times_constant(prim, b_pair[0], a_pair[0])
         return taylor.joined(taylor.times(taylor.coefficients(a_pair), taylor.coefficients(b_pair)))
+
     return rule
 
 
@@ -597,10 +728,14 @@ def expanded_mul(prim, usual):
 @allow(0, 1)
 def expanded_div(prim, usual):
     """a / b."""
+
     def rule(a_pair, b_pair):
         if b_pair[1] != SERIES:
             return taylor.times_constant(prim, a_pair[0], b_pair[0])
-        return taylor.joined(taylor.divided(taylor.coefficients(a_pair), taylor.coefficients(b_pair)))
+        return taylor.joined(
+            taylor.divided(taylor.coefficients(a_pair), taylor.coefficients(b_pair))
+        )
+
     return rule
 
 
@@ -613,6 +748,7 @@ def expanded_pow_tensor_scalar(y, x, p):
 @allow(0, 1)
 def expanded_pow(prim, usual):
     """a^b, as exp(b log a) where b is carried."""
+
     def rule(a_pair, b_pair):
         a, b = taylor.coefficients(a_pair), taylor.coefficients(b_pair)
         y = prim(a[0], b[0])
@@ -623,6 +759,7 @@ def expanded_pow(prim, usual):
         if len(a) > 1:
             logarithm = taylor.integrated(logarithm[0], a, taylor.inverse(a))
         return taylor.joined(taylor.exponential(y, taylor.times(logarithm, b)))
+
     return rule
 
 
@@ -630,10 +767,14 @@ def expanded_pow(prim, usual):
 @allow(1)
 def expanded_pow_scalar(prim, usual):
     """c^x = exp(log(c) x)."""
+
     def rule(c_pair, x_pair):
         x = taylor.coefficients(x_pair)
         logarithm = ops.log(zeros_like(x[0]) + c_pair[0])
-        return taylor.joined(taylor.exponential(prim(c_pair[0], x[0]), taylor.times((logarithm,), x)))
+        return taylor.joined(
+            taylor.exponential(prim(c_pair[0], x[0]), taylor.times((logarithm,), x))
+        )
+
     return rule
 
 
@@ -770,9 +911,17 @@ def expanded_atan2(y, a, b):
     """(b a' - a b') / (a^2 + b^2)."""
     scale = taylor.inverse(taylor.plus(taylor.squared(a), taylor.squared(b)))
     if len(b) == 1:
-        return taylor.integral(y, taylor.times(taylor.derivative_of(a), taylor.times(b, scale))[:len(a) - 1])
+        return taylor.integral(
+            y, taylor.times(taylor.derivative_of(a), taylor.times(b, scale))[: len(a) - 1]
+        )
     if len(a) == 1:
-        return taylor.integral(y, taylor.times(taylor.derivative_of(b),
-                                               taylor.negative(taylor.times(a, scale)))[:len(b) - 1])
-    slope = taylor.minus(taylor.times(taylor.derivative_of(a), b), taylor.times(taylor.derivative_of(b), a))
-    return taylor.integral(y, taylor.times(slope, scale)[:len(a) - 1])
+        return taylor.integral(
+            y,
+            taylor.times(taylor.derivative_of(b), taylor.negative(taylor.times(a, scale)))[
+                : len(b) - 1
+            ],
+        )
+    slope = taylor.minus(
+        taylor.times(taylor.derivative_of(a), b), taylor.times(taylor.derivative_of(b), a)
+    )
+    return taylor.integral(y, taylor.times(slope, scale)[: len(a) - 1])

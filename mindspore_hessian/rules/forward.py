@@ -1,13 +1,17 @@
-"""What forward rules are made of: values that carry their derivatives, and the shared kinds of rules.
+"""What forward rules are made of: values that carry their derivatives, and the shared kinds of
+rules.
 
-A value that depends on the point is a triple (v, j, l): v itself, its derivatives j of shape (D, *v.shape) along D
-directions, and l, the sum of its second derivatives along them (for unit directions, its Laplacian). MindSpore's vmap
-pass hands it from primitive to primitive as the pair ((v, j, l), FORWARD), where it else hands (tensor, batch axis).
+A value that depends on the point is a triple (v, j, l): v itself, its derivatives j of shape (D,
+*v.shape) along D directions, and l, the sum of its second derivatives along them (for unit
+directions, its Laplacian). MindSpore's vmap pass hands it from primitive to primitive as the pair
+((v, j, l), FORWARD), where it else hands (tensor, batch axis).
 
-``getter(prim, usual)`` makes the rule of a primitive: `prim` is to be called with all its arguments, `usual` is its
-ordinary batching rule. The rule gets a pair for each input, at least one of which is carried forward, and returns such
-a pair for each output. For the direction axis of j, the ordinary batching rule is the derivative of all that is linear.
+``getter(prim, usual)`` makes the rule of a primitive: `prim` is to be called with all its
+arguments, `usual` is its ordinary batching rule. The rule gets a pair for each input, at least one
+of which is carried forward, and returns such a pair for each output. For the direction axis of j,
+the ordinary batching rule is the derivative of all that is linear.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -29,10 +33,13 @@ expanded: set[str] = set()  # those whose rules for series it used
 _sum = ops.ReduceSum()
 
 
-# --- what the pass hands over -----------------------------------------------------------------------------------
+# --- what the pass hands over ---------------------------------------------------------------------
+
 
 def mark_of_missing(name: str) -> int:
-    """What stands in the place of a batch axis from the first primitive without a forward rule on."""
+    """What stands in the place of a batch axis from the first primitive without a forward rule
+    on.
+    """
     if name not in _names:
         _names.append(name)
     return _MISSING - _names.index(name)
@@ -56,8 +63,8 @@ NOTHING = (-1,)  # the places that are allowed where there is no rule
 
 @constexpr
 def carried(dims, forward_places, series_places, missing):
-    """FORWARD or SERIES where such a rule is to be applied, 0 where nothing is carried forward, else the mark of what
-    is missing.
+    """FORWARD or SERIES where such a rule is to be applied, 0 where nothing is carried forward,
+    else the mark of what is missing.
 
     Args:
         dims: of the inputs, nested like them.
@@ -114,7 +121,9 @@ def values_of(pairs):
 
 
 def options_of(pairs):
-    """The values of further inputs, which are never carried forward; a view's token, which comes as None, is none."""
+    """The values of further inputs, which are never carried forward; a view's token, which comes as
+    None, is none.
+    """
     out = ()
     for pair in pairs:
         if isinstance(pair, tuple):
@@ -123,7 +132,9 @@ def options_of(pairs):
 
 
 def triples(v, j_pairs, l):  # noqa: E741
-    """The outputs of a linear primitive, one or several, as pairs; the derivatives come from a batching rule."""
+    """The outputs of a linear primitive, one or several, as pairs; the derivatives come from a
+    batching rule.
+    """
     if isinstance(v, tuple):
         out = ()
         for k in range(len(v)):
@@ -158,7 +169,8 @@ def widened(x, v):
     return broadcast_to(v.shape)(x)
 
 
-# --- arithmetic of triples --------------------------------------------------------------------------------------
+# --- arithmetic of triples ------------------------------------------------------------------------
+
 
 def chain(a, y, first, second):
     """f(a), entry by entry, from its value and its first two derivatives at a."""
@@ -188,7 +200,11 @@ def times(a, b):
     y = mul(a[0], b[0])
     ja, jb = aligned(a[1], 0, y.ndim), aligned(b[1], 0, y.ndim)
     cross = _sum(mul(ja, jb), 0)
-    return (y, add(mul(ja, b[0]), mul(jb, a[0])), add(add(mul(a[2], b[0]), mul(b[2], a[0])), add(cross, cross)))
+    return (
+        y,
+        add(mul(ja, b[0]), mul(jb, a[0])),
+        add(add(mul(a[2], b[0]), mul(b[2], a[0])), add(cross, cross)),
+    )
 
 
 def reciprocal(a):
@@ -207,7 +223,11 @@ def rsqrt(a):
 
 def summed(a, axes, keep_dims=True):
     """The sum over axes counted from the end."""
-    return (a[0].sum(axes, keepdims=keep_dims), a[1].sum(axes, keepdims=keep_dims), a[2].sum(axes, keepdims=keep_dims))
+    return (
+        a[0].sum(axes, keepdims=keep_dims),
+        a[1].sum(axes, keepdims=keep_dims),
+        a[2].sum(axes, keepdims=keep_dims),
+    )
 
 
 def averaged(a, axes):
@@ -217,7 +237,9 @@ def averaged(a, axes):
 
 @constexpr
 def from_end(axis, rank):
-    """Axes counted from the end, where they are the same for a value and its derivatives; none given means all."""
+    """Axes counted from the end, where they are the same for a value and its derivatives; none
+    given means all.
+    """
     if axis is None or axis == ():
         axis = tuple(range(rank))
     if isinstance(axis, int):
@@ -225,19 +247,24 @@ def from_end(axis, rank):
     return tuple(one % rank - rank for one in axis)
 
 
-# --- kinds of rules ---------------------------------------------------------------------------------------------
+# --- kinds of rules -------------------------------------------------------------------------------
+
 
 def allow(*places: int) -> Callable[[Getter], Getter]:
-    """The decorator of a getter whose rule takes only these inputs carried forward; others are refused by name."""
+    """The decorator of a getter whose rule takes only these inputs carried forward; others are
+    refused by name.
+    """
+
     def mark(getter: Getter) -> Getter:
         getter.allowed = places  # type: ignore[attr-defined]
         return getter
+
     return mark
 
 
 def straight(getter: Getter) -> Getter:
-    """The decorator of a getter whose rule is linear in what is carried, given the values: j may as well be the Taylor
-    coefficients of a series, which go through in the same way."""
+    """The decorator of a getter whose rule is linear in what is carried, given the values: j may as
+    well be the Taylor coefficients of a series, which go through in the same way."""
     getter.straight = True  # type: ignore[attr-defined]
     return getter
 
@@ -246,12 +273,14 @@ def straight(getter: Getter) -> Getter:
 @allow(0)
 def linear(prim, usual):
     """Linear in the first input, one tensor; one output or several."""
+
     def rule(x_pair, *rest):
         v, j, l = x_pair[0]  # noqa: E741
         options = options_of(rest)
         if not options:
             return triples(prim(v), usual((j, 0)), prim(l))
         return triples(prim(v, *options), usual((j, 0), *rest), prim(l, *options))
+
     return rule
 
 
@@ -259,6 +288,7 @@ def linear(prim, usual):
 @allow(0)
 def linear_view(prim, usual):
     """The same for a view, which has a token that only its batching rule knows of."""
+
     def rule(x_pair, *rest):
         v, j, l = x_pair[0]  # noqa: E741
         whole = usual((v, None), *rest)
@@ -270,6 +300,7 @@ def linear_view(prim, usual):
                 seconds = seconds + (one[0],)
             return triples(firsts, usual((j, 0), *rest), seconds)
         return triples(whole[0], usual((j, 0), *rest), usual((l, None), *rest)[0])
+
     return rule
 
 
@@ -277,14 +308,17 @@ def linear_view(prim, usual):
 @allow(0)
 def shifting(prim, usual):
     """The first input plus something that carries nothing, of no larger shape."""
+
     def rule(x_pair, *rest):
         return ((prim(x_pair[0][0], *options_of(rest)), x_pair[0][1], x_pair[0][2]), FORWARD)
+
     return rule
 
 
 @straight
 def without_derivative(prim, usual):
     """Constant but for steps: nothing is carried on."""
+
     def rule(*pairs):
         out = prim(*values_of(pairs))
         if isinstance(out, tuple):
@@ -293,11 +327,15 @@ def without_derivative(prim, usual):
                 outs = outs + ((one, None),)
             return outs
         return out, None
+
     return rule
 
 
 def elementwise(slopes: Callable) -> Callable:
-    """Entry by entry: ``slopes(x, y, *options)`` gives f' and f'' at x, where y = f(x); or f' alone where f'' is 0."""
+    """Entry by entry: ``slopes(x, y, *options)`` gives f' and f'' at x, where y = f(x); or f' alone
+    where f'' is 0.
+    """
+
     @allow(0)
     def getter(prim, usual):
         def rule(x_pair, *rest):
@@ -308,31 +346,44 @@ def elementwise(slopes: Callable) -> Callable:
             if isinstance(found, tuple):
                 return (chain(a, y, found[0], found[1]), FORWARD)
             return ((y, mul(a[1], found), mul(a[2], found)), FORWARD)
+
         return rule
+
     return getter
 
 
 def by_slopes(*primitives: str, kinked: bool = False, **row: Any) -> Callable[[Getter], Getter]:
-    """The decorator of a formula of slopes: files the forward rule of these primitives. `row` is as of `forward`.
-    `kinked` says that f'' is 0, so that the rule is `straight`."""
+    """The decorator of a formula of slopes: files the forward rule of these primitives. `row` is as
+    of `forward`. `kinked` says that f'' is 0, so that the rule is `straight`."""
+
     def file(formula: Getter) -> Getter:
-        forward(*primitives, **row)(straight(elementwise(formula)) if kinked else elementwise(formula))
+        forward(*primitives, **row)(
+            straight(elementwise(formula)) if kinked else elementwise(formula)
+        )
         return formula
+
     return file
 
 
 def composed(function: Callable) -> Callable:
-    """What is a composition of others: ``function(prim, triple, *options)`` gives a triple, or a tuple of them."""
+    """What is a composition of others: ``function(prim, triple, *options)`` gives a triple, or a
+    tuple of them.
+    """
+
     @allow(0)
     def getter(prim, usual):
         def rule(x_pair, *rest):
             return paired(function(prim, x_pair[0], *options_of(rest)))
+
         return rule
+
     return getter
 
 
 def paired(out):
-    """A triple, or a tuple of triples, as pairs. (Three outputs are no triple: their first is one.)"""
+    """A triple, or a tuple of triples, as pairs. (Three outputs are no triple: their first is
+    one.)
+    """
     if isinstance(out[0], tuple):
         outs = ()
         for one in out:
@@ -341,17 +392,24 @@ def paired(out):
     return (out, FORWARD)
 
 
-def by_composition(*primitives: str, kinked: bool = False, **row: Any) -> Callable[[Getter], Getter]:
-    """The decorator of such a function: files the forward rule of these primitives. `row` is as of `forward`."""
+def by_composition(
+    *primitives: str, kinked: bool = False, **row: Any
+) -> Callable[[Getter], Getter]:
+    """The decorator of such a function: files the forward rule of these primitives. `row` is as of
+    `forward`.
+    """
+
     def file(function: Getter) -> Getter:
         forward(*primitives, **row)(straight(composed(function)) if kinked else composed(function))
         return function
+
     return file
 
 
 @allow(0, 1)
 def product(prim, usual):
     """Linear in each of the first two inputs: a matrix product, a convolution."""
+
     def rule(a_pair, b_pair, *rest):
         options = options_of(rest)
         if b_pair[1] != FORWARD:
@@ -363,11 +421,18 @@ def product(prim, usual):
             a = a_pair[0]
             return triples(prim(a, w, *options), usual(a_pair, (k, 0), *rest), prim(a, m, *options))
         v, j, l = a_pair[0]  # noqa: E741
-        left, right, both = usual((j, 0), (w, None), *rest), usual((v, None), (k, 0), *rest), usual(
-            (j, 0), (k, 0), *rest)
+        left, right, both = (
+            usual((j, 0), (w, None), *rest),
+            usual((v, None), (k, 0), *rest),
+            usual((j, 0), (k, 0), *rest),
+        )
         cross = _sum(front(both[0], both[1]), 0)
         second = add(add(prim(l, w, *options), prim(v, m, *options)), add(cross, cross))
-        return ((prim(v, w, *options), add(front(left[0], left[1]), front(right[0], right[1])), second), FORWARD)
+        return (
+            (prim(v, w, *options), add(front(left[0], left[1]), front(right[0], right[1])), second),
+            FORWARD,
+        )
+
     return rule
 
 
@@ -379,6 +444,7 @@ def _zeros(x):
 @allow(0, 1)
 def sum_or_difference(prim, usual):
     """Linear in the first two inputs together, entry by entry, where they broadcast."""
+
     def rule(a_pair, b_pair, *rest):
         options = options_of(rest)
         y = prim(value_of(a_pair), value_of(b_pair), *options)
@@ -390,12 +456,14 @@ def sum_or_difference(prim, usual):
             return ((y, spread(a_pair[0][1], y), widened(a_pair[0][2], y)), FORWARD)
         j, k = aligned(a_pair[0][1], 0, y.ndim), aligned(b_pair[0][1], 0, y.ndim)
         return ((y, prim(j, k, *options), prim(a_pair[0][2], b_pair[0][2], *options)), FORWARD)
+
     return rule
 
 
 def two_inputs(partials: Callable) -> Callable:
-    """Two tensors that broadcast, entry by entry: ``partials(a, b, y)`` gives f_a, f_b, f_aa, f_ab, f_bb; or the first
-    two alone where the others are 0."""
+    """Two tensors that broadcast, entry by entry: ``partials(a, b, y)`` gives f_a, f_b, f_aa, f_ab,
+    f_bb; or the first two alone where the others are 0."""
+
     @allow(0, 1)
     def getter(prim, usual):
         def rule(a_pair, b_pair):
@@ -413,7 +481,9 @@ def two_inputs(partials: Callable) -> Callable:
             one, two = chain(p, y, fa, faa), chain(q, y, fb, fbb)
             cross = mul(_sum(mul(p[1], q[1]), 0), fab)
             return ((y, add(one[1], two[1]), add(add(one[2], two[2]), add(cross, cross))), FORWARD)
+
         return rule
+
     return getter
 
 
@@ -435,22 +505,34 @@ def _spread_triple(a, y):
 
 
 def by_partials(*primitives: str, kinked: bool = False, **row: Any) -> Callable[[Getter], Getter]:
-    """The decorator of a formula of partial derivatives: files the forward rule. `row` is as of `forward`."""
+    """The decorator of a formula of partial derivatives: files the forward rule. `row` is as of
+    `forward`.
+    """
+
     def file(formula: Getter) -> Getter:
-        forward(*primitives, **row)(straight(two_inputs(formula)) if kinked else two_inputs(formula))
+        forward(*primitives, **row)(
+            straight(two_inputs(formula)) if kinked else two_inputs(formula)
+        )
         return formula
+
     return file
 
 
 def joined(pairs, axis_size):
-    """A tuple of pairs as three tuples: values, derivatives, second derivatives; zeros where nothing is carried."""
+    """A tuple of pairs as three tuples: values, derivatives, second derivatives; zeros where
+    nothing is carried.
+    """
     vs, js, ls = (), (), ()
     for pair in pairs:
         if pair[1] == FORWARD:
             vs, js, ls = vs + (pair[0][0],), js + (pair[0][1],), ls + (pair[0][2],)
         else:
             zeros = zeros_like(pair[0])
-            vs, js, ls = vs + (pair[0],), js + (broadcast_to((axis_size,) + zeros.shape)(zeros),), ls + (zeros,)
+            vs, js, ls = (
+                vs + (pair[0],),
+                js + (broadcast_to((axis_size,) + zeros.shape)(zeros),),
+                ls + (zeros,),
+            )
     return vs, js, ls
 
 
@@ -467,6 +549,7 @@ def directions(pairs):
 @allow(0)
 def tuple_first(prim, usual):
     """Linear in a tuple of tensors, then parameters: a concatenation, a stack, a sum."""
+
     def rule(pairs, *rest):
         options = options_of(rest)
         vs, js, ls = joined(pairs, directions(pairs))
@@ -476,6 +559,5 @@ def tuple_first(prim, usual):
         if not options:
             return triples(prim(vs), usual(batched), prim(ls))
         return triples(prim(vs, *options), usual(batched, *rest), prim(ls, *options))
+
     return rule
-
-

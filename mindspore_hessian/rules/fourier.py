@@ -1,4 +1,5 @@
 """Rules of Fourier transforms."""
+
 from __future__ import annotations
 
 from mindspore.ops import constexpr
@@ -27,11 +28,14 @@ def batched_transform(prim, x, lengths, axes, norm):
 
 @derivative("FFTShapeCopy")
 def fft_shape_copy(prim):
-    """FFTShapeCopy(d, shape) cuts off, or fills with zeros, at the end of each axis: the same, back to d's shape."""
+    """FFTShapeCopy(d, shape) cuts off, or fills with zeros, at the end of each axis: the same, back
+    to d's shape.
+    """
     copy = _compat.backward("FFTShapeCopy")
 
     def bprop(d, shape, out, dout):
         return copy(dout, d.shape), 0
+
     return bprop
 
 
@@ -44,33 +48,47 @@ def batched_shape_copy(prim, x, shape):
 
 @derivative("IRFFTDouble")
 def irfft_double(prim):
-    """IRFFTDouble(x, n, dim) doubles what the real transform of length n leaves out: a diagonal matrix."""
+    """IRFFTDouble(x, n, dim) doubles what the real transform of length n leaves out: a diagonal
+    matrix.
+    """
     double = _compat.backward("IRFFTDouble")
 
     def bprop(x, n, dim, out, dout):
         return double(dout, n, dim), 0, 0
+
     return bprop
 
 
 batching("IRFFTDouble")(axis_at(2))
 
 
-# --- refused ----------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
+
 
 def hermitian(instead):
-    """HFFT, IHFFT and their forms of more dimensions: no derivative can mend the value that it goes with."""
+    """HFFT, IHFFT and their forms of more dimensions: no derivative can mend the value that it goes
+    with.
+    """
+
     def getter(prim):
         raise MissingRuleError(
-            f"ops.{primitive(prim).name.lower()} is refused: MindSpore's kernel computes something else at every "
-            f"second call, and the gradient of its imaginary part has the wrong sign. Write {instead}, with 2 or n at "
-            "the end for more dimensions; the opposite norm is 'forward' for 'backward', which is the default, and "
-            "the reverse.")
+            f"ops.{primitive(prim).name.lower()} is refused: MindSpore's kernel computes something "
+            "else at every "
+            "second call, and the gradient of its imaginary part has the wrong sign. Write "
+            f"{instead}, with 2 or n at "
+            "the end for more dimensions; the opposite norm is 'forward' for 'backward', which is "
+            "the default, and "
+            "the reverse."
+        )
+
     return getter
 
 
 _EVERY_SECOND = "MindSpore's kernel computes something else at every second call: refused"
 
-derivative("HFFT", "HFFT2", "HFFTN", why=_EVERY_SECOND, replaces=True
-           )(hermitian("ops.irfft(ops.conj(x), n, dim, opposite norm)"))
-derivative("IHFFT", "IHFFT2", "IHFFTN", why=_EVERY_SECOND, replaces=True
-           )(hermitian("ops.conj(ops.rfft(x, n, dim, opposite norm))"))
+derivative("HFFT", "HFFT2", "HFFTN", why=_EVERY_SECOND, replaces=True)(
+    hermitian("ops.irfft(ops.conj(x), n, dim, opposite norm)")
+)
+derivative("IHFFT", "IHFFT2", "IHFFTN", why=_EVERY_SECOND, replaces=True)(
+    hermitian("ops.conj(ops.rfft(x, n, dim, opposite norm))")
+)

@@ -1,4 +1,5 @@
 """Rules of indexing: gather and scatter, slices, sorting. (Views are in `shapes`.)"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -26,11 +27,14 @@ from mindspore_hessian.rules.kit import (
 )
 from mindspore_hessian.rules.registry import batching, derivative, forward
 
-# --- gather and scatter -----------------------------------------------------------------------------------------
+# --- gather and scatter ---------------------------------------------------------------------------
+
 
 @constexpr
 def _first(rest):
-    """Number of leading axes that x and indices already share, from the last parameter if the version has it."""
+    """Number of leading axes that x and indices already share, from the last parameter if the
+    version has it.
+    """
     return rest[0] if rest else 0
 
 
@@ -56,20 +60,32 @@ def batched_gather(prim, axis_size):
             return ops.gather(front(x, x_dim), indices, shifted(axis)), 0
         if shared == 0 and x_dim is None:
             return ops.gather(x, front(indices, dim), axis), _at(axis, x.ndim)
-        return ops.gather(filled(x, x_dim, axis_size), filled(indices, dim, axis_size), shifted(axis), shared + 1), 0
+        return ops.gather(
+            filled(x, x_dim, axis_size), filled(indices, dim, axis_size), shifted(axis), shared + 1
+        ), 0
 
     return rule
 
 
-@derivative("GatherDGradV2", why="MindSpore's fails: it looks for an attribute that is an input", replaces=True)
+@derivative(
+    "GatherDGradV2",
+    why="MindSpore's fails: it looks for an attribute that is an input",
+    replaces=True,
+)
 def gather_d_grad(prim):
     """GatherDGradV2(x, dim, index, d)[index[i], j] += d[i, j]; its transpose is GatherD."""
+
     def bprop(x, dim, index, d, out, dout):
         return ops.zeros_like(x), 0, ops.zeros_like(index), ops.gather_d(dout, dim, index)
+
     return bprop
 
 
-@batching("GatherD", why="MindSpore's rule fails where one operand or another axis is batched", replaces=True)
+@batching(
+    "GatherD",
+    why="MindSpore's rule fails where one operand or another axis is batched",
+    replaces=True,
+)
 @batching("GatherDGradV2", why="MindSpore's rule fails as that of GatherD does", replaces=True)
 def batched_gather_d(prim, axis_size):
     """x[i][index] along one axis; x and index have the same axes."""
@@ -88,12 +104,16 @@ def batched_gather_d(prim, axis_size):
 @derivative("GatherNdExt")
 def gather_nd(prim):
     """GatherNdExt(x, indices): d added where it was read."""
+
     def bprop(x, indices, out, dout):
         return ops.tensor_scatter_add(ops.zeros_like(x), indices, dout), ops.zeros_like(indices)
+
     return bprop
 
 
-@batching("TensorScatterElements", why="MindSpore's rule fails: the axis is an input", replaces=True)
+@batching(
+    "TensorScatterElements", why="MindSpore's rule fails: the axis is an input", replaces=True
+)
 def batched_scatter_elements(prim, axis_size):
     """Updates written into x along one axis, at an index each."""
     prim = primitive(prim)
@@ -104,7 +124,9 @@ def batched_scatter_elements(prim, axis_size):
         reduction, _ = reduction_pair
         if not any_batched(dims_of(pairs)):
             return prim(*tensors_of(pairs), axis, reduction), None
-        return prim(*[filled(value, dim, axis_size) for value, dim in pairs], shifted(axis), reduction), 0
+        return prim(
+            *[filled(value, dim, axis_size) for value, dim in pairs], shifted(axis), reduction
+        ), 0
 
     return rule
 
@@ -120,9 +142,13 @@ def _numbers_shape(shape):
     return (*shape[:-1], 1)
 
 
-@batching("TensorScatterAdd", why="MindSpore's rule is wrong for a batch not in front", replaces=True)
+@batching(
+    "TensorScatterAdd", why="MindSpore's rule is wrong for a batch not in front", replaces=True
+)
 def batched_scatter_nd_add(prim, axis_size):
-    """Updates added to x, at an index tuple each: unbatched indices leave the batch at the back, untouched."""
+    """Updates added to x, at an index tuple each: unbatched indices leave the batch at the back,
+    untouched.
+    """
     prim = primitive(prim)
 
     def rule(x_pair, indices_pair, updates_pair):
@@ -136,8 +162,10 @@ def batched_scatter_nd_add(prim, axis_size):
             return prim(move(x, 0, -1), indices, move(updates, 0, -1)), x.ndim - 1
         indices = front(indices, dim)
         numbers = ops.cast(ops.arange(axis_size), indices.dtype)
-        numbers = ops.broadcast_to(reshape(numbers, _sample_numbers(axis_size, indices.shape)),
-                                   _numbers_shape(indices.shape))
+        numbers = ops.broadcast_to(
+            reshape(numbers, _sample_numbers(axis_size, indices.shape)),
+            _numbers_shape(indices.shape),
+        )
         return prim(x, ops.concat((numbers, indices), -1), updates), 0
 
     return rule
@@ -145,14 +173,20 @@ def batched_scatter_nd_add(prim, axis_size):
 
 @constexpr
 def _offsets(batch, segments, rank):
-    """The number of the first segment of each sample, to be added to ids of `rank` axes a sample."""
+    """The number of the first segment of each sample, to be added to ids of `rank` axes a
+    sample.
+    """
     return Tensor(np.arange(0, batch * segments, segments).reshape(batch, *(1,) * rank), int32)
 
 
-@batching("UnsortedSegmentSum", why="MindSpore's rule is wrong where nothing is batched", replaces=True)
+@batching(
+    "UnsortedSegmentSum", why="MindSpore's rule is wrong where nothing is batched", replaces=True
+)
 def batched_segment_sum(prim, axis_size):
     """Sums of the slices of x that have one id; ids stand for leading axes of x."""
-    plain = ops.UnsortedSegmentSum()  # that which MindSpore hands over may carry the mark of another batch
+    plain = (
+        ops.UnsortedSegmentSum()
+    )  # that which MindSpore hands over may carry the mark of another batch
 
     def rule(x_pair, ids_pair, count_pair):
         x, x_dim = x_pair
@@ -188,13 +222,16 @@ def batched_sort(prim, axis_size):
     return rule
 
 
-# --- slices -----------------------------------------------------------------------------------------------------
+# --- slices ---------------------------------------------------------------------------------------
+
 
 @derivative("SliceGrad")
 def slice_grad(prim):
     """SliceGrad(d, x, begin, size) writes d into zeros; its transpose is the slice."""
+
     def bprop(d, x, begin, size, out, dout):
         return ops.slice(dout, begin, size), ops.zeros_like(x), 0, 0
+
     return bprop
 
 
@@ -210,7 +247,9 @@ def _backwards(strides):
 def _positions(shape):
     """The flat positions of all entries, in their shape."""
     if any(length is None or length < 0 for length in shape):
-        raise MissingRuleError(f"The gradient of a slice with a negative step needs a known shape, but got {shape}.")
+        raise MissingRuleError(
+            f"The gradient of a slice with a negative step needs a known shape, but got {shape}."
+        )
     return Tensor(np.arange(int(np.prod(shape))).reshape(shape).astype(np.int32))
 
 
@@ -222,9 +261,13 @@ def _begins_inside(shape, begin, strides, free, ellipsis, new_axes):
         if new_axes >> k & 1:
             continue
         if step < 0 and not free >> k & 1 and not ellipsis and start >= shape[axis]:
-            raise ValueError(f"a slice begins at {start} with the step {step} on axis {axis} of a Tensor of shape "
-                             f"{shape}; MindSpore reads foreign memory there. Begin at {shape[axis] - 1}, or leave it "
-                             "out.")
+            raise ValueError(
+                f"a slice begins at {start} with the step {step} on axis {axis} of a Tensor of "
+                "shape "
+                f"{shape}; MindSpore reads foreign memory there. Begin at {shape[axis] - 1}, or "
+                "leave it "
+                "out."
+            )
         axis += 1
     return True
 
@@ -234,10 +277,13 @@ def _count(shape):
     return int(np.prod(shape))
 
 
-@derivative("StridedSlice", why="MindSpore's is zero, or fails, where a step is negative", replaces=True)
+@derivative(
+    "StridedSlice", why="MindSpore's is zero, or fails, where a step is negative", replaces=True
+)
 def strided_slice(prim):
-    """x[begin:end:strides] with masks. MindSpore's gradient is right for positive steps. For negative ones, what the
-    slice makes of the positions tells where each number came from."""
+    """x[begin:end:strides] with masks. MindSpore's gradient is right for positive steps. For
+    negative ones, what the slice makes of the positions tells where each number came from."""
+
     def bprop(x, begin, end, strides, begins, ends, ellipsis, new_axes, shrunk, out, dout):
         if not _backwards(strides if ops.isconstant(strides) else None):
             grad = _compat.strided_slice_grad(begins, ends, ellipsis, new_axes, shrunk)
@@ -250,6 +296,7 @@ def strided_slice(prim):
         origin = cut(_positions(x.shape), begin, end, strides)
         dx = put(x.reshape(-1), 0, origin.reshape(-1), dout.reshape(-1)).reshape(x.shape)
         return dx, 0, 0, 0, 0, 0, 0, 0, 0
+
     return bprop
 
 
@@ -265,7 +312,11 @@ def _masks(masks):
     return tuple(mask * 2 for mask in masks)
 
 
-@batching("StridedSlice", why="MindSpore's rule fails in gradients, and misplaces the ellipsis mask", replaces=True)
+@batching(
+    "StridedSlice",
+    why="MindSpore's rule fails in gradients, and misplaces the ellipsis mask",
+    replaces=True,
+)
 def batched_strided_slice(prim, axis_size):
     """x[begin:end:strides] with masks."""
     prim = primitive(prim)
@@ -288,11 +339,19 @@ def _batch_shape(size, shape):
 
 @batching("StridedSliceGrad", why="MindSpore's rule misplaces the ellipsis mask", replaces=True)
 def batched_strided_slice_grad(prim, axis_size):
-    """The cotangent of x[begin:end:strides], put back among zeros; the masks are attributes here."""
-    masks = [prim.attrs[name] for name in
-             ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")]
-    if masks[2]:  # the kernel is wrong for some ranks; indexing never sets it, it spells the axes out
-        raise ValueError("mindspore_hessian has no batching rule for StridedSliceGrad with an ellipsis mask")
+    """The cotangent of x[begin:end:strides], put back among zeros; the masks are attributes
+    here.
+    """
+    masks = [
+        prim.attrs[name]
+        for name in ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
+    ]
+    if masks[
+        2
+    ]:  # the kernel is wrong for some ranks; indexing never sets it, it spells the axes out
+        raise ValueError(
+            "mindspore_hessian has no batching rule for StridedSliceGrad with an ellipsis mask"
+        )
     batched = _compat.strided_slice_grad(*[2 * mask for mask in masks])
 
     def rule(dy_pair, shape, begin, end, strides):
@@ -306,7 +365,7 @@ def batched_strided_slice_grad(prim, axis_size):
     return rule
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
 
 forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "IndexSelect")(linear)
 
@@ -315,8 +374,8 @@ forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "I
 @straight
 @allow(0)
 def pushed_sort(prim, usual):
-    """(values, indices): all goes where the indices say, the values too: the kernels round float64 to float32. (TopK
-    takes the last axis.)"""
+    """(values, indices): all goes where the indices say, the values too: the kernels round float64
+    to float32. (TopK takes the last axis.)"""
     axis = prim.attrs["axis"] if prim.name == "Sort" else -1
 
     def rule(x_pair, *rest):
@@ -324,6 +383,11 @@ def pushed_sort(prim, usual):
         _, index = prim(v, *values(rest))
         last = from_end(axis, v.ndim)
         wide = ops.broadcast_to(index, (j.shape[0],) + index.shape)
-        triple = (ops.gather_d(v, last, index), ops.gather_d(j, last, wide), ops.gather_d(l, last, index))
+        triple = (
+            ops.gather_d(v, last, index),
+            ops.gather_d(j, last, wide),
+            ops.gather_d(l, last, index),
+        )
         return (triple, FORWARD), (index, None)
+
     return rule

@@ -1,15 +1,18 @@
 """MindSpore's vmap pass as an interpreter: another table of rules, in its place for one pass.
 
-The pass asks a registry for a rule of each primitive, and hands values from rule to rule. So two primitives of our own,
-which only it ever meets, begin and end the forward mode: ``HessianEnter``, where a point comes in, whose rule makes the
-triple of `rules.forward`; and ``HessianLeave``, where a result goes out, whose rule takes the triple apart.
+The pass asks a registry for a rule of each primitive, and hands values from rule to rule. So two
+primitives of our own, which only it ever meets, begin and end the forward mode: ``HessianEnter``,
+where a point comes in, whose rule makes the triple of `rules.forward`; and ``HessianLeave``, where
+a result goes out, whose rule takes the triple apart.
 
-A function with these in it is made while MindSpore compiles, or just before. From then on `Table` stands for the
-registry, until MindSpore infers the types of the rule of `HessianLeave`, which it does after the pass. In `Table`, the
-rule of a primitive is its forward rule where something is carried forward and its ordinary batching rule where not, so
-an ordinary vmap in the same graph keeps working. A primitive without a forward rule does not stop the pass: it marks
-what depends on it, and `HessianLeave` finds the mark, with the name.
+A function with these in it is made while MindSpore compiles, or just before. From then on `Table`
+stands for the registry, until MindSpore infers the types of the rule of `HessianLeave`, which it
+does after the pass. In `Table`, the rule of a primitive is its forward rule where something is
+carried forward and its ordinary batching rule where not, so an ordinary vmap in the same graph
+keeps working. A primitive without a forward rule does not stop the pass: it marks what depends on
+it, and `HessianLeave` finds the mark, with the name.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -38,12 +41,29 @@ from mindspore_hessian.rules.registry import FORWARD_RULES, TAYLOR_RULES, Kind
 from mindspore_hessian.rules.taylor import of_forward
 
 _kept: list[Callable] = []  # MindSpore knows a rule by its address: none may be freed
-_PLAIN = frozenset({"Load", "Depend", "UpdateState", "MakeTuple", "Shape", "Return", "Switch", "SwitchLayer", "Partial",
-                    "mutable", "HessianEnter", "HessianSeries", "HessianLeave"})
+_PLAIN = frozenset(
+    {
+        "Load",
+        "Depend",
+        "UpdateState",
+        "MakeTuple",
+        "Shape",
+        "Return",
+        "Switch",
+        "SwitchLayer",
+        "Partial",
+        "mutable",
+        "HessianEnter",
+        "HessianSeries",
+        "HessianLeave",
+    }
+)
 
 
 class HessianEnter(PrimitiveWithInfer):
-    """x, with its derivatives along D directions, j of shape (D, *x.shape): here the forward mode begins."""
+    """x, with its derivatives along D directions, j of shape (D, *x.shape): here the forward mode
+    begins.
+    """
 
     @prim_attr_register
     def __init__(self):
@@ -57,16 +77,19 @@ class HessianEnter(PrimitiveWithInfer):
 
 
 class HessianSeries(HessianEnter):
-    """x, with its Taylor coefficients j of shape (K, *x.shape): here the forward mode for series begins."""
+    """x, with its Taylor coefficients j of shape (K, *x.shape): here the forward mode for series
+    begins.
+    """
 
 
 class HessianLeave(PrimitiveWithInfer):
-    """(value, derivatives, sum of the second derivatives) of y: here the forward mode ends. Of a series, the
-    derivatives are its Taylor coefficients, and the sum is nothing.
+    """(value, derivatives, sum of the second derivatives) of y: here the forward mode ends. Of a
+    series, the derivatives are its Taylor coefficients, and the sum is nothing.
 
     Args:
-        otherwise: where a primitive has no forward rule, ``otherwise(number, *given)`` gives the three in
-            another way, of the other inputs of this primitive: the number of the output, the point, the directions.
+        otherwise: where a primitive has no forward rule, ``otherwise(number, *given)`` gives the
+            three in another way, of the other inputs of this primitive: the number of the output,
+                the point, the directions.
             None: that is refused.
     """
 
@@ -86,11 +109,15 @@ enter, enter_series = HessianEnter(), HessianSeries()
 
 
 _tickets = itertools.count(1)
-_waiting: WeakValueDictionary[int, HessianLeave] = WeakValueDictionary()  # those that MindSpore did not come to yet
+_waiting: WeakValueDictionary[int, HessianLeave] = (
+    WeakValueDictionary()
+)  # those that MindSpore did not come to yet
 
 
 def leave(otherwise: Callable | None, of_series: bool = False) -> HessianLeave:
-    """A `HessianLeave` of its own for one function, which is about to be compiled: the forward mode is on."""
+    """A `HessianLeave` of its own for one function, which is about to be compiled: the forward mode
+    is on.
+    """
     prim = HessianLeave()
     prim.otherwise, prim.ticket, prim.of_series = otherwise, next(_tickets), of_series
     _waiting[prim.ticket] = prim
@@ -120,6 +147,7 @@ class Table:
         def getter(prim, axis_size):
             _kept.append(_rule(key, prim, axis_size, usual))
             return _kept[-1]
+
         return getter
 
 
@@ -127,7 +155,9 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
     """The rule of a primitive for values of both kinds; None where MindSpore has to unroll it."""
     batched = (usual or unrolled(name, {}))(prim, axis_size)
     missing, make, expand = mark_of_missing(name), FORWARD_RULES.get(name), _of_series(name)
-    if isinstance(prim, str) and _compat.takes_attributes(name):  # made in C++: its attributes are out of reach
+    if isinstance(prim, str) and _compat.takes_attributes(
+        name
+    ):  # made in C++: its attributes are out of reach
         make = expand = None
     if batched is None:
         return None
@@ -143,18 +173,29 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
         if state == SERIES:
             return expanded(*pairs)
         return (0, state)
+
     return rule
 
 
 def _of_series(name: str) -> Callable | None:
-    """The getter of a primitive's rule for series: its own, or made of a forward rule that is straight."""
+    """The getter of a primitive's rule for series: its own, or made of a forward rule that is
+    straight.
+    """
     own, make = TAYLOR_RULES.get(name), FORWARD_RULES.get(name)
-    return of_forward(make) if own is None and make is not None and getattr(make, "straight", False) else own
+    return (
+        of_forward(make)
+        if own is None and make is not None and getattr(make, "straight", False)
+        else own
+    )
 
 
 def _made(make: Callable | None, prim, batched: Callable) -> tuple[tuple[int, ...], Callable]:
     """The inputs that a rule takes carried forward, and the rule."""
-    return (NOTHING, batched) if make is None else (getattr(make, "allowed", ()), make(primitive(prim), batched))
+    return (
+        (NOTHING, batched)
+        if make is None
+        else (getattr(make, "allowed", ()), make(primitive(prim), batched))
+    )
 
 
 def _item(prim, axis_size):
@@ -166,6 +207,7 @@ def _item(prim, axis_size):
         if state == 0:
             return prim(pairs, index_pair[0])
         return (0, state)
+
     _kept.append(rule)
     return rule
 
@@ -175,7 +217,7 @@ def _mark_alone(dim):
     return dim if isinstance(dim, int) and missing_name(dim) else 0
 
 
-# --- the two ends -----------------------------------------------------------------------------------------------
+# --- the two ends ---------------------------------------------------------------------------------
 
 _end = Kind("end", _compat.batching_registry, "the forward mode begins or ends there")
 
@@ -188,25 +230,34 @@ def without_rule(error: BaseException) -> str:
 
 def missing_text(what: str, name: str) -> str:
     """What a warning says where a primitive has no forward rule."""
-    return (f"{what}: primitive {name} has no forward rule, so reverse derivatives are used, which take about twice "
-            f"the time. Supply one: mindspore_hessian.rules.register_forward({name!r}, getter).")
+    return (
+        f"{what}: primitive {name} has no forward rule, so reverse derivatives are used, which "
+        "take about twice "
+        f"the time. Supply one: mindspore_hessian.rules.register_forward({name!r}, getter)."
+    )
 
 
 def _refused(name: str) -> MissingRuleError:
-    return MissingRuleError(f"primitive {name} has no forward rule. Use mode='reverse', write the function with "
-                            "another operation, or supply the rule: "
-                            f"mindspore_hessian.rules.register_forward({name!r}, getter).")
+    return MissingRuleError(
+        f"primitive {name} has no forward rule. Use mode='reverse', write the function with "
+        "another operation, or supply the rule: "
+        f"mindspore_hessian.rules.register_forward({name!r}, getter)."
+    )
 
 
 def _refused_series(name: str) -> MissingRuleError:
-    return MissingRuleError(f"primitive {name} has no Taylor rule. Write the function with another operation, nest "
-                            "gradients (mindspore.grad), or supply the rule: "
-                            f"mindspore_hessian.rules.register_taylor({name!r}, getter).")
+    return MissingRuleError(
+        f"primitive {name} has no Taylor rule. Write the function with another operation, nest "
+        "gradients (mindspore.grad), or supply the rule: "
+        f"mindspore_hessian.rules.register_taylor({name!r}, getter)."
+    )
 
 
 @constexpr
 def _went_through(ticket, dim, refuse, of_series):
-    """Whether the function went through in forward mode, which is off where this was the last one."""
+    """Whether the function went through in forward mode, which is off where this was the last
+    one.
+    """
     _waiting.pop(ticket, None)
     if not _waiting:
         _compat.restore_batching_registry()
@@ -221,8 +272,10 @@ def _went_through(ticket, dim, refuse, of_series):
 @_end("HessianEnter")
 def batched_enter(prim, axis_size):
     """The triple of x, which is not batched, and its derivatives, whose directions are."""
+
     def rule(x_pair, j_pair):
         return ((x_pair[0], j_pair[0], zeros_like(x_pair[0])), FORWARD)
+
     _kept.append(rule)
     return rule
 
@@ -230,8 +283,10 @@ def batched_enter(prim, axis_size):
 @_end("HessianSeries")
 def batched_series(prim, axis_size):
     """The series of x."""
+
     def rule(x_pair, c_pair):
         return ((x_pair[0], c_pair[0]), SERIES)
+
     _kept.append(rule)
     return rule
 
@@ -252,6 +307,7 @@ def batched_leave(prim, axis_size):
             zeros = zeros_like(y_pair[0])
             return _outputs(y_pair[0], broadcast_to((axis_size,) + zeros.shape)(zeros), zeros)
         return _outputs(*otherwise(number_pair[0], *tensors_of(given_pairs)))
+
     _kept.append(rule)
     return rule
 

@@ -1,14 +1,17 @@
-"""What rules are made of: a primitive and its constants, moving the batch axis, and batching rules' shared getters.
+"""What rules are made of: a primitive and its constants, moving the batch axis, and batching rules'
+shared getters.
 
-MindSpore compiles the inner functions of rules, so they keep to tensors, tuples and constants; `constexpr` functions
-run as Python while it does. Shapes are constants there, and each `if` costs compile time.
+MindSpore compiles the inner functions of rules, so they keep to tensors, tuples and constants;
+`constexpr` functions run as Python while it does. Shapes are constants there, and each `if` costs
+compile time.
 
-A batching rule receives a (value, dim) pair per input, where dim is the axis of value that holds the batch (None:
-unbatched), and returns such a pair per output. Shared getters test the common case (batch in front, nothing to reshape)
-first.
+A batching rule receives a (value, dim) pair per input, where dim is the axis of value that holds
+the batch (None: unbatched), and returns such a pair per output. Shared getters test the common case
+(batch in front, nothing to reshape) first.
 
 Unbatched operands are never copied along the batch unless a kernel insists: they broadcast.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,16 +22,27 @@ from mindspore.ops import Primitive, constexpr
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
 
-# Primitives, where a function of `mindspore.ops` or an operator would do: a graph of these compiles in half the time.
+# Primitives, where a function of `mindspore.ops` or an operator would do: a graph of these compiles
+# in half the time.
 transpose, reshape, broadcast_to = ops.Transpose(), ops.Reshape(), ops.BroadcastTo
-add, sub, mul, pow_, abs_, sigmoid = ops.Add(), ops.Sub(), ops.Mul(), ops.Pow(), ops.Abs(), ops.Sigmoid()
+add, sub, mul, pow_, abs_, sigmoid = (
+    ops.Add(),
+    ops.Sub(),
+    ops.Mul(),
+    ops.Pow(),
+    ops.Abs(),
+    ops.Sigmoid(),
+)
 less, select, ones_like, zeros_like = ops.Less(), ops.Select(), ops.OnesLike(), ops.ZerosLike()
 
-put = _compat.backward("GatherDGradV2")  # put(x, axis, index, d): d added where the index points along the axis, zero
+put = _compat.backward(
+    "GatherDGradV2"
+)  # put(x, axis, index, d): d added where the index points along the axis, zero
 # elsewhere, in the shape of x; it needs no lengths of axes, which may be dynamic
 
 
-# --- a primitive and its constants ------------------------------------------------------------------------------
+# --- a primitive and its constants ----------------------------------------------------------------
+
 
 def primitive(prim):
     """The primitive itself: MindSpore hands over some by name."""
@@ -36,10 +50,14 @@ def primitive(prim):
 
 
 def attributes_of(prim, *names: str) -> tuple:
-    """The attributes of a primitive made in Python. MindSpore passes a mere name for one made in C++."""
+    """The attributes of a primitive made in Python. MindSpore passes a mere name for one made in
+    C++.
+    """
     if isinstance(prim, str):
-        raise MissingRuleError(f"The second derivative of {prim} needs its attributes, which MindSpore keeps in C++. "
-                               "Import mindspore_hessian before the first gradient of the process.")
+        raise MissingRuleError(
+            f"The second derivative of {prim} needs its attributes, which MindSpore keeps in C++. "
+            "Import mindspore_hessian before the first gradient of the process."
+        )
     return tuple(prim.attrs[name] for name in names)
 
 
@@ -54,7 +72,8 @@ def numbers(value):
     return tuple(int(one) for one in (value.asnumpy() if isinstance(value, Tensor) else value))
 
 
-# --- the batch axis ---------------------------------------------------------------------------------------------
+# --- the batch axis -------------------------------------------------------------------------------
+
 
 @constexpr
 def _move(rank, src, dst):
@@ -92,7 +111,9 @@ def _repeated(shape, size):
 
 
 def filled(x, dim, size):
-    """x with its batch axis first; an unbatched x is copied along it (for kernels that take no less)."""
+    """x with its batch axis first; an unbatched x is copied along it (for kernels that take no
+    less).
+    """
     if dim is None:
         return ops.broadcast_to(ops.expand_dims(x, 0), _repeated(x.shape, size))
     return front(x, dim)
@@ -101,7 +122,7 @@ def filled(x, dim, size):
 @constexpr
 def merged(shape, at):
     """Shape with axis `at` and the next as one."""
-    return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2:])
+    return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
 
 
 @constexpr
@@ -110,7 +131,7 @@ def apart(shape, at, *sizes):
     rest = shape[at]
     for size in sizes:
         rest //= size
-    return (*shape[:at], *sizes, rest, *shape[at + 1:])
+    return (*shape[:at], *sizes, rest, *shape[at + 1 :])
 
 
 @constexpr
@@ -120,7 +141,7 @@ def scaled(shape, at, size):
         lengths = shape.asnumpy().copy()
         lengths[at] *= size
         return Tensor(lengths)
-    return (*shape[:at], shape[at] * size, *shape[at + 1:])
+    return (*shape[:at], shape[at] * size, *shape[at + 1 :])
 
 
 @constexpr
@@ -129,7 +150,9 @@ def _aligned_shape(shape, rank):
 
 
 def aligned(x, dim, rank):
-    """x ready to broadcast against operands of `rank` axes a sample: (B, 1, ..., 1, *sample shape)."""
+    """x ready to broadcast against operands of `rank` axes a sample: (B, 1, ..., 1, *sample
+    shape).
+    """
     if dim is None:
         return x
     x = front(x, dim)
@@ -140,19 +163,24 @@ def aligned(x, dim, rank):
 
 @constexpr
 def _parameter_count(pairs):
-    pairs = [pair for pair in pairs if pair is not None]  # a view's ordering token, always last, arrives as None
+    pairs = [
+        pair for pair in pairs if pair is not None
+    ]  # a view's ordering token, always last, arrives as None
     if any(dim is not None for _, dim in pairs):
-        raise ValueError("mindspore_hessian batches no parameters (numbers, axes, flags), and one is batched")
+        raise ValueError(
+            "mindspore_hessian batches no parameters (numbers, axes, flags), and one is batched"
+        )
     return len(pairs)
 
 
 def values(pairs):
     """The values of parameters (numbers, axes, flags, dtypes): constants, which are never batched.
 
-    Only their count is taken by a constexpr: a number that goes through Python comes back in float32. Views carry a
-    token at the end that orders them after writes in place; our graphs have none.
+    Only their count is taken by a constexpr: a number that goes through Python comes back in
+    float32. Views carry a token at the end that orders them after writes in place; our graphs have
+    none.
     """
-    return tensors_of(pairs[:_parameter_count(pairs)])
+    return tensors_of(pairs[: _parameter_count(pairs)])
 
 
 @constexpr
@@ -168,7 +196,9 @@ def all_batched(dims):
 
 
 def _behind(axis):
-    """The same axis (or axes) behind a batch axis in front: negative ones count from the end and stay."""
+    """The same axis (or axes) behind a batch axis in front: negative ones count from the end and
+    stay.
+    """
     if isinstance(axis, (tuple, list)):
         return tuple(one + 1 if one >= 0 else one for one in axis)
     return axis + 1 if axis >= 0 else axis
@@ -191,10 +221,13 @@ def unpaired(out):
     return out, None
 
 
-# --- shared getters ---------------------------------------------------------------------------------------------------
+# --- shared getters -------------------------------------------------------------------------------
+
 
 def unary(prim, axis_size):
-    """One tensor, then parameters, entry by entry: the batch may sit on any axis and stays there."""
+    """One tensor, then parameters, entry by entry: the batch may sit on any axis and stays
+    there.
+    """
     prim = primitive(prim)
 
     def rule(x_pair, *rest):
@@ -211,7 +244,10 @@ def _binary_plan(x_dim, x_rank, y_dim, y_rank):
     """(ready to call, rank of a sample's result, dim of the result)."""
     x_sample, y_sample = x_rank - (x_dim is not None), y_rank - (y_dim is not None)
     rank = max(x_sample, y_sample)
-    ready = all(dim is None or (dim == 0 and sample == rank) for dim, sample in ((x_dim, x_sample), (y_dim, y_sample)))
+    ready = all(
+        dim is None or (dim == 0 and sample == rank)
+        for dim, sample in ((x_dim, x_sample), (y_dim, y_sample))
+    )
     return ready, rank, None if x_dim is None and y_dim is None else 0
 
 
@@ -270,7 +306,9 @@ def dims_of(pairs):
 
 
 def same_shape(count: int) -> Callable:
-    """`count` tensors of one shape, then parameters, entry by entry, by a kernel that does not broadcast."""
+    """`count` tensors of one shape, then parameters, entry by entry, by a kernel that does not
+    broadcast.
+    """
 
     def getter(prim, axis_size):
         prim = primitive(prim)
@@ -287,10 +325,11 @@ def same_shape(count: int) -> Callable:
 
 
 def cotangent_second(prim, axis_size):
-    """A backward f(y, dy, ...), entry by entry and linear in dy, by a kernel that does not broadcast.
+    """A backward f(y, dy, ...), entry by entry and linear in dy, by a kernel that does not
+    broadcast.
 
-    With only dy batched its factor is computed once, from ones, and broadcasts; the kernel would want y copied along
-    the batch.
+    With only dy batched its factor is computed once, from ones, and broadcasts; the kernel would
+    want y copied along the batch.
     """
     prim = primitive(prim)
 
@@ -359,7 +398,9 @@ def over_axis(shift: Callable) -> Callable:
             if dim is None:
                 return unpaired(prim(x, axis, *values(rest)))
             x = front(x, dim)
-            if x.ndim == 1:  # a sample is a scalar: without an axis of its own, the batch would be reduced
+            if (
+                x.ndim == 1
+            ):  # a sample is a scalar: without an axis of its own, the batch would be reduced
                 shape = x.shape
                 return _all_flat(prim(reshape(x, (-1, 1)), _one_axis(axis), *values(rest)), shape)
             return paired(prim(x, shift(axis, x.ndim - 1), *values(rest)))
@@ -379,7 +420,9 @@ along_axis = over_axis(_along)
 
 
 def one_tensor(compute: Callable) -> Callable:
-    """One tensor, then parameters: ``compute(prim, x, *parameters)`` is given x with its batch axis first."""
+    """One tensor, then parameters: ``compute(prim, x, *parameters)`` is given x with its batch axis
+    first.
+    """
 
     def getter(prim, axis_size):
         prim = primitive(prim)
@@ -397,14 +440,16 @@ def one_tensor(compute: Callable) -> Callable:
 
 def axis_at(position: int) -> Callable:
     """One tensor, then parameters, the one at `position` (1, 2, ...) an axis or a tuple of them."""
+
     def compute(prim, x, *parameters):
         return prim(x, *_shifted_at(parameters, position - 1))
+
     return one_tensor(compute)
 
 
 @constexpr
 def _shifted_at(constants, position):
-    return (*constants[:position], _behind(constants[position]), *constants[position + 1:])
+    return (*constants[:position], _behind(constants[position]), *constants[position + 1 :])
 
 
 def _as_it_is(prim, x, *parameters):
@@ -426,7 +471,9 @@ def constant(prim, axis_size):
 
 @constexpr
 def _pair_axis(axis, shape):
-    """An axis of batch-first tensors; far below zero it stands for the first of length 3, as `Cross` has it."""
+    """An axis of batch-first tensors; far below zero it stands for the first of length 3, as
+    `Cross` has it.
+    """
     if axis < -len(shape):
         return next(k for k, length in enumerate(shape) if k and length == 3)
     return axis + 1 if axis >= 0 else axis
@@ -446,7 +493,8 @@ def two_along(prim, axis_size):
     return rule
 
 
-# --- the batch joins the samples ----------------------------------------------------------------------------------
+# --- the batch joins the samples ------------------------------------------------------------------
+
 
 def _joined(x, dim, size):
     x = filled(x, dim, size)
@@ -454,8 +502,8 @@ def _joined(x, dim, size):
 
 
 def joining(count: int, shape: bool = False) -> Callable:
-    """`count` tensors with samples on their first axis, then parameters; with `shape` the first of these is a shape
-    with as many samples."""
+    """`count` tensors with samples on their first axis, then parameters; with `shape` the first of
+    these is a shape with as many samples."""
 
     def getter(prim, axis_size):
         prim = primitive(prim)
@@ -474,11 +522,14 @@ def joining(count: int, shape: bool = False) -> Callable:
     return getter
 
 
-# --- a weight per channel ---------------------------------------------------------------------------------------
+# --- a weight per channel -------------------------------------------------------------------------
+
 
 @constexpr
 def channel_shape(shape, batched, rank):
-    """(B, C) or (C,) against samples of `rank` axes with channels second: (B, 1, C, 1, ...) or (C, 1, ...)."""
+    """(B, C) or (C,) against samples of `rank` axes with channels second: (B, 1, C, 1, ...) or (C,
+    1, ...).
+    """
     behind = (1,) * (rank - 2)
     if rank < 2:
         return (shape[0], 1) if batched else (1,)

@@ -1,4 +1,7 @@
-"""Rules of linear algebra: inverses, factorizations, determinants, eigenvalues, traces, cross products."""
+"""Rules of linear algebra: inverses, factorizations, determinants, eigenvalues, traces, cross
+products.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -13,7 +16,8 @@ from mindspore_hessian.rules.kit import attributes_of, filled, leading, reshape,
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
 from mindspore_hessian.rules.taylor import bilinear
 
-# --- inverses and Cholesky factors ------------------------------------------------------------------------------
+# --- inverses and Cholesky factors ----------------------------------------------------------------
+
 
 @derivative("MatrixInverse", why="MindSpore's is silently wrong for the transpose", replaces=True)
 def matrix_inverse(prim):
@@ -25,6 +29,7 @@ def matrix_inverse(prim):
         if adjoint:
             return (-ops.matmul(ops.matmul(out, flipped), out),)
         return (-ops.swapaxes(ops.matmul(ops.matmul(out, flipped), out), -1, -2),)
+
     return bprop
 
 
@@ -39,14 +44,22 @@ def _half_lower(n):
 
 @derivative("Cholesky", why="the kernel of MindSpore's gradient is not on CPU", replaces=True)
 def cholesky(prim):
-    """L L^T = x, or its transpose: (S + S^T) / 2, since the kernel takes symmetric x only, with S = L^-T P L^-1 and P
-    the lower part of L^T d, half its diagonal."""
+    """L L^T = x, or its transpose: (S + S^T) / 2, since the kernel takes symmetric x only, with S =
+    L^-T P L^-1 and P the lower part of L^T d, half its diagonal."""
+
     def bprop(x, upper, out, dout):
-        factor, d = (ops.swapaxes(out, -1, -2), ops.swapaxes(dout, -1, -2)) if upper else (out, dout)
-        part = ops.matmul(ops.swapaxes(factor, -1, -2), d) * ops.cast(_half_lower(x.shape[-1]), x.dtype)
-        back = ops.inverse(factor) if x.shape[-1] > 1 else 1 / factor  # the kernel takes no 1 x 1 matrices
+        factor, d = (
+            (ops.swapaxes(out, -1, -2), ops.swapaxes(dout, -1, -2)) if upper else (out, dout)
+        )
+        part = ops.matmul(ops.swapaxes(factor, -1, -2), d) * ops.cast(
+            _half_lower(x.shape[-1]), x.dtype
+        )
+        back = (
+            ops.inverse(factor) if x.shape[-1] > 1 else 1 / factor
+        )  # the kernel takes no 1 x 1 matrices
         whole = ops.matmul(ops.matmul(ops.swapaxes(back, -1, -2), part), back)
         return 0.5 * (whole + ops.swapaxes(whole, -1, -2)), 0
+
     return bprop
 
 
@@ -55,10 +68,14 @@ batching("Cholesky")(leading)
 
 @derivative("CholeskyInverse", why="MindSpore's is wrong unless x is symmetric", replaces=True)
 def cholesky_inverse(prim):
-    """(x x^T)^-1, or (x^T x)^-1 for an upper factor. MindSpore takes the whole of x, not a triangle of it."""
+    """(x x^T)^-1, or (x^T x)^-1 for an upper factor. MindSpore takes the whole of x, not a triangle
+    of it.
+    """
+
     def bprop(x, upper, out, dout):
         both = ops.matmul(ops.matmul(out, dout + ops.swapaxes(dout, -1, -2)), out)
         return -(ops.matmul(x, both) if upper else ops.matmul(both, x)), 0
+
     return bprop
 
 
@@ -69,7 +86,9 @@ def _factor_triangle(n, upper):
 
 @derivative("CholeskySolve", why="MindSpore's has a part outside of the triangle", replaces=True)
 def cholesky_solve(prim):
-    """(L L^T)^-1 b, or with U^T U. MindSpore's has a part outside of the triangle, and float32 accuracy in float64."""
+    """(L L^T)^-1 b, or with U^T U. MindSpore's has a part outside of the triangle, and float32
+    accuracy in float64.
+    """
     upper = prim.upper
 
     def bprop(b, factor, out, dout):
@@ -79,6 +98,7 @@ def cholesky_solve(prim):
         both = both + ops.swapaxes(both, -1, -2)
         part = factor * triangle
         return db, -triangle * (ops.matmul(part, both) if upper else ops.matmul(both, part))
+
     return bprop
 
 
@@ -94,25 +114,33 @@ def _stack_shape(shape):
 @batching("CholeskySolve")
 def batched_cholesky_solve(prim, axis_size):
     """CholeskySolve(b, factor), whose kernel takes one stack of matrices, and factors for each."""
+
     def rule(b_pair, factor_pair):
         b, b_dim = b_pair
         factor, dim = factor_pair
         if b_dim is None and dim is None:
             return prim(b, factor), None
         b, factor = filled(b, b_dim, axis_size), filled(factor, dim, axis_size)
-        return reshape(prim(reshape(b, _stack_shape(b.shape)), reshape(factor, _stack_shape(factor.shape))), b.shape), 0
+        return reshape(
+            prim(reshape(b, _stack_shape(b.shape)), reshape(factor, _stack_shape(factor.shape))),
+            b.shape,
+        ), 0
 
     return rule
 
 
-# --- eigenvalues ------------------------------------------------------------------------------------------------
+# --- eigenvalues ----------------------------------------------------------------------------------
+
 
 @constexpr
 def _own_triangle(n, lower, real):
     """1 in the triangle that an eigendecomposition reads, 1/2 on its diagonal."""
     if not real:
-        raise ValueError("mindspore_hessian has no derivative of the eigendecomposition of a complex matrix. Write it "
-                         "as the real one of twice the size, [[re, -im], [im, re]].")
+        raise ValueError(
+            "mindspore_hessian has no derivative of the eigendecomposition of a complex matrix. "
+            "Write it "
+            "as the real one of twice the size, [[re, -im], [im, re]]."
+        )
     triangle = np.tri(n) - np.eye(n) / 2
     return Tensor(triangle if lower else triangle.T)
 
@@ -130,8 +158,9 @@ def _unit(n):
 
 @derivative("Eigh", why="MindSpore's is silently wrong for equal eigenvalues", replaces=True)
 def eigh(prim):
-    """(w, V) of a symmetric matrix, or w alone: V (dw + (V^T dV) F) V^T, F_ij = 1 / (w_j - w_i). Where two are equal
-    that is NaN: V has no derivative there, and what MindSpore has is a number, but no derivative either."""
+    """(w, V) of a symmetric matrix, or w alone: V (dw + (V^T dV) F) V^T, F_ij = 1 / (w_j - w_i).
+    Where two are equal that is NaN: V has no derivative there, and what MindSpore has is a number,
+    but no derivative either."""
     lower, vectors = prim.attrs["lower"], prim.attrs["compute_eigenvectors"]
     whole = _compat.Eigh(True, lower)
 
@@ -140,7 +169,9 @@ def eigh(prim):
         if vectors:
             w, v = out
             part = ops.expand_dims(w, -2) - ops.expand_dims(w, -1)
-            equal = ops.abs(part) <= _rounding(x.shape[-1], x.dtype == ms.float64) * ops.abs(w).max()
+            equal = (
+                ops.abs(part) <= _rounding(x.shape[-1], x.dtype == ms.float64) * ops.abs(w).max()
+            )
             part = ops.where(equal, ops.zeros_like(part), part)
             turned = ops.matmul(ops.swapaxes(v, -1, -2), dout[1]) * (1 - unit) / (part + unit)
             middle = turned + unit * ops.expand_dims(dout[0], -1)
@@ -149,11 +180,15 @@ def eigh(prim):
             middle = unit * ops.expand_dims(dout, -1)
         dx = ops.matmul(ops.matmul(v, middle), ops.swapaxes(v, -1, -2))
         real = x.dtype in (ms.float32, ms.float64)
-        return ((dx + ops.swapaxes(dx, -1, -2)) * ops.cast(_own_triangle(x.shape[-1], lower, real), x.dtype),)
+        return (
+            (dx + ops.swapaxes(dx, -1, -2))
+            * ops.cast(_own_triangle(x.shape[-1], lower, real), x.dtype),
+        )
+
     return bprop
 
 
-# --- determinants and traces ------------------------------------------------------------------------------------
+# --- determinants and traces ----------------------------------------------------------------------
 
 _TRANSPOSED = "MindSpore's second derivative is silently wrong: it takes the inverse of the transpose for the inverse"
 
@@ -165,16 +200,20 @@ def _inverse_transposed(x):
 @derivative("MatrixDeterminant", why=_TRANSPOSED, replaces=True)
 def matrix_determinant(prim):
     """d det(x) x^-T."""
+
     def bprop(x, out, dout):
         return ((dout * out).reshape(out.shape + (1, 1)) * _inverse_transposed(x),)
+
     return bprop
 
 
 @derivative("LogMatrixDeterminant", why=_TRANSPOSED, replaces=True)
 def log_matrix_determinant(prim):
     """(sign, log |det x|): d x^-T."""
+
     def bprop(x, out, dout):
         return (dout[1].reshape(out[1].shape + (1, 1)) * _inverse_transposed(x),)
+
     return bprop
 
 
@@ -187,38 +226,47 @@ def _triangle(rows, columns, lower):
 
 @derivative("LuUnpackGrad")
 def lu_unpack_grad(prim):
-    """LuUnpackGrad(dl, du, lu) puts the part below the diagonal of dl, and the other of du, in the place of LU."""
+    """LuUnpackGrad(dl, du, lu) puts the part below the diagonal of dl, and the other of du, in the
+    place of LU.
+    """
+
     def bprop(dl, du, lu, out, dout):
         lower, upper = dout
         n = min(lu.shape[-2], lu.shape[-1])
         lower = lower[..., :n] * ops.cast(_triangle(lu.shape[-2], n, True), lu.dtype)
         upper = upper[..., :n, :] * ops.cast(_triangle(n, lu.shape[-1], False), lu.dtype)
         return lower, upper, ops.zeros_like(lu)
+
     return bprop
 
 
 @derivative("Trace", why=REWRITTEN, replaces=True)
 def trace(prim):
     """Trace(x): d on the diagonal."""
+
     def bprop(x, out, dout):
         return (ops.eye(x.shape[0], x.shape[1], x.dtype) * dout,)
+
     return bprop
 
 
 @derivative("TraceV2", why=REWRITTEN, replaces=True)
 def trace_v2(prim):
     """TraceV2(x, offset, axis1, axis2, dtype): the sum of a diagonal."""
+
     def bprop(x, offset, axis1, axis2, dtype, out, dout):
         def summed(x):
             return ops.diagonal(x, offset, axis1, axis2).sum(-1)
+
         return pull(summed)(mutable(x), ops.cast(dout, x.dtype))[0], 0, 0, 0, 0
+
     return bprop
 
 
 batching("Cross")(two_along)
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
 
 forward("Trace")(linear)
 forward("Cross", "Ger")(product)
@@ -232,7 +280,9 @@ def _trace_of(a, b):
 @forward("MatrixInverse", "MatrixInverseExt")
 @allow(0)
 def pushed_inverse(prim, usual):
-    """y' = -y a' y, and y'' = -y (a'' y + 2 a' y'); all transposed where the primitive does that."""
+    """y' = -y a' y, and y'' = -y (a'' y + 2 a' y'); all transposed where the primitive does
+    that.
+    """
     adjoint = prim.name == "MatrixInverse" and prim.attrs["adjoint"]
 
     def rule(x_pair):
@@ -241,13 +291,19 @@ def pushed_inverse(prim, usual):
         k = -ops.matmul(ops.matmul(y, j), y)
         m = -ops.matmul(y, ops.matmul(l, y) + 2 * ops.matmul(j, k).sum(0))
         if adjoint:
-            return ((ops.swapaxes(y, -1, -2), ops.swapaxes(k, -1, -2), ops.swapaxes(m, -1, -2)), FORWARD)
+            return (
+                (ops.swapaxes(y, -1, -2), ops.swapaxes(k, -1, -2), ops.swapaxes(m, -1, -2)),
+                FORWARD,
+            )
         return ((y, k, m), FORWARD)
+
     return rule
 
 
 def _of_determinant(a):
-    """The derivatives of log |det a|: trace(y a') and trace(y a'') - trace((y a')^2), with y the inverse of a."""
+    """The derivatives of log |det a|: trace(y a') and trace(y a'') - trace((y a')^2), with y the
+    inverse of a.
+    """
     y = ops.inverse(a[0])
     turned = ops.matmul(y, a[1])
     return _trace_of(y, a[1]), _trace_of(y, a[2]) - _trace_of(turned, turned).sum(0)
@@ -264,13 +320,15 @@ def pushed_determinant(prim, a):
 @allow(0)
 def pushed_log_determinant(prim, usual):
     """(sign, log |det x|)."""
+
     def rule(x_pair):
         sign, y = prim(x_pair[0][0])
         j, l = _of_determinant(x_pair[0])  # noqa: E741
         return (sign, None), ((y, j, l), FORWARD)
+
     return rule
 
 
-# --- Taylor coefficients ----------------------------------------------------------------------------------------
+# --- Taylor coefficients --------------------------------------------------------------------------
 
 expansion("Cross", "Ger")(bilinear)

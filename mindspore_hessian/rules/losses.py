@@ -1,7 +1,9 @@
 """Rules of losses.
 
-Backward primitives are formulas of ``d``, the incoming gradient, ``x``, the input, and ``t``, the target.
+Backward primitives are formulas of ``d``, the incoming gradient, ``x``, the input, and ``t``, the
+target.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -45,10 +47,11 @@ def _sample_size(shape, dim):
 
 
 def loss_gradient(formula: Callable, operands: int, like: int = 0) -> Callable:
-    """The backward of a loss that is entry by entry, linear in the incoming gradient; a reduction comes last.
+    """The backward of a loss that is entry by entry, linear in the incoming gradient; a reduction
+    comes last.
 
-    ``formula(*operands, *options, _NONE)`` is the backward of the loss without reduction; operand number `like` has
-    the shape of the result.
+    ``formula(*operands, *options, _NONE)`` is the backward of the loss without reduction; operand
+    number `like` has the shape of the result.
     """
 
     def getter(prim, axis_size):
@@ -69,7 +72,8 @@ def loss_gradient(formula: Callable, operands: int, like: int = 0) -> Callable:
     return getter
 
 
-# --- entry by entry ---------------------------------------------------------------------------------------------
+# --- entry by entry -------------------------------------------------------------------------------
+
 
 @by_formula("SmoothL1LossGrad", options=2)
 def smooth_l1_grad(x, t, d, beta, reduction):
@@ -78,9 +82,11 @@ def smooth_l1_grad(x, t, d, beta, reduction):
     return _spread(d, x, reduction) * ops.where(ops.abs(r) < beta, r / beta, ops.sign(r))
 
 
-batching("SmoothL1LossGrad", replaces=True,
-         why="MindSpore's rule is silently wrong for a mean: it divides by the size of the batch too"
-         )(loss_gradient(smooth_l1_grad, 3))
+batching(
+    "SmoothL1LossGrad",
+    replaces=True,
+    why="MindSpore's rule is silently wrong for a mean: it divides by the size of the batch too",
+)(loss_gradient(smooth_l1_grad, 3))
 
 
 @by_formula("BinaryCrossEntropyGrad", options=2)
@@ -112,7 +118,9 @@ def sigmoid_cross_entropy_grad(x, t, d):
 
 @derivative("KLDivLoss", why="MindSpore's gives zero for the target", replaces=True)
 def kl_div_loss(prim):
-    """L = t (log t - x), 0 where t = 0: dx = -d t, dt = d (log t + 1 - x). MindSpore's says dt = 0."""
+    """L = t (log t - x), 0 where t = 0: dx = -d t, dt = d (log t + 1 - x). MindSpore's says dt =
+    0.
+    """
     (reduction,) = attributes_of(prim, "reduction")
 
     def bprop(x, t, out, dout):
@@ -125,14 +133,19 @@ def kl_div_loss(prim):
         log_t = ops.log(ops.where(positive, t, ops.ones_like(t)))
         dt = ops.where(positive, d * (log_t + 1 - x), ops.zeros_like(t))
         return ops.broadcast_to(-d * t, x.shape), dt
+
     return bprop
 
 
-# --- of classes -------------------------------------------------------------------------------------------------
+# --- of classes -----------------------------------------------------------------------------------
+
 
 @derivative("NLLLossGrad")
 def nll_grad(prim):
-    """NLLLossGrad(x, d, labels, w, total, ...)[i, labels_i] = -w d / total: linear in d, zero where ignored."""
+    """NLLLossGrad(x, d, labels, w, total, ...)[i, labels_i] = -w d / total: linear in d, zero where
+    ignored.
+    """
+
     def bprop(x, d, labels, w, total, reduction, ignore_index, out, dout):
         kept = labels != ignore_index
         index = ops.where(kept, labels, ops.zeros_like(labels))
@@ -141,7 +154,16 @@ def nll_grad(prim):
         if reduction == _MEAN:
             read = read / total
         dd = read if reduction == 2 else read.sum().reshape(d.shape)
-        return ops.zeros_like(x), dd, ops.zeros_like(labels), ops.zeros_like(w), ops.zeros_like(total), 0, 0
+        return (
+            ops.zeros_like(x),
+            dd,
+            ops.zeros_like(labels),
+            ops.zeros_like(w),
+            ops.zeros_like(total),
+            0,
+            0,
+        )
+
     return bprop
 
 
@@ -155,10 +177,14 @@ def _of_samples(shape, dim):
     return (batch, size // batch, 1)
 
 
-@batching("NLLLossGrad", why="MindSpore's rule refuses a mean, and fails where d alone is batched", replaces=True)
+@batching(
+    "NLLLossGrad",
+    why="MindSpore's rule refuses a mean, and fails where d alone is batched",
+    replaces=True,
+)
 def batched_nll_grad(prim, axis_size):
-    """NLLLossGrad(x, d, labels, w, total, ...): -w d at each label, nothing where it is to be ignored; d and w by total
-    for a mean."""
+    """NLLLossGrad(x, d, labels, w, total, ...): -w d at each label, nothing where it is to be
+    ignored; d and w by total for a mean."""
     prim = primitive(prim)
 
     def rule(*pairs):
@@ -180,26 +206,40 @@ def batched_nll_grad(prim, axis_size):
     return rule
 
 
-@derivative("SoftmaxCrossEntropyWithLogits", why="MindSpore's second derivative is silently wrong", replaces=True)
+@derivative(
+    "SoftmaxCrossEntropyWithLogits",
+    why="MindSpore's second derivative is silently wrong",
+    replaces=True,
+)
 def softmax_cross_entropy(prim):
-    """L = -sum(t log_softmax(x)), and a second output G = softmax(x) - t, which MindSpore's own rule takes for a
-    constant: its second derivative lacks the curvature of the loss and says nothing.
+    """L = -sum(t log_softmax(x)), and a second output G = softmax(x) - t, which MindSpore's own
+    rule takes for a constant: its second derivative lacks the curvature of the loss and says
+    nothing.
 
-    dx = d (softmax sum(t) - t) + s (u - sum(s u)), dt = -d log_softmax(x) - u, for the cotangents d of L and u of G.
+    dx = d (softmax sum(t) - t) + s (u - sum(s u)), dt = -d log_softmax(x) - u, for the cotangents d
+    of L and u of G.
     """
+
     def bprop(x, t, out, dout):
         d, u = dout[0].expand_dims(-1), dout[1]
         log_s = ops.log_softmax(x, -1)
         s = ops.exp(log_s)
-        dx = d * (s * t.sum(axis=-1, keepdims=True) - t) + s * (u - (s * u).sum(axis=-1, keepdims=True))
+        dx = d * (s * t.sum(axis=-1, keepdims=True) - t) + s * (
+            u - (s * u).sum(axis=-1, keepdims=True)
+        )
         return dx, -d * log_s - u
+
     return bprop
 
 
-@derivative("SparseSoftmaxCrossEntropyWithLogits", why="MindSpore's second derivative is silently wrong", replaces=True)
+@derivative(
+    "SparseSoftmaxCrossEntropyWithLogits",
+    why="MindSpore's second derivative is silently wrong",
+    replaces=True,
+)
 def sparse_softmax_cross_entropy(prim):
-    """The mean over the rows of the loss above, with class indices. This primitive gives either the loss or, made with
-    ``is_grad=True``, its gradient."""
+    """The mean over the rows of the loss above, with class indices. This primitive gives either the
+    loss or, made with ``is_grad=True``, its gradient."""
     (is_grad,) = attributes_of(prim, "is_grad")
 
     def softmax_minus_target(x, labels):
@@ -211,16 +251,25 @@ def sparse_softmax_cross_entropy(prim):
 
     def bprop_of_grad(x, labels, out, dout):
         s = ops.exp(ops.log_softmax(x, -1))
-        return s * (dout - (s * dout).sum(axis=-1, keepdims=True)) / x.shape[0], ops.zeros_like(labels)
+        return s * (dout - (s * dout).sum(axis=-1, keepdims=True)) / x.shape[0], ops.zeros_like(
+            labels
+        )
+
     return bprop_of_grad if is_grad else bprop
 
 
 def multi_margin_grad(d, x, target, w, p, margin, reduction):
-    """z_ij = margin - x_it + x_ij for j != t: p z^(p-1) w_t / C to column j and minus that to column t."""
+    """z_ij = margin - x_it + x_ij for j != t: p z^(p-1) w_t / C to column j and minus that to
+    column t.
+    """
     classes = x.shape[1]
     own = ops.one_hot(target, classes, ops.cast(1, x.dtype), ops.cast(0, x.dtype))
     z = margin - (x * own).sum(axis=1, keepdims=True) + x
-    push = ops.where(z > 0, ops.ones_like(z) if p == 1 else 2 * z, ops.zeros_like(z)) * (1 - own) / classes
+    push = (
+        ops.where(z > 0, ops.ones_like(z) if p == 1 else 2 * z, ops.zeros_like(z))
+        * (1 - own)
+        / classes
+    )
     if w is not None:
         push = push * (own * w).sum(axis=1, keepdims=True)
     d = d / x.shape[0] if reduction == _MEAN else d
@@ -237,4 +286,5 @@ def multi_margin_loss(prim):
     def bprop(x, target, w, out, dout):
         dw = None if w is None else ops.zeros_like(w)
         return multi_margin_grad(dout, x, target, w, p, margin, number), ops.zeros_like(target), dw
+
     return bprop

@@ -1,10 +1,12 @@
 """Rules of matrix products.
 
-MindSpore's own derivative is right, but copies the transpose of both operands at every call (at 4096 x 4096 that takes
-longer than the product); here the kernels read them transposed. In a batch, one large product beats many small ones:
-with one operand batched, the batch joins the rows or columns of a single product and the unbatched operand is read as
-it is. Only with both batched is it a batch of products.
+MindSpore's own derivative is right, but copies the transpose of both operands at every call (at
+4096 x 4096 that takes longer than the product); here the kernels read them transposed. In a batch,
+one large product beats many small ones: with one operand batched, the batch joins the rows or
+columns of a single product and the unbatched operand is read as it is. Only with both batched is it
+a batch of products.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -35,10 +37,13 @@ def _broadcast(one, two):
     return tuple(b if a == 1 else a for a, b in pairs)
 
 
-# --- derivatives ------------------------------------------------------------------------------------------------
+# --- derivatives ----------------------------------------------------------------------------------
 
 _right_transposed, _left_transposed = ops.MatMul(False, True), ops.MatMul(True, False)
-_stack_right_transposed, _stack_left_transposed = ops.BatchMatMul(False, True), ops.BatchMatMul(True, False)
+_stack_right_transposed, _stack_left_transposed = (
+    ops.BatchMatMul(False, True),
+    ops.BatchMatMul(True, False),
+)
 
 
 @constexpr
@@ -73,7 +78,9 @@ def _lead(shape, batch):
 def _summed_axes(shape, batch):
     """Axes of a result over `batch` along which an operand of this shape was repeated."""
     own = (1,) * (len(batch) - len(shape) + 2) + tuple(shape[:-2])
-    return tuple(axis for axis, (one, whole) in enumerate(zip(own, batch, strict=True)) if one != whole)
+    return tuple(
+        axis for axis, (one, whole) in enumerate(zip(own, batch, strict=True)) if one != whole
+    )
 
 
 def _unrepeated(d, shape, batch):
@@ -91,14 +98,22 @@ def _leading(rank):
 @constexpr
 def _never_repeated(x, w):
     """Refuse stacks with dynamic shapes where an operand might be repeated along a batch axis."""
-    if len(x) != len(w) or any((one == 1) != (other == 1) for one, other in zip(x[:-2], w[:-2], strict=True)):
-        raise ValueError(f"mindspore_hessian has no gradient of a matrix product of shapes {x} and {w}, dynamic and "
-                         "perhaps broadcast. Give them one rank, or call mindspore_hessian.rules.uninstall() first.")
+    if len(x) != len(w) or any(
+        (one == 1) != (other == 1) for one, other in zip(x[:-2], w[:-2], strict=True)
+    ):
+        raise ValueError(
+            f"mindspore_hessian has no gradient of a matrix product of shapes {x} and {w}, dynamic "
+            "and "
+            "perhaps broadcast. Give them one rank, or call mindspore_hessian.rules.uninstall() "
+            "first."
+        )
     return True
 
 
 def _dynamic(x, w, dout):
-    """The gradients without the lengths of the axes: matrices, or stacks of which only the left one may be higher."""
+    """The gradients without the lengths of the axes: matrices, or stacks of which only the left one
+    may be higher.
+    """
     if x.ndim == 2 and w.ndim == 2:
         return _right_transposed(dout, w), _left_transposed(x, dout)
     if w.ndim == 2 and x.ndim > 2:
@@ -108,9 +123,16 @@ def _dynamic(x, w, dout):
     return _stack_right_transposed(dout, w), _stack_left_transposed(x, dout)
 
 
-@derivative("MatMulExt", why="MindSpore's copies the transpose of both operands at every call", replaces=True)
+@derivative(
+    "MatMulExt",
+    why="MindSpore's copies the transpose of both operands at every call",
+    replaces=True,
+)
 def matmul_ext(prim):
-    """x @ w for vectors, matrices and stacks: d w^T and x^T d, summed where an operand was repeated."""
+    """x @ w for vectors, matrices and stacks: d w^T and x^T d, summed where an operand was
+    repeated.
+    """
+
     def bprop(x, w, out, dout):
         if not known(x.shape, w.shape):
             return _dynamic(x, w, dout)
@@ -118,17 +140,21 @@ def matmul_ext(prim):
         if len(right) == 2:  # a stack on the left is one tall matrix
             rows, matrix = x.reshape(_rows(x.shape, left[-1])), w.reshape(right)
             d = dout.reshape(_rows(dout.shape, right[-1]))
-            return _right_transposed(d, matrix).reshape(x.shape), _left_transposed(rows, d).reshape(w.shape)
+            return _right_transposed(d, matrix).reshape(x.shape), _left_transposed(rows, d).reshape(
+                w.shape
+            )
         whole = _stacked(left, right)
         d, batch = dout.reshape(whole), whole[:-2]
         wide_x = ops.broadcast_to(x.reshape(left), _lead(left, batch))
         wide_w = ops.broadcast_to(w, _lead(right, batch))
         dx = _unrepeated(_stack_right_transposed(d, wide_w), left, batch)
         return dx.reshape(x.shape), _unrepeated(_stack_left_transposed(wide_x, d), right, batch)
+
     return bprop
 
 
-# --- batching ---------------------------------------------------------------------------------------------------
+# --- batching -------------------------------------------------------------------------------------
+
 
 def _split(shape, dim):
     """(batch size or None, sample shape, axes of the sample) of a batched or unbatched shape."""
@@ -137,26 +163,32 @@ def _split(shape, dim):
 
 
 def _operand(shape, dim, place, target):
-    """(order, shape, full shape): how to transpose, reshape and broadcast an operand; None for a step not needed.
+    """(order, shape, full shape): how to transpose, reshape and broadcast an operand; None for a
+    step not needed.
 
-    Its sample axes keep their order, the batch goes to `place` among them; `target` is the shape before broadcasting
-    and the shape after.
+    Its sample axes keep their order, the batch goes to `place` among them; `target` is the shape
+    before broadcasting and the shape after.
     """
     order = [axis for axis in range(len(shape)) if dim is None or axis != dim % len(shape)]
     if dim is not None:
         order.insert(place, dim % len(shape))
     moved = tuple(shape[axis] for axis in order)
     before, after = target
-    return (None if order == sorted(order) else tuple(order), None if moved == before else before,
-            None if before == after else after)
+    return (
+        None if order == sorted(order) else tuple(order),
+        None if moved == before else before,
+        None if before == after else after,
+    )
 
 
 @constexpr
 def product_plan(a_shape, b_shape, a_dim, b_dim, flip_a, flip_b):
-    """What to do to a, to b, flags and kind of the product, and how its result unfolds: (shape or None, dim).
+    """What to do to a, to b, flags and kind of the product, and how its result unfolds: (shape or
+    None, dim).
 
-    Samples are (*leading, rows, inner) and (*leading, inner, columns), the last two swapped where the flag says so;
-    leading axes broadcast; a sample of one axis is a vector, a row on the left and a column on the right.
+    Samples are (*leading, rows, inner) and (*leading, inner, columns), the last two swapped where
+    the flag says so; leading axes broadcast; a sample of one axis is a vector, a row on the left
+    and a column on the right.
     """
     size_a, a_sample, _ = _split(a_shape, a_dim)
     size_b, b_sample, _ = _split(b_shape, b_dim)
@@ -168,8 +200,14 @@ def product_plan(a_shape, b_shape, a_dim, b_dim, flip_a, flip_b):
         b_sample, flip_b = (1, *b_sample), True
     inner = a_sample[-2] if flip_a else a_sample[-1]
     columns = b_sample[-2] if flip_b else b_sample[-1]
-    a_leading, b_leading, rows = a_sample[:-2], b_sample[:-2], (a_sample[-1] if flip_a else a_sample[-2],)
-    if a_leading and not b_leading and not flip_a:  # b is one matrix: leading axes are but more rows
+    a_leading, b_leading, rows = (
+        a_sample[:-2],
+        b_sample[:-2],
+        (a_sample[-1] if flip_a else a_sample[-2],),
+    )
+    if (
+        a_leading and not b_leading and not flip_a
+    ):  # b is one matrix: leading axes are but more rows
         a_leading, rows = (), a_leading + rows
     leading, height = _broadcast(a_leading, b_leading), prod(rows)
     row_axes = 0 if a_vector else len(a_sample) - 2 - len(a_leading) + 1
@@ -274,7 +312,7 @@ def batched_dense(prim, axis_size):
     return rule
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
 
 forward("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Mv", "Dot", "Outer")(product)
 forward("BiasAdd")(shifting)
@@ -285,13 +323,15 @@ forward("BiasAdd")(shifting)
 @allow(0)
 def pushed_dense(prim, usual):
     """x w^T + b, b for the value alone."""
+
     def rule(x_pair, w_pair, b_pair):
         v, j, l = x_pair[0]  # noqa: E741
         k, dim = usual((j, 0), w_pair, (None, None))
         return ((prim(v, w_pair[0], b_pair[0]), front(k, dim), prim(l, w_pair[0], None)), FORWARD)
+
     return rule
 
 
-# --- Taylor coefficients ----------------------------------------------------------------------------------------
+# --- Taylor coefficients --------------------------------------------------------------------------
 
 expansion("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Mv", "Dot", "Outer")(bilinear)

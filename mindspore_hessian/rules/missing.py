@@ -1,5 +1,6 @@
-"""What stands in for a batching rule that is missing. Most primitives without one meet no batch: they compute the
-primal values, which a Hessian does not batch."""
+"""What stands in for a batching rule that is missing. Most primitives without one meet no batch:
+they compute the primal values, which a Hessian does not batch."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,14 +13,21 @@ from mindspore_hessian.rules.kit import dims_of, front, primitive, tensors_of, u
 
 
 def _opaque(name: str, prim) -> bool:
-    """A primitive that MindSpore hands over by name would lose its attributes, and a view its token; names in lower
-    case, and the environments of control flow, are the compiler's own."""
-    return (name[0].islower() or name.startswith("Environ") or name.endswith("View")
-            or (isinstance(prim, str) and _compat.takes_attributes(name)))
+    """A primitive that MindSpore hands over by name would lose its attributes, and a view its
+    token; names in lower case, and the environments of control flow, are the compiler's own."""
+    return (
+        name[0].islower()
+        or name.startswith("Environ")
+        or name.endswith("View")
+        or (isinstance(prim, str) and _compat.takes_attributes(name))
+    )
 
 
 def unbatched_only(name: str, asked: dict[str, bool]) -> Callable:
-    """A rule for what is not batched; where something is, `asked` says that one is missing, and compiling ends."""
+    """A rule for what is not batched; where something is, `asked` says that one is missing, and
+    compiling ends.
+    """
+
     def refuse():
         asked[name] = False
         raise NotImplementedError(f"primitive {name} has no batching rule")
@@ -28,6 +36,7 @@ def unbatched_only(name: str, asked: dict[str, bool]) -> Callable:
         if any(dim is not None for dim in dims):
             refuse()
         return True
+
     checked = constexpr(check)
 
     def getter(prim, axis_size):
@@ -47,11 +56,13 @@ def unbatched_only(name: str, asked: dict[str, bool]) -> Callable:
 
 def unrolled(name: str, asked: dict[str, bool]) -> Callable:
     """A rule that computes sample after sample, and then notes in `asked` that one is missing."""
+
     def note(dims):
         batched = any(dim is not None for dim in dims)
         if batched:
             asked[name] = False
         return batched
+
     noted = constexpr(note)
 
     def getter(prim, axis_size):
@@ -68,7 +79,9 @@ def unrolled(name: str, asked: dict[str, bool]) -> Callable:
                 inputs = tuple([x if dim is None else front(x, dim)[number] for x, dim in pairs])
                 samples = samples + (prim(*inputs),)
             if isinstance(samples[0], tuple):
-                return tuple([(ops.stack([one[k] for one in samples]), 0) for k in range(len(samples[0]))])
+                return tuple(
+                    [(ops.stack([one[k] for one in samples]), 0) for k in range(len(samples[0]))]
+                )
             return ops.stack(samples), 0
 
         return rule

@@ -1,4 +1,5 @@
 """Rules of normalizations. Each has an epsilon, which is part of the rule and never dropped."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -29,24 +30,40 @@ from mindspore_hessian.rules.kit import (
     unpaired,
     values,
 )
-from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, batching, derivative, expansion, forward
+from mindspore_hessian.rules.registry import (
+    KEEPS_ATTRIBUTES,
+    batching,
+    derivative,
+    expansion,
+    forward,
+)
 
-# --- layer norm -------------------------------------------------------------------------------------------------
-# MindSpore's kernel of the second backward takes epsilon for 0 and refuses float64 and constant rows: here is the
-# gradient as differentiable operations, with their derivative written by hand (a third of what MindSpore would make of
-# them). Sums are products with a column of ones, five times as fast as MindSpore's own.
+# --- layer norm -----------------------------------------------------------------------------------
+# MindSpore's kernel of the second backward takes epsilon for 0 and refuses float64 and constant
+# rows: here is the gradient as differentiable operations, with their derivative written by hand (a
+# third of what MindSpore would make of them). Sums are products with a column of ones, five times
+# as fast as MindSpore's own.
 
 _matmul = ops.MatMul()
 
 
 @constexpr
 def _width(shape, begin, scale_shape, scale_begin):
-    """Entries of a row: of the axes from `begin` on, which the scale has too where it begins with the same one."""
-    row = scale_shape if begin % len(shape) == scale_begin % len(shape) else shape[begin % len(shape):]
+    """Entries of a row: of the axes from `begin` on, which the scale has too where it begins with
+    the same one.
+    """
+    row = (
+        scale_shape
+        if begin % len(shape) == scale_begin % len(shape)
+        else shape[begin % len(shape) :]
+    )
     if any(length is None or length < 0 for length in row):
-        raise ValueError(f"mindspore_hessian has no gradient of LayerNorm from axis {begin} of a dynamic shape {shape} "
-                         f"with a scale from axis {scale_begin}. Let both begin with the same axis, or call "
-                         "mindspore_hessian.rules.uninstall() first.")
+        raise ValueError(
+            f"mindspore_hessian has no gradient of LayerNorm from axis {begin} of a dynamic shape "
+            f"{shape} "
+            f"with a scale from axis {scale_begin}. Let both begin with the same axis, or call "
+            "mindspore_hessian.rules.uninstall() first."
+        )
     return int(np.prod(row, dtype=np.int64))
 
 
@@ -74,8 +91,9 @@ def _normalized(x, mean, eps):
 
 
 class _Backward(nn.Cell):
-    """Of rows x: n = r (x - m) and L(a) = r (a - mean(a) - n mean(a n)) + e + h (x - m), the gradient of <n, a>
-    together with what is said of m and v. All but x and a is one number a row. A Cell, since it has its derivative.
+    """Of rows x: n = r (x - m) and L(a) = r (a - mean(a) - n mean(a n)) + e + h (x - m), the
+    gradient of <n, a> together with what is said of m and v. All but x and a is one number a row. A
+    Cell, since it has its derivative.
     """
 
     def construct(self, x, a, e, h, mean, eps):
@@ -88,7 +106,9 @@ class _Backward(nn.Cell):
         m_a, m_u = _matmul(a, mean), _matmul(u, mean)
         along_a, along_u = _matmul(a * n, mean), _matmul(u * n, mean)
         z = w - (r * along_u) * a + (h / r - r * along_a) * u
-        along = _matmul(w * n, mean) + r * (_matmul(a * u, mean) - m_a * m_u - 3 * along_a * along_u)
+        along = _matmul(w * n, mean) + r * (
+            _matmul(a * u, mean) - m_a * m_u - 3 * along_a * along_u
+        )
         by_x = r * (z - _matmul(z, mean) - n * along)
         by_a = r * (u - m_u - n * along_u)
         width = mean.shape[0]
@@ -104,39 +124,65 @@ def _sum_of_rows(x):
     return x.sum(0)
 
 
-@derivative("LayerNorm", why="the kernel of MindSpore's second derivative takes epsilon for 0", replaces=True)
+@derivative(
+    "LayerNorm",
+    why="the kernel of MindSpore's second derivative takes epsilon for 0",
+    replaces=True,
+)
 def layer_norm(prim):
-    """y = gamma n + beta with n = r (x - m), r = (v + eps)^(-1/2), m and v the mean and variance of a row. MindSpore's
-    own takes m and v, the other outputs, for constants."""
+    """y = gamma n + beta with n = r (x - m), r = (v + eps)^(-1/2), m and v the mean and variance of
+    a row. MindSpore's own takes m and v, the other outputs, for constants."""
+
     def bprop(x, gamma, beta, norm_axis, params_axis, eps, out, dout):
-        dtype, width = _at_least_float32(x.dtype), _width(x.shape, norm_axis, gamma.shape, params_axis)
+        dtype, width = (
+            _at_least_float32(x.dtype),
+            _width(x.shape, norm_axis, gamma.shape, params_axis),
+        )
         d = ops.cast(dout[0], dtype)
         a = (d.reshape(-1, gamma.size) * ops.cast(gamma, dtype).reshape(1, -1)).reshape(-1, width)
         e, h = ops.cast(dout[1], dtype) / width, ops.cast(dout[2], dtype) / width
         h = h * 2 if _third_is_variance() else -h * ops.cast(out[2], dtype) ** 3
-        n, dx = _backward(ops.cast(x, dtype).reshape(-1, width), a, e.reshape(-1, 1), h.reshape(-1, 1),
-                          _constant_matrix(width, 1, 1 / width, dtype), eps)
+        n, dx = _backward(
+            ops.cast(x, dtype).reshape(-1, width),
+            a,
+            e.reshape(-1, 1),
+            h.reshape(-1, 1),
+            _constant_matrix(width, 1, 1 / width, dtype),
+            eps,
+        )
         d = d.reshape(-1, gamma.size)
         dgamma, dbeta = _sum_of_rows(d * n.reshape(-1, gamma.size)), _sum_of_rows(d)
-        return (ops.cast(dx, x.dtype).reshape(x.shape), ops.cast(dgamma, gamma.dtype).reshape(gamma.shape),
-                ops.cast(dbeta, beta.dtype).reshape(beta.shape), 0, 0, 0)
+        return (
+            ops.cast(dx, x.dtype).reshape(x.shape),
+            ops.cast(dgamma, gamma.dtype).reshape(gamma.shape),
+            ops.cast(dbeta, beta.dtype).reshape(beta.shape),
+            0,
+            0,
+            0,
+        )
+
     return bprop
 
 
-# --- group norm -------------------------------------------------------------------------------------------------
+# --- group norm -----------------------------------------------------------------------------------
+
 
 @derivative("GroupNormGrad")
 def group_norm_grad(prim):
     """The backward of y = gamma (x - m) / sqrt(v + eps) + beta over groups of channels.
 
-    m and v are functions of x. Of eps MindSpore only hands on rstd = (v + eps)^(-1/2): eps = rstd^-2 - v.
+    m and v are functions of x. Of eps MindSpore only hands on rstd = (v + eps)^(-1/2): eps =
+    rstd^-2 - v.
     """
+
     def bprop(d, x, mean, rstd, gamma, groups, dx_needed, dgamma_needed, dbeta_needed, out, dout):
         batch, channels = x.shape[0], x.shape[1]
         grouped = x.reshape(batch, groups, -1)
         spread = grouped - grouped.mean(axis=2, keep_dims=True)
         scale = ops.stop_gradient(rstd).reshape(batch, groups, 1)
-        eps = ops.stop_gradient(1 / (scale * scale) - (spread * spread).mean(axis=2, keep_dims=True))
+        eps = ops.stop_gradient(
+            1 / (scale * scale) - (spread * spread).mean(axis=2, keep_dims=True)
+        )
         wide = (1, channels) + (1,) * (x.ndim - 2)
 
         def norm(x, gamma, beta):
@@ -147,8 +193,10 @@ def group_norm_grad(prim):
 
         def backward(d, x, gamma):
             return pull(norm)(mutable(x), mutable(gamma), ops.zeros_like(mutable(gamma)), d)
+
         dd, dx, dgamma = pull(backward)(mutable(d), mutable(x), mutable(gamma), dout)
         return dd, dx, ops.zeros_like(mean), ops.zeros_like(rstd), dgamma, 0, 0, 0, 0
+
     return bprop
 
 
@@ -163,8 +211,8 @@ def _grouped(shape, groups):
 
 @batching("GroupNormGrad")
 def batched_group_norm_grad(prim, axis_size):
-    """GroupNormGrad(d, x, mean, rstd, gamma, groups, three flags): (dx, dgamma, dbeta); dx with a scale of one, the
-    batch among the samples; the sums over one sample of the batch each."""
+    """GroupNormGrad(d, x, mean, rstd, gamma, groups, three flags): (dx, dgamma, dbeta); dx with a
+    scale of one, the batch among the samples; the sums over one sample of the batch each."""
     prim = primitive(prim)
 
     def rule(*pairs):
@@ -177,7 +225,9 @@ def batched_group_norm_grad(prim, axis_size):
         scaled = d * reshape(gamma, channel_shape(gamma.shape, dim is not None, x.ndim - 1))
         one = ops.ones((x.shape[2],), x.dtype)
         dx = prim(*[reshape(v, merged(v.shape, 0)) for v in (scaled, x, mean, rstd)], one, *rest)[0]
-        normal = (reshape(x, _grouped(x.shape, rest[0])) - ops.expand_dims(mean, -1)) * ops.expand_dims(rstd, -1)
+        normal = (
+            reshape(x, _grouped(x.shape, rest[0])) - ops.expand_dims(mean, -1)
+        ) * ops.expand_dims(rstd, -1)
         axes = all_but_channels(x.ndim)
         dgamma, dbeta = (d * reshape(normal, x.shape)).sum(axes), d.sum(axes)
         return (reshape(dx, x.shape), 0), (dgamma, 0), (dbeta, 0)
@@ -185,7 +235,8 @@ def batched_group_norm_grad(prim, axis_size):
     return rule
 
 
-# --- batch norm: statistics are per channel, so the batch of `vmap` joins the channels --------------------------
+# --- batch norm: statistics are per channel, so the batch of `vmap` joins the channels ------------
+
 
 @constexpr
 def _channel_axis(rank, data_format):
@@ -204,7 +255,8 @@ def _from_channels(x, size, data_format):
 
 
 def per_channel(count):
-    """`count` tensors with channels, then parameters, the last of them the data format, then perhaps a token.
+    """`count` tensors with channels, then parameters, the last of them the data format, then
+    perhaps a token.
 
     With a batch, running statistics are copies and their updates are dropped.
     """
@@ -215,7 +267,7 @@ def per_channel(count):
         def rule(*pairs):
             tensors, rest = pairs[:count], values(pairs[count:])
             if not any_batched(dims_of(tensors)):
-                return unpaired(prim(*tensors_of(tensors), *rest, *pairs[count + len(rest):]))
+                return unpaired(prim(*tensors_of(tensors), *rest, *pairs[count + len(rest) :]))
             layout = rest[-1]
             out = prim(*[_to_channels(x, dim, axis_size, layout) for x, dim in tensors], *rest)
             return tuple([_from_channels(one, axis_size, layout) for one in out])
@@ -225,18 +277,21 @@ def per_channel(count):
     return getter
 
 
-batching("BatchNorm", why="MindSpore's rule fails on the token of running statistics", replaces=True)(per_channel(5))
+batching(
+    "BatchNorm", why="MindSpore's rule fails on the token of running statistics", replaces=True
+)(per_channel(5))
 batching("BatchNormGrad", why="MindSpore's rule fails on images", replaces=True)(per_channel(6))
 
 
 @derivative("BatchNormGradGrad")
 def batch_norm_grad_grad(prim):
-    """The backward of (dx, dscale, dbias), itself differentiated. Statistics are those of the batch in training and
-    constants otherwise.
+    """The backward of (dx, dscale, dbias), itself differentiated. Statistics are those of the batch
+    in training and constants otherwise.
 
-    `backward` and `second` stand in the rule: MindSpore cannot compile a closure (`norm`) that another function
-    differentiates ("Illegal AnfNode").
+    `backward` and `second` stand in the rule: MindSpore cannot compile a closure (`norm`) that
+    another function differentiates ("Illegal AnfNode").
     """
+
     def bprop(x, dy, scale, mean, var, ddx, ddscale, ddbias, training, epsilon, layout, out, dout):
         def norm(x, scale, bias):
             moved = ops.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
@@ -253,19 +308,42 @@ def batch_norm_grad_grad(prim):
 
         def second(x, dy, scale, ddx, ddscale, ddbias):
             return pull(backward)(mutable(x), mutable(dy), mutable(scale), (ddx, ddscale, ddbias))
+
         by_x, by_dy, by_scale, by_ddx, by_ddscale, by_ddbias = pull(second)(
-            mutable(x), mutable(dy), mutable(scale), mutable(ddx), mutable(ddscale), mutable(ddbias), dout)
-        return (by_x, by_dy, by_scale, ops.zeros_like(mean), ops.zeros_like(var), by_ddx, by_ddscale, by_ddbias, 0, 0,
-                0)
+            mutable(x),
+            mutable(dy),
+            mutable(scale),
+            mutable(ddx),
+            mutable(ddscale),
+            mutable(ddbias),
+            dout,
+        )
+        return (
+            by_x,
+            by_dy,
+            by_scale,
+            ops.zeros_like(mean),
+            ops.zeros_like(var),
+            by_ddx,
+            by_ddscale,
+            by_ddbias,
+            0,
+            0,
+            0,
+        )
+
     return bprop
 
 
 batching("BatchNormGradGrad", why="MindSpore's rule fails on images", replaces=True)(per_channel(8))
 
 
-# --- without statistics -----------------------------------------------------------------------------------------
+# --- without statistics ---------------------------------------------------------------------------
 
-@derivative("L2Normalize", why="its backward has no derivative and hides its attributes", replaces=True)
+
+@derivative(
+    "L2Normalize", why="its backward has no derivative and hides its attributes", replaces=True
+)
 def l2_normalize(prim):
     """y = x r, r = max(sum x^2, eps)^(-1/2)."""
     axis, eps = attributes_of(prim, "axis", "epsilon")
@@ -274,7 +352,9 @@ def l2_normalize(prim):
     def bprop(x, out, dout):
         def norm(x):
             return x * ops.rsqrt(ops.maximum((x * x).sum(axis, keepdims=True), eps))
+
         return pull(norm)(mutable(x), dout)
+
     return bprop
 
 
@@ -287,11 +367,14 @@ def _nearby(count, reach):
 
 @derivative("LRN", why=KEEPS_ATTRIBUTES, replaces=True)
 def lrn(prim):
-    """MindSpore's own rule, but with an LRNGrad whose attributes Python can read (of LRN, its class loses `attrs`)."""
+    """MindSpore's own rule, but with an LRNGrad whose attributes Python can read (of LRN, its class
+    loses `attrs`).
+    """
     grad = _compat.LRNGrad(prim.depth_radius, prim.bias, prim.alpha, prim.beta)
 
     def bprop(x, out, dout):
         return (grad(dout, x, out),)
+
     return bprop
 
 
@@ -308,12 +391,15 @@ def lrn_grad(prim):
 
         def backward(d, x):
             return pull(norm)(mutable(x), d)[0]
+
         dd, dx = pull(backward)(mutable(d), mutable(x), dout)
         return dd, dx, ops.zeros_like(y)
+
     return bprop
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
+
 
 @constexpr
 def _last_axes(begin, rank):
@@ -324,23 +410,29 @@ def _last_axes(begin, rank):
 @allow(0)
 def pushed_layer_norm(prim, usual):
     """(y, mean, variance): y = (x - mean) / sqrt(variance + eps) g + b, as a composition."""
+
     def rule(x_pair, g_pair, b_pair, begin_pair, parameters_pair, eps_pair):
         a = x_pair[0]
         axes = _last_axes(begin_pair[0], a[0].ndim)
         mean = averaged(a, axes)
         centred = minus(a, mean)
         variance = averaged(times(centred, centred), axes)
-        y = scaled(times(centred, rsqrt((variance[0] + eps_pair[0], variance[1], variance[2]))), g_pair[0])
+        y = scaled(
+            times(centred, rsqrt((variance[0] + eps_pair[0], variance[1], variance[2]))), g_pair[0]
+        )
         return ((y[0] + b_pair[0], y[1], y[2]), FORWARD), (mean, FORWARD), (variance, FORWARD)
+
     return rule
 
 
-# --- Taylor coefficients ----------------------------------------------------------------------------------------
+# --- Taylor coefficients --------------------------------------------------------------------------
+
 
 @expansion("LayerNorm")
 @allow(0)
 def expanded_layer_norm(prim, usual):
     """(y, mean, variance), as a composition."""
+
     def rule(x_pair, g_pair, b_pair, begin_pair, parameters_pair, eps_pair):
         x = taylor.coefficients(x_pair)
         axes = _last_axes(begin_pair[0], x[0].ndim)
@@ -348,6 +440,13 @@ def expanded_layer_norm(prim, usual):
         centred = taylor.minus(x, mean)
         variance = taylor.averaged(taylor.squared(centred), axes)
         square = taylor.shifted(variance, eps_pair[0])
-        y = taylor.scaled(taylor.divided(centred, taylor.root(ops.sqrt(square[0]), square)), g_pair[0])
-        return taylor.joined(taylor.shifted(y, b_pair[0])), taylor.joined(mean), taylor.joined(variance)
+        y = taylor.scaled(
+            taylor.divided(centred, taylor.root(ops.sqrt(square[0]), square)), g_pair[0]
+        )
+        return (
+            taylor.joined(taylor.shifted(y, b_pair[0])),
+            taylor.joined(mean),
+            taylor.joined(variance),
+        )
+
     return rule

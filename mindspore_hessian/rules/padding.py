@@ -1,4 +1,5 @@
 """Rules of padding: a gather along each axis."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -9,7 +10,8 @@ from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.kit import attributes_of, front, numbers, reshape, tensors_of
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
 
-_AXIS_INDEX = {  # position in the padded axis, counted from the first unpadded one -> index into n elements
+# position in the padded axis, counted from the first unpadded one -> index into n elements
+_AXIS_INDEX = {
     "constant": lambda i, n: i,
     "edge": lambda i, n: np.clip(i, 0, n - 1),
     "circular": lambda i, n: i % n,
@@ -20,14 +22,18 @@ _AXIS_INDEX = {  # position in the padded axis, counted from the first unpadded 
 
 @constexpr
 def axis_sources(shape, paddings, mode):
-    """(axis, indices, mask) of each padded axis; paddings are (left, right) from the last axis backwards."""
+    """(axis, indices, mask) of each padded axis; paddings are (left, right) from the last axis
+    backwards.
+    """
     paddings = numbers(paddings)
     out = []
     for k in range(len(paddings) // 2):
         axis, left, right = len(shape) - 1 - k, paddings[2 * k], paddings[2 * k + 1]
         if left or right:
             n, cut = shape[axis], max(-left, 0)
-            kept = n - cut - max(-right, 0)  # what a negative padding cuts off is not there to be repeated
+            kept = (
+                n - cut - max(-right, 0)
+            )  # what a negative padding cuts off is not there to be repeated
             index = cut + _AXIS_INDEX[mode](np.arange(-max(left, 0), kept + max(right, 0)), kept)
             inside = (index >= 0) & (index < n)
             wide = inside.reshape((-1,) + (1,) * k)
@@ -38,7 +44,9 @@ def axis_sources(shape, paddings, mode):
 
 @constexpr
 def _begin_of_unpadded(shape, paddings):
-    """Where the unpadded values lie in the padded tensor, as the begin of a slice; None if a padding is negative."""
+    """Where the unpadded values lie in the padded tensor, as the begin of a slice; None if a
+    padding is negative.
+    """
     paddings = numbers(paddings)
     if min(paddings) < 0:
         return None
@@ -51,10 +59,15 @@ def _interleave(paddings, pairs):
     return tuple(pad for k in range(pairs) for pad in (paddings[k], paddings[pairs + k]))
 
 
-@derivative("PadV3", why="MindSpore's compiled gradient returns zeros from the second call on", replaces=True)
+@derivative(
+    "PadV3",
+    why="MindSpore's compiled gradient returns zeros from the second call on",
+    replaces=True,
+)
 def pad_v3(prim):
-    """The gradient of a padding: a slice, plus what the other modes repeat. MindSpore's compiled one returns zeros
-    from its second call on (constant mode), and has no derivative (the other modes)."""
+    """The gradient of a padding: a slice, plus what the other modes repeat. MindSpore's compiled
+    one returns zeros from its second call on (constant mode), and has no derivative (the other
+    modes)."""
     mode, contiguous = attributes_of(prim, "mode", "paddings_contiguous")
 
     def bprop(x, paddings, value, out, dout):
@@ -65,34 +78,43 @@ def pad_v3(prim):
         if begin is not None:
             dx = ops.slice(dout, begin, x.shape)
         else:
+
             def padded(x):
                 for axis, index, mask in axis_sources(x.shape, paddings, mode):
                     x = ops.gather(x, index, axis)
                     if mask is not None:
                         x = x * mask.astype(x.dtype)
                 return x
+
             dx = pull(padded)(mutable(x), dout)[0]
         dvalue = 0
         if mode == "constant" and value is not None:
             dvalue = (dout.sum() - dx.sum()).reshape(value.shape).astype(value.dtype)
         return dx, 0, dvalue
+
     return bprop
 
 
 @constexpr
 def _folded(shape, kept):
     """Shape with the axes before the last `kept` ones made one."""
-    return (-1, *shape[len(shape) - kept:])
+    return (-1, *shape[len(shape) - kept :])
 
 
 @constexpr
 def _unfolded(shape, out, kept):
-    return (*shape[:len(shape) - kept], *out[len(out) - kept:])
+    return (*shape[: len(shape) - kept], *out[len(out) - kept :])
 
 
-@batching("PadV3", why="MindSpore's rule fails in gradients and folds the batch into the padded axes", replaces=True)
+@batching(
+    "PadV3",
+    why="MindSpore's rule fails in gradients and folds the batch into the padded axes",
+    replaces=True,
+)
 def batched_pad_v3(prim, axis_size):
-    """PadV3: paddings speak of the last axes; modes that copy the border want samples of three axes or more."""
+    """PadV3: paddings speak of the last axes; modes that copy the border want samples of three axes
+    or more.
+    """
     constant = prim.attrs["mode"] == "constant"
 
     def rule(x_pair, paddings_pair, *rest):
@@ -129,5 +151,7 @@ def mirror_pad(prim):
             for axis, index, _ in sources:
                 x = ops.gather(x, index, axis)
             return x
+
         return pull(padded)(mutable(x), dout)[0], ops.zeros_like(paddings)
+
     return bprop

@@ -1,9 +1,11 @@
 """Rules of pooling: linear maps, whose backward primitives are their transposes.
 
-The derivative of a transpose is the map itself: no maths here, only the name of that primitive. Where MindSpore's own
-rule hands the attributes of the map (kernel, mode) to a C++ primitive from which Python cannot read them, the row of
-the forward primitive replaces MindSpore's: it emits the same backward primitive, made in Python.
+The derivative of a transpose is the map itself: no maths here, only the name of that primitive.
+Where MindSpore's own rule hands the attributes of the map (kernel, mode) to a C++ primitive from
+which Python cannot read them, the row of the forward primitive replaces MindSpore's: it emits the
+same backward primitive, made in Python.
 """
+
 from __future__ import annotations
 
 from mindspore import ops
@@ -13,7 +15,8 @@ from mindspore_hessian import _compat
 from mindspore_hessian.rules.kit import attributes_of, joining
 from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, REWRITTEN, batching, derivative
 
-# --- maxima -----------------------------------------------------------------------------------------------------
+# --- maxima ---------------------------------------------------------------------------------------
+
 
 def pick(values, index, spatial: int):
     """values at the flat position `index` of the last `spatial` axes."""
@@ -23,14 +26,19 @@ def pick(values, index, spatial: int):
 
 
 def argmax_pool_grad(spatial: int, x_first: bool):
-    """A max pooling backward that is given the position of each maximum: its transpose reads there."""
+    """A max pooling backward that is given the position of each maximum: its transpose reads
+    there.
+    """
+
     def getter(prim):
         def bprop(x, d, index, out, dout):
             return ops.zeros_like(x), pick(dout, index, spatial), ops.zeros_like(index)
 
         def bprop_d_first(d, x, index, out, dout):
             return pick(dout, index, spatial), ops.zeros_like(x), ops.zeros_like(index)
+
         return bprop if x_first else bprop_d_first
+
     return getter
 
 
@@ -45,10 +53,13 @@ derivative("AdaptiveMaxPool3DGrad")(argmax_pool_grad(3, False))
 @derivative("MaxPool", why=KEEPS_ATTRIBUTES, replaces=True)
 def max_pool(prim):
     """MindSpore's own rule, but with a MaxPoolGrad whose attributes Python can read."""
-    grad = _compat.MaxPoolGrad(*attributes_of(prim, "kernel_size", "strides", "pad_mode"), prim.format)
+    grad = _compat.MaxPoolGrad(
+        *attributes_of(prim, "kernel_size", "strides", "pad_mode"), prim.format
+    )
 
     def bprop(x, out, dout):
         return (grad(x, out, dout),)
+
     return bprop
 
 
@@ -64,7 +75,9 @@ def _same_padding(shape, kernel, strides):
 
 @derivative("MaxPoolGrad", why="MindSpore's needs a kernel that CPU lacks", replaces=True)
 def max_pool_grad(prim):
-    """The transpose of the max pooling backward reads its values where each window has its (first) maximum."""
+    """The transpose of the max pooling backward reads its values where each window has its (first)
+    maximum.
+    """
     kernel, strides, mode = attributes_of(prim, "kernel_size", "strides", "pad_mode")
     kernel, strides = tuple(kernel)[-2:], tuple(strides)[-2:]
     find = ops.MaxPoolWithArgmaxV2(kernel, strides)
@@ -79,19 +92,25 @@ def max_pool_grad(prim):
             x_wide = ops.stop_gradient(x)
         index = find(x_wide)[1]
         return ops.zeros_like(x), ops.zeros_like(y), pick(dout, index, 2)
+
     return bprop
 
 
 def max_unpool(spatial: int):
     """Unpooling writes x at the flat positions `argmax`: its transpose reads there."""
+
     def getter(prim):
         (layout,) = attributes_of(prim, "data_format")
         if not layout.startswith("NC"):
-            raise NotImplementedError(f"mindspore_hessian has no derivative of unpooling in the layout {layout}")
+            raise NotImplementedError(
+                f"mindspore_hessian has no derivative of unpooling in the layout {layout}"
+            )
 
         def bprop(x, argmax, out, dout):
             return pick(dout, argmax, spatial), ops.zeros_like(argmax)
+
         return bprop
+
     return getter
 
 
@@ -99,27 +118,41 @@ derivative("MaxUnpool2D", why=REWRITTEN, replaces=True)(max_unpool(2))
 derivative("MaxUnpool3D", why=REWRITTEN, replaces=True)(max_unpool(3))
 
 
-# --- means ------------------------------------------------------------------------------------------------------
+# --- means ----------------------------------------------------------------------------------------
+
 
 @derivative("AvgPoolGrad")
 def avg_pool_grad(prim):
     """AvgPoolGrad(x, y, d, ...) is linear in d: its transpose is AvgPool."""
+
     def bprop(x, y, d, kernel_size, strides, pad_mode, data_format, out, dout):
-        pool = ops.AvgPool(kernel_size, strides, "same" if pad_mode == 1 else "valid")  # 1 is MindSpore's number of it
+        pool = ops.AvgPool(
+            kernel_size, strides, "same" if pad_mode == 1 else "valid"
+        )  # 1 is MindSpore's number of it
         return ops.zeros_like(x), ops.zeros_like(y), pool(dout), 0, 0, 0, 0
+
     return bprop
 
 
 @derivative("AvgPool3D", why=KEEPS_ATTRIBUTES, replaces=True)
 def avg_pool3d(prim):
-    """MindSpore's own rule, but with an AvgPool3DGrad whose attributes Python can read. A divisor makes it of no matter
-    what counts; the backward, but not the forward, then counts nevertheless, unless it is to count all."""
+    """MindSpore's own rule, but with an AvgPool3DGrad whose attributes Python can read. A divisor
+    makes it of no matter what counts; the backward, but not the forward, then counts nevertheless,
+    unless it is to count all."""
     *window, count, divisor = attributes_of(
-        prim, "kernel_size", "strides", "pad_list", "ceil_mode", "count_include_pad", "divisor_override")
+        prim,
+        "kernel_size",
+        "strides",
+        "pad_list",
+        "ceil_mode",
+        "count_include_pad",
+        "divisor_override",
+    )
     grad = _compat.AvgPool3DGrad(*window, count or bool(divisor), divisor, pad_mode=prim.pad_mode)
 
     def bprop(x, out, dout):
         return (grad(x.shape, dout),)
+
     return bprop
 
 
@@ -130,22 +163,40 @@ batching("AvgPool3D")(joining(1))
 def avg_pool3d_grad(prim):
     """AvgPool3DGrad(shape, d): its transpose is AvgPool3D."""
     kernel, strides, pads, ceil_mode, count, divisor = attributes_of(
-        prim, "kernel_size", "strides", "pad_list", "ceil_mode", "count_include_pad", "divisor_override")
+        prim,
+        "kernel_size",
+        "strides",
+        "pad_list",
+        "ceil_mode",
+        "count_include_pad",
+        "divisor_override",
+    )
     mode = prim.pad_mode
-    pool = ops.AvgPool3D(tuple(kernel)[-3:], tuple(strides)[-3:], mode.lower(), tuple(pads) if mode == "PAD" else 0,
-                         ceil_mode, count, divisor)
+    pool = ops.AvgPool3D(
+        tuple(kernel)[-3:],
+        tuple(strides)[-3:],
+        mode.lower(),
+        tuple(pads) if mode == "PAD" else 0,
+        ceil_mode,
+        count,
+        divisor,
+    )
 
     def bprop(shape, d, out, dout):
         return 0, pool(dout)
+
     return bprop
 
 
 def adaptive_avg_pool_grad(function, spatial: int):
     """The backward of adaptive average pooling: its transpose is that pooling, to the size of d."""
+
     def getter(prim):
         def bprop(d, shape, out, dout):
             return function(dout, d.shape[-spatial:]), 0
+
         return bprop
+
     return getter
 
 

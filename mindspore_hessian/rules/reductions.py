@@ -1,4 +1,5 @@
 """Rules of what goes along axes: sums, products, extremes, running sums and products, variances."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -10,7 +11,14 @@ from mindspore_hessian._errors import MissingRuleError
 from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.elementwise import logaddexp
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, from_end, linear, straight
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    by_composition,
+    from_end,
+    linear,
+    straight,
+)
 from mindspore_hessian.rules.kit import (
     along_axis,
     attributes_of,
@@ -23,19 +31,29 @@ from mindspore_hessian.rules.kit import (
     shifted,
     unpaired,
 )
-from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, REWRITTEN, batching, composition, derivative, forward
+from mindspore_hessian.rules.registry import (
+    FAILS_IN_GRADIENTS,
+    REWRITTEN,
+    batching,
+    composition,
+    derivative,
+    forward,
+)
 from mindspore_hessian.rules.taylor import by_series
 
-# --- sums -------------------------------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------------
 
 batching("SumExt", "MeanExt")(reduction)
 batching("CumSum")(along_axis)
 
 
-# --- products ---------------------------------------------------------------------------------------------------
+# --- products -------------------------------------------------------------------------------------
+
 
 def _products_before(x):
-    """Along the last axis, the product of all elements before each: log2(n) multiplications, no division."""
+    """Along the last axis, the product of all elements before each: log2(n) multiplications, no
+    division.
+    """
     x = ops.concat((ops.ones_like(x[:, :1]), x[:, :-1]), 1)
     step = 1
     while step < x.shape[1]:
@@ -46,7 +64,9 @@ def _products_before(x):
 
 @constexpr
 def _reduced_last(rank, axis):
-    """A permutation that puts the reduced axes last, its inverse, and how many there are; no axis means all."""
+    """A permutation that puts the reduced axes last, its inverse, and how many there are; no axis
+    means all.
+    """
     axes = range(rank) if axis is None or axis == () else [axis] if isinstance(axis, int) else axis
     axes = sorted(a % rank for a in axes)
     order = [a for a in range(rank) if a not in axes] + axes
@@ -54,7 +74,9 @@ def _reduced_last(rank, axis):
 
 
 def _prod_gradient(x, axis, dout):
-    """d times the product of the others, as the product before times the product after: right at zeros too."""
+    """d times the product of the others, as the product before times the product after: right at
+    zeros too.
+    """
     if x.ndim == 0:
         return dout
     order, back, count = _reduced_last(x.ndim, axis)
@@ -68,16 +90,20 @@ def _prod_gradient(x, axis, dout):
 @derivative("ReduceProd", why="MindSpore's divides by x: NaN at zeros", replaces=True)
 def reduce_prod(prim):
     """ReduceProd(x, axis, keep_dims)."""
+
     def bprop(x, axis, keep_dims, out, dout):
         return _prod_gradient(x, axis, dout), 0, 0
+
     return bprop
 
 
 @derivative("ProdExt", why="MindSpore's third derivative is silently wrong", replaces=True)
 def prod_ext(prim):
     """ProdExt(x, axis, keep_dims, dtype), which ops.prod and mint.prod use."""
+
     def bprop(x, axis, keep_dims, dtype, out, dout):
         return _prod_gradient(x, axis, dout), 0, 0, 0
+
     return bprop
 
 
@@ -98,16 +124,21 @@ def batched_product(prim, axis_size):
             return prim(x, axis, keep_dims, dtype), None
         x = front(x, dim)
         if axis is None or x.ndim == 1:
-            return reshape(prim(reshape(x, (axis_size, -1)), 1, False, dtype), _kept_shape(x.shape, keep_dims)), 0
+            return reshape(
+                prim(reshape(x, (axis_size, -1)), 1, False, dtype), _kept_shape(x.shape, keep_dims)
+            ), 0
         return prim(x, shifted(axis), keep_dims, dtype), 0
 
     return rule
 
 
-# --- running products and sums ----------------------------------------------------------------------------------
+# --- running products and sums --------------------------------------------------------------------
+
 
 def _running(combine, x, axis, reverse):
-    """`combine` of all up to each element, in log2(n) steps; `reverse`: of all from each element on."""
+    """`combine` of all up to each element, in log2(n) steps; `reverse`: of all from each element
+    on.
+    """
     out = ops.flip(x, (axis,)) if reverse else x
     length = x.shape[axis]
     step = 1
@@ -132,10 +163,15 @@ def _moved_by_one(x, axis, reverse):
 @derivative("CumProd", why="MindSpore's divides by x: NaN at zeros", replaces=True, visible=True)
 def cumprod(prim):
     """CumProd(x, axis, exclusive, reverse), without a division by x."""
+
     def bprop(x, axis, exclusive, reverse, out, dout):
         def products(x):
-            return _running(ops.mul, _moved_by_one(x, axis, reverse) if exclusive else x, axis, reverse)
+            return _running(
+                ops.mul, _moved_by_one(x, axis, reverse) if exclusive else x, axis, reverse
+            )
+
         return pull(products)(mutable(x), dout)[0], 0, 0, 0
+
     return bprop
 
 
@@ -147,21 +183,27 @@ def _number(axis):
     return int(axis.asnumpy())
 
 
-@derivative("CumulativeLogsumexp", why="MindSpore's third derivative is NaN", replaces=True, visible=True)
+@derivative(
+    "CumulativeLogsumexp", why="MindSpore's third derivative is NaN", replaces=True, visible=True
+)
 def cumulative_logsumexp(prim):
     """CumulativeLogsumexp(x, axis), by logaddexp of parts."""
     exclusive, reverse = attributes_of(prim, "exclusive", "reverse")
     if exclusive:
-        raise NotImplementedError("mindspore_hessian has no derivative of CumulativeLogsumexp(exclusive=True)")
+        raise NotImplementedError(
+            "mindspore_hessian has no derivative of CumulativeLogsumexp(exclusive=True)"
+        )
 
     def bprop(x, axis, out, dout):
         def sums(x):
             return _running(logaddexp, x, _number(axis), reverse)
+
         return pull(sums)(mutable(x), dout)[0], ops.zeros_like(axis)
+
     return bprop
 
 
-# --- extremes ---------------------------------------------------------------------------------------------------
+# --- extremes -------------------------------------------------------------------------------------
 
 _IN_PLACE = "MindSpore's gradient writes in place, which it cannot differentiate"
 
@@ -178,16 +220,20 @@ def _taken_from(x, index, d, axis, keep_dims):
 @derivative("MaxDim", "MinDim", why=_IN_PLACE, replaces=True)
 def extreme_along(prim):
     """(values, indices) of the largest or smallest along an axis: d goes where the index points."""
+
     def bprop(x, axis, keep_dims, out, dout):
         return _taken_from(x, out[1], dout[0], axis, keep_dims), 0, 0
+
     return bprop
 
 
 @derivative("ArgMaxWithValue", "ArgMinWithValue", why=_IN_PLACE, replaces=True)
 def index_with_extreme(prim):
     """The same as (indices, values)."""
+
     def bprop(x, axis, keep_dims, out, dout):
         return _taken_from(x, out[0], dout[1], axis, keep_dims), 0, 0
+
     return bprop
 
 
@@ -203,16 +249,24 @@ def _shared(x, value, d):
 @derivative("Max", "Min", why=_IN_PLACE, replaces=True)
 def extreme(prim):
     """The largest or smallest of all: equal ones share d."""
+
     def bprop(x, out, dout):
         return (_shared(x, out, dout),)
+
     return bprop
 
 
-@batching("Median", why="MindSpore's fails for an input that is not batched, and for the median of all", replaces=True)
+@batching(
+    "Median",
+    why="MindSpore's fails for an input that is not batched, and for the median of all",
+    replaces=True,
+)
 def batched_median(prim, axis_size):
     """Median(x): (value, index), of all or along an axis."""
     prim = primitive(prim)
-    whole, axis, keep_dims, ignores_nan = attributes_of(prim, "global_median", "axis", "keep_dims", "ignore_nan")
+    whole, axis, keep_dims, ignores_nan = attributes_of(
+        prim, "global_median", "axis", "keep_dims", "ignore_nan"
+    )
     along = type(prim)(False, axis + 1 if axis >= 0 else axis, keep_dims, ignores_nan)
     of_all = type(prim)(False, 1, False, ignores_nan)
 
@@ -224,6 +278,7 @@ def batched_median(prim, axis_size):
         if whole:
             return paired(of_all(reshape(x, (axis_size, -1))))
         return paired(along(x))
+
     return rule
 
 
@@ -237,10 +292,11 @@ def median(prim):
 
     def along(x, out, dout):
         return (_taken_from(x, out[1], dout[0], axis, keep_dims),)
+
     return of_all if whole else along
 
 
-# --- variances --------------------------------------------------------------------------------------------------
+# --- variances ------------------------------------------------------------------------------------
 # Functions of MindSpore in Python, without a primitive that a rule could sit on, written better.
 
 _ROOT = "MindSpore's takes the root first: NaN where all values are equal"
@@ -277,15 +333,18 @@ def std(input, axis=None, ddof=0, keepdims=False):  # noqa: A002
     return ops.sqrt(var_mean(input, axis, ddof, keepdims)[0])
 
 
-@composition("mindspore.nn.Moments.construct", why="MindSpore's stops the gradient of the mean: the first derivative "
-             "of the variance is right, the second is not")
+@composition(
+    "mindspore.nn.Moments.construct",
+    why="MindSpore's stops the gradient of the mean: the first derivative "
+    "of the variance is right, the second is not",
+)
 def moments(self, x):
     """Mean and variance, the mean in it differentiated like the other."""
     variance, mean = var_mean(ops.cast(x, ms.float32), self.axis, 0, self.keep_dims)
     return ops.cast(mean, x.dtype), ops.cast(variance, x.dtype)
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
 
 forward("SumExt", "MeanExt", "CumSum", "CumsumExt")(linear)
 
@@ -306,7 +365,11 @@ def _kept(shape, axis):
 
 def _weighed(a, weights, y, axis, keep_dims):
     """The sum of a times weights that are constant, and whose value is y."""
-    return (y, (a[1] * weights).sum(axis, keepdims=keep_dims), (a[2] * weights).sum(axis, keepdims=keep_dims))
+    return (
+        y,
+        (a[1] * weights).sum(axis, keepdims=keep_dims),
+        (a[2] * weights).sum(axis, keepdims=keep_dims),
+    )
 
 
 @by_composition("ReduceMax", "ReduceMin", "AMax", "AMin", kinked=True)
@@ -344,9 +407,11 @@ def _counted(shape, axis):
 @allow(0)
 def pushed_index_with_extreme(prim, usual):
     """(indices, values): the derivative goes where the index points."""
+
     def rule(x_pair, axis_pair, keep_pair):
         index, y = prim(x_pair[0][0], axis_pair[0], keep_pair[0])
         return (index, None), (_picked(x_pair[0], index, y, axis_pair[0], keep_pair[0]), FORWARD)
+
     return rule
 
 
@@ -355,9 +420,11 @@ def pushed_index_with_extreme(prim, usual):
 @allow(0)
 def pushed_extreme_along(prim, usual):
     """(values, indices), likewise."""
+
     def rule(x_pair, axis_pair, keep_pair):
         y, index = prim(x_pair[0][0], axis_pair[0], keep_pair[0])
         return (_picked(x_pair[0], index, y, axis_pair[0], keep_pair[0]), FORWARD), (index, None)
+
     return rule
 
 
@@ -368,7 +435,11 @@ def pushed_logsumexp(prim, a, axis, keep_dims):
     p = ops.exp(a[0] - reshape(y, _kept(a[0].shape, axis)))
     mean = (a[1] * p).sum(axis, keepdims=True)
     spread = ((a[1] - mean) * (a[1] - mean)).sum(0)
-    return (y, (a[1] * p).sum(axis, keepdims=keep_dims), ((a[2] + spread) * p).sum(axis, keepdims=keep_dims))
+    return (
+        y,
+        (a[1] * p).sum(axis, keepdims=keep_dims),
+        ((a[2] + spread) * p).sum(axis, keepdims=keep_dims),
+    )
 
 
 @by_composition("LpNormV2", "Norm")
@@ -382,7 +453,8 @@ def pushed_norm(prim, a, p, axis, keep_dims, *others):
     return (y, j, (inner - (j * j).sum(0)) / y)
 
 
-# --- Taylor coefficients ----------------------------------------------------------------------------------------
+# --- Taylor coefficients --------------------------------------------------------------------------
+
 
 @by_series("LogSumExp")
 def expanded_logsumexp(y, x, axis, keep_dims):

@@ -1,5 +1,7 @@
-"""Rules of resizing, linear in the image: the backward primitive takes (d, ...) and is the transpose of the resize to
-the size of d, so its derivative is that resize. In a batch, images of all samples are resized at once."""
+"""Rules of resizing, linear in the image: the backward primitive takes (d, ...) and is the
+transpose of the resize to the size of d, so its derivative is that resize. In a batch, images of
+all samples are resized at once."""
+
 from __future__ import annotations
 
 from mindspore import ops
@@ -14,8 +16,10 @@ batching("ResizeBilinearV2", why=FAILS_IN_GRADIENTS, replaces=True)(joining(1))
 @derivative("ResizeBilinearGrad")
 def bilinear_grad(prim):
     """ResizeBilinearGrad(d, image, align_corners, half_pixel_centers)."""
+
     def bprop(d, image, align, half, out, dout):
         return _compat.ResizeBilinearV2(align, half)(dout, d.shape[2:]), ops.zeros_like(image), 0, 0
+
     return bprop
 
 
@@ -26,8 +30,10 @@ batching("ResizeNearestNeighborV2")(joining(1))
 @derivative("ResizeNearestNeighborV2Grad")
 def nearest_grad(prim):
     """ResizeNearestNeighborV2Grad(d, size, align_corners, half_pixel_centers)."""
+
     def bprop(d, size, align, half, out, dout):
         return _compat.ResizeNearestNeighborV2(align, half)(dout, d.shape[2:]), 0, 0, 0
+
     return bprop
 
 
@@ -38,8 +44,10 @@ batching("ResizeBicubic")(joining(1))
 @derivative("ResizeBicubicGrad")
 def bicubic_grad(prim):
     """ResizeBicubicGrad(d, image, align_corners, half_pixel_centers)."""
+
     def bprop(d, image, align, half, out, dout):
         return _compat.ResizeBicubic(align, half)(dout, d.shape[2:]), ops.zeros_like(image), 0, 0
+
     return bprop
 
 
@@ -52,9 +60,11 @@ _COORDINATES = ("asymmetric", "align_corners", "half_pixel")  # MindSpore's numb
 @derivative("ResizeLinear1DGrad")
 def linear_1d_grad(prim):
     """ResizeLinear1DGrad(d, x, coordinates); the coordinates are MindSpore's number of the mode."""
+
     def bprop(d, x, coordinates, out, dout):
         mode = _COORDINATES[coordinates]
         return _compat.ResizeLinear1D(mode)(dout, d.shape[2:]), ops.zeros_like(x), 0
+
     return bprop
 
 
@@ -64,17 +74,22 @@ batching("ResizeLinear1DGrad", why=FAILS_IN_GRADIENTS, replaces=True)(joining(2)
 @derivative("UpsampleTrilinear3DGrad")
 def trilinear_grad(prim):
     """UpsampleTrilinear3DGrad(d, input_size, output_size, scales, align_corners)."""
+
     def bprop(d, input_size, output_size, scales, align, out, dout):
         return _compat.UpsampleTrilinear3D(align)(dout, output_size, scales), 0, 0, 0, 0
+
     return bprop
 
 
 def nearest_grad_of(upsample):
     """UpsampleNearest1DGrad, 2DGrad and 3DGrad(d, input_size, output_size, scales)."""
+
     def getter(prim):
         def bprop(d, input_size, output_size, scales, out, dout):
             return upsample(dout, output_size, scales), 0, 0, 0
+
         return bprop
+
     return getter
 
 

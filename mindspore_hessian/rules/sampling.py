@@ -1,4 +1,5 @@
 """Rules of reading images between their pixels: grid_sample, affine_grid, crop_and_resize."""
+
 from __future__ import annotations
 
 from itertools import product
@@ -30,7 +31,9 @@ def _mirrors(size, align):
 
 
 def _reflected(place, size, align):
-    """The place in the image where repeated mirrors show it. Slopes 1 and -1 between the mirrors."""
+    """The place in the image where repeated mirrors show it. Slopes 1 and -1 between the
+    mirrors.
+    """
     first, span = _mirrors(size, align)
     if span == 0:
         return ops.zeros_like(place)
@@ -61,12 +64,17 @@ def _corner(places, corner):
     for axis in range(len(corner)):
         low = ops.stop_gradient(ops.floor(places[axis]))
         ahead = places[axis] - low
-        pixels, share = pixels + (low + corner[axis],), share * (ahead if corner[axis] == 1 else 1 - ahead)
+        pixels, share = (
+            pixels + (low + corner[axis],),
+            share * (ahead if corner[axis] == 1 else 1 - ahead),
+        )
     return pixels, share
 
 
 def _flat(pixels, sizes, index):
-    """(index in the flat image, 1; outside of the image 0). `index` counts what lies before the first axis."""
+    """(index in the flat image, 1; outside of the image 0). `index` counts what lies before the
+    first axis.
+    """
     inside = 1
     for axis in range(len(sizes)):
         near, size = pixels[axis], sizes[axis]
@@ -79,10 +87,13 @@ def _read(flat, index):
     return ops.gather_d(flat, 2, ops.broadcast_to(index, flat.shape[:2] + index.shape[2:]))
 
 
-# --- at the places of a grid ------------------------------------------------------------------------------------
+# --- at the places of a grid ----------------------------------------------------------------------
+
 
 def sampled(x, grid, interpolation, padding, align):
-    """grid_sample: x of shape (N, C, *sizes) at the places of a grid (N, *out, axes), whose last axis comes first."""
+    """grid_sample: x of shape (N, C, *sizes) at the places of a grid (N, *out, axes), whose last
+    axis comes first.
+    """
     axes = grid.shape[-1]
     lines = grid.reshape(grid.shape[0], 1, -1, axes)
     flat = x.reshape(x.shape[0], x.shape[1], -1)
@@ -106,15 +117,20 @@ def sampled(x, grid, interpolation, padding, align):
 
 @derivative("GridSampler2DGrad", "GridSampler3DGrad")
 def grid_sampler_grad(prim):
-    """GridSampler2DGrad and 3DGrad(d, x, grid, interpolation, padding, align_corners, mask): (dx, dgrid)."""
+    """GridSampler2DGrad and 3DGrad(d, x, grid, interpolation, padding, align_corners, mask): (dx,
+    dgrid).
+    """
+
     def bprop(d, x, grid, interpolation, padding, align, mask, out, dout):
         def sample(x, grid):
             return sampled(x, grid, interpolation, padding, align)
 
         def backward(d, x, grid):
             return pull(sample)(mutable(x), mutable(grid), d)
+
         dd, dx, dgrid = pull(backward)(mutable(d), mutable(x), mutable(grid), dout)
         return dd, dx, dgrid, 0, 0, 0, 0
+
     return bprop
 
 
@@ -128,10 +144,12 @@ def affine_grid_grad(prim):
 
     def bprop(d, size, out, dout):
         return grid(dout, size), 0
+
     return bprop
 
 
-# --- in boxes ---------------------------------------------------------------------------------------------------
+# --- in boxes -------------------------------------------------------------------------------------
+
 
 @constexpr
 def _steps(count):
@@ -146,7 +164,8 @@ def _between(first, last, count, size):
 
 
 def cropped(x, boxes, box_index, crop_size):
-    """crop_and_resize of images (N, height, width, C), bilinear, to boxes (y1, x1, y2, x2): (boxes, *crop_size, C).
+    """crop_and_resize of images (N, height, width, C), bilinear, to boxes (y1, x1, y2, x2): (boxes,
+    *crop_size, C).
 
     Outside of the image it is 0 here: what stands there is a constant.
     """
@@ -160,49 +179,74 @@ def cropped(x, boxes, box_index, crop_size):
         index, _ = _flat(pixels, x.shape[1:3], image)
         read = ops.gather(flat, index.reshape(-1), 0).reshape(index.shape + (x.shape[3],))
         result = result + share.expand_dims(3) * read
-    inside = ops.logical_and(ops.logical_and(rows >= 0, rows <= x.shape[1] - 1),
-                             ops.logical_and(columns >= 0, columns <= x.shape[2] - 1)).expand_dims(3)
+    inside = ops.logical_and(
+        ops.logical_and(rows >= 0, rows <= x.shape[1] - 1),
+        ops.logical_and(columns >= 0, columns <= x.shape[2] - 1),
+    ).expand_dims(3)
     return ops.select(inside.broadcast_to(result.shape), result, ops.zeros_like(result))
 
 
-@derivative("CropAndResize", why="emits the same backward primitives, with attributes that their derivatives can read",
-            replaces=True)
+@derivative(
+    "CropAndResize",
+    why="emits the same backward primitives, with attributes that their derivatives can read",
+    replaces=True,
+)
 def crop_and_resize(prim):
     """MindSpore's own rule, but with a CropAndResizeGradImage whose attributes Python can read."""
     (method,) = attributes_of(prim, "method")
-    half, single, double = (_compat.CropAndResizeGradImage(dtype, method)
-                            for dtype in (ms.float16, ms.float32, ms.float64))
+    half, single, double = (
+        _compat.CropAndResizeGradImage(dtype, method)
+        for dtype in (ms.float16, ms.float32, ms.float64)
+    )
     to_boxes = _compat.CropAndResizeGradBoxes()
 
     def bprop(x, boxes, box_index, crop_size, out, dout):
         to_image = half if x.dtype == ms.float16 else double if x.dtype == ms.float64 else single
         dx = to_image(dout, boxes, box_index, ops.cast(ops.dyn_shape(x), ms.int32))
-        dboxes = to_boxes(dout, x, boxes, box_index) if method == "bilinear" else ops.zeros_like(boxes)
+        dboxes = (
+            to_boxes(dout, x, boxes, box_index) if method == "bilinear" else ops.zeros_like(boxes)
+        )
         return dx, dboxes, ops.zeros_like(box_index), 0
+
     return bprop
 
 
 @derivative("CropAndResizeGradImage")
 def crop_grad_of_image(prim):
-    """CropAndResizeGradImage(d, boxes, box_index, shape of x), linear in d: <it, u> = <d, crop(u, boxes)>."""
+    """CropAndResizeGradImage(d, boxes, box_index, shape of x), linear in d: <it, u> = <d, crop(u,
+    boxes)>.
+    """
     (method,) = attributes_of(prim, "method")
     crop, to_boxes = ops.CropAndResize(method), _compat.CropAndResizeGradBoxes()
 
     def bprop(d, boxes, box_index, shape, out, dout):
-        dboxes = to_boxes(d, dout, boxes, box_index) if method == "bilinear" else ops.zeros_like(boxes)
-        return crop(dout, boxes, box_index, d.shape[1:3]), dboxes, ops.zeros_like(box_index), ops.zeros_like(shape)
+        dboxes = (
+            to_boxes(d, dout, boxes, box_index) if method == "bilinear" else ops.zeros_like(boxes)
+        )
+        return (
+            crop(dout, boxes, box_index, d.shape[1:3]),
+            dboxes,
+            ops.zeros_like(box_index),
+            ops.zeros_like(shape),
+        )
+
     return bprop
 
 
 @derivative("CropAndResizeGradBoxes")
 def crop_grad_of_boxes(prim):
     """CropAndResizeGradBoxes(d, x, boxes, box_index)."""
+
     def bprop(d, x, boxes, box_index, out, dout):
         def crop(boxes, x):
             return cropped(x, boxes, box_index, d.shape[1:3])
 
         def backward(d, x, boxes):
             return pull(crop)(mutable(boxes), mutable(x), d)[0]
-        dd, dx, dboxes = pull(backward)(mutable(d), mutable(ops.cast(x, d.dtype)), mutable(boxes), dout)
+
+        dd, dx, dboxes = pull(backward)(
+            mutable(d), mutable(ops.cast(x, d.dtype)), mutable(boxes), dout
+        )
         return dd, ops.cast(dx, x.dtype), dboxes, ops.zeros_like(box_index)
+
     return bprop

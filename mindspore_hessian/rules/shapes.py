@@ -1,4 +1,7 @@
-"""Rules of what rearranges: repetition, diagonals, splits, views; and of tensors made from their shape alone."""
+"""Rules of what rearranges: repetition, diagonals, splits, views; and of tensors made from their
+shape alone.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -29,9 +32,11 @@ from mindspore_hessian.rules.kit import (
 )
 from mindspore_hessian.rules.registry import batching, derivative, forward
 
-# --- of a shape alone, and along an axis ------------------------------------------------------------------------
+# --- of a shape alone, and along an axis ----------------------------------------------------------
 
-batching("LinSpace", why="MindSpore's rule is wrong where nothing is batched", replaces=True)(constant)
+batching("LinSpace", why="MindSpore's rule is wrong where nothing is batched", replaces=True)(
+    constant
+)
 batching("Range", why="MindSpore's rule lacks an input and fails", replaces=True)(constant)
 batching("Eye", "Zeros", "Ones")(constant)
 batching("ReverseV2")(along_axis)
@@ -39,7 +44,8 @@ batching("SplitWithSize")(axis_at(2))
 batching("Tril", "Triu")(leading)
 
 
-# --- repetition -------------------------------------------------------------------------------------------------
+# --- repetition -----------------------------------------------------------------------------------
+
 
 @constexpr
 def _nothing(multiples):
@@ -48,7 +54,10 @@ def _nothing(multiples):
 
 @derivative("Tile", why="MindSpore's is garbage where nothing is left of an axis", replaces=True)
 def tile(prim):
-    """Tile(x, multiples): the sum of the copies. Where there are none, MindSpore's is what was in memory."""
+    """Tile(x, multiples): the sum of the copies. Where there are none, MindSpore's is what was in
+    memory.
+    """
+
     def bprop(x, multiples, out, dout):
         if _nothing(multiples):
             return ops.zeros_like(x), 0
@@ -67,6 +76,7 @@ def tile(prim):
         if not axes:
             return dout.reshape(lengths), 0
         return dout.reshape(shape).sum(axes).reshape(lengths), 0
+
     return bprop
 
 
@@ -75,7 +85,9 @@ def _tiles(multiples, rank):
     return (1,) + (1,) * (rank - len(multiples)) + tuple(multiples)
 
 
-@batching("Tile", why="MindSpore's rule misplaces the batch of fewer multiples than axes", replaces=True)
+@batching(
+    "Tile", why="MindSpore's rule misplaces the batch of fewer multiples than axes", replaces=True
+)
 def batched_tile(prim, axis_size):
     """Tile: fewer multiples than axes speak of the last axes, more add axes in front."""
     prim = primitive(prim)
@@ -95,7 +107,13 @@ def batched_tile(prim, axis_size):
 def _spread_shape(size, shape, wanted):
     """Shape to broadcast to with the batch in front; -1 keeps the sample's size."""
     own = (1,) * (len(wanted) - len(shape) + 1) + tuple(shape[1:])
-    return (size, *(had if size_wanted == -1 else size_wanted for had, size_wanted in zip(own, wanted, strict=True)))
+    return (
+        size,
+        *(
+            had if size_wanted == -1 else size_wanted
+            for had, size_wanted in zip(own, wanted, strict=True)
+        ),
+    )
 
 
 @batching("BroadcastTo", why="MindSpore's rule fails on -1", replaces=True)
@@ -114,18 +132,21 @@ def batched_broadcast(prim, axis_size):
     return rule
 
 
-# --- pairs of axes ----------------------------------------------------------------------------------------------
+# --- pairs of axes --------------------------------------------------------------------------------
+
 
 @constexpr
 def _both_shifted(constants, at):
-    one, two = (axis + 1 if axis >= 0 else axis for axis in constants[at:at + 2])
-    return (*constants[:at], one, two, *constants[at + 2:])
+    one, two = (axis + 1 if axis >= 0 else axis for axis in constants[at : at + 2])
+    return (*constants[:at], one, two, *constants[at + 2 :])
 
 
 def two_axes(position):
     """One tensor, then parameters, those at `position` and after it an axis each."""
+
     def compute(prim, x, *parameters):
         return prim(x, *_both_shifted(parameters, position - 1))
+
     return one_tensor(compute)
 
 
@@ -136,7 +157,10 @@ batching("Diagonal")(two_axes(2))
 def _side(shape, rank):
     """Side of the matrices; samples of other ranks are refused."""
     if len(shape) != rank + 1:
-        raise ValueError(f"mindspore_hessian batches diagonals of matrices only, got a sample of shape {shape[1:]}")
+        raise ValueError(
+            "mindspore_hessian batches diagonals of matrices only, got a sample of shape "
+            f"{shape[1:]}"
+        )
     return shape[-1]
 
 
@@ -145,7 +169,9 @@ def _side(shape, rank):
 def batched_diag(prim, x):
     """Vector to diagonal matrix; the kernel takes no batch."""
     side = _side(x.shape, 1)
-    return ops.select(ops.eye(side, side, x.dtype) != 0, ops.expand_dims(x, -1), ops.zeros((1,), x.dtype))
+    return ops.select(
+        ops.eye(side, side, x.dtype) != 0, ops.expand_dims(x, -1), ops.zeros((1,), x.dtype)
+    )
 
 
 @batching("DiagPart")
@@ -153,24 +179,32 @@ def batched_diag(prim, x):
 def batched_diag_part(prim, x):
     """Matrix to its diagonal: every (side + 1)-th entry."""
     size, side = x.shape[0], _side(x.shape, 2)
-    return ops.strided_slice(reshape(x, (size, side * side)), (0, 0), (size, side * side), (1, side + 1))
+    return ops.strided_slice(
+        reshape(x, (size, side * side)), (0, 0), (size, side * side), (1, side + 1)
+    )
 
 
-# --- views, whose rules are slices and reshapes that copy -------------------------------------------------------
+# --- views, whose rules are slices and reshapes that copy -----------------------------------------
 
 _VIEW = "MindSpore's gradient is another view, which it cannot differentiate"
 _slice_grad = _compat.backward("SliceGrad")  # writes into zeros
 
 
 def view(compute: Callable) -> Callable:
-    """One tensor, then two parameters or more: ``compute(x, *parameters)`` is given x with the batch in front."""
+    """One tensor, then two parameters or more: ``compute(x, *parameters)`` is given x with the
+    batch in front.
+    """
+
     def on_batch(prim, x, *parameters):
         return compute(x, *parameters)
+
     return one_tensor(on_batch)
 
 
 def view_by_one(compute: Callable) -> Callable:
-    """The same with one parameter: of that and the token of a view, MindSpore makes a ``*rest`` that is no pairs."""
+    """The same with one parameter: of that and the token of a view, MindSpore makes a ``*rest``
+    that is no pairs.
+    """
 
     def getter(prim, axis_size):
         prim = primitive(prim)
@@ -195,8 +229,10 @@ def _opposite(order):
 @derivative("TransposeView", why=_VIEW, replaces=True)
 def transpose_view(prim):
     """TransposeView(x, order): the opposite order."""
+
     def bprop(x, order, out, dout):
         return ops.transpose(dout, _opposite(order)), 0
+
     return bprop
 
 
@@ -214,19 +250,25 @@ def batched_transpose_view(x, axes):
 @derivative("TransposeExtView", why=_VIEW, replaces=True)
 def transpose_ext_view(prim):
     """TransposeExtView(x, axis, axis): the same once more."""
+
     def bprop(x, first, second, out, dout):
         return ops.swapaxes(dout, first, second), 0, 0
+
     return bprop
 
 
-batching("TransposeExtView", why="MindSpore's rule is wrong for negative axes", replaces=True)(two_axes(1))
+batching("TransposeExtView", why="MindSpore's rule is wrong for negative axes", replaces=True)(
+    two_axes(1)
+)
 
 
 @derivative("ExpandDimsView", why=_VIEW, replaces=True)
 def expand_dims_view(prim):
     """ExpandDimsView(x, axis): the shape of x."""
+
     def bprop(x, axis, out, dout):
         return dout.reshape(x.shape), 0
+
     return bprop
 
 
@@ -271,16 +313,22 @@ def _part(x, axis, start, length, d):
 @derivative("SelectExtView", why=_VIEW, replaces=True)
 def select_view(prim):
     """SelectExtView(x, axis, index): d in its place, zero elsewhere."""
+
     def bprop(x, axis, index, out, dout):
         return _part(x, axis, index, 1, ops.expand_dims(dout, axis)), 0, 0
+
     return bprop
 
 
-@derivative("NarrowView", why="MindSpore's gradient is a concatenation, whose own fails", replaces=True)
+@derivative(
+    "NarrowView", why="MindSpore's gradient is a concatenation, whose own fails", replaces=True
+)
 def narrow_view(prim):
     """NarrowView(x, axis, start, length): the same for a part of an axis."""
+
     def bprop(x, axis, start, length, out, dout):
         return _part(x, axis, start, length, dout), 0, 0, 0
+
     return bprop
 
 
@@ -314,7 +362,7 @@ batching("NarrowView")(view(narrow))
 @constexpr
 def _without(shape, axis):
     axis = axis % (len(shape) - 1) + 1
-    return (*shape[:axis], *shape[axis + 1:])
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 @batching("SelectExtView")
@@ -335,7 +383,9 @@ batching("SplitWithSizeView")(view(split_with_sizes))
 
 @constexpr
 def _equal_sizes(shape, axis, size, chunks):
-    """Lengths of the pieces of an axis: of `size` each, or as few as make `chunks`; the last one may be shorter."""
+    """Lengths of the pieces of an axis: of `size` each, or as few as make `chunks`; the last one
+    may be shorter.
+    """
     length = shape[axis % (len(shape) - 1) + 1]
     size = size or -(-length // chunks)
     return (size,) * (length // size) + ((length % size,) if length % size else ())
@@ -353,13 +403,49 @@ def batched_chunk_view(x, chunks, axis):
     return split_with_sizes(x, _equal_sizes(x.shape, axis, 0, chunks), axis)
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
 
-forward("Reshape", "Transpose", "ExpandDims", "Squeeze", "BroadcastTo", "Tile", "ReverseV2", "Split", "SplitTensor",
-        "SplitWithSize", "Unstack", "Diag", "DiagPart", "Diagonal", "Tril", "Triu", "Flatten", "FlattenExt", "Roll",
-        "Contiguous", "Copy", "TransposeExt", "UnstackExt", "Chunk", "Narrow", "SelectExt",
-        "RepeatInterleaveInt")(linear)
-forward("TransposeView", "TransposeExtView", "ExpandDimsView", "BroadcastToView", "SelectExtView", "NarrowView",
-        "SplitWithSizeView", "SplitTensorView", "ChunkView", "SliceExtView", "UnstackExtView", "DiagonalView",
-        )(linear_view)
+forward(
+    "Reshape",
+    "Transpose",
+    "ExpandDims",
+    "Squeeze",
+    "BroadcastTo",
+    "Tile",
+    "ReverseV2",
+    "Split",
+    "SplitTensor",
+    "SplitWithSize",
+    "Unstack",
+    "Diag",
+    "DiagPart",
+    "Diagonal",
+    "Tril",
+    "Triu",
+    "Flatten",
+    "FlattenExt",
+    "Roll",
+    "Contiguous",
+    "Copy",
+    "TransposeExt",
+    "UnstackExt",
+    "Chunk",
+    "Narrow",
+    "SelectExt",
+    "RepeatInterleaveInt",
+)(linear)
+forward(
+    "TransposeView",
+    "TransposeExtView",
+    "ExpandDimsView",
+    "BroadcastToView",
+    "SelectExtView",
+    "NarrowView",
+    "SplitWithSizeView",
+    "SplitTensorView",
+    "ChunkView",
+    "SliceExtView",
+    "UnstackExtView",
+    "DiagonalView",
+)(linear_view)
 forward("Concat", "Stack", "StackExt")(tuple_first)

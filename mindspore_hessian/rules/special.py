@@ -1,8 +1,9 @@
 """Rules of special functions: gamma, Bessel, sinc.
 
-Some are smooth at a point where MindSpore's derivative is not. A slope with a removable singularity is a polynomial
-near it: both branches then have right derivatives of any order.
+Some are smooth at a point where MindSpore's derivative is not. A slope with a removable singularity
+is a polynomial near it: both branches then have right derivatives of any order.
 """
+
 from __future__ import annotations
 
 import math
@@ -29,7 +30,7 @@ from mindspore_hessian.rules.kit import (
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
 from mindspore_hessian.rules.taylor import by_series
 
-# --- the gamma function and its like ----------------------------------------------------------------------------
+# --- the gamma function and its like --------------------------------------------------------------
 
 batching("Lgamma", "Digamma")(unary)
 batching("Zeta")(same_shape(2))
@@ -56,19 +57,27 @@ def mvlgamma(prim):
         for j in range(p):
             slope = slope + ops.digamma(x - j * 0.5)
         return (dout * slope,)
+
     return bprop
 
 
-# --- removable singularities ------------------------------------------------------------------------------------
+# --- removable singularities ----------------------------------------------------------------------
 
 _SINC = [(-1) ** (k + 1) * 2 * (k + 1) / math.factorial(2 * k + 3) for k in range(10)]
-_BESSEL = [(2 * k + 1) / (2 * math.factorial(k) * math.factorial(k + 1) * 4 ** k) for k in range(10)]
-_SERIES = {"sinc": _SINC, "i1": _BESSEL, "j1": [(-1) ** k * c for k, c in enumerate(_BESSEL)], "pi": [math.pi]}
+_BESSEL = [(2 * k + 1) / (2 * math.factorial(k) * math.factorial(k + 1) * 4**k) for k in range(10)]
+_SERIES = {
+    "sinc": _SINC,
+    "i1": _BESSEL,
+    "j1": [(-1) ** k * c for k, c in enumerate(_BESSEL)],
+    "pi": [math.pi],
+}
 
 
 @constexpr
 def _coefficients(name, dtype):
-    """Of a series, the highest power first. As Tensors: MindSpore keeps a Python float in float32."""
+    """Of a series, the highest power first. As Tensors: MindSpore keeps a Python float in
+    float32.
+    """
     return tuple(Tensor(c, dtype) for c in _SERIES[name][::-1])
 
 
@@ -91,46 +100,56 @@ def _near(x):
 @derivative("Sinc", why="MindSpore's is off by 200% near 0 and NaN at 0", replaces=True)
 def sinc(prim):
     """sin(u) / u with u = pi x: (cos u - sin u / u) / u, and near 0 its series."""
+
     def bprop(x, out, dout):
         pi = _coefficients("pi", x.dtype)[0]
         near, small, large = _near(mul(x, pi))
         slope = (ops.cos(large) - ops.sin(large) / large) / large
         return (dout * mul(select(near, mul(small, _series("sinc", small)), slope), pi),)
+
     return bprop
 
 
 batching("Sinc")(unary)
 
 
-@derivative("BesselI1", why="MindSpore's is 1 at 0 for 1/2 and loses all digits near it", replaces=True)
+@derivative(
+    "BesselI1", why="MindSpore's is 1 at 0 for 1/2 and loses all digits near it", replaces=True
+)
 def bessel_i1(prim):
     """I0 - I1 / x, and near 0 its series."""
+
     def bprop(x, out, dout):
         near, small, large = _near(x)
         return (dout * select(near, _series("i1", small), ops.bessel_i0(x) - out / large),)
+
     return bprop
 
 
 @derivative("BesselI1e", why="MindSpore's loses all digits near 0", replaces=True)
 def bessel_i1e(prim):
     """exp(-|x|) I1: exp(-|x|) I1' - sign(x) out."""
+
     def bprop(x, out, dout):
         near, small, large = _near(x)
         scaled = ops.exp(-ops.abs(small)) * _series("i1", small)
         return (dout * (select(near, scaled, ops.bessel_i0e(x) - out / large) - ops.sign(x) * out),)
+
     return bprop
 
 
 @derivative("BesselJ1", why="MindSpore's loses all digits near 0", replaces=True)
 def bessel_j1(prim):
     """J0 - J1 / x, and near 0 its series."""
+
     def bprop(x, out, dout):
         near, small, large = _near(x)
         return (dout * select(near, _series("j1", small), ops.bessel_j0(x) - out / large),)
+
     return bprop
 
 
-# --- forward ----------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------
 
 _ROOT = Tensor(2 / math.sqrt(math.pi), float64)
 
@@ -161,7 +180,8 @@ def lgamma_slopes(x, y):
     return ops.digamma(x), ops.polygamma(Tensor(1, int32), x)
 
 
-# --- Taylor coefficients ----------------------------------------------------------------------------------------
+# --- Taylor coefficients --------------------------------------------------------------------------
+
 
 @constexpr
 def _slope_at_0(sign, dtype):

@@ -1,12 +1,14 @@
 """What Taylor rules are made of: series, their arithmetic, and the shared kinds of rules.
 
-A series is a pair (v, c): a value v, and the Taylor coefficients c of shape (K, *v.shape) that follow it, c[k - 1] the
-derivative of order k divided by k!. MindSpore's vmap pass hands it on as ((v, c), SERIES), as it does the triples of
-`rules.forward`. Where a forward rule is `straight`, it is the rule for coefficients too: `of_forward`. Others are made
-of functions of coefficients (x_0, x_1, ..., x_K), a tuple of tensors; one that is constant is (x_0,).
+A series is a pair (v, c): a value v, and the Taylor coefficients c of shape (K, *v.shape) that
+follow it, c[k - 1] the derivative of order k divided by k!. MindSpore's vmap pass hands it on as
+((v, c), SERIES), as it does the triples of `rules.forward`. Where a forward rule is `straight`, it
+is the rule for coefficients too: `of_forward`. Others are made of functions of coefficients (x_0,
+x_1, ..., x_K), a tuple of tensors; one that is constant is (x_0,).
 
 Only integers are written as numbers: MindSpore rounds other constants to float32.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,13 +18,24 @@ from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian.rules.forward import FORWARD, SERIES, allow, options_of, widened
-from mindspore_hessian.rules.kit import add, aligned, front, mul, ones_like, reshape, sigmoid, sub, zeros_like
+from mindspore_hessian.rules.kit import (
+    add,
+    aligned,
+    front,
+    mul,
+    ones_like,
+    reshape,
+    sigmoid,
+    sub,
+    zeros_like,
+)
 from mindspore_hessian.rules.registry import Getter, expansion
 
 _div, _neg, _concat, _exp = ops.Div(), ops.Neg(), ops.Concat(), ops.Exp()
 
 
-# --- between tensors and tuples ---------------------------------------------------------------------------------
+# --- between tensors and tuples -------------------------------------------------------------------
+
 
 def split(v, c):
     """(v, c_1, ..., c_K)."""
@@ -52,7 +65,8 @@ def joined(y):
     return ((y[0], _concat(lines)), SERIES)  # (Stack is fifty times slower)
 
 
-# --- arithmetic of coefficients ---------------------------------------------------------------------------------
+# --- arithmetic of coefficients -------------------------------------------------------------------
+
 
 @constexpr
 def quotient_of(one, two, dtype):
@@ -80,8 +94,8 @@ def at(a, b, n):
 
 
 def square_at(a, n, first=0, sign=1):
-    """Coefficient n of a^2 times a sign, but for terms with one of the `first` coefficients; None where nothing is
-    left."""
+    """Coefficient n of a^2 times a sign, but for terms with one of the `first` coefficients; None
+    where nothing is left."""
     total = None
     for i in range(first, (n + 1) // 2):
         term = mul(a[i], a[n - i])
@@ -250,15 +264,17 @@ def hyperbolic_tangent(y, x):
 
 @constexpr
 def _bits(p):
-    """The binary digits of a whole power after the first; None where there are none, or the power is large."""
+    """The binary digits of a whole power after the first; None where there are none, or the power
+    is large.
+    """
     if isinstance(p, int | float) and not isinstance(p, bool) and p == int(p) and 1 <= p <= 64:
         return tuple(int(digit) for digit in bin(int(p))[3:])
     return None
 
 
 def power(y, x, p):
-    """x^p, whose value is y, for a number or a constant tensor p: by products where p is a small whole number, so
-    that x may be 0; else by k x_0 y_k = sum_j (p j - (k - j)) x_j y_{k-j}."""
+    """x^p, whose value is y, for a number or a constant tensor p: by products where p is a small
+    whole number, so that x may be 0; else by k x_0 y_k = sum_j (p j - (k - j)) x_j y_{k-j}."""
     if not isinstance(p, Tensor):
         if p == 0:
             return (y,) + scaled(x[1:], 0)
@@ -310,7 +326,8 @@ def selected(condition, a, b):
     return out
 
 
-# --- kinds of rules ---------------------------------------------------------------------------------------------
+# --- kinds of rules -------------------------------------------------------------------------------
+
 
 def _is_pair(value):
     return len(value) == 2 and (value[1] is None or isinstance(value[1], int))
@@ -337,7 +354,10 @@ def _series(pair):
 
 
 def of_forward(getter: Callable) -> Callable:
-    """The rule for series of a forward rule that is `straight`: coefficients go through as derivatives do."""
+    """The rule for series of a forward rule that is `straight`: coefficients go through as
+    derivatives do.
+    """
+
     @allow(*getattr(getter, "allowed", ()))
     def made(prim, usual):
         pushed = getter(prim, usual)
@@ -353,51 +373,68 @@ def of_forward(getter: Callable) -> Callable:
             for one in out:
                 outs = outs + (_series(one),)
             return outs
+
         return rule
+
     return made
 
 
 def of_one(function: Callable) -> Callable:
-    """One tensor: ``function(y, x, *options)`` gives the coefficients of the result, of which y is the value."""
+    """One tensor: ``function(y, x, *options)`` gives the coefficients of the result, of which y is
+    the value.
+    """
+
     @allow(0)
     def getter(prim, usual):
         def rule(x_pair, *rest):
             x, options = coefficients(x_pair), options_of(rest)
             return joined(function(prim(x[0], *options), x, *options))
+
         return rule
+
     return getter
 
 
 def of_two(function: Callable) -> Callable:
-    """Two tensors, at least one of them a series: ``function(y, a, b)`` gives the coefficients of the result."""
+    """Two tensors, at least one of them a series: ``function(y, a, b)`` gives the coefficients of
+    the result.
+    """
+
     @allow(0, 1)
     def getter(prim, usual):
         def rule(a_pair, b_pair):
             a, b = coefficients(a_pair), coefficients(b_pair)
             return joined(function(prim(a[0], b[0]), a, b))
+
         return rule
+
     return getter
 
 
 def by_series(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
     """The decorator of a function as of `of_one`: files the Taylor rule of these primitives."""
+
     def file(function: Getter) -> Getter:
         expansion(*primitives, **row)(of_one(function))
         return function
+
     return file
 
 
 def by_two_series(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
     """The decorator of a function as of `of_two`: files the Taylor rule of these primitives."""
+
     def file(function: Getter) -> Getter:
         expansion(*primitives, **row)(of_two(function))
         return function
+
     return file
 
 
 @allow(0, 1)
 def bilinear(prim, usual):
     """Linear in each of the first two inputs: a matrix product, a convolution."""
+
     def rule(a_pair, b_pair, *rest):
         options = options_of(rest)
         if b_pair[1] != SERIES:
@@ -414,6 +451,7 @@ def bilinear(prim, usual):
                 total = add(total, prim(a[i], b[n - i], *options))
             out = out + (total,)
         return joined(out)
+
     return rule
 
 

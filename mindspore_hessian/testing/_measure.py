@@ -1,4 +1,7 @@
-"""The checks themselves: the second derivative against itself, and against the function near the point."""
+"""The checks themselves: the second derivative against itself, and against the function near the
+point.
+"""
+
 from __future__ import annotations
 
 import warnings
@@ -16,21 +19,26 @@ from mindspore_hessian.testing._report import USUALLY, Check, Report
 
 _STEPS = 8  # step sizes of the difference and Taylor tests
 _USABLE = 10  # a remainder this many times above rounding counts for the order
-_ROUNDINGS = 8, 64  # so many roundings of f are always allowed; measured ones up to so many of float32 or coarser
+_ROUNDINGS = (
+    8,
+    64,
+)  # so many roundings of f are always allowed; measured ones up to so many of float32 or coarser
 
 R = TypeVar("R", bound=Report)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is tested; all arrays are scaled (see `Vicinity`), and their last axis runs over the variables.
+    """What is tested; all arrays are scaled (see `Vicinity`), and their last axis runs over the
+    variables.
 
     Attributes:
         point: the function near its point, in a dtype (None: as given).
         second: the second derivative in a mode, as the public function gives it.
         products: H v for every direction of the point, from `second`.
         square: a matrix that must be symmetric, from `second`.
-        unit, square_unit: what entries of `second` and `square` were multiplied with; 1.0 for numbers like u.Hv.
+        unit, square_unit: what entries of `second` and `square` were multiplied with; 1.0 for
+            numbers like u.Hv.
     """
 
     point: Callable[[Any], Vicinity]
@@ -52,14 +60,26 @@ class Settings:
     step: float
 
     @classmethod
-    def of(cls, modes: str | Sequence[str], allowed: Any, directions: int, rtol: float | None, atol: float | None,
-           order: float, step: float, seed: int, raise_exception: bool) -> Settings:
+    def of(
+        cls,
+        modes: str | Sequence[str],
+        allowed: Any,
+        directions: int,
+        rtol: float | None,
+        atol: float | None,
+        order: float,
+        step: float,
+        seed: int,
+        raise_exception: bool,
+    ) -> Settings:
         """Check the options."""
         if not isinstance(modes, Iterable):
             raise TypeError(f"modes must be a name or several, but got {shown(modes)}")
         modes = (modes,) if isinstance(modes, str) else tuple(modes)
         if not modes:
-            raise ValueError("modes is empty; the first of them is what the others are compared with")
+            raise ValueError(
+                "modes is empty; the first of them is what the others are compared with"
+            )
         for mode in modes:
             check_choice("modes", mode, allowed)
         check_integer("directions", directions, 2)
@@ -73,7 +93,9 @@ class Settings:
         return cls(modes, rtol, atol, order, step)
 
 
-def measure(kind: type[R], name: str, subject: Subject, settings: Settings, raise_exception: bool) -> R:
+def measure(
+    kind: type[R], name: str, subject: Subject, settings: Settings, raise_exception: bool
+) -> R:
     """Make all checks; raise at the first that failed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NonFiniteWarning)
@@ -81,8 +103,10 @@ def measure(kind: type[R], name: str, subject: Subject, settings: Settings, rais
         report = _Measure(subject, settings).report(kind, name)
     if raise_exception and not report.ok:
         failed = next(check for check in report.checks if not check.ok)
-        raise AssertionError(f"the check {failed.name!r} of {name} failed: {failed.detail}. "
-                             f"This usually means {USUALLY[failed.name]}.\n{report!r}")
+        raise AssertionError(
+            f"the check {failed.name!r} of {name} failed: {failed.detail}. "
+            f"This usually means {USUALLY[failed.name]}.\n{report!r}"
+        )
     return report
 
 
@@ -103,57 +127,102 @@ class _Measure:
             self.look_around()
             checks.append(self.repeatable())
             if checks[1].ok:
-                checks += [*self.agreement(), self.symmetry(), self.differences(), self.taylor(), *self.own_dtype()]
-        return kind(name, str(self.point.dtype), tuple(self.modes), self.order, tuple(checks), tuple(self.notes))
+                checks += [
+                    *self.agreement(),
+                    self.symmetry(),
+                    self.differences(),
+                    self.taylor(),
+                    *self.own_dtype(),
+                ]
+        return kind(
+            name,
+            str(self.point.dtype),
+            tuple(self.modes),
+            self.order,
+            tuple(checks),
+            tuple(self.notes),
+        )
 
     def refine(self) -> None:
         """Go on in the finest dtype in which the function runs."""
         for dtype in (ms.float64, ms.float32):
             if PRECISION[dtype][0] >= PRECISION[self.native.dtype][0]:
                 break
-            coarse = sorted({str(d) for d in self.native.parameter_dtypes() if PRECISION[d][0] > PRECISION[dtype][0]})
+            coarse = sorted(
+                {
+                    str(d)
+                    for d in self.native.parameter_dtypes()
+                    if PRECISION[d][0] > PRECISION[dtype][0]
+                }
+            )
             if coarse:
                 self.notes.append(
-                    f"compared in {self.native.dtype}, since parameters of the function are {', '.join(coarse)}. For a "
-                    "sharper check: for p in net.get_parameters(): p.set_dtype(mindspore.float64)")
+                    f"compared in {self.native.dtype}, since parameters of the function are "
+                    f"{', '.join(coarse)}. For a "
+                    "sharper check: for p in net.get_parameters(): p.set_dtype(mindspore.float64)"
+                )
                 break
             try:
                 point = self.subject.point(dtype)
                 found = self.subject.second(point, self.settings.modes[0])
             except (HessianError, TypeError, ValueError, RuntimeError) as err:
-                self.notes.append(f"not compared in {dtype}, where the function does not run: {err}")
+                self.notes.append(
+                    f"not compared in {dtype}, where the function does not run: {err}"
+                )
             else:
                 self.point, self.found = point, found
                 break
 
-    # --- each check -----------------------------------------------------------------------------------------------
+    # --- each check -------------------------------------------------------------------------------
 
     def finite(self) -> Check:
-        parts: dict[str, Any] = {"f": self.start[0], "the gradient": self.start[1], "the second derivative": self.found}
+        parts: dict[str, Any] = {
+            "f": self.start[0],
+            "the gradient": self.start[1],
+            "the second derivative": self.found,
+        }
         bad = {name: np.count_nonzero(~np.isfinite(part)) for name, part in parts.items()}
-        detail = "; ".join(f"{name} holds {count} NaN or Inf" for name, count in bad.items() if count)
-        return Check("finite", float(sum(bad.values())), 0.0, detail or "f, gradient and second derivative are finite")
+        detail = "; ".join(
+            f"{name} holds {count} NaN or Inf" for name, count in bad.items() if count
+        )
+        return Check(
+            "finite",
+            float(sum(bad.values())),
+            0.0,
+            detail or "f, gradient and second derivative are finite",
+        )
 
     def look_around(self) -> None:
-        """Slopes and Taylor remainders near the point, how much of them is rounding, and what tolerances follow."""
+        """Slopes and Taylor remainders near the point, how much of them is rounding, and what
+        tolerances follow.
+        """
         point, (value, gradient) = self.point, self.start
         eps, rtol = PRECISION[point.dtype]
         self.products = self.subject.products(point, self.found)
         self.rtol = rtol if self.settings.rtol is None else self.settings.rtol
         self.steps = np.geomspace(self.settings.step, eps ** (1 / 3), _STEPS)
-        t = np.append(self.steps, eps ** 0.4)  # the last is so small that what remains there is rounding
-        pairs = [[(point.at(step * v), point.at(-step * v)) for step in t] for v in point.directions]
+        t = np.append(
+            self.steps, eps**0.4
+        )  # the last is so small that what remains there is rounding
+        pairs = [
+            [(point.at(step * v), point.at(-step * v)) for step in t] for v in point.directions
+        ]
         values = np.array([[(plus[0], minus[0]) for plus, minus in row] for row in pairs])
         slopes = np.array([[plus[1] - minus[1] for plus, minus in row] for row in pairs])
         first, second = point.directions @ gradient, (point.directions * self.products).sum(1)
         with np.errstate(all="ignore"):
             self.slopes = (slopes / (2 * t[:, None]))[:, :-1]
-            linear, quadratic = np.outer(first, t), np.outer(second, t ** 2 / 2)
+            linear, quadratic = np.outer(first, t), np.outer(second, t**2 / 2)
             model = value + quadratic[..., None] + linear[..., None] * np.array([1, -1])
             remainders = np.abs(values - model).max(2)
             largest = np.abs(values[np.isfinite(values)]).max(initial=abs(value))
-            low, high = _ROUNDINGS[0] * eps * largest, _ROUNDINGS[1] * max(eps, PRECISION[ms.float32][0]) * largest
-            rounding = np.clip(np.nan_to_num(remainders[:, -1:]), low, high)  # more than that is a jump, or wrong
+            low, high = (
+                _ROUNDINGS[0] * eps * largest,
+                _ROUNDINGS[1] * max(eps, PRECISION[ms.float32][0]) * largest,
+            )
+            rounding = np.clip(
+                np.nan_to_num(remainders[:, -1:]), low, high
+            )  # more than that is a jump, or wrong
         self.remainders = remainders[:, :-1]
         self.floor = (rounding + self.rtol / 100 * (np.abs(linear) + np.abs(quadratic)))[:, :-1]
         relative = rounding.max() / largest if largest else _ROUNDINGS[0] * eps
@@ -163,12 +232,30 @@ class _Measure:
     def repeatable(self) -> Check:
         value, gradient = self.point.at(self.point.zero)
         again = self.subject.second(self.point, self.settings.modes[0])
-        return _worst([
-            self.compare("repeatable", np.array(self.start[0]), np.array(value), "f in a first and a second run"),
-            self.compare("repeatable", self.start[1], gradient, "the gradient in a first and a second run",
-                         self.point.size),
-            self.compare("repeatable", self.found, again, "the second derivative in a first and a second run",
-                         self.subject.unit(self.point))])
+        return _worst(
+            [
+                self.compare(
+                    "repeatable",
+                    np.array(self.start[0]),
+                    np.array(value),
+                    "f in a first and a second run",
+                ),
+                self.compare(
+                    "repeatable",
+                    self.start[1],
+                    gradient,
+                    "the gradient in a first and a second run",
+                    self.point.size,
+                ),
+                self.compare(
+                    "repeatable",
+                    self.found,
+                    again,
+                    "the second derivative in a first and a second run",
+                    self.subject.unit(self.point),
+                ),
+            ]
+        )
 
     def agreement(self) -> list[Check]:
         first, *others = self.settings.modes
@@ -180,8 +267,15 @@ class _Measure:
                 self.notes.append(f"mode {mode!r} was refused: {err}")
                 continue
             self.modes.append(mode)
-            checks.append(self.compare("modes", self.found, got, f"modes {first!r} and {mode!r}",
-                                       self.subject.unit(self.point)))
+            checks.append(
+                self.compare(
+                    "modes",
+                    self.found,
+                    got,
+                    f"modes {first!r} and {mode!r}",
+                    self.subject.unit(self.point),
+                )
+            )
         return [_worst(checks)] if checks else []
 
     def symmetry(self) -> Check:
@@ -190,14 +284,25 @@ class _Measure:
         what, scale = "H and its transpose", np.abs(square).max()
         if not np.ndim(unit):
             what, scale = "u.Hv and v.Hu", np.linalg.norm(self.products, axis=1).max()
-        return self.compare("symmetry", square, np.swapaxes(square, -1, -2), what, unit, scale=scale)
+        return self.compare(
+            "symmetry", square, np.swapaxes(square, -1, -2), what, unit, scale=scale
+        )
 
     def differences(self) -> Check:
         checks = []
         for v, hv in enumerate(self.products):
-            steps = [self.compare("differences", slope, hv, f"the gradient's central difference (step {t:.1e}) and Hv",
-                                  self.point.size, extra=self.noise / t, scale=np.abs(hv).max())
-                     for t, slope in zip(self.steps, self.slopes[v], strict=True)]
+            steps = [
+                self.compare(
+                    "differences",
+                    slope,
+                    hv,
+                    f"the gradient's central difference (step {t:.1e}) and Hv",
+                    self.point.size,
+                    extra=self.noise / t,
+                    scale=np.abs(hv).max(),
+                )
+                for t, slope in zip(self.steps, self.slopes[v], strict=True)
+            ]
             checks.append(min(steps, key=_excess))
         return _worst(checks)
 
@@ -208,12 +313,17 @@ class _Measure:
             order, last = _order(self.steps, remainder, floor)
             detail = "the remainder is no more than rounding"
             if np.isfinite(order):
-                detail = (f"expected a remainder like t^3, got t^{order:.2f}: {remainder[last]:.2e} at "
-                          f"t = {self.steps[last]:.1e}")
+                detail = (
+                    f"expected a remainder like t^3, got t^{order:.2f}: {remainder[last]:.2e} at "
+                    f"t = {self.steps[last]:.1e}"
+                )
             missing = max(0.0, 3 - order)
-            # in a coarse dtype kinks beside the point and rounding hide the order: a right first derivative will do,
-            # the second one is tested by the differences
-            if self.point.dtype != ms.float64 and (remainder <= floor + self.rtol * self.steps * size).any():
+            # in a coarse dtype kinks beside the point and rounding hide the order: a right first
+            # derivative will do, the second one is tested by the differences
+            if (
+                self.point.dtype != ms.float64
+                and (remainder <= floor + self.rtol * self.steps * size).any()
+            ):
                 missing, detail = 0.0, f"right to first order; in all, {detail}"
             orders.append(order)
             checks.append(Check("taylor", missing, 3 - self.settings.order, detail))
@@ -224,33 +334,68 @@ class _Measure:
         if self.point is self.native:
             return []
         rtol = max(self.rtol, PRECISION[self.native.dtype][1])
-        noise = 64 * PRECISION[self.native.dtype][0] * (abs(self.start[0]) + np.abs(self.start[1]).max())
-        return [self.compare("dtype", self.found, self.given, f"{self.point.dtype} and {self.native.dtype}",
-                             self.subject.unit(self.point), rtol=rtol, extra=noise)]
+        noise = (
+            64
+            * PRECISION[self.native.dtype][0]
+            * (abs(self.start[0]) + np.abs(self.start[1]).max())
+        )
+        return [
+            self.compare(
+                "dtype",
+                self.found,
+                self.given,
+                f"{self.point.dtype} and {self.native.dtype}",
+                self.subject.unit(self.point),
+                rtol=rtol,
+                extra=noise,
+            )
+        ]
 
-    def compare(self, name: str, expected: np.ndarray, got: np.ndarray, what: str, unit: Any = 1.0,
-                extra: float = 0.0, scale: float | None = None, rtol: float | None = None) -> Check:
-        """The largest difference, against ``rtol * scale + atol``; shown without the scaling of `Vicinity`."""
+    def compare(
+        self,
+        name: str,
+        expected: np.ndarray,
+        got: np.ndarray,
+        what: str,
+        unit: Any = 1.0,
+        extra: float = 0.0,
+        scale: float | None = None,
+        rtol: float | None = None,
+    ) -> Check:
+        """The largest difference, against ``rtol * scale + atol``; shown without the scaling of
+        `Vicinity`.
+        """
         error = np.nan_to_num(np.abs(expected - got), nan=np.inf)
         place = np.unravel_index(int(error.argmax()), error.shape)
         shown = np.broadcast_to(unit, error.shape)[place]
         scale = float(np.abs(expected).max()) if scale is None else float(scale)
         where = f" at {self.point.place(int(place[-1]))}" if np.ndim(unit) else ""
-        return Check(name, float(error[place]), (self.rtol if rtol is None else rtol) * scale + self.atol + extra,
-                     f"{what}: {expected[place] / shown:.6g} and {got[place] / shown:.6g}{where}")
+        return Check(
+            name,
+            float(error[place]),
+            (self.rtol if rtol is None else rtol) * scale + self.atol + extra,
+            f"{what}: {expected[place] / shown:.6g} and {got[place] / shown:.6g}{where}",
+        )
 
 
 def _order(steps: np.ndarray, remainder: np.ndarray, floor: np.ndarray) -> tuple[float, int]:
-    """The order at which a remainder falls at the smallest steps, and the smallest step where it stands out.
+    """The order at which a remainder falls at the smallest steps, and the smallest step where it
+    stands out.
 
-    Fitted where it stands out against rounding; below, where it does not, it must have fallen at least so fast.
+    Fitted where it stands out against rounding; below, where it does not, it must have fallen at
+    least so fast.
     """
     usable = np.flatnonzero(remainder > _USABLE * floor)
     if usable.size == 0:
         return np.inf, 0
     last = int(usable[-1])
     below = slice(last + 1, None)
-    orders = [*(np.log(remainder[last] / (remainder[below] + floor[below])) / np.log(steps[last] / steps[below]))]
+    orders = [
+        *(
+            np.log(remainder[last] / (remainder[below] + floor[below]))
+            / np.log(steps[last] / steps[below])
+        )
+    ]
     if usable.size > 1:
         orders.append(np.polyfit(np.log(steps[usable[-3:]]), np.log(remainder[usable[-3:]]), 1)[0])
     return float(max(orders, default=np.inf)), last

@@ -1,4 +1,5 @@
 """What a check says."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,11 +9,11 @@ USUALLY = {
     "repeatable": "randomness: dropout in training mode (net.set_train(False)), or random numbers drawn inside",
     "modes": "a primitive whose derivative rule is wrong or missing (see mindspore_hessian.rules)",
     "symmetry": "a gradient that is not the gradient of any function: a custom `bprop`, a wrong derivative rule, or "
-                "stop_gradient on a part of the function",
+    "stop_gradient on a part of the function",
     "differences": "a wrong second derivative (a custom `bprop`, a wrong derivative rule, stop_gradient), or a kink "
-                   "at this point (relu, abs, max): try another point",
+    "at this point (relu, abs, max): try another point",
     "taylor": "a wrong first derivative (a custom `bprop`, a wrong derivative rule, stop_gradient), or a kink or "
-              "jump at this point (relu, abs, max): try another point",
+    "jump at this point (relu, abs, max): try another point",
     "dtype": "a kernel that is wrong or too coarse in the inputs' own dtype, or a badly scaled function",
 }
 
@@ -50,9 +51,10 @@ class Report:
         function: its name.
         dtype: the dtype in which derivatives were compared.
         modes: the modes that gave a result.
-        order: order of the Taylor remainder, or a lower bound of it: 3 or more where all is right, inf where the
-            remainder is no more than rounding, NaN where it was not measured.
-        checks: in the order in which they were made; those after a failed "finite" or "repeatable" are left out.
+        order: order of the Taylor remainder, or a lower bound of it: 3 or more where all is right,
+            inf where the remainder is no more than rounding, NaN where it was not measured.
+        checks: in the order in which they were made; those after a failed "finite" or "repeatable"
+            are left out.
         notes: what the user should know: a lower precision, a mode that was refused.
     """
 
@@ -72,11 +74,18 @@ class Report:
         for check in self.checks:
             if check.name == name:
                 return check
-        raise KeyError(f"no check {name!r} was made; there are {', '.join(check.name for check in self.checks)}")
+        raise KeyError(
+            f"no check {name!r} was made; there are "
+            f"{', '.join(check.name for check in self.checks)}"
+        )
 
     def __repr__(self) -> str:
         head = f"{type(self).__name__}: {self.function} in {self.dtype}, modes {', '.join(self.modes)}: "
-        lines = [head + ("ok" if self.ok else "FAILED"), *map(repr, self.checks), *(f"note: {n}" for n in self.notes)]
+        lines = [
+            head + ("ok" if self.ok else "FAILED"),
+            *map(repr, self.checks),
+            *(f"note: {n}" for n in self.notes),
+        ]
         return "\n  ".join(lines)
 
 

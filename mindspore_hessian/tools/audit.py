@@ -1,4 +1,7 @@
-"""What a second derivative is made of: its primitives, whose rules they use, which are missing, and what is zero."""
+"""What a second derivative is made of: its primitives, whose rules they use, which are missing, and
+what is zero.
+"""
+
 from __future__ import annotations
 
 import os
@@ -25,14 +28,22 @@ from mindspore_hessian.transforms.products import product_kernel
 
 __all__ = ["audit", "AuditReport", "AuditRow", "AuditVariable", "Compiles"]
 
-MINDSPORE, OURS, MISSING, UNNEEDED, UNKNOWN = "mindspore", "ours", "missing", "none needed", "unknown"
+MINDSPORE, OURS, MISSING, UNNEEDED, UNKNOWN = (
+    "mindspore",
+    "ours",
+    "missing",
+    "none needed",
+    "unknown",
+)
 POINTS = 3
 PROOF, RANDOM = "the gradient's graph", f"{POINTS} random points"
 _WIDTH = 120
 
 
 class Compiles(NamedTuple):
-    """Whether `hvp` compiles, and whether `hessian` compiles in one batch (else it computes row after row)."""
+    """Whether `hvp` compiles, and whether `hessian` compiles in one batch (else it computes row
+    after row).
+    """
 
     hvp: bool
     hessian: bool
@@ -44,11 +55,12 @@ class AuditRow:
 
     Attributes:
         primitive: MindSpore's name. ``Switch`` stands for a data-dependent `if` or `while`.
-        derivative: whose derivative `hvp` uses: ``"mindspore"``, ``"ours"`` (registered through `rules`),
-            ``"missing"``, ``"none needed"`` (nothing is differentiated through it), or ``"unknown"`` (MindSpore failed
-            at another primitive before it came to this one).
+        derivative: whose derivative `hvp` uses: ``"mindspore"``, ``"ours"`` (registered through
+            `rules`), ``"missing"``, ``"none needed"`` (nothing is differentiated through it), or
+            ``"unknown"`` (MindSpore failed at another primitive before it came to this one).
         batching: whose batching rule `hessian` uses, in the same words.
-        sources: the user's lines that bring the primitive in, as ``file.py:12``; empty where MindSpore does not say.
+        sources: the user's lines that bring the primitive in, as ``file.py:12``; empty where
+            MindSpore does not say.
         remedy: what to do about what is missing or wrong at single points, else empty.
     """
 
@@ -66,7 +78,8 @@ class AuditVariable:
     Attributes:
         name: such as ``argument 0``.
         zero: whether the rows are zero.
-        evidence: ``"the gradient's graph"``, which is a proof (between kinks), or ``"3 random points"``, which is none.
+        evidence: ``"the gradient's graph"``, which is a proof (between kinks), or ``"3 random
+            points"``, which is none.
     """
 
     name: str
@@ -84,7 +97,8 @@ class AuditReport:
         variables: what is differentiated, and what of that has a zero Hessian.
         compiles: whether `hvp` and the batched `hessian` compile.
         problems: what else MindSpore says against it, a sentence each.
-        written: what the function writes in place (``y += x``), each with its line: it is computed out of place here.
+        written: what the function writes in place (``y += x``), each with its line: it is computed
+            out of place here.
     """
 
     function: str
@@ -96,7 +110,9 @@ class AuditReport:
 
     @property
     def structurally_zero(self) -> bool:
-        """Whether the whole Hessian is zero whatever the point; see `variables` for the evidence."""
+        """Whether the whole Hessian is zero whatever the point; see `variables` for the
+        evidence.
+        """
         return all(variable.zero for variable in self.variables)
 
     @property
@@ -109,9 +125,16 @@ class AuditReport:
         lines = [_wrapped(f"{row.primitive}: {row.remedy}") for row in self.rows if row.remedy]
         lines += [_wrapped(problem) for problem in self.problems]
         if self.written:
-            lines.append(_wrapped(f"In place: {_listed(list(self.written), 3)}. Here that is computed out of place, as "
-                                  "`y = y + x`; MindSpore's own gradient of it can be wrong."))
-        for evidence in dict.fromkeys(variable.evidence for variable in self.variables if variable.zero):
+            lines.append(
+                _wrapped(
+                    f"In place: {_listed(list(self.written), 3)}. Here that is computed out of "
+                    "place, as "
+                    "`y = y + x`; MindSpore's own gradient of it can be wrong."
+                )
+            )
+        for evidence in dict.fromkeys(
+            variable.evidence for variable in self.variables if variable.zero
+        ):
             names = [v.name for v in self.variables if v.zero and v.evidence == evidence]
             lines.append(_wrapped(_zero_text(names, evidence)))
         return "\n".join([*lines, self._verdict()])
@@ -120,7 +143,11 @@ class AuditReport:
         lost = ", ".join(row.primitive for row in self.rows if row.derivative == MISSING)
         slow = ", ".join(row.primitive for row in self.rows if row.batching == MISSING)
         sure = all(variable.evidence == PROOF for variable in self.variables)
-        zero = f"; the Hessian {'is' if sure else 'seems to be'} zero" if self.structurally_zero else ""
+        zero = (
+            f"; the Hessian {'is' if sure else 'seems to be'} zero"
+            if self.structurally_zero
+            else ""
+        )
         if not self.compiles.hvp:
             cause = f"no derivative of {lost}" if lost else "MindSpore cannot compile it"
             return _one_line(f"verdict: hvp and hessian are refused: {cause}")
@@ -164,19 +191,30 @@ def _fitting(sources: tuple[str, ...], room: int) -> str:
 
 def _zero_text(names: list[str], evidence: str) -> str:
     """The sentence about zero rows of the Hessian."""
-    how = f"structurally zero, by {PROOF}" if evidence == PROOF else f"zero at {RANDOM}: evidence, no proof"
-    return (f"The Hessian's rows of {_listed(names, 8)} are {how}. Between kinks, the gradient does not change with "
-            "what is differentiated (linear layers, relu, abs, max). Where curvature is wanted, use a smooth function "
-            "(softplus, gelu, tanh); a Hessian with respect to other variables, or of a loss on top, can differ.")
+    how = (
+        f"structurally zero, by {PROOF}"
+        if evidence == PROOF
+        else f"zero at {RANDOM}: evidence, no proof"
+    )
+    return (
+        f"The Hessian's rows of {_listed(names, 8)} are {how}. Between kinks, the gradient does "
+        "not change with "
+        "what is differentiated (linear layers, relu, abs, max). Where curvature is wanted, use a "
+        "smooth function "
+        "(softplus, gelu, tanh); a Hessian with respect to other variables, or of a loss on top, "
+        "can differ."
+    )
 
 
 @interruptible
 def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = None) -> AuditReport:
-    """Which primitives the compiled second derivative of a scalar function holds, and whose rules they use.
+    """Which primitives the compiled second derivative of a scalar function holds, and whose rules
+    they use.
 
-    Compiles the gradient, the Hessian-vector product and two rows of the Hessian, and reads the graphs. A missing rule
-    is no error here but a row of the report, with the line of the function that brings the primitive in and the remedy;
-    all missing derivatives are found, not only the first. The cache of compiled functions stays as it is.
+    Compiles the gradient, the Hessian-vector product and two rows of the Hessian, and reads the
+    graphs. A missing rule is no error here but a row of the report, with the line of the function
+    that brings the primitive in and the remedy; all missing derivatives are found, not only the
+    first. The cache of compiled functions stays as it is.
 
     Args:
         fn: any callable that returns one number (a Tensor of one element), as for `hvp`.
@@ -185,17 +223,21 @@ def audit(fn: Any, inputs: Any, grad_position: Any = None, *, weights: Any = Non
         weights: Parameters to differentiate, as for `hvp`.
 
     Returns:
-        An `AuditReport`. ``print(report)`` shows it as a table; ``report.missing`` and ``report.structurally_zero`` say
-        it to a program.
+        An `AuditReport`. ``print(report)`` shows it as a table; ``report.missing`` and
+        ``report.structurally_zero`` say it to a program.
 
     Raises:
-        TypeError: a wrong type or dtype, an integer input to differentiate, a function that does not return a Tensor.
-        ValueError: an output that is not one number, a position out of range, a Parameter that is not in the function.
+        TypeError: a wrong type or dtype, an integer input to differentiate, a function that does
+            not return a Tensor.
+        ValueError: an output that is not one number, a position out of range, a Parameter that is
+            not in the function.
         NotCompilableError: MindSpore cannot compile `fn` or its gradient; the message says why.
-        UnsafeRuntimeError: as `hvp`; also where ``MS_DEV_DUMP_IR_PASSES`` keeps MindSpore from writing its graphs.
+        UnsafeRuntimeError: as `hvp`; also where ``MS_DEV_DUMP_IR_PASSES`` keeps MindSpore from
+            writing its graphs.
 
     Note:
-        MindSpore reads ``MS_DEV_DUMP_IR_PASSES`` once in a process: graphs that you save with ``MS_DEV_SAVE_GRAPHS``
+        MindSpore reads ``MS_DEV_DUMP_IR_PASSES`` once in a process: graphs that you save with
+            ``MS_DEV_SAVE_GRAPHS``
         after an audit are those of its pass "optimize" only.
 
     Supported Platforms:
@@ -225,25 +267,52 @@ def _report(point: Point, replacing: bool) -> AuditReport:
     if refused is not None and (gradient is None or not isinstance(refused, MissingRuleError)):
         raise refused
     if gradient is None:
-        raise UnsafeRuntimeError("MindSpore wrote no graph that could be read. Unset MS_DEV_DUMP_IR_PASSES before the "
-                                 "first graph of the process is saved.")
+        raise UnsafeRuntimeError(
+            "MindSpore wrote no graph that could be read. Unset MS_DEV_DUMP_IR_PASSES before the "
+            "first graph of the process is saved."
+        )
     product, failed = _compiled(point, product_kernel("revrev"), _vectors(point, 0))
     with _compat.batching_rules_watched(unrolled) as asked:
         batched, unbatched = _compiled(point, _two_rows, (Tensor(0, ms.int64),))
-    variables = gradient.references(point.space.positions, [weight.name for weight in point.space.weights])
-    found = _Found([product or Graph(), gradient], gradient.differentiated(variables), asked, batched is not None,
-                   replacing, [str(error) for error in (refused, failed) if error is not None])
+    variables = gradient.references(
+        point.space.positions, [weight.name for weight in point.space.weights]
+    )
+    found = _Found(
+        [product or Graph(), gradient],
+        gradient.differentiated(variables),
+        asked,
+        batched is not None,
+        replacing,
+        [str(error) for error in (refused, failed) if error is not None],
+    )
     rows = found.rows()
-    proved = gradient.constant_outputs(variables) if len(variables) == len(point.space.names) else []
-    zeros = _zeros(point, proved) if failed is None else [AuditVariable(name, False) for name in point.space.names]
-    lost, slow = any(row.derivative == MISSING for row in rows), any(row.batching == MISSING for row in rows)
+    proved = (
+        gradient.constant_outputs(variables) if len(variables) == len(point.space.names) else []
+    )
+    zeros = (
+        _zeros(point, proved)
+        if failed is None
+        else [AuditVariable(name, False) for name in point.space.names]
+    )
+    lost, slow = (
+        any(row.derivative == MISSING for row in rows),
+        any(row.batching == MISSING for row in rows),
+    )
     compiles = Compiles(failed is None, failed is None and unbatched is None and not slow)
     told = compiles.hessian or (lost if failed else slow)
-    return AuditReport(_label(point), tuple(rows), tuple(zeros), compiles,
-                       () if told else (str(failed or unbatched),), tuple(written))
+    return AuditReport(
+        _label(point),
+        tuple(rows),
+        tuple(zeros),
+        compiles,
+        () if told else (str(failed or unbatched),),
+        tuple(written),
+    )
 
 
-def _compiled(point: Point, build: Builder, extras: tuple = ()) -> tuple[Graph | None, Exception | None]:
+def _compiled(
+    point: Point, build: Builder, extras: tuple = ()
+) -> tuple[Graph | None, Exception | None]:
     """Compile and run a program: its graph, and the error where there was one."""
     refused = None
     with graph_dump.saved() as folder:
@@ -251,7 +320,15 @@ def _compiled(point: Point, build: Builder, extras: tuple = ()) -> tuple[Graph |
             Program("audit", build, (object(),)).run(point, extras)
         except UnsafeRuntimeError:
             raise
-        except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError, NameError) as error:
+        except (
+            HessianError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            AttributeError,
+            IndexError,
+            NameError,
+        ) as error:
             refused = error
         return graph_dump.read(folder), refused
 
@@ -262,10 +339,12 @@ def _gradient_kernel(function: Function, space: Space) -> Callable:
 
 def _two_rows(function: Function, space: Space) -> Callable:
     """Two rows of the Hessian, batched as `hessian` does."""
-    return blocks.hessian_rows(function.value, space.positions, space.parameters, min(2, space.size))
+    return blocks.hessian_rows(
+        function.value, space.positions, space.parameters, min(2, space.size)
+    )
 
 
-# --- rows --------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 _NO_KERNEL = re.compile(r"primitive (\w+) has no kernel")
 _FAILED = re.compile(r'[Bb]prop "?(\w+)"? encounter')
@@ -273,9 +352,10 @@ _FAILED = re.compile(r'[Bb]prop "?(\w+)"? encounter')
 
 @dataclass
 class _Found:
-    """What the compilations left behind: the graphs of product and gradient, the primitives that a second derivative
-    goes through, the batching rules asked for and whether they were there, whether all were asked for, whether
-    MindSpore heeds our derivatives in place of its own, and the messages of what failed."""
+    """What the compilations left behind: the graphs of product and gradient, the primitives that a
+    second derivative goes through, the batching rules asked for and whether they were there,
+    whether all were asked for, whether MindSpore heeds our derivatives in place of its own, and the
+    messages of what failed."""
 
     graphs: list[Graph]
     needed: set[str]
@@ -298,9 +378,19 @@ class _Found:
         for name in sorted({*lines, *lost, *kernels, *unbatched}):
             derivative, batching = self._derivative(name, lost), self._batching(name, unbatched)
             sources = tuple(sorted(set(graph_dump.origin(name, lines)), key=_by_line))
-            out.append(AuditRow(name, derivative, batching, sources,
-                                _remedy(name, derivative, batching, name in kernels)))
-        return sorted(out, key=lambda row: (row.derivative != MISSING, row.batching != MISSING, not row.remedy))
+            out.append(
+                AuditRow(
+                    name,
+                    derivative,
+                    batching,
+                    sources,
+                    _remedy(name, derivative, batching, name in kernels),
+                )
+            )
+        return sorted(
+            out,
+            key=lambda row: (row.derivative != MISSING, row.batching != MISSING, not row.remedy),
+        )
 
     def _derivative(self, name: str, lost: set[str]) -> str:
         if name in lost:
@@ -325,8 +415,11 @@ class _Found:
 
 def _ours(kind: str, replacing: bool) -> set[str]:
     """The primitives whose rule in force is one of `rules`."""
-    return {row.primitive for row in rules.status()
-            if row.kind == kind and row.active == OURS and (replacing or not row.replaces)}
+    return {
+        row.primitive
+        for row in rules.status()
+        if row.kind == kind and row.active == OURS and (replacing or not row.replaces)
+    }
 
 
 def _by_line(source: str) -> tuple[str, int]:
@@ -334,9 +427,12 @@ def _by_line(source: str) -> tuple[str, int]:
     return file, int(line)
 
 
-# primitives whose derivatives are wrong at single points; the functions of `mindspore.ops` avoid them
-_AT_POINTS = {"ReduceStd": "Its derivatives are NaN where all values are equal, and float64 has the accuracy of "
-                           "float32: use ops.var, ops.std, or the formula."}
+# primitives whose derivatives are wrong at single points; the functions of `mindspore.ops` avoid
+# them
+_AT_POINTS = {
+    "ReduceStd": "Its derivatives are NaN where all values are equal, and float64 has the accuracy of "
+    "float32: use ops.var, ops.std, or the formula."
+}
 
 
 def _remedy(name: str, derivative: str, batching: str, no_kernel: bool) -> str:
@@ -346,23 +442,35 @@ def _remedy(name: str, derivative: str, batching: str, no_kernel: bool) -> str:
     if name in _AT_POINTS:
         out.append(_AT_POINTS[name])
     if derivative == MISSING:
-        out.append("No derivative, so hvp and hessian raise MissingRuleError. Write the function with another "
-                   f"operation, or supply the rule: mindspore_hessian.rules.register_derivative({name!r}, getter).")
+        out.append(
+            "No derivative, so hvp and hessian raise MissingRuleError. Write the function with "
+            "another "
+            f"operation, or supply the rule: mindspore_hessian.rules.register_derivative({name!r}, "
+            "getter)."
+        )
     if batching == MISSING and name == CONTROL:
-        out.append("An `if` or `while` that depends on data cannot be batched, so hessian computes its rows one after "
-                   "another. Use ops.where or another selection without control flow.")
+        out.append(
+            "An `if` or `while` that depends on data cannot be batched, so hessian computes its "
+            "rows one after "
+            "another. Use ops.where or another selection without control flow."
+        )
     elif batching == MISSING:
-        out.append("No batching rule, so hessian computes its rows one after another. Supply the rule: "
-                   f"mindspore_hessian.rules.register_batching({name!r}, getter).")
+        out.append(
+            "No batching rule, so hessian computes its rows one after another. Supply the rule: "
+            f"mindspore_hessian.rules.register_batching({name!r}, getter)."
+        )
     return " ".join(out)
 
 
-# --- what is zero -------------------------------------------------------------------------------------------------
+# --- what is zero ---------------------------------------------------------------------------------
+
 
 def _vectors(point: Point, seed: int) -> tuple[Tensor, ...]:
     random = np.random.default_rng(seed)
-    return tuple(_tensor(random.standard_normal(shape), dtype)
-                 for shape, dtype in zip(point.space.shapes, point.space.dtypes, strict=True))
+    return tuple(
+        _tensor(random.standard_normal(shape), dtype)
+        for shape, dtype in zip(point.space.shapes, point.space.dtypes, strict=True)
+    )
 
 
 def _tensor(array: np.ndarray, dtype: Any) -> Tensor:
@@ -370,7 +478,9 @@ def _tensor(array: np.ndarray, dtype: Any) -> Tensor:
 
 
 def _zeros(point: Point, proved: list[bool]) -> list[AuditVariable]:
-    """Whether each variable's rows are zero: exactly so at random points, and perhaps proved by the graph."""
+    """Whether each variable's rows are zero: exactly so at random points, and perhaps proved by the
+    graph.
+    """
     names, leaves = point.space.names, point.call.leaves
     product = Program("audit", product_kernel("revrev"), (object(),))
     zero, finite = [True] * len(names), [0] * len(names)
@@ -378,8 +488,12 @@ def _zeros(point: Point, proved: list[bool]) -> list[AuditVariable]:
         random = np.random.default_rng(100 + number)
         moved = list(leaves)
         for position in point.space.positions if number else ():
-            x = _compat.to_numpy(leaves[position]).astype(np.float64)  # signs stay, for functions like log
-            x = x * random.uniform(0.8, 1.25, x.shape) + 0.1 * (x == 0) * random.standard_normal(x.shape)
+            x = _compat.to_numpy(leaves[position]).astype(
+                np.float64
+            )  # signs stay, for functions like log
+            x = x * random.uniform(0.8, 1.25, x.shape) + 0.1 * (x == 0) * random.standard_normal(
+                x.shape
+            )
             moved[position] = _tensor(x, leaves[position].dtype)
         there = replace(point, call=replace(point.call, leaves=tuple(moved)))
         result, _ = product.run(there, _vectors(point, number))
@@ -399,6 +513,8 @@ def _zeros(point: Point, proved: list[bool]) -> list[AuditVariable]:
 def _label(point: Point) -> str:
     """The user's function with its line."""
     fn = point.call.fn
-    code = getattr(getattr(fn, "construct", fn), "__code__", None) or getattr(type(fn).__call__, "__code__", None)
+    code = getattr(getattr(fn, "construct", fn), "__code__", None) or getattr(
+        type(fn).__call__, "__code__", None
+    )
     name = getattr(fn, "__qualname__", type(fn).__name__).rpartition("<locals>.")[2]
     return f"{name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})" if code else name

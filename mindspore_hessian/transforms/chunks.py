@@ -1,4 +1,7 @@
-"""Matrices too large for one pass, or without batching rules: computed in pieces, put together in numpy."""
+"""Matrices too large for one pass, or without batching rules: computed in pieces, put together in
+numpy.
+"""
+
 from __future__ import annotations
 
 import re
@@ -17,12 +20,15 @@ from mindspore_hessian.core.space import Space, map_structure, numpy_dtype, to_t
 from mindspore_hessian.rules.missing import unbatched_only
 from mindspore_hessian.transforms import blocks
 
-_UNBATCHED = re.compile(r"primitive (\w+) has no batching rule")  # as rules say it that are not for every operand
+_UNBATCHED = re.compile(
+    r"primitive (\w+) has no batching rule"
+)  # as rules say it that are not for every operand
 
 
 def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], Any]) -> Any:
-    """`batched`, or `loop` with a warning: where a batching rule is missing, which it names, and where MindSpore fails
-    inside itself at the batched graph, as at loops over Tensors that read weights.
+    """`batched`, or `loop` with a warning: where a batching rule is missing, which it names, and
+    where MindSpore fails inside itself at the batched graph, as at loops over Tensors that read
+    weights.
 
     MindSpore itself would unroll a primitive without a rule into as many copies as there are rows.
     """
@@ -30,10 +36,14 @@ def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], An
         with _compat.batching_rules_watched(unbatched_only) as asked:
             return batched()
     except (HessianError, RuntimeError, TypeError) as err:  # as MindSpore passes our refusal on
-        missing = [primitive for primitive, there in asked.items() if not there] or _UNBATCHED.findall(str(err))
+        missing = [
+            primitive for primitive, there in asked.items() if not there
+        ] or _UNBATCHED.findall(str(err))
         if isinstance(err, UnsafeRuntimeError) or not (missing or _compat.lost_its_way(err)):
             raise
-    result = loop()  # where the function itself is at fault, this says so better than the batched version
+    result = (
+        loop()
+    )  # where the function itself is at fault, this says so better than the batched version
     cause, remedy = "MindSpore fails inside itself at the batched graph", ""
     if missing:
         cause = f"primitive {missing[0]} has no batching rule"
@@ -43,7 +53,9 @@ def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], An
 
 
 def starts(total: int, count: int) -> list[int]:
-    """First rows of the pieces; the last piece overlaps its neighbour, so that all have one shape."""
+    """First rows of the pieces; the last piece overlaps its neighbour, so that all have one
+    shape.
+    """
     return [min(start, total - count) for start in range(0, total, count)]
 
 
@@ -54,8 +66,10 @@ def is_several(result: Any) -> bool:
 
 def _builder(make: Callable, *options: Any) -> Builder:
     """A builder of a factory of `blocks`."""
+
     def build(function: Function, space: Space) -> Callable:
         return make(function.value, space.positions, space.parameters, *options)
+
     return build
 
 
@@ -77,7 +91,15 @@ def hessian_in_chunks(point: Point, chunk: int) -> tuple[Any, Any]:
             arrays = [_compat.to_numpy(part) for part in output]
             if number == len(rows):
                 lead = arrays[0].ndim - 1 - len(space.shapes[0])
-                rows.append((lead, [np.empty((*a.shape[:lead], total, *a.shape[lead + 1:]), a.dtype) for a in arrays]))
+                rows.append(
+                    (
+                        lead,
+                        [
+                            np.empty((*a.shape[:lead], total, *a.shape[lead + 1 :]), a.dtype)
+                            for a in arrays
+                        ],
+                    )
+                )
             lead, buffers = rows[number]
             for buffer, array in zip(buffers, arrays, strict=True):
                 buffer[(slice(None),) * lead + (slice(start, start + count),)] = array
@@ -90,19 +112,31 @@ def _blocks(space: Space, lead: int, rows: list[np.ndarray]) -> tuple:
     out = []
     for part, shape in zip(space.slices, space.shapes, strict=True):
         cut = (slice(None),) * lead + (part,)
-        out.append(tuple(to_tensor(row[cut].reshape((*row.shape[:lead], *shape, *row.shape[lead + 1:])), dtype)
-                         for row, dtype in zip(rows, space.dtypes, strict=True)))
+        out.append(
+            tuple(
+                to_tensor(
+                    row[cut].reshape((*row.shape[:lead], *shape, *row.shape[lead + 1 :])), dtype
+                )
+                for row, dtype in zip(rows, space.dtypes, strict=True)
+            )
+        )
     return tuple(out)
 
 
 def outputs(point: Point) -> tuple[tuple[Tensor, ...], bool, Any]:
-    """(outputs, whether there are several, aux), compiled: their shapes are needed before a loop over them."""
+    """(outputs, whether there are several, aux), compiled: their shapes are needed before a loop
+    over them.
+    """
     value, aux = _OUTPUTS.run(point)
     return (value, True, aux) if isinstance(value, tuple) else ((value,), False, aux)
 
 
-def _row_by_row(point: Point, width: int, dtype: Any) -> Iterator[tuple[int, int, list[np.ndarray]]]:
-    """Every row of the Hessian of every flat output, a product each: (output, row, the row over the variables)."""
+def _row_by_row(
+    point: Point, width: int, dtype: Any
+) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+    """Every row of the Hessian of every flat output, a product each: (output, row, the row over the
+    variables).
+    """
     for m in range(width):
         u = Tensor(np.eye(1, width, m)[0], dtype)
         for row in range(point.space.size):
@@ -115,34 +149,46 @@ def hessian_in_loop(point: Point) -> tuple[Any, Any]:
     space = point.space
     outs, several, aux = outputs(point)
     width, total = sum(out.size for out in outs), space.size
-    buffers = [np.empty((width, total, *shape), numpy_dtype(dtype))
-               for shape, dtype in zip(space.shapes, space.dtypes, strict=True)]
+    buffers = [
+        np.empty((width, total, *shape), numpy_dtype(dtype))
+        for shape, dtype in zip(space.shapes, space.dtypes, strict=True)
+    ]
     for m, row, parts in _row_by_row(point, width, outs[0].dtype):
         for buffer, part in zip(buffers, parts, strict=True):
             buffer[m, row] = part
     found, start = [], 0
     for out in outs:
         shape = tuple(out.shape)
-        pieces = [b[start:start + out.size].reshape((*shape, *b.shape[1:])) for b in buffers]
+        pieces = [b[start : start + out.size].reshape((*shape, *b.shape[1:])) for b in buffers]
         found.append(_blocks(space, len(shape), pieces))
         start += out.size
     return (tuple(found) if several else found[0]), aux
 
 
 def diagonal_in_loop(point: Point, total: bool) -> tuple[Any, Any]:
-    """Entries of the Hessian's diagonal, a product each: one Tensor a variable; or for `total`, their sum; and aux."""
+    """Entries of the Hessian's diagonal, a product each: one Tensor a variable; or for `total`,
+    their sum; and aux.
+    """
     space = point.space
     outs, several, aux = outputs(point)
     width = sum(out.size for out in outs)
     if width != 1 and not total:
-        raise ValueError(f"fn must return one number (a Tensor with one element), but its output has {width} of them")
+        raise ValueError(
+            f"fn must return one number (a Tensor with one element), but its output has {width} of "
+            "them"
+        )
     entries = np.empty((width, space.size), np.result_type(*map(numpy_dtype, space.dtypes)))
     for m, row, parts in _row_by_row(point, width, outs[0].dtype):
         entries[m, row] = np.concatenate([part.reshape(-1) for part in parts])[row]
     if not total:
         return space.unravel(entries[0]), aux
-    sums = np.split(entries.sum(-1).astype(numpy_dtype(space.dtypes[0])), np.cumsum([out.size for out in outs])[:-1])
-    shaped = tuple(Tensor(part.reshape(tuple(out.shape))) for part, out in zip(sums, outs, strict=True))
+    sums = np.split(
+        entries.sum(-1).astype(numpy_dtype(space.dtypes[0])),
+        np.cumsum([out.size for out in outs])[:-1],
+    )
+    shaped = tuple(
+        Tensor(part.reshape(tuple(out.shape))) for part, out in zip(sums, outs, strict=True)
+    )
     return (shaped if several else shaped[0]), aux
 
 
@@ -154,22 +200,32 @@ def jacobian_in_chunks(point: Point, chunk: int, batched: bool = True) -> tuple[
     count = min(chunk, total)
     build = _builder(blocks.jacobian_rows, count if batched else None)
     program = Program("jacobian", build, ("rows", count, batched))
-    buffers = [np.empty((total, *shape), numpy_dtype(dtype))
-               for shape, dtype in zip(space.shapes, space.dtypes, strict=True)]
+    buffers = [
+        np.empty((total, *shape), numpy_dtype(dtype))
+        for shape, dtype in zip(space.shapes, space.dtypes, strict=True)
+    ]
     for start in starts(total, count):
         parts, _ = program.run(point, (Tensor(start, ms.int64),))
         for buffer, part in zip(buffers, parts, strict=True):
-            buffer[start:start + count] = _compat.to_numpy(part)
+            buffer[start : start + count] = _compat.to_numpy(part)
     lines, start = [], 0
     for out in outs:
-        lines.append(tuple(to_tensor(b[start:start + out.size].reshape((*out.shape, *shape)), dtype)
-                           for b, shape, dtype in zip(buffers, space.shapes, space.dtypes, strict=True)))
+        lines.append(
+            tuple(
+                to_tensor(b[start : start + out.size].reshape((*out.shape, *shape)), dtype)
+                for b, shape, dtype in zip(buffers, space.shapes, space.dtypes, strict=True)
+            )
+        )
         start += out.size
     return (tuple(lines) if several else lines[0]), aux
 
 
-def in_sample_chunks(point: Point, axes: tuple[int | None, ...], chunk: int | None,
-                     run: Callable[[Point], tuple[Any, Any]]) -> tuple[Any, Any]:
+def in_sample_chunks(
+    point: Point,
+    axes: tuple[int | None, ...],
+    chunk: int | None,
+    run: Callable[[Point], tuple[Any, Any]],
+) -> tuple[Any, Any]:
     """A batched transform, `chunk` samples at a time, joined along axis 0.
 
     Args:
@@ -182,8 +238,10 @@ def in_sample_chunks(point: Point, axes: tuple[int | None, ...], chunk: int | No
     pieces: list[Any] = []
     done = 0
     for start in starts(total, chunk):
-        leaves = tuple(leaf if axis is None else leaf.narrow(axis, start, chunk)
-                       for leaf, axis in zip(point.call.leaves, axes, strict=True))
+        leaves = tuple(
+            leaf if axis is None else leaf.narrow(axis, start, chunk)
+            for leaf, axis in zip(point.call.leaves, axes, strict=True)
+        )
         part = run(replace(point, call=replace(point.call, leaves=leaves)))
         skip = done - start  # the last chunk overlaps the one before
         pieces.append(map_structure(lambda t, skip=skip: _compat.to_numpy(t)[skip:].copy(), part))
@@ -191,20 +249,29 @@ def in_sample_chunks(point: Point, axes: tuple[int | None, ...], chunk: int | No
     return _join(pieces)
 
 
-def sample_by_sample(point: Point, axes: tuple[int | None, ...],
-                     run: Callable[[Point], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """A batched transform without batching: `run`, given the point of one sample, for each; stacked on axis 0."""
+def sample_by_sample(
+    point: Point, axes: tuple[int | None, ...], run: Callable[[Point], tuple[Any, Any]]
+) -> tuple[Any, Any]:
+    """A batched transform without batching: `run`, given the point of one sample, for each; stacked
+    on axis 0.
+    """
     pieces = []
     for number in range(_samples(point, axes)):
-        leaves = tuple(leaf if axis is None else leaf.narrow(axis, number, 1).squeeze(axis)
-                       for leaf, axis in zip(point.call.leaves, axes, strict=True))
+        leaves = tuple(
+            leaf if axis is None else leaf.narrow(axis, number, 1).squeeze(axis)
+            for leaf, axis in zip(point.call.leaves, axes, strict=True)
+        )
         part = run(replace(per_sample(point, axes), call=replace(point.call, leaves=leaves)))
         pieces.append(map_structure(lambda t: _compat.to_numpy(t)[None].copy(), part))
     return _join(pieces)
 
 
 def _samples(point: Point, axes: tuple[int | None, ...]) -> int:
-    return next(leaf.shape[axis] for leaf, axis in zip(point.call.leaves, axes, strict=True) if axis is not None)
+    return next(
+        leaf.shape[axis]
+        for leaf, axis in zip(point.call.leaves, axes, strict=True)
+        if axis is not None
+    )
 
 
 def per_sample(point: Point, axes: tuple[int | None, ...]) -> Point:
@@ -214,7 +281,7 @@ def per_sample(point: Point, axes: tuple[int | None, ...]) -> Point:
     for number, leaf in enumerate(space.positions):
         axis = axes[leaf]
         if axis is not None:
-            shapes[number] = shapes[number][:axis] + shapes[number][axis + 1:]
+            shapes[number] = shapes[number][:axis] + shapes[number][axis + 1 :]
     return replace(point, space=replace(space, shapes=tuple(shapes)))
 
 

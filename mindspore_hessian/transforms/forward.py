@@ -1,8 +1,10 @@
-"""Derivatives in one forward pass: values, derivatives along directions, and the sum of their second derivatives.
+"""Derivatives in one forward pass: values, derivatives along directions, and the sum of their
+second derivatives.
 
-`push` is the pass, for MindSpore to compile; see `rules.interpreter`. Directions are the rows of a matrix W, over the
-flat entries of all that is differentiated (with samples: of one sample).
+`push` is the pass, for MindSpore to compile; see `rules.interpreter`. Directions are the rows of a
+matrix W, over the flat entries of all that is differentiated (with samples: of one sample).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -33,7 +35,8 @@ _SUM, _MUL, _BROADCAST, _RESHAPE = ops.ReduceSum(), ops.Mul(), ops.BroadcastTo, 
 Axes = tuple[int | None, ...] | None  # of the samples, for each leaf
 
 
-# --- the pass ---------------------------------------------------------------------------------------------------
+# --- the pass -------------------------------------------------------------------------------------
+
 
 def over_samples(f: Callable, axes: Axes) -> Callable:
     """A function of one sample for all of them."""
@@ -41,16 +44,20 @@ def over_samples(f: Callable, axes: Axes) -> Callable:
 
 
 def push(f, pos, axes, otherwise, of_series=False):
-    """``p(xs, js)``: for each output of `f` the triple (value, derivatives along js, sum of second derivatives).
+    """``p(xs, js)``: for each output of `f` the triple (value, derivatives along js, sum of second
+    derivatives).
 
-    js has a Tensor (D, *x.shape) for each differentiated position; with `axes`, `f` is of one sample, and xs and js
-    hold all of them. Where a primitive has no forward rule, ``otherwise(number of the output, *xs, *js)`` gives the
-    triple; where that is None, the pass ends with a `MissingRuleError`. `of_series`: js are Taylor coefficients, and
-    come out in the place of the derivatives.
+    js has a Tensor (D, *x.shape) for each differentiated position; with `axes`, `f` is of one
+    sample, and xs and js hold all of them. Where a primitive has no forward rule,
+    ``otherwise(number of the output, *xs, *js)`` gives the triple; where that is None, the pass
+    ends with a `MissingRuleError`. `of_series`: js are Taylor coefficients, and come out in the
+    place of the derivatives.
     """
     points, leave = over_samples(f, axes), interpreter.leave(otherwise, of_series)
     enter = interpreter.enter_series if of_series else interpreter.enter
-    own = tuple(pos.index(place) if place in pos else -1 for place in range(max(pos) + 1))  # they come in any order
+    own = tuple(
+        pos.index(place) if place in pos else -1 for place in range(max(pos) + 1)
+    )  # they come in any order
 
     def one(xs, js):
         inputs = ()
@@ -61,14 +68,17 @@ def push(f, pos, axes, otherwise, of_series=False):
             inputs = inputs + (x,)
         given, out = xs + js, points(*inputs)
         if not isinstance(out, (Tensor, tuple)):  # noqa: UP038 -- compiled by MindSpore
-            raise TypeError("fn must return a Tensor or a tuple of Tensors; it returned something else. "
-                            "Where it returns (value, aux), pass has_aux=True.")
+            raise TypeError(
+                "fn must return a Tensor or a tuple of Tensors; it returned something else. "
+                "Where it returns (value, aux), pass has_aux=True."
+            )
         if isinstance(out, tuple):
             outs = ()
             for number in range(len(out)):
                 outs = outs + (leave(out[number], number, *given),)
             return outs
         return leave(out, 0, *given)
+
     pushed = vmap(one, (None, 0), 0)
 
     def triple(parts):
@@ -83,14 +93,17 @@ def push(f, pos, axes, otherwise, of_series=False):
                 outs = outs + (triple(item),)
             return outs
         return triple(parts)
+
     return run
 
 
-# --- directions -------------------------------------------------------------------------------------------------
+# --- directions -----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Directions:
-    """The operator sum_ij a_ij d_i d_j as a sum of second derivatives along rows of `plus`, less that along `minus`.
+    """The operator sum_ij a_ij d_i d_j as a sum of second derivatives along rows of `plus`, less
+    that along `minus`.
 
     `plus` is None for the Laplacian over everything, whose rows are those of the identity.
     """
@@ -110,10 +123,16 @@ class Directions:
         matrix = _symmetric(metric, len(rows))
         sizes, vectors = np.linalg.eigh(matrix)
         tiny = len(rows) * np.finfo(np.float64).eps * np.abs(sizes).max(initial=0.0)
-        parts = [(np.sqrt(np.abs(sizes[own])) * vectors[:, own]).T @ rows for own in (sizes > tiny, sizes < -tiny)]
+        parts = [
+            (np.sqrt(np.abs(sizes[own])) * vectors[:, own]).T @ rows
+            for own in (sizes > tiny, sizes < -tiny)
+        ]
         plus, minus = (part if len(part) else None for part in parts)
-        return cls(np.zeros((1, total)) if plus is None else plus, minus, tuple(part.tobytes() for part in parts))
-
+        return cls(
+            np.zeros((1, total)) if plus is None else plus,
+            minus,
+            tuple(part.tobytes() for part in parts),
+        )
 
     def signed(self, total: int) -> list[tuple[int, np.ndarray]]:
         """The rows, each matrix with its sign."""
@@ -125,8 +144,10 @@ def check_along(along: Any) -> None:
     """Raise where `along` is neither None, an int nor several."""
     several = along if isinstance(along, tuple | list) else (along,)
     if along is not None and (not several or not all(map(is_integer, several))):
-        raise TypeError(f"along must be an int or a tuple of ints (entries of what is differentiated), but got "
-                        f"{shown(along)}")
+        raise TypeError(
+            f"along must be an int or a tuple of ints (entries of what is differentiated), but got "
+            f"{shown(along)}"
+        )
 
 
 def _entries(along: Any, total: int) -> list[int]:
@@ -135,8 +156,11 @@ def _entries(along: Any, total: int) -> list[int]:
     found = [int(one) for one in (along if isinstance(along, tuple | list) else (along,))]
     for one in found:
         if not -total <= one < total:
-            raise ValueError(f"along names entry {one}, but what is differentiated has {total} entries, numbered from "
-                             "0")
+            raise ValueError(
+                f"along names entry {one}, but what is differentiated has {total} entries, "
+                "numbered from "
+                "0"
+            )
     found = [one % total for one in found]
     if len(set(found)) < len(found):
         raise ValueError(f"along names an entry twice: {along!r}")
@@ -157,8 +181,11 @@ def check_metric(metric: Any) -> None:
 def _symmetric(metric: Any, size: int) -> np.ndarray:
     matrix = as_reals("metric", metric)
     if matrix.shape != (size, size):
-        raise ValueError(f"metric must be a {size} x {size} matrix, a row for each entry that it goes along, but has "
-                         f"shape {matrix.shape}")
+        raise ValueError(
+            f"metric must be a {size} x {size} matrix, a row for each entry that it goes along, "
+            "but has "
+            f"shape {matrix.shape}"
+        )
     return (matrix + matrix.T) / 2
 
 
@@ -167,12 +194,14 @@ def sample_shapes(space: Space, axes: Axes) -> list[tuple[int, ...]]:
     out = []
     for shape, leaf in zip(space.shapes, space.positions, strict=True):
         axis = None if axes is None else axes[leaf]
-        out.append(shape if axis is None else shape[:axis] + shape[axis + 1:])
+        out.append(shape if axis is None else shape[:axis] + shape[axis + 1 :])
     return out
 
 
 def seeds(space: Space, axes: Axes, rows: np.ndarray | None) -> Callable:
-    """``make(xs)``: the directions as `push` takes them, (D, *x.shape) for each differentiated input."""
+    """``make(xs)``: the directions as `push` takes them, (D, *x.shape) for each differentiated
+    input.
+    """
     plan: list[tuple] = []
     start = 0
     shapes = sample_shapes(space, axes)
@@ -182,7 +211,9 @@ def seeds(space: Space, axes: Axes, rows: np.ndarray | None) -> Callable:
         axis = None if axes is None else axes[leaf]
         size = int(np.prod(shape, dtype=np.int64))
         narrow = (count, *shape) if axis is None else (count, *shape[:axis], 1, *shape[axis:])
-        block = None if rows is None else Tensor(rows[:, start:start + size].reshape(narrow), dtype)
+        block = (
+            None if rows is None else Tensor(rows[:, start : start + size].reshape(narrow), dtype)
+        )
         plan.append((block, start, size, narrow, None if axis is None else leaf, dtype))
         start += size
     plans = tuple(plan)
@@ -196,18 +227,26 @@ def seeds(space: Space, axes: Axes, rows: np.ndarray | None) -> Callable:
                 block = _BROADCAST((count,) + xs[leaf].shape)(block)
             out = out + (mutable(block),)
         return out
+
     return make
 
 
-# --- by reverse derivatives, where a rule is missing --------------------------------------------------------------
+# --- by reverse derivatives, where a rule is missing ----------------------------------------------
+
 
 def directional(f, space: Space, rows: np.ndarray | None):
-    """``l(*xs)``: for each output the sum of its second derivatives along the rows, by Hessian-vector products."""
+    """``l(*xs)``: for each output the sum of its second derivatives along the rows, by
+    Hessian-vector products.
+    """
     checked = blocks.tensors(f)
-    many, make = blocks.many(blocks.PRODUCTS["revrev"](blocks.flat(f), space.positions, None)), seeds(space, None, rows)
+    many, make = (
+        blocks.many(blocks.PRODUCTS["revrev"](blocks.flat(f), space.positions, None)),
+        seeds(space, None, rows),
+    )
 
     def shaped(xs, parts, shape):
         return _RESHAPE(parts[0], shape)
+
     assemble = blocks.per_output(shaped)
 
     def total(*xs):
@@ -217,19 +256,26 @@ def directional(f, space: Space, rows: np.ndarray | None):
             own = ops.where(direction != 0, _MUL(part, direction), ops.zeros_like(part))
             entries = entries + _RESHAPE(own, part.shape[:2] + (-1,)).sum(-1).sum(-1)
         return assemble(out, xs, (entries,))
+
     return total
 
 
 def reverse(f: Callable, axes: Axes, directions: Directions, sample: Space) -> Callable:
-    """``l(*xs)``: the whole operator by reverse derivatives; `sample` are the variables of one sample."""
-    parts = [over_samples(directional(f, sample, rows), axes) for rows in (directions.plus, directions.minus)
-             if rows is not None or rows is directions.plus]
+    """``l(*xs)``: the whole operator by reverse derivatives; `sample` are the variables of one
+    sample.
+    """
+    parts = [
+        over_samples(directional(f, sample, rows), axes)
+        for rows in (directions.plus, directions.minus)
+        if rows is not None or rows is directions.plus
+    ]
     if len(parts) == 1:
         return parts[0]
     first, second = parts
 
     def difference(*xs):
         return less(first(*xs), second(*xs))
+
     return difference
 
 
@@ -243,16 +289,24 @@ def less(one, two):
     return one - two
 
 
-# --- the Laplacian ------------------------------------------------------------------------------------------------
+# --- the Laplacian --------------------------------------------------------------------------------
 
-def forward(f: Callable, space: Space, axes: Axes, directions: Directions, otherwise: Callable | None) -> Callable:
+
+def forward(
+    f: Callable, space: Space, axes: Axes, directions: Directions, otherwise: Callable | None
+) -> Callable:
     """``l(*xs)``: the operator in one forward pass (two where it is indefinite).
 
     Args:
-        otherwise: ``otherwise(f, rows)`` makes what `push` does where a rule is missing; None refuses.
+        otherwise: ``otherwise(f, rows)`` makes what `push` does where a rule is missing; None
+            refuses.
     """
+
     def one_pass(rows: np.ndarray | None) -> Callable:
-        pushed, make = push(f, space.positions, axes, otherwise and otherwise(f, rows)), seeds(space, axes, rows)
+        pushed, make = (
+            push(f, space.positions, axes, otherwise and otherwise(f, rows)),
+            seeds(space, axes, rows),
+        )
 
         def second(*xs):
             out = pushed(xs, make(xs))
@@ -262,6 +316,7 @@ def forward(f: Callable, space: Space, axes: Axes, directions: Directions, other
                     seconds = seconds + (item[2],)
                 return seconds
             return out[2]
+
         return second
 
     if directions.minus is None:
@@ -270,6 +325,7 @@ def forward(f: Callable, space: Space, axes: Axes, directions: Directions, other
 
     def difference(*xs):
         return less(first(*xs), other(*xs))
+
     return difference
 
 
@@ -285,12 +341,15 @@ def along_given(f: Callable, space: Space, n: int) -> Callable:
                 seconds = seconds + (item[2],)
             return seconds
         return out[2]
+
     return second
 
 
 def instead(sample: Space, axes: Axes, n: int) -> Callable:
-    """The `otherwise` of `forward`, for n leaves: the sum of second derivatives by reverse derivatives (and nothing in
-    the place of the value and the derivatives, which nobody asks for)."""
+    """The `otherwise` of `forward`, for n leaves: the sum of second derivatives by reverse
+    derivatives (and nothing in the place of the value and the derivatives, which nobody asks
+    for)."""
+
     def of(f: Callable, rows: np.ndarray | None) -> Callable:
         total = over_samples(directional(f, sample, rows), axes)
 
@@ -299,30 +358,42 @@ def instead(sample: Space, axes: Axes, n: int) -> Callable:
             if isinstance(out, tuple):
                 out = out[number]
             return ops.zeros_like(out), ops.expand_dims(ops.zeros_like(out), 0), out
+
         return triple
+
     return of
 
 
-# --- value, gradient and Laplacian --------------------------------------------------------------------------------
+# --- value, gradient and Laplacian ----------------------------------------------------------------
+
 
 def everything(f: Callable, space: Space, axes: Axes, sample: Space, n: int | None) -> Callable:
-    """``e(*xs)``: (value, gradient of each variable, Laplacian) of a scalar function in one forward pass.
+    """``e(*xs)``: (value, gradient of each variable, Laplacian) of a scalar function in one forward
+    pass.
 
     Args:
         n: the number of leaves, for what is done where a rule is missing; None refuses.
     """
     checked = compose.scalar(f)
-    pushed = push(checked, space.positions, axes, None if n is None else _everything_instead(checked, axes, sample, n))
+    pushed = push(
+        checked,
+        space.positions,
+        axes,
+        None if n is None else _everything_instead(checked, axes, sample, n),
+    )
     make, cut = seeds(space, axes, None), _gradients(sample, axes)
 
     def run(*xs):
         value, derivatives, second = pushed(xs, make(xs))
         return value, cut(derivatives), second
+
     return run
 
 
 def _gradients(sample: Space, axes: Axes) -> Callable:
-    """``cut(derivatives)``: those of numbers along all unit directions, as a gradient for each variable."""
+    """``cut(derivatives)``: those of numbers along all unit directions, as a gradient for each
+    variable.
+    """
     plan, start = [], 0
     for shape, size in zip(sample.shapes, sample.sizes, strict=True):
         plan.append((start, size, shape))
@@ -339,16 +410,23 @@ def _gradients(sample: Space, axes: Axes) -> Callable:
             else:
                 out = out + (_RESHAPE(ops.transpose(part, (1, 0)), (-1,) + shape),)
         return out
+
     return cut
 
 
 def everything_by_reverse(f: Callable, axes: Axes, sample: Space) -> Callable:
     """The same by reverse derivatives."""
-    value, again, once_more = (compose.scalar(f) for _ in range(3))  # apart: MindSpore differentiates one only once
-    gradient, total = compose.gradient(again, sample.positions, None), directional(once_more, sample, None)
+    value, again, once_more = (
+        compose.scalar(f) for _ in range(3)
+    )  # apart: MindSpore differentiates one only once
+    gradient, total = (
+        compose.gradient(again, sample.positions, None),
+        directional(once_more, sample, None),
+    )
 
     def one(*xs):
         return value(*xs), gradient(*xs), total(*xs)
+
     return over_samples(one, axes)
 
 
@@ -362,12 +440,15 @@ def _everything_instead(f: Callable, axes: Axes, sample: Space, n: int) -> Calla
             lines = lines + (_RESHAPE(part, (value.size, -1)),)
         derivatives = ops.transpose(ops.concat(lines, 1), (1, 0))
         return value, _RESHAPE(derivatives, (-1,) + value.shape), second
+
     return triple
 
 
-# --- forward or reverse -------------------------------------------------------------------------------------------
+# --- forward or reverse ---------------------------------------------------------------------------
 
-_unable: OrderedDict[tuple, tuple[str, Any]] = OrderedDict()  # calls without a rule: the primitive, what they captured
+_unable: OrderedDict[tuple, tuple[str, Any]] = (
+    OrderedDict()
+)  # calls without a rule: the primitive, what they captured
 _REMEMBERED = 256
 
 
@@ -387,13 +468,19 @@ def alone() -> Iterator[None]:
 
 
 def check_free(point: Point) -> None:
-    """Raise where the function has a derivative of its own somewhere, past which a forward pass would go."""
+    """Raise where the function has a derivative of its own somewhere, past which a forward pass
+    would go.
+    """
     name = point.call.captures().stops_gradients()
     if name:
         raise MissingRuleError(
-            f"primitive {name} has no forward rule. Use mode='reverse'" + (
-                ": a Cell of the function has a bprop, and its derivative is what that says." if name == "bprop" else
-                ", or write ops.stop_gradient(x) for ops.StopGradient()(x), and x for ops.Identity()(x)."))
+            f"primitive {name} has no forward rule. Use mode='reverse'"
+            + (
+                ": a Cell of the function has a bprop, and its derivative is what that says."
+                if name == "bprop"
+                else ", or write ops.stop_gradient(x) for ops.StopGradient()(x), and x for ops.Identity()(x)."
+            )
+        )
 
 
 def goes_forward(what: str, point: Point, mode: str) -> bool:
@@ -419,13 +506,20 @@ def _finite(value: Any) -> bool:
     return all(np.isfinite(_compat.to_numpy(tensor)).all() for tensor in tensors_of(value))
 
 
-def first_choice(name: str, point: Point, mode: str, options: tuple, forwards: Callable[[], Any],
-                 backwards: Callable[[], Any]) -> tuple[Any, Any]:
-    """``(value, aux)`` by `forwards`; by `backwards`, with a warning, where `mode` is "auto" and a primitive has no
-    forward rule.
+def first_choice(
+    name: str,
+    point: Point,
+    mode: str,
+    options: tuple,
+    forwards: Callable[[], Any],
+    backwards: Callable[[], Any],
+) -> tuple[Any, Any]:
+    """``(value, aux)`` by `forwards`; by `backwards`, with a warning, where `mode` is "auto" and a
+    primitive has no forward rule.
 
-    What a call is known not to be able to is not tried again. Where a derivative is infinite, all directions that have
-    no part in it become NaN in a forward pass (0 times Inf), so that "auto" takes `backwards` then.
+    What a call is known not to be able to is not tried again. Where a derivative is infinite, all
+    directions that have no part in it become NaN in a forward pass (0 times Inf), so that "auto"
+    takes `backwards` then.
     """
     if mode == "reverse":
         return backwards()
@@ -446,6 +540,10 @@ def first_choice(name: str, point: Point, mode: str, options: tuple, forwards: C
     _unable[key] = cause, point.call.captures()
     while len(_unable) > _REMEMBERED:
         _unable.popitem(last=False)
-    warn(interpreter.missing_text(name, cause) if cause else f"{name}: the forward pass failed ({refused}), so reverse "
-         "derivatives are used.", FallbackWarning)
+    warn(
+        interpreter.missing_text(name, cause)
+        if cause
+        else f"{name}: the forward pass failed ({refused}), so reverse derivatives are used.",
+        FallbackWarning,
+    )
     return instead_of_it

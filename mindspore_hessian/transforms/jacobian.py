@@ -1,4 +1,7 @@
-"""The Jacobian, in the dtype of the input: a reverse pass for each output entry, or one forward pass."""
+"""The Jacobian, in the dtype of the input: a reverse pass for each output entry, or one forward
+pass.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,7 +10,14 @@ from typing import Any
 from mindspore import ops
 
 from mindspore_hessian.arguments import check_choice
-from mindspore_hessian.core.program import Builder, Function, Point, Program, check_chunk, check_transform
+from mindspore_hessian.core.program import (
+    Builder,
+    Function,
+    Point,
+    Program,
+    check_chunk,
+    check_transform,
+)
 from mindspore_hessian.core.space import FIRST, Space, several_weights
 from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import blocks
@@ -19,18 +29,30 @@ from mindspore_hessian.typing import JacobianMode, Positions, Weights
 def _kernel(matrix: Callable) -> Builder:
     def build(function: Function, space: Space) -> Callable:
         return matrix(function.value, space.positions, space.parameters)
+
     return build
 
 
-_MATRICES = {"auto": blocks.jacobian_reverse, "rev": blocks.jacobian_reverse, "fwd": blocks.jacobian_forward}
-_PROGRAMS = {mode: Program("jacobian", _kernel(matrix), (mode,)) for mode, matrix in _MATRICES.items()}
+_MATRICES = {
+    "auto": blocks.jacobian_reverse,
+    "rev": blocks.jacobian_reverse,
+    "fwd": blocks.jacobian_forward,
+}
+_PROGRAMS = {
+    mode: Program("jacobian", _kernel(matrix), (mode,)) for mode, matrix in _MATRICES.items()
+}
 
 _CAST, _RESHAPE = ops.Cast(), ops.Reshape()
 
 
 def _by_forward(function: Function, space: Space) -> Callable:
-    """One forward pass along the unit directions of all inputs; the result as of `blocks.jacobian_reverse`."""
-    pushed, make = passes.push(function.value, space.positions, None, None), passes.seeds(space, None, None)
+    """One forward pass along the unit directions of all inputs; the result as of
+    `blocks.jacobian_reverse`.
+    """
+    pushed, make = (
+        passes.push(function.value, space.positions, None, None),
+        passes.seeds(space, None, None),
+    )
     plan = tuple(zip(space.sizes, space.shapes, space.dtypes, strict=True))
 
     def cut(j):
@@ -49,6 +71,7 @@ def _by_forward(function: Function, space: Space) -> Callable:
                 several = several + (cut(item[1]),)
             return several
         return cut(out[1])
+
     return matrix
 
 
@@ -56,25 +79,36 @@ _FORWARD = Program("jacobian", _by_forward, ("pushed",))
 
 
 @makes
-def jacobian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: bool = False, *,
-             weights: Weights = None, mode: JacobianMode = "auto", chunk_size: int | None = None) -> Callable[..., Any]:
+def jacobian(
+    fn: Callable[..., Any],
+    grad_position: Positions = FIRST,
+    has_aux: bool = False,
+    *,
+    weights: Weights = None,
+    mode: JacobianMode = "auto",
+    chunk_size: int | None = None,
+) -> Callable[..., Any]:
     r"""Jacobian of a function, :math:`J_{ij} = \partial f_i / \partial x_j`.
 
-    Unlike ``mindspore.jacrev`` and ``jacfwd`` it takes every float dtype, copies no input, compiles once, and takes
-    weights. Costs one gradient for each output entry, all of them in one batch.
+    Unlike ``mindspore.jacrev`` and ``jacfwd`` it takes every float dtype, copies no input, compiles
+    once, and takes weights. Costs one gradient for each output entry, all of them in one batch.
 
     Args:
         fn: any callable that returns a Tensor of any shape, or a tuple of Tensors.
         grad_position, has_aux, weights: as `hessian`.
-        mode: ``"rev"`` (a reverse pass for each output entry); ``"fwd"``, one forward pass that carries the derivatives
-            by every input entry, better where inputs are fewer than outputs (where a primitive has no forward rule,
-            with a warning, and over weights: a product of three gradients for each entry); or ``"auto"``, which is
+        mode: ``"rev"`` (a reverse pass for each output entry); ``"fwd"``, one forward pass that
+            carries the derivatives by every input entry, better where inputs are fewer than outputs
+            (where a primitive has no forward rule,
+            with a warning, and over weights: a product of three gradients for each entry); or
+                ``"auto"``, which is
             ``"rev"``. Inside your own graph it is ``"rev"``.
         chunk_size: with ``"auto"`` or ``"rev"``, so many output entries at a time.
 
     Returns:
-        ``jac_fn(*args)``. One position and one output: a Tensor of shape ``out.shape + x.shape``; a tuple of
-        positions or weights: a tuple of these; several outputs: a tuple over the outputs. With `has_aux`:
+        ``jac_fn(*args)``. One position and one output: a Tensor of shape ``out.shape + x.shape``; a
+            tuple of
+        positions or weights: a tuple of these; several outputs: a tuple over the outputs. With
+            `has_aux`:
         ``(J, aux)``.
 
     Raises:
@@ -104,15 +138,26 @@ def jacobian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: 
         point = Point.of(fn, args, kwargs, grad_position, weights, has_aux)
 
         def batched() -> tuple[Any, Any]:
-            return _PROGRAMS[mode].run(point) if chunk_size is None else jacobian_in_chunks(point, chunk_size)
+            return (
+                _PROGRAMS[mode].run(point)
+                if chunk_size is None
+                else jacobian_in_chunks(point, chunk_size)
+            )
 
         def by_products() -> tuple[Any, Any]:
-            return batched_or_loop("jacobian", batched, lambda: jacobian_in_chunks(point, 1, batched=False))
+            return batched_or_loop(
+                "jacobian", batched, lambda: jacobian_in_chunks(point, 1, batched=False)
+            )
 
         def run() -> tuple[Any, Any]:
             if mode != "fwd" or point.space.weights:
                 return by_products()
-            return passes.first_choice("jacobian", point, "auto", ("jacobian",), lambda: _FORWARD.run(point),
-                                       by_products)
-        return Evaluation(point, _PROGRAMS["rev"], pack=blocks.packed(point.space.form == "one", 1), run=run)
+            return passes.first_choice(
+                "jacobian", point, "auto", ("jacobian",), lambda: _FORWARD.run(point), by_products
+            )
+
+        return Evaluation(
+            point, _PROGRAMS["rev"], pack=blocks.packed(point.space.form == "one", 1), run=run
+        )
+
     return derived("jac_fn", fn, evaluate)

@@ -1,4 +1,5 @@
 """Derivatives of high order: Taylor coefficients in one forward pass."""
+
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -31,10 +32,14 @@ def _derivatives(c, order):
     return _MUL(c, _factorials(order, c.ndim - 1, c.dtype, False))
 
 
-# --- jet --------------------------------------------------------------------------------------------------------
+# --- jet ------------------------------------------------------------------------------------------
+
 
 def _jet(order: int) -> Builder:
-    """(value, derivatives) of the leaves, then `order` Tensors for each of the differentiated ones."""
+    """(value, derivatives) of the leaves, then `order` Tensors for each of the differentiated
+    ones.
+    """
+
     def build(function: Function, space: Space) -> Callable:
         n = function.n
         pushed = passes.push(function.value, space.positions, None, None, True)
@@ -58,35 +63,42 @@ def _jet(order: int) -> Builder:
         def run(*tensors):
             cs = ()
             for first in range(n, len(tensors), order):
-                cs = cs + (coefficients(tensors[first:first + order]),)
+                cs = cs + (coefficients(tensors[first : first + order]),)
             out = pushed(tensors[:n], cs)
             if isinstance(out[0], tuple):
                 values, series = (), ()
                 for item in out:
-                    values, series = values + (item[0],), series + (rows_of(item[1], item[0].shape),)
+                    values, series = (
+                        values + (item[0],),
+                        series + (rows_of(item[1], item[0].shape),),
+                    )
                 return values, series
             return out[0], rows_of(out[1], out[0].shape)
+
         return run
+
     return build
 
 
 @evaluates("primals", "series")
 def jet(fn: Any, primals: Any, series: Any) -> Any:
-    r"""Value and derivatives along a curve: those of :math:`f(x(t))` at :math:`t = 0`, of the derivatives of
-    :math:`x(t)` there.
+    r"""Value and derivatives along a curve: those of :math:`f(x(t))` at :math:`t = 0`, of the
+    derivatives of :math:`x(t)` there.
 
-    One forward pass with Taylor coefficients. The cost grows with the square of the order, not exponentially as that of
-    nested gradients. Tested to order 10.
+    One forward pass with Taylor coefficients. The cost grows with the square of the order, not
+    exponentially as that of nested gradients. Tested to order 10.
 
     Args:
         fn: any callable that returns a Tensor of any shape, or a tuple of Tensors.
         primals: :math:`x(0)`: a Tensor, or the tuple of the arguments of `fn`.
-        series: :math:`(x'(0), x''(0), \dots)`, derivatives, not divided by factorials: a tuple (or list) of Tensors,
-            each shaped like the primal, for a tuple of primals a tuple of these, all as long. None in the place of one
-            of them says that this argument stays as it is (which an integer one must).
+        series: :math:`(x'(0), x''(0), \dots)`, derivatives, not divided by factorials: a tuple (or
+            list) of Tensors, each shaped like the primal, for a tuple of primals a tuple of these,
+            all as long. None in the place of one of them says that this argument stays as it is
+            (which an integer one must).
 
     Returns:
-        ``(value, derivatives)``: like the output of `fn`; and the tuple of the derivatives of orders 1, 2, ... of it,
+        ``(value, derivatives)``: like the output of `fn`; and the tuple of the derivatives of
+            orders 1, 2, ... of it,
         for a tuple of outputs a tuple of these.
 
     Raises:
@@ -111,16 +123,22 @@ def jet(fn: Any, primals: Any, series: Any) -> Any:
     moving, order, flat = _series(primals, series)
     point = Point.of_inputs(fn, primals, moving, None, False)
     flat = tuple(_compat.plain_tensor(one) for one in flat)
-    return Evaluation(point, Program("jet", _jet(order), (order,)), flat, run=_refusing(
-        point, lambda: Program("jet", _jet(order), (order,)).run(point, flat)))
+    return Evaluation(
+        point,
+        Program("jet", _jet(order), (order,)),
+        flat,
+        run=_refusing(point, lambda: Program("jet", _jet(order), (order,)).run(point, flat)),
+    )
 
 
 def _refusing(point: Point, run: Callable[[], Any]) -> Callable[[], Any]:
     """The run of a forward pass, which nothing stands in for."""
+
     def alone() -> Any:
         _check_free(point)
         with passes.alone():
             return run()
+
     return alone
 
 
@@ -128,19 +146,29 @@ def _check_free(point: Point) -> None:
     try:
         passes.check_free(point)
     except MissingRuleError as err:
-        raise MissingRuleError(str(err).replace("forward rule", "Taylor rule").replace(
-            "Use mode='reverse'", "Nest gradients (mindspore.grad)")) from None
+        raise MissingRuleError(
+            str(err)
+            .replace("forward rule", "Taylor rule")
+            .replace("Use mode='reverse'", "Nest gradients (mindspore.grad)")
+        ) from None
 
 
 def _series(primals: Any, series: Any) -> tuple[tuple[int, ...], int, tuple[Tensor, ...]]:
-    """The numbers of the primals that move, the order, and the Tensors one after another; checked."""
+    """The numbers of the primals that move, the order, and the Tensors one after another;
+    checked.
+    """
     inputs = as_args(primals, "primals")
     if not isinstance(series, tuple | list):
-        raise TypeError(f"series must be a tuple of Tensors for each primal, but got {type(series).__name__}")
+        raise TypeError(
+            f"series must be a tuple of Tensors for each primal, but got {type(series).__name__}"
+        )
     many = (series,) if isinstance(primals, Tensor) else series
     if len(many) != len(inputs):
-        raise ValueError(f"series must hold a tuple of Tensors (or None) for each of the {len(inputs)} primals, but "
-                         f"holds {len(many)}")
+        raise ValueError(
+            f"series must hold a tuple of Tensors (or None) for each of the {len(inputs)} primals, "
+            "but "
+            f"holds {len(many)}"
+        )
     moving = tuple(number for number, own in enumerate(many) if own is not None)
     if not moving:
         raise ValueError("series is None for every primal, so that nothing moves")
@@ -148,34 +176,54 @@ def _series(primals: Any, series: Any) -> tuple[tuple[int, ...], int, tuple[Tens
         _check_series(number, inputs[number], many[number])
     orders = {number: len(many[number]) for number in moving}
     if len(set(orders.values())) > 1:
-        raise ValueError("series must hold as many Tensors for each primal, but holds "
-                         f"{', '.join(f'{count} for primals[{number}]' for number, count in orders.items())}")
+        raise ValueError(
+            "series must hold as many Tensors for each primal, but holds "
+            f"{', '.join(f'{count} for primals[{number}]' for number, count in orders.items())}"
+        )
     return moving, orders[moving[0]], tuple(one for number in moving for one in many[number])
 
 
 def _check_series(number: int, primal: Any, own: Any) -> None:
     if not isinstance(own, tuple | list):
-        raise TypeError(f"series[{number}] must be a tuple of Tensors, the derivatives of primals[{number}], or None, "
-                        f"but got {type(own).__name__}" + (": for one primal in a tuple, series is a tuple, too, of "
-                                                            "one tuple" if isinstance(own, Tensor) else ""))
+        raise TypeError(
+            f"series[{number}] must be a tuple of Tensors, the derivatives of primals[{number}], "
+            "or None, "
+            f"but got {type(own).__name__}"
+            + (
+                ": for one primal in a tuple, series is a tuple, too, of one tuple"
+                if isinstance(own, Tensor)
+                else ""
+            )
+        )
     if not own:
-        raise ValueError(f"series[{number}] is empty: it holds the derivatives of orders 1, 2, ... of "
-                         f"primals[{number}]")
+        raise ValueError(
+            f"series[{number}] is empty: it holds the derivatives of orders 1, 2, ... of "
+            f"primals[{number}]"
+        )
     if not isinstance(primal, Tensor) or primal.dtype not in FLOATS:
         got = primal.dtype if isinstance(primal, Tensor) else type(primal).__name__
-        raise TypeError(f"primals[{number}] must be a Tensor of floating-point numbers to move, but is {got}. Pass "
-                        "None in the place of its series")
+        raise TypeError(
+            f"primals[{number}] must be a Tensor of floating-point numbers to move, but is {got}. "
+            "Pass "
+            "None in the place of its series"
+        )
     if primal.size == 0:
         raise ValueError(f"primals[{number}] is empty: shape {tuple(primal.shape)}")
     for place, one in enumerate(own):
         if not isinstance(one, Tensor):
-            raise TypeError(f"series[{number}][{place}] must be a Tensor, but got {type(one).__name__}")
+            raise TypeError(
+                f"series[{number}][{place}] must be a Tensor, but got {type(one).__name__}"
+            )
         if one.shape != primal.shape or one.dtype != primal.dtype:
-            raise ValueError(f"series[{number}][{place}] must be like primals[{number}], {tuple(primal.shape)} of "
-                             f"{primal.dtype}, but is {tuple(one.shape)} of {one.dtype}")
+            raise ValueError(
+                f"series[{number}][{place}] must be like primals[{number}], {tuple(primal.shape)} "
+                "of "
+                f"{primal.dtype}, but is {tuple(one.shape)} of {one.dtype}"
+            )
 
 
-# --- derivative ---------------------------------------------------------------------------------------------------
+# --- derivative -----------------------------------------------------------------------------------
+
 
 @ops.constexpr
 def _entries(shape, out):
@@ -183,16 +231,25 @@ def _entries(shape, out):
     entries = tuple(shape)
     while entries and entries[-1] == 1:
         entries = entries[:-1]
-    if tuple(out[:len(entries)]) != entries:
-        raise ValueError(f"derivative needs a function that is applied to each entry: for {tuple(shape)} numbers, the "
-                         f"shape of its output must begin with {entries}, but is {tuple(out)}. For other functions "
-                         "there are jet, jacobian and hessian.")
+    if tuple(out[: len(entries)]) != entries:
+        raise ValueError(
+            f"derivative needs a function that is applied to each entry: for {tuple(shape)} "
+            "numbers, the "
+            f"shape of its output must begin with {entries}, but is {tuple(out)}. For other "
+            "functions "
+            "there are jet, jacobian and hessian."
+        )
     return entries
 
 
 def _along(function: Function, space: Space, order: int) -> Callable:
-    """``c(xs, d)``: the Taylor coefficients along the line x + t d, for one differentiated input or a tuple of them."""
-    pushed, place = passes.push(function.value, space.positions, None, None, True), space.positions[0]
+    """``c(xs, d)``: the Taylor coefficients along the line x + t d, for one differentiated input or
+    a tuple of them.
+    """
+    pushed, place = (
+        passes.push(function.value, space.positions, None, None, True),
+        space.positions[0],
+    )
 
     def coefficients(xs, d):
         x = xs[place]
@@ -201,14 +258,17 @@ def _along(function: Function, space: Space, order: int) -> Callable:
             rows = _CONCAT((rows, _BROADCAST((order - 1,) + x.shape)(ops.zeros_like(rows))))
         out = pushed(xs, (rows,))
         if isinstance(out[0], tuple):
-            raise TypeError("derivative needs a function that returns one Tensor, but it returned a tuple")
+            raise TypeError(
+                "derivative needs a function that returns one Tensor, but it returned a tuple"
+            )
         _entries(x.shape, out[1].shape[1:])
         return out[1]
+
     return coefficients
 
 
 def _last(c, order):
-    return _RESHAPE(_derivatives(c, order)[order - 1:], c.shape[1:])
+    return _RESHAPE(_derivatives(c, order)[order - 1 :], c.shape[1:])
 
 
 def _inside(order: int) -> Builder:
@@ -217,35 +277,43 @@ def _inside(order: int) -> Builder:
 
         def run(*xs):
             return _last(coefficients(xs, ops.ones_like(xs[place])), order)
+
         return run
+
     return build
 
 
 def _outside(order: int) -> Builder:
     """(the derivative, all coefficients) along the direction that comes last."""
+
     def build(function: Function, space: Space) -> Callable:
         coefficients, n = _along(function, space, order), function.n
 
         def run(*tensors):
             c = coefficients(tensors[:n], tensors[n])
             return _last(c, order), c
+
         return run
+
     return build
 
 
 @makes
 def derivative(fn: Any, order: int, argnum: int = 0) -> Callable:
-    r"""The n-th derivative :math:`u^{(n)}(x)` of a function that is applied to each entry of a batch of numbers.
+    r"""The n-th derivative :math:`u^{(n)}(x)` of a function that is applied to each entry of a
+    batch of numbers.
 
-    For ODEs and PINNs: the fourth derivative of a beam's deflection at many points, say. One forward pass with Taylor
-    coefficients, whose cost grows with the square of `order`. The derivative can be differentiated by the weights,
-    inside ``mindspore.grad`` and training steps. Tested to order 10.
+    For ODEs and PINNs: the fourth derivative of a beam's deflection at many points, say. One
+    forward pass with Taylor coefficients, whose cost grows with the square of `order`. The
+    derivative can be differentiated by the weights, inside ``mindspore.grad`` and training steps.
+    Tested to order 10.
 
-    Entry i of the input must have a part only in entry i of the output (and what follows it there): the shape of the
-    output begins with that of the input, trailing axes of length 1 aside. So a network of points (N, 1) may return
-    (N, 1) or (N, 3). A function that mixes its entries (a mean over the batch, a softmax, a batch norm) is refused at
-    the first call, where the entries are moved in two directions at random, and a result does not fit; inside your own
-    graph only the shapes are checked.
+    Entry i of the input must have a part only in entry i of the output (and what follows it there):
+    the shape of the output begins with that of the input, trailing axes of length 1 aside. So a
+    network of points (N, 1) may return (N, 1) or (N, 3). A function that mixes its entries (a mean
+    over the batch, a softmax, a batch norm) is refused at the first call, where the entries are
+    moved in two directions at random, and a result does not fit; inside your own graph only the
+    shapes are checked.
 
     Args:
         fn: any callable that returns a Tensor.
@@ -286,11 +354,19 @@ def derivative(fn: Any, order: int, argnum: int = 0) -> Callable:
 
         def run() -> tuple[Any, Any]:
             return _checked(program, point, order)
-        return Evaluation(point, Program("derivative", _inside(order), ("inside", order)), run=_refusing(point, run))
+
+        return Evaluation(
+            point,
+            Program("derivative", _inside(order), ("inside", order)),
+            run=_refusing(point, run),
+        )
+
     return derived("d_fn", fn, evaluate)
 
 
-_seen: OrderedDict[tuple, Any] = OrderedDict()  # calls whose entries were found apart, with what they captured
+_seen: OrderedDict[tuple, Any] = (
+    OrderedDict()
+)  # calls whose entries were found apart, with what they captured
 _REMEMBERED = 256
 
 
@@ -317,19 +393,25 @@ def _signs(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _check_apart(signs: np.ndarray, found: np.ndarray, other: np.ndarray) -> None:
-    """Where entries are apart, moving one backwards changes the sign of its odd coefficients, and no other."""
-    entries = signs.reshape(signs.shape[:signs.ndim])
+    """Where entries are apart, moving one backwards changes the sign of its odd coefficients, and
+    no other.
+    """
+    entries = signs.reshape(signs.shape[: signs.ndim])
     while entries.ndim and entries.shape[-1] == 1:
         entries = entries[..., 0]
     entries = entries.reshape(entries.shape + (1,) * (found.ndim - 1 - entries.ndim))
     tolerance = 1e-9 if found.dtype == np.float64 else 1e-4 if found.dtype == np.float32 else 1e-2
     for k, (one, two) in enumerate(zip(found, other, strict=True), 1):
-        gap = np.abs(one - two * entries ** k)
+        gap = np.abs(one - two * entries**k)
         if np.nanmax(gap, initial=0.0) > tolerance * np.nanmax(np.abs(one), initial=0.0):
-            raise ValueError("derivative needs a function that is applied to each entry, but an entry of the output "
-                             f"depends on several entries of the input (seen in the derivative of order {k}: moving "
-                             "half of the entries backwards changed it by more than its sign). Give it a function that "
-                             "treats the entries apart (a batch norm: set_train(False)), or use jet, jacobian or "
-                             "hessian.")
-
-
+            raise ValueError(
+                "derivative needs a function that is applied to each entry, but an entry of the "
+                "output "
+                f"depends on several entries of the input (seen in the derivative of order {k}: "
+                "moving "
+                "half of the entries backwards changed it by more than its sign). Give it a "
+                "function that "
+                "treats the entries apart (a batch norm: set_train(False)), or use jet, jacobian "
+                "or "
+                "hessian."
+            )

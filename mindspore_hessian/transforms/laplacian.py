@@ -1,4 +1,5 @@
 """The Laplacian and its like, in one forward pass or by reverse derivatives."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -31,7 +32,9 @@ class _Task:
     sample: Space
 
     @classmethod
-    def of(cls, name: str, point: Point, in_axes: Any, args: tuple, along: Any, metric: Any) -> _Task:
+    def of(
+        cls, name: str, point: Point, in_axes: Any, args: tuple, along: Any, metric: Any
+    ) -> _Task:
         axes = None if in_axes is None else sample_axes(point, in_axes, args)
         sample = point.space if axes is None else per_sample(point, axes).space
         return cls(name, point, axes, passes.Directions.of(along, metric, sample.size), sample)
@@ -51,43 +54,56 @@ class _Task:
 
 
 @makes
-def laplacian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux: bool = False, *,
-              weights: Weights = None, in_axes: Axes = None, chunk_size: int | None = None, mode: ForwardMode = "auto",
-              along: Positions = None, metric: Any = None) -> Callable[..., Any]:
-    r"""Laplacian, the trace of the Hessian, :math:`\Delta f = \sum_i \partial^2 f / \partial x_i^2`, exactly.
+def laplacian(
+    fn: Callable[..., Any],
+    grad_position: Positions = FIRST,
+    has_aux: bool = False,
+    *,
+    weights: Weights = None,
+    in_axes: Axes = None,
+    chunk_size: int | None = None,
+    mode: ForwardMode = "auto",
+    along: Positions = None,
+    metric: Any = None,
+) -> Callable[..., Any]:
+    r"""Laplacian, the trace of the Hessian,
+    :math:`\Delta f = \sum_i \partial^2 f / \partial x_i^2`, exactly.
 
-    For a network on many points (a PINN), pass ``in_axes=0`` and a function of one point. The Laplacian can be
-    differentiated by the weights, inside ``mindspore.grad`` and training steps.
+    For a network on many points (a PINN), pass ``in_axes=0`` and a function of one point. The
+    Laplacian can be differentiated by the weights, inside ``mindspore.grad`` and training steps.
 
-    In one forward pass, which carries value, D first derivatives and Laplacian from operation to operation, and costs
-    about D + 2 evaluations of `fn` for D inputs; by reverse derivatives, one Hessian-vector product for each input, all
-    in one batch, which take about twice as long. The Hessian is not stored.
+    In one forward pass, which carries value, D first derivatives and Laplacian from operation to
+    operation, and costs about D + 2 evaluations of `fn` for D inputs; by reverse derivatives, one
+    Hessian-vector product for each input, all in one batch, which take about twice as long. The
+    Hessian is not stored.
 
     Args:
         fn: any callable that returns a Tensor (the Laplacian of each entry) or a tuple of Tensors.
-        grad_position, has_aux, weights, in_axes, chunk_size: as `hessian_diag`. Over several positions it is the sum
-            of their Laplacians.
-        mode: ``"forward"``; ``"reverse"``; or ``"auto"``: forward where every primitive of `fn` has a forward rule,
-            else reverse, with a warning. Over weights it is always reverse.
-        along: an int or a tuple of ints: only the second derivatives by these entries of the (flat) inputs, counted on
-            over several positions: without time, for one.
-        metric: a symmetric (n, n) array: :math:`\sum_{ij} a_{ij} \partial_i \partial_j f` over the n entries (those
-            of `along`). One that is indefinite costs two passes.
+        grad_position, has_aux, weights, in_axes, chunk_size: as `hessian_diag`. Over several
+            positions it is the sum of their Laplacians.
+        mode: ``"forward"``; ``"reverse"``; or ``"auto"``: forward where every primitive of `fn` has
+            a forward rule, else reverse, with a warning. Over weights it is always reverse.
+        along: an int or a tuple of ints: only the second derivatives by these entries of the (flat)
+            inputs, counted on over several positions: without time, for one.
+        metric: a symmetric (n, n) array: :math:`\sum_{ij} a_{ij} \partial_i \partial_j f` over the
+            n entries (those of `along`). One that is indefinite costs two passes.
 
     Returns:
-        ``lap_fn(*args)``: shaped like the output of `fn`; with `in_axes`, the samples come first; with `has_aux`,
+        ``lap_fn(*args)``: shaped like the output of `fn`; with `in_axes`, the samples come first;
+            with `has_aux`,
         ``(laplacian, aux)``.
 
     Raises:
         TypeError, ValueError, NotCompilableError: as `hessian`.
-        MissingRuleError: as `hessian`, and with ``mode="forward"`` where a primitive has no forward rule.
+        MissingRuleError: as `hessian`, and with ``mode="forward"`` where a primitive has no forward
+            rule.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        R. Li et al., A computational framework for neural network-based variational Monte Carlo with Forward
-        Laplacian, Nature Machine Intelligence 6, 2024.
+        R. Li et al., A computational framework for neural network-based variational Monte Carlo
+        with Forward Laplacian, Nature Machine Intelligence 6, 2024.
 
     Examples:
         >>> import mindspore as ms
@@ -117,19 +133,32 @@ def laplacian(fn: Callable[..., Any], grad_position: Positions = FIRST, has_aux:
 
         def backwards() -> tuple[Any, Any]:
             other = by_reverse(args, kwargs).run if plain else None
-            return other() if other else task.run(task.program("reverse", _backwards(task)), chunk_size)
+            return (
+                other()
+                if other
+                else task.run(task.program("reverse", _backwards(task)), chunk_size)
+            )
 
         def run() -> tuple[Any, Any]:
-            return passes.first_choice("laplacian", point, mode, task.key, lambda: _by_forward(task, chunk_size),
-                                       backwards)
+            return passes.first_choice(
+                "laplacian", point, mode, task.key, lambda: _by_forward(task, chunk_size), backwards
+            )
+
         return Evaluation(point, task.program(mode, _inside(task, mode)), run=run)
+
     return derived("lap_fn", fn, evaluate)
 
 
 @makes
-def value_grad_and_laplacian(fn: Callable[..., Any], grad_position: Positions = 0, has_aux: bool = False, *,
-                             in_axes: Axes = None, chunk_size: int | None = None,
-                             mode: ForwardMode = "auto") -> Callable[..., Any]:
+def value_grad_and_laplacian(
+    fn: Callable[..., Any],
+    grad_position: Positions = 0,
+    has_aux: bool = False,
+    *,
+    in_axes: Axes = None,
+    chunk_size: int | None = None,
+    mode: ForwardMode = "auto",
+) -> Callable[..., Any]:
     r"""Value, gradient and Laplacian of a scalar function, :math:`(f, \nabla f, \Delta f)`.
 
     A forward pass has all three: the cost is that of the Laplacian.
@@ -140,8 +169,8 @@ def value_grad_and_laplacian(fn: Callable[..., Any], grad_position: Positions = 
         chunk_size: with `in_axes`, so many samples at a time.
 
     Returns:
-        ``fn(*args)`` giving ``(value, gradient, laplacian)``; with `in_axes`, the samples come first in each. The
-        gradient is a Tensor, for a tuple of positions a tuple. With `has_aux`,
+        ``fn(*args)`` giving ``(value, gradient, laplacian)``; with `in_axes`, the samples come
+        first in each. The gradient is a Tensor, for a tuple of positions a tuple. With `has_aux`,
         ``((value, gradient, laplacian), aux)``.
 
     Raises:
@@ -151,8 +180,8 @@ def value_grad_and_laplacian(fn: Callable[..., Any], grad_position: Positions = 
         ``Ascend`` ``GPU`` ``CPU``
 
     Source:
-        R. Li et al., A computational framework for neural network-based variational Monte Carlo with Forward
-        Laplacian, Nature Machine Intelligence 6, 2024.
+        R. Li et al., A computational framework for neural network-based variational Monte Carlo
+        with Forward Laplacian, Nature Machine Intelligence 6, 2024.
 
     Examples:
         >>> import mindspore as ms
@@ -174,35 +203,49 @@ def value_grad_and_laplacian(fn: Callable[..., Any], grad_position: Positions = 
             return lambda: task.run(task.program(name, _everything(task, name)), chunk_size)
 
         def run() -> tuple[Any, Any]:
-            return passes.first_choice(task.name, point, mode, task.key, way("forward"), way("reverse"))
+            return passes.first_choice(
+                task.name, point, mode, task.key, way("forward"), way("reverse")
+            )
 
         def pack(value):
             return value[0], one(value[1]), value[2]
+
         return Evaluation(point, task.program(mode, _everything(task, mode)), pack=pack, run=run)
+
     return derived("all_fn", fn, evaluate)
 
 
 def _everything(task: _Task, mode: str) -> Callable[[Function, Space], Callable]:
     def build(function: Function, space: Space) -> Callable:
-        if mode == "reverse" or (mode == "auto" and not passes.goes_forward(task.name, task.point, mode)):
+        if mode == "reverse" or (
+            mode == "auto" and not passes.goes_forward(task.name, task.point, mode)
+        ):
             return passes.everything_by_reverse(function.value, task.axes, task.sample)
-        return passes.everything(function.value, space, task.axes, task.sample, function.n if mode == "auto" else None)
+        return passes.everything(
+            function.value, space, task.axes, task.sample, function.n if mode == "auto" else None
+        )
+
     return build
 
 
 def _backwards(task: _Task) -> Callable[[Function, Space], Callable]:
     def build(function: Function, space: Space) -> Callable:
         return passes.reverse(function.value, task.axes, task.directions, task.sample)
+
     return build
 
 
 def _inside(task: _Task, mode: str) -> Callable[[Function, Space], Callable]:
-    """What is built into the user's own graph, where it must be known before whether forward rules are missing."""
+    """What is built into the user's own graph, where it must be known before whether forward rules
+    are missing.
+    """
+
     def build(function: Function, space: Space) -> Callable:
         if not passes.goes_forward(task.name, task.point, mode):
             return _backwards(task)(function, space)
         otherwise = passes.instead(task.sample, task.axes, function.n) if mode == "auto" else None
         return passes.forward(function.value, space, task.axes, task.directions, otherwise)
+
     return build
 
 
@@ -212,6 +255,7 @@ def _by_forward(task: _Task, chunk: int | None) -> tuple[Any, Any]:
 
     def build(function: Function, space: Space) -> Callable:
         return passes.forward(function.value, space, task.axes, task.directions, None)
+
     return task.run(task.program("forward", build), chunk)
 
 
@@ -226,11 +270,13 @@ def _some_directions(task: _Task, chunk: int) -> tuple[Any, Any]:
     for sign, rows in task.directions.signed(space.size):
         for start in range(0, len(rows), chunk):
             some = np.zeros((chunk, space.size))
-            some[:len(rows[start:start + chunk])] = rows[start:start + chunk]
+            some[: len(rows[start : start + chunk])] = rows[start : start + chunk]
             extras = tuple(map(to_tensor, space.split(some), space.dtypes))
             value, aux = program.run(task.point, extras)
             outputs = value if isinstance(value, tuple) else (value,)
             found.append([sign * _compat.to_numpy(one) for one in outputs])
-    sums = tuple(to_tensor(np.asarray(sum(pieces)), one.dtype)
-                 for pieces, one in zip(zip(*found, strict=True), outputs, strict=True))
+    sums = tuple(
+        to_tensor(np.asarray(sum(pieces)), one.dtype)
+        for pieces, one in zip(zip(*found, strict=True), outputs, strict=True)
+    )
     return (sums if isinstance(value, tuple) else sums[0]), aux

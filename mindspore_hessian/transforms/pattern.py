@@ -1,10 +1,12 @@
-"""Where a sparse symmetric matrix is not zero, found from its products, and how few products give all of its entries.
+"""Where a sparse symmetric matrix is not zero, found from its products, and how few products give
+all of its entries.
 
-Pure numpy and scipy: ``product(V)`` gives A times each row of V. Two columns that have no row in common can be probed
-by one product, so blocks of columns are cut again and again, each time those together that cannot meet: about
-``4 log2(n)`` products for a tridiagonal matrix, 1.5 n at most for a dense one. A column that most others meet (an arrow
-head) is probed alone and left out.
+Pure numpy and scipy: ``product(V)`` gives A times each row of V. Two columns that have no row in
+common can be probed by one product, so blocks of columns are cut again and again, each time those
+together that cannot meet: about ``4 log2(n)`` products for a tridiagonal matrix, 1.5 n at most for
+a dense one. A column that most others meet (an arrow head) is probed alone and left out.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,7 +22,9 @@ _AT_ONCE = 64  # vectors in memory
 
 @dataclass(frozen=True)
 class Plan:
-    """The products that give the entries of A in its pattern: number `slots` of them holds each at `places`."""
+    """The products that give the entries of A in its pattern: number `slots` of them holds each at
+    `places`.
+    """
 
     pattern: sp.csr_array
     slots: np.ndarray
@@ -34,11 +38,15 @@ class Plan:
     def matrix(self, product: Product) -> sp.csr_array:
         """A from its products, with index arrays of its own."""
         values = _values(product, self.group, np.ones(len(self.group)), self.slots, self.places)
-        return sp.csr_array((values, self.pattern.indices.copy(), self.pattern.indptr.copy()), self.pattern.shape)
+        return sp.csr_array(
+            (values, self.pattern.indices.copy(), self.pattern.indptr.copy()), self.pattern.shape
+        )
 
 
 def planned(pattern: sp.sparray) -> Plan:
-    """Few products for a pattern: each hub has one of its own, and columns without a row in common share one."""
+    """Few products for a pattern: each hub has one of its own, and columns without a row in common
+    share one.
+    """
     pattern = sp.csr_array(pattern, dtype=bool)
     pattern = sp.csr_array(pattern + pattern.T)
     pattern.eliminate_zeros()
@@ -49,8 +57,12 @@ def planned(pattern: sp.sparray) -> Plan:
     group[rest] = _colours(sp.csc_array(pattern[rest][:, rest]))
     group[hubs] = np.arange(len(hubs)) + (group[rest].max(initial=-1) + 1)
     rows, columns = pattern.nonzero()  # row after row, as the entries of a csr_array
-    mirrored = np.isin(rows, hubs) & ~np.isin(columns, hubs)  # A[i, j] is then read from the column i
-    return Plan(pattern, group[np.where(mirrored, rows, columns)], np.where(mirrored, columns, rows), group)
+    mirrored = np.isin(rows, hubs) & ~np.isin(
+        columns, hubs
+    )  # A[i, j] is then read from the column i
+    return Plan(
+        pattern, group[np.where(mirrored, rows, columns)], np.where(mirrored, columns, rows), group
+    )
 
 
 def detected(product: Product, n: int, rng: np.random.Generator) -> sp.csc_array:
@@ -78,9 +90,12 @@ def detected(product: Product, n: int, rng: np.random.Generator) -> sp.csc_array
     return sp.csc_array(found + support)
 
 
-def _values(product: Product, group: np.ndarray, vector: np.ndarray, slots: np.ndarray,
-            places: np.ndarray) -> np.ndarray:
-    """Entries `places` of the products number `slots`; number k is that with the entries of `vector` in group k."""
+def _values(
+    product: Product, group: np.ndarray, vector: np.ndarray, slots: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """Entries `places` of the products number `slots`; number k is that with the entries of
+    `vector` in group k.
+    """
     out = np.zeros(len(slots))
     for start in range(0, int(group.max(initial=-1)) + 1, _AT_ONCE):
         columns = np.flatnonzero((group >= start) & (group < start + _AT_ONCE))
@@ -112,19 +127,25 @@ def _without(support: sp.csc_array, hubs: np.ndarray) -> sp.csc_array:
 
 
 def _hubs(degrees: np.ndarray) -> np.ndarray:
-    """The rows to take alone: a row of degree d costs d products if it stays, for no colouring needs fewer."""
+    """The rows to take alone: a row of degree d costs d products if it stays, for no colouring
+    needs fewer.
+    """
     order = np.argsort(-degrees, kind="stable")
     cost = np.arange(len(degrees)) + degrees[order]
-    return np.sort(order[:int(np.argmin(cost))])
+    return np.sort(order[: int(np.argmin(cost))])
 
 
 def _colours(support: sp.csc_array) -> np.ndarray:
-    """A number for each column, different for columns that have a row in common; greedy, from the first on."""
+    """A number for each column, different for columns that have a row in common; greedy, from the
+    first on.
+    """
     support = sp.csc_array(support, dtype=np.int32)
     meets = sp.csr_array(support.T @ support)
     colours = np.full(support.shape[1], -1)
     for column in range(support.shape[1]):
-        taken = set(colours[meets.indices[meets.indptr[column]:meets.indptr[column + 1]]].tolist())
+        taken = set(
+            colours[meets.indices[meets.indptr[column] : meets.indptr[column + 1]]].tolist()
+        )
         colour = 0
         while colour in taken:
             colour += 1

@@ -1,7 +1,10 @@
-"""A sparse Hessian from few products: the pattern found once, columns that do not meet in one product, then a check.
+"""A sparse Hessian from few products: the pattern found once, columns that do not meet in one
+product, then a check.
 
-The pattern is numerical, of one point; what another point needs beyond it, a product with a random vector shows.
+The pattern is numerical, of one point; what another point needs beyond it, a product with a random
+vector shows.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -29,19 +32,25 @@ def check_sparse(sparse: Any) -> None:
     if isinstance(sparse, bool):
         return
     if not (sp.issparse(sparse) or isinstance(sparse, np.ndarray)):
-        raise TypeError(f"sparse must be True, False, or the pattern as a scipy sparse matrix or a numpy array, but "
-                        f"got {type(sparse).__name__}")
+        raise TypeError(
+            "sparse must be True, False, or the pattern as a scipy sparse matrix or a numpy "
+            "array, but "
+            f"got {type(sparse).__name__}"
+        )
     if sparse.dtype.kind not in "fiubc":
         raise TypeError(f"sparse is a pattern of numbers or bools, but has dtype {sparse.dtype}")
     if sparse.ndim != 2 or sparse.shape[0] != sparse.shape[1]:
-        raise ValueError(f"sparse is a pattern, so it must be a square matrix, but has shape {sparse.shape}")
+        raise ValueError(
+            f"sparse is a pattern, so it must be a square matrix, but has shape {sparse.shape}"
+        )
 
 
 class SparseHessian:
     """The Hessian of one function as a sparse matrix; it keeps the pattern for each set of shapes.
 
     Args:
-        pattern: True to find it, or what is known of it: a matrix that is not zero where the Hessian may be.
+        pattern: True to find it, or what is known of it: a matrix that is not zero where the
+            Hessian may be.
         chunk_size: so many products in a batch.
     """
 
@@ -54,26 +63,40 @@ class SparseHessian:
         """The matrix over all entries of the variables, one after another, and aux."""
         rows = _Products(point)
         if self.given is not None and self.given.shape[0] != rows.n:
-            raise ValueError(f"sparse has shape {self.given.shape}, but what is differentiated has {rows.n} entries")
+            raise ValueError(
+                f"sparse has shape {self.given.shape}, but what is differentiated has {rows.n} "
+                "entries"
+            )
 
         def matrix_by(products: _Products) -> tuple[sp.csr_array, str, Any]:
             return *self._matrix(products), products.aux
 
-        matrix, missing, aux = batched_or_loop("hessian", lambda: matrix_by(rows),
-                                               lambda: matrix_by(_Products(point, batched=False)))
+        matrix, missing, aux = batched_or_loop(
+            "hessian", lambda: matrix_by(rows), lambda: matrix_by(_Products(point, batched=False))
+        )
         if missing and self.given is not None:
-            raise ValueError(f"the pattern given as sparse= misses entries of the Hessian: {missing}. Pass sparse=True "
-                             "to have it found")
+            raise ValueError(
+                f"the pattern given as sparse= misses entries of the Hessian: {missing}. Pass "
+                "sparse=True "
+                "to have it found"
+            )
         if missing:
-            warn(f"hessian: no sparse pattern agrees with the products ({missing}), so the matrix is computed whole",
-                 FallbackWarning)
+            warn(
+                f"hessian: no sparse pattern agrees with the products ({missing}), so the matrix "
+                "is computed whole",
+                FallbackWarning,
+            )
         check_finite("hessian", to_tensor(matrix.data, rows.dtype))
         return matrix.astype(rows.numpy_dtype), aux
 
     def _matrix(self, rows: _Products) -> tuple[sp.csr_array, str]:
-        """The matrix, and what its pattern misses ("" for nothing; where one was found and misses any, it is whole)."""
+        """The matrix, and what its pattern misses ("" for nothing; where one was found and misses
+        any, it is whole).
+        """
         shapes = rows.point.space.shapes
-        plan = self.plans.get(shapes) or planned(self._found(rows, 0) if self.given is None else self.given)
+        plan = self.plans.get(shapes) or planned(
+            self._found(rows, 0) if self.given is None else self.given
+        )
         matrix, missing = self._checked(rows, plan)
         if missing and self.given is None:  # this point has entries that the one before had not
             plan = planned(self._found(rows, 1) + plan.pattern)
@@ -90,7 +113,9 @@ class SparseHessian:
         return detected(rows, rows.n, np.random.default_rng(seed))
 
     def _checked(self, rows: _Products, plan: Plan) -> tuple[sp.csr_array, str]:
-        """The matrix, and where its product with a random vector is not the Hessian's ("" where it is)."""
+        """The matrix, and where its product with a random vector is not the Hessian's ("" where it
+        is).
+        """
         probe = np.random.default_rng(plan.products).uniform(1, 2, rows.n)
         rows.count = min(self.chunk_size or _MOST, plan.products + 1)
         images: list[np.ndarray] = []
@@ -113,23 +138,29 @@ class _Products:
         self.point, self.batched, self.count, self.aux = point, batched, 1, None
         self.n, dtypes = point.space.size, set(point.space.dtypes)
         if not dtypes <= {ms.float32, ms.float64} or len(dtypes) > 1:
-            raise TypeError("sparse=True takes variables of one dtype, float32 or float64, but got "
-                            f"{', '.join(map(str, point.space.dtypes))}")
+            raise TypeError(
+                "sparse=True takes variables of one dtype, float32 or float64, but got "
+                f"{', '.join(map(str, point.space.dtypes))}"
+            )
         self.dtype = dtypes.pop()
         self.numpy_dtype = numpy_dtype(self.dtype)
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """Always `count` at a time, so that one graph does for all; what is left over is filled up with zeros."""
+        """Always `count` at a time, so that one graph does for all; what is left over is filled up
+        with zeros.
+        """
         count = min(self.count, self.n) if self.batched else 1
         out = np.empty(vectors.shape)
         for start in range(0, len(vectors), count):
             some = np.zeros((count, self.n), self.numpy_dtype)
-            piece = vectors[start:start + count]
-            some[:len(piece)] = piece
+            piece = vectors[start : start + count]
+            some[: len(piece)] = piece
             parts = self.point.space.split(some if self.batched else some[0])
-            result, self.aux = _PRODUCTS[self.batched].run(self.point, tuple(to_tensor(p, self.dtype) for p in parts))
+            result, self.aux = _PRODUCTS[self.batched].run(
+                self.point, tuple(to_tensor(p, self.dtype) for p in parts)
+            )
             images = [_compat.to_numpy(part).reshape(count, -1) for part in result]
-            out[start:start + count] = np.concatenate(images, axis=1)[:len(piece)]
+            out[start : start + count] = np.concatenate(images, axis=1)[: len(piece)]
         return out
 
 
@@ -138,17 +169,26 @@ def _batched(function: Function, space: Space) -> Callable:
 
     def run(*tensors):
         return product(tensors[:n], tensors[n:])
+
     return run
 
 
 _BUILDERS: dict[bool, Builder] = {True: _batched, False: product_kernel("revrev")}
-_PRODUCTS = {batched: Program("hessian", build, ("sparse", batched)) for batched, build in _BUILDERS.items()}
+_PRODUCTS = {
+    batched: Program("hessian", build, ("sparse", batched)) for batched, build in _BUILDERS.items()
+}
 
 
-def _difference(truth: np.ndarray, matrix: sp.csr_array, probe: np.ndarray, tolerance: float) -> str:
+def _difference(
+    truth: np.ndarray, matrix: sp.csr_array, probe: np.ndarray, tolerance: float
+) -> str:
     found, size = matrix @ probe, abs(matrix) @ probe
     if not np.isfinite(truth).all() or not np.isfinite(found).all():
         return ""  # a NonFiniteWarning says so
     excess = np.abs(truth - found) - tolerance * (size + tolerance * size.max())
     row = int(np.argmax(excess))
-    return f"row {row} of a product is {truth[row]:.6g} instead of {found[row]:.6g}" if excess[row] > 0 else ""
+    return (
+        f"row {row} of a product is {truth[row]:.6g} instead of {found[row]:.6g}"
+        if excess[row] > 0
+        else ""
+    )

@@ -1,4 +1,5 @@
 """The Jacobian times a vector in one forward pass."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,10 +16,15 @@ from mindspore_hessian.typing import Positions, Structure, Weights
 
 
 def _by_forward(otherwise: bool) -> Builder:
-    """(value, J vs) of the leaves and the vectors; with `otherwise` by reverse derivatives if a rule is missing."""
+    """(value, J vs) of the leaves and the vectors; with `otherwise` by reverse derivatives if a
+    rule is missing.
+    """
+
     def build(function: Function, space: Space) -> Callable:
         n = function.n
-        pushed = passes.push(function.value, space.positions, None, _instead(function, space) if otherwise else None)
+        pushed = passes.push(
+            function.value, space.positions, None, _instead(function, space) if otherwise else None
+        )
 
         def run(*tensors):
             js = ()
@@ -31,7 +37,9 @@ def _by_forward(otherwise: bool) -> Builder:
                     values, tangents = values + (item[0],), tangents + (item[1][0],)
                 return values, tangents
             return out[0], out[1][0]
+
         return run
+
     return build
 
 
@@ -46,6 +54,7 @@ def _instead(function: Function, space: Space) -> Callable:
         if isinstance(value, tuple):
             value, tangent = value[number], tangent[number]
         return value, ops.expand_dims(tangent, 0), ops.zeros_like(value)
+
     return triple
 
 
@@ -56,6 +65,7 @@ def _by_reverse(function: Function, space: Space) -> Callable:
 
     def run(*tensors):
         return checked(*tensors[:n]), times(tensors[:n], tensors[n:])
+
     return run
 
 
@@ -90,6 +100,7 @@ def _forward_number(function: Function, space: Space) -> Callable:
 
     def run(*tensors):
         return _inner(times(tensors[:n], tensors[n:]), _cotangents(f(*tensors[:n])))
+
     return run
 
 
@@ -100,43 +111,56 @@ def _reverse_number(function: Function, space: Space) -> Callable:
 
     def run(*tensors):
         return _inner(pull(tensors[:n], _cotangents(f(*tensors[:n]))), tensors[n:])
+
     return run
 
 
 _FORWARD = Program("jvp", _by_forward(False), ("forward",))
-# MindSpore drops terms of a derivative by a cotangent without a word: two ways to one number must agree
+# MindSpore drops terms of a derivative by a cotangent without a word: two ways to one number must
+# agree
 _REVERSE = Program("jvp", _by_reverse, ("reverse",), _reverse_number, _forward_number)
 
 
 def _inside(point: Point, mode: str) -> Builder:
     def build(function: Function, space: Space) -> Callable:
-        return (_by_forward(True) if passes.goes_forward("jvp", point, mode) else _by_reverse)(function, space)
+        return (_by_forward(True) if passes.goes_forward("jvp", point, mode) else _by_reverse)(
+            function, space
+        )
+
     return build
 
 
 @evaluates("inputs", "vectors")
-def jvp(fn: Callable[..., Any], inputs: Structure, vectors: Structure, grad_position: Positions = None, *,
-        weights: Weights = None) -> Any:
-    r"""Value and Jacobian-vector product, :math:`(f(x), J v)`, with :math:`(J v)_i = \sum_j v_j\, \partial f_i /
-    \partial x_j`.
+def jvp(
+    fn: Callable[..., Any],
+    inputs: Structure,
+    vectors: Structure,
+    grad_position: Positions = None,
+    *,
+    weights: Weights = None,
+) -> Any:
+    r"""Value and Jacobian-vector product, :math:`(f(x), J v)`, with
+    :math:`(J v)_i = \sum_j v_j\, \partial f_i / \partial x_j`.
 
-    One true forward pass, which costs about two evaluations of `fn`, where every primitive of it has a forward rule;
-    else, with a warning, and over weights, the derivative of a reverse pass (about three gradients).
+    One true forward pass, which costs about two evaluations of `fn`, where every primitive of it
+    has a forward rule; else, with a warning, and over weights, the derivative of a reverse pass
+    (about three gradients).
 
     Args:
         fn: any callable that returns a Tensor of any shape, or a tuple of Tensors.
         inputs: a Tensor, or the tuple of the arguments of `fn`.
         vectors: like what is differentiated: a Tensor, or a tuple of Tensors.
         grad_position: which inputs are differentiated: None (all), an int, or a tuple of ints.
-        weights: a Parameter or several of them that are differentiated instead of the inputs, or with `grad_position`
-            beside them; then `vectors` is a pair.
+        weights: a Parameter or several of them that are differentiated instead of the inputs, or
+            with `grad_position` beside them; then `vectors` is a pair.
 
     Returns:
         ``(value, product)``, each like the output of `fn`.
 
     Raises:
         TypeError, ValueError, NotCompilableError: as `hvp`.
-        MissingRuleError: a primitive has no derivative, or reverse derivatives lose a term of this one.
+        MissingRuleError: a primitive has no derivative, or reverse derivatives lose a term of this
+            one.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
@@ -155,6 +179,13 @@ def jvp(fn: Callable[..., Any], inputs: Structure, vectors: Structure, grad_posi
     flat, mode = point.space.parts(vectors, "vectors"), "reverse" if point.space.weights else "auto"
 
     def run() -> tuple[Any, Any]:
-        return passes.first_choice("jvp", point, mode, ("jvp",), lambda: _FORWARD.run(point, flat),
-                                   lambda: _REVERSE.run(point, flat))
+        return passes.first_choice(
+            "jvp",
+            point,
+            mode,
+            ("jvp",),
+            lambda: _FORWARD.run(point, flat),
+            lambda: _REVERSE.run(point, flat),
+        )
+
     return Evaluation(point, Program("jvp", _inside(point, mode), (mode,)), flat, run=run)

@@ -1,6 +1,8 @@
-"""Functions with an epsilon, a slope or another small attribute, each at an input where the attribute matters: a row is
-the function of MindSpore and the same in numpy, for one value of the attribute and another that must change the result.
+"""Functions with an epsilon, a slope or another small attribute, each at an input where the
+attribute matters: a row is the function of MindSpore and the same in numpy, for one value of the
+attribute and another that must change the result.
 """
+
 from __future__ import annotations
 
 import math
@@ -49,20 +51,27 @@ F32 = {"dtype": np.float32, "tolerance": 2e-4}
 
 
 def option(function, name, *args, **others):
-    """`function` of MindSpore with the attribute as the option `name`, after arrays and other options."""
+    """`function` of MindSpore with the attribute as the option `name`, after arrays and other
+    options.
+    """
+
     def make(value, dtype):
         options, more = {**others, name: value}, [tensor(one, dtype) for one in args]
 
         def f(x):
             return function(x, *more, **options)
+
         return f
+
     return make
 
 
 def layer(build):
     """A Cell built with the attribute."""
+
     def make(value, dtype):
         return build(value, dtype)
+
     return make
 
 
@@ -72,7 +81,8 @@ def tensor(x, dtype):
     return Tensor(x.astype(dtype) if x.dtype.kind == "f" else x.astype(np.int32))
 
 
-# --- in numpy ----------------------------------------------------------------------------------------------------
+# --- in numpy -------------------------------------------------------------------------------------
+
 
 def standard(x, axes, eps):
     c = x - x.mean(axes, keepdims=True)
@@ -80,7 +90,9 @@ def standard(x, axes, eps):
 
 
 def groups(x, eps, count=2):
-    return standard(x.reshape(len(x), count, -1), 2, eps).reshape(x.shape) * wide(SCALE, x) + wide(SHIFT, x)
+    return standard(x.reshape(len(x), count, -1), 2, eps).reshape(x.shape) * wide(SCALE, x) + wide(
+        SHIFT, x
+    )
 
 
 def wide(scale, x):
@@ -97,7 +109,11 @@ def power_norm(x, p, axis=-1, keep=False):
 
 
 def log_softmax(x):
-    return x - x.max(1, keepdims=True) - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True))
+    return (
+        x
+        - x.max(1, keepdims=True)
+        - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True))
+    )
 
 
 def smoothed(x, smoothing):
@@ -139,7 +155,11 @@ def windows(x, padding=1, counted=True, divisor=0):
 
 def resized(x, aligned):
     n, m = x.shape[-1], 7
-    at = np.arange(m) * (n - 1) / (m - 1) if aligned else np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
+    at = (
+        np.arange(m) * (n - 1) / (m - 1)
+        if aligned
+        else np.clip((np.arange(m) + 0.5) * n / m - 0.5, 0, n - 1)
+    )
     low = np.minimum(np.floor(at).astype(int), n - 2)
     return x[..., low] * (1 - (at - low)) + x[..., low + 1] * (at - low)
 
@@ -156,13 +176,15 @@ def renormed(x, maxnorm, p=2):
 erf = np.vectorize(math.erf)
 
 
-# --- the functions of MindSpore that take more than an option ------------------------------------------------------
+# --- the functions of MindSpore that take more than an option -------------------------------------
+
 
 def layer_norm(eps, dtype):
     norm, scale, shift = ops.LayerNorm(-1, -1, eps), tensor(SCALE, dtype), tensor(SHIFT, dtype)
 
     def f(x):
         return norm(x, scale, shift)[0]
+
     return f
 
 
@@ -188,14 +210,20 @@ def batch_norm(train):
         net.beta.set_data(tensor(SHIFT, dtype))
         net.moving_variance.set_data(tensor(1e-4 * SCALE, dtype))
         return net
+
     return build
 
 
 def batch_norm_function(eps, dtype):
-    zero, variance, scale = tensor(np.zeros(4), dtype), tensor(1e-4 * SCALE, dtype), tensor(SCALE, dtype)
+    zero, variance, scale = (
+        tensor(np.zeros(4), dtype),
+        tensor(1e-4 * SCALE, dtype),
+        tensor(SCALE, dtype),
+    )
 
     def f(x):
         return ops.batch_norm(x, zero, variance, scale, zero, False, 0.1, eps)
+
     return f
 
 
@@ -204,6 +232,7 @@ def l2_normalize(eps, dtype):
 
     def f(x):
         return norm(x)
+
     return f
 
 
@@ -214,7 +243,9 @@ def lrn(name):
 
         def f(x):
             return layer(x)
+
         return f
+
     return build
 
 
@@ -224,7 +255,9 @@ def cross_entropy(name):
 
         def f(x):
             return ops.cross_entropy(x, labels, **options)
+
         return f
+
     return build
 
 
@@ -233,6 +266,7 @@ def cosine_embedding(margin, dtype):
 
     def f(x):
         return ops.cosine_embedding_loss(x, other, signs, margin)
+
     return f
 
 
@@ -241,6 +275,7 @@ def multi_margin_layer(value, dtype):
 
     def f(x):
         return loss(x, labels)
+
     return f
 
 
@@ -249,6 +284,7 @@ def addcmul(value, dtype):
 
     def f(x):
         return ops.addcmul(other, x, third, value)
+
     return f
 
 
@@ -257,17 +293,24 @@ def dice(smooth, dtype):
 
     def f(x):
         return loss(x, other)
+
     return f
 
 
 def batch_norm_primitive(train):
     def build(eps, dtype):
-        norm, zero, variance = ops.BatchNorm(train, eps), tensor(np.zeros(4), dtype), tensor(1e-4 * SCALE, dtype)
+        norm, zero, variance = (
+            ops.BatchNorm(train, eps),
+            tensor(np.zeros(4), dtype),
+            tensor(1e-4 * SCALE, dtype),
+        )
         scale = tensor(SCALE, dtype)
 
         def f(x):
             return norm(x, scale, zero, zero, variance)[0]
+
         return f
+
     return build
 
 
@@ -276,15 +319,20 @@ def layer_norm_of_images(eps, dtype):
 
     def f(x):
         return net(x)
+
     return f
 
 
 def poisson(value, dtype):
     log_input, full, eps = value
-    loss, other = nn.PoissonNLLLoss(log_input, full, eps, "none"), tensor(np.abs(OTHER) + 1.5, dtype)
+    loss, other = (
+        nn.PoissonNLLLoss(log_input, full, eps, "none"),
+        tensor(np.abs(OTHER) + 1.5, dtype),
+    )
 
     def f(x):
         return loss(x, other)
+
     return f
 
 
@@ -301,6 +349,7 @@ def gaussian(value, dtype):
 
     def f(x):
         return ops.gaussian_nll_loss(x0, t, x, full, eps, "none")
+
     return f
 
 
@@ -314,94 +363,391 @@ SMALL, IMAGE = 0.01 * MIX, rng.normal(size=(2, 4, 3, 2))
 POSITIVE = np.abs(MIX) + 0.1
 LINE = rng.normal(size=(2, 2, 5))
 ROWS = (
-    Row("LayerNorm epsilon", layer_norm, lambda x, e: standard(x, 1, e) * SCALE + SHIFT, 1e-4, 1e-5, SMALL),
-    Row("nn.LayerNorm epsilon", layer_norm_cell, lambda x, e: standard(x, 1, e) * SCALE + SHIFT, 1e-5, 1e-7, SMALL / 3,
-        **F32),
+    Row(
+        "LayerNorm epsilon",
+        layer_norm,
+        lambda x, e: standard(x, 1, e) * SCALE + SHIFT,
+        1e-4,
+        1e-5,
+        SMALL,
+    ),
+    Row(
+        "nn.LayerNorm epsilon",
+        layer_norm_cell,
+        lambda x, e: standard(x, 1, e) * SCALE + SHIFT,
+        1e-5,
+        1e-7,
+        SMALL / 3,
+        **F32,
+    ),
     Row("nn.GroupNorm eps", group_norm, lambda x, e: groups(x, e), 1e-4, 1e-5, 0.01 * IMAGE, **F32),
-    Row("nn.BatchNorm1d eps, training", batch_norm(True), lambda x, e: standard(x, 0, e) * SCALE + SHIFT, 1e-4, 1e-5,
-        SMALL, **F32),
-    Row("nn.BatchNorm1d eps", batch_norm(False), lambda x, e: x / np.sqrt(1e-4 * SCALE + e) * SCALE + SHIFT, 1e-4, 1e-5,
-        SMALL, **F32),
-    Row("batch_norm eps", batch_norm_function, lambda x, e: x / np.sqrt(1e-4 * SCALE + e) * SCALE, 1e-4, 1e-5, SMALL,
-        **F32),
-    Row("BatchNorm epsilon, training", batch_norm_primitive(True),
-        lambda x, e: standard(x, (0, 2, 3), e) * wide(SCALE, x), 1e-4, 1e-5, 0.01 * IMAGE, **F32),
-    Row("nn.LayerNorm epsilon, images", layer_norm_of_images, lambda x, e: standard(x, (1, 2, 3), e), 1e-4, 1e-5,
-        0.01 * IMAGE, **F32),
-    Row("L2Normalize epsilon", l2_normalize, lambda x, e: x / np.sqrt(np.maximum((x * x).sum(1, keepdims=True), e)),
-        0.5, 1e-4, MIX * [[1.0], [0.2], [1.0]], rules=("L2Normalize",)),
-    *(Row(f"LRN {name}", lrn(name),
-          lambda x, v, name=name: across(x, **{"reach": 1, "bias": 1.5, "alpha": 0.7, "beta": 0.6,
-                                               "reach" if name == "depth_radius" else name: v}),
-          value, other, IMAGE, **F32)
-      for name, value, other in (("depth_radius", 2, 1), ("bias", 0.6, 1.5), ("alpha", 0.3, 0.7), ("beta", 0.9, 0.6))),
-    Row("cosine_similarity eps", option(ops.cosine_similarity, "eps", OTHER), lambda x, e: cosine(x, OTHER, e), 4.0,
-        1e-8, MIX, **F32),
+    Row(
+        "nn.BatchNorm1d eps, training",
+        batch_norm(True),
+        lambda x, e: standard(x, 0, e) * SCALE + SHIFT,
+        1e-4,
+        1e-5,
+        SMALL,
+        **F32,
+    ),
+    Row(
+        "nn.BatchNorm1d eps",
+        batch_norm(False),
+        lambda x, e: x / np.sqrt(1e-4 * SCALE + e) * SCALE + SHIFT,
+        1e-4,
+        1e-5,
+        SMALL,
+        **F32,
+    ),
+    Row(
+        "batch_norm eps",
+        batch_norm_function,
+        lambda x, e: x / np.sqrt(1e-4 * SCALE + e) * SCALE,
+        1e-4,
+        1e-5,
+        SMALL,
+        **F32,
+    ),
+    Row(
+        "BatchNorm epsilon, training",
+        batch_norm_primitive(True),
+        lambda x, e: standard(x, (0, 2, 3), e) * wide(SCALE, x),
+        1e-4,
+        1e-5,
+        0.01 * IMAGE,
+        **F32,
+    ),
+    Row(
+        "nn.LayerNorm epsilon, images",
+        layer_norm_of_images,
+        lambda x, e: standard(x, (1, 2, 3), e),
+        1e-4,
+        1e-5,
+        0.01 * IMAGE,
+        **F32,
+    ),
+    Row(
+        "L2Normalize epsilon",
+        l2_normalize,
+        lambda x, e: x / np.sqrt(np.maximum((x * x).sum(1, keepdims=True), e)),
+        0.5,
+        1e-4,
+        MIX * [[1.0], [0.2], [1.0]],
+        rules=("L2Normalize",),
+    ),
+    *(
+        Row(
+            f"LRN {name}",
+            lrn(name),
+            lambda x, v, name=name: across(
+                x,
+                **{
+                    "reach": 1,
+                    "bias": 1.5,
+                    "alpha": 0.7,
+                    "beta": 0.6,
+                    "reach" if name == "depth_radius" else name: v,
+                },
+            ),
+            value,
+            other,
+            IMAGE,
+            **F32,
+        )
+        for name, value, other in (
+            ("depth_radius", 2, 1),
+            ("bias", 0.6, 1.5),
+            ("alpha", 0.3, 0.7),
+            ("beta", 0.9, 0.6),
+        )
+    ),
+    Row(
+        "cosine_similarity eps",
+        option(ops.cosine_similarity, "eps", OTHER),
+        lambda x, e: cosine(x, OTHER, e),
+        4.0,
+        1e-8,
+        MIX,
+        **F32,
+    ),
     Row("cosine_embedding_loss margin", cosine_embedding, cosine_loss, -0.9, 0.9, **F32),
     Row("norm ord", option(ops.norm, "ord", dim=-1), lambda x, p: power_norm(x, p), 3.0, 2.0),
     Row("pdist p", option(ops.pdist, "p"), pairs, 3.0, 2.0),
-    Row("cdist p", option(ops.cdist, "p", OTHER), lambda x, p: power_norm(x[:, None] - OTHER, p), 3.0, 2.0, **F32),
+    Row(
+        "cdist p",
+        option(ops.cdist, "p", OTHER),
+        lambda x, p: power_norm(x[:, None] - OTHER, p),
+        3.0,
+        2.0,
+        **F32,
+    ),
     Row("renorm maxnorm", option(ops.renorm, "maxnorm", p=2, axis=0), renormed, 1.5, 0.5, **F32),
-    Row("leaky_relu alpha", option(ops.leaky_relu, "alpha"), lambda x, a: np.where(x > 0, x, a * x), 0.3, 0.2, **F32),
-    Row("celu alpha", option(ops.celu, "alpha"), lambda x, a: np.where(x > 0, x, a * np.expm1(x / a)), 0.6, 1.0, **F32),
+    Row(
+        "leaky_relu alpha",
+        option(ops.leaky_relu, "alpha"),
+        lambda x, a: np.where(x > 0, x, a * x),
+        0.3,
+        0.2,
+        **F32,
+    ),
+    Row(
+        "celu alpha",
+        option(ops.celu, "alpha"),
+        lambda x, a: np.where(x > 0, x, a * np.expm1(x / a)),
+        0.6,
+        1.0,
+        **F32,
+    ),
     Row("softplus beta", option(ops.softplus, "beta"), softplus, 2.0, 1.0, **F32),
-    Row("softplus threshold", option(ops.softplus, "threshold"), lambda x, t: softplus(x, 1, t), 0.5, 20.0, **F32),
-    *(Row(f"mint softplus {name}", option(mint.nn.functional.softplus, name, beta=1.5),
-          lambda x, v, name=name: softplus(x, **{"beta": 1.5, name: v}), value, other, rules=("SoftplusExt",), **F32)
-      for name, value, other in (("beta", 2.0, 1.0), ("threshold", 0.5, 20.0))),
-    Row("hardshrink lambd", option(ops.hardshrink, "lambd"), lambda x, b: np.where(np.abs(x) > b, x, 0), 0.8, 0.3,
-        **F32),
-    Row("softshrink lambd", option(ops.softshrink, "lambd"),
-        lambda x, b: np.sign(x) * np.maximum(np.abs(x) - b, 0), 0.8, 0.3, **F32),
-    Row("hardtanh max_val", option(ops.hardtanh, "max_val", min_val=-0.4), lambda x, b: np.clip(x, -0.4, b), 0.8, 0.1,
-        **F32),
-    Row("threshold thr", option(ops.threshold, "thr", value=0.3), lambda x, b: np.where(x > b, x, 0.3), 0.5, -0.5,
-        **F32),
-    Row("gelu approximate", option(ops.gelu, "approximate"),
-        lambda x, a: (x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3))) if a == "tanh"
-                      else x / 2 * (1 + erf((x / np.sqrt(2)).astype(np.float64)))),
-        "tanh", "none", 1.5 * MIX, tolerance=1e-5),
-    Row("gelu exact", option(ops.gelu, "approximate"),
-        lambda x, a: (x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3))) if a == "tanh"
-                      else x / 2 * (1 + erf((x / np.sqrt(2)).astype(np.float64)))),
-        "none", "tanh", 1.5 * MIX, tolerance=1e-5),
-    Row("logit eps", option(ops.logit, "eps"),
-        lambda x, e: np.log(np.clip(x, e, 1 - e) / (1 - np.clip(x, e, 1 - e))), 0.2, 0.05, np.abs(np.sin(MIX)) * 0.9,
-        **F32),
-    Row("clamp max", option(ops.clamp, "max", min=-0.4), lambda x, b: np.clip(x, -0.4, b), 0.8, 0.1),
-    Row("glu axis", option(ops.glu, "axis"),
-        lambda x, a: (lambda u, v: u / (1 + np.exp(-v)))(*np.split(x, 2, a)), 1, 0, rng.normal(size=(4, 4))),
+    Row(
+        "softplus threshold",
+        option(ops.softplus, "threshold"),
+        lambda x, t: softplus(x, 1, t),
+        0.5,
+        20.0,
+        **F32,
+    ),
+    *(
+        Row(
+            f"mint softplus {name}",
+            option(mint.nn.functional.softplus, name, beta=1.5),
+            lambda x, v, name=name: softplus(x, **{"beta": 1.5, name: v}),
+            value,
+            other,
+            rules=("SoftplusExt",),
+            **F32,
+        )
+        for name, value, other in (("beta", 2.0, 1.0), ("threshold", 0.5, 20.0))
+    ),
+    Row(
+        "hardshrink lambd",
+        option(ops.hardshrink, "lambd"),
+        lambda x, b: np.where(np.abs(x) > b, x, 0),
+        0.8,
+        0.3,
+        **F32,
+    ),
+    Row(
+        "softshrink lambd",
+        option(ops.softshrink, "lambd"),
+        lambda x, b: np.sign(x) * np.maximum(np.abs(x) - b, 0),
+        0.8,
+        0.3,
+        **F32,
+    ),
+    Row(
+        "hardtanh max_val",
+        option(ops.hardtanh, "max_val", min_val=-0.4),
+        lambda x, b: np.clip(x, -0.4, b),
+        0.8,
+        0.1,
+        **F32,
+    ),
+    Row(
+        "threshold thr",
+        option(ops.threshold, "thr", value=0.3),
+        lambda x, b: np.where(x > b, x, 0.3),
+        0.5,
+        -0.5,
+        **F32,
+    ),
+    Row(
+        "gelu approximate",
+        option(ops.gelu, "approximate"),
+        lambda x, a: (
+            x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+            if a == "tanh"
+            else x / 2 * (1 + erf((x / np.sqrt(2)).astype(np.float64)))
+        ),
+        "tanh",
+        "none",
+        1.5 * MIX,
+        tolerance=1e-5,
+    ),
+    Row(
+        "gelu exact",
+        option(ops.gelu, "approximate"),
+        lambda x, a: (
+            x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+            if a == "tanh"
+            else x / 2 * (1 + erf((x / np.sqrt(2)).astype(np.float64)))
+        ),
+        "none",
+        "tanh",
+        1.5 * MIX,
+        tolerance=1e-5,
+    ),
+    Row(
+        "logit eps",
+        option(ops.logit, "eps"),
+        lambda x, e: np.log(np.clip(x, e, 1 - e) / (1 - np.clip(x, e, 1 - e))),
+        0.2,
+        0.05,
+        np.abs(np.sin(MIX)) * 0.9,
+        **F32,
+    ),
+    Row(
+        "clamp max", option(ops.clamp, "max", min=-0.4), lambda x, b: np.clip(x, -0.4, b), 0.8, 0.1
+    ),
+    Row(
+        "glu axis",
+        option(ops.glu, "axis"),
+        lambda x, a: (lambda u, v: u / (1 + np.exp(-v)))(*np.split(x, 2, a)),
+        1,
+        0,
+        rng.normal(size=(4, 4)),
+    ),
     Row("var ddof", option(ops.var, "ddof", axis=1), lambda x, d: x.var(1, ddof=d), 1, 0, **F32),
     Row("std ddof", option(ops.std, "ddof", axis=1), lambda x, d: x.std(1, ddof=d), 1, 0, **F32),
-    Row("logsumexp dim", option(ops.logsumexp, "dim"), lambda x, a: np.log(np.exp(x).sum(a)), 0, 1, MIX[:, :3]),
+    Row(
+        "logsumexp dim",
+        option(ops.logsumexp, "dim"),
+        lambda x, a: np.log(np.exp(x).sum(a)),
+        0,
+        1,
+        MIX[:, :3],
+    ),
     Row("addcmul value", addcmul, lambda x, v: OTHER + v * x * THIRD, 0.3, 1.0, **F32),
-    Row("lerp weight", option(ops.lerp, "weight", OTHER), lambda x, w: x + w * (OTHER - x), 0.3, 0.8, **F32),
-    Row("avg_pool1d count_include_pad", option(ops.avg_pool1d, "count_include_pad", kernel_size=2, padding=1),
-        lambda x, c: windows(x, counted=c), False, True, LINE, **F32),
-    Row("avg_pool2d divisor_override",
+    Row(
+        "lerp weight",
+        option(ops.lerp, "weight", OTHER),
+        lambda x, w: x + w * (OTHER - x),
+        0.3,
+        0.8,
+        **F32,
+    ),
+    Row(
+        "avg_pool1d count_include_pad",
+        option(ops.avg_pool1d, "count_include_pad", kernel_size=2, padding=1),
+        lambda x, c: windows(x, counted=c),
+        False,
+        True,
+        LINE,
+        **F32,
+    ),
+    Row(
+        "avg_pool2d divisor_override",
         option(ops.avg_pool2d, "divisor_override", kernel_size=(1, 2), padding=(0, 0, 1, 1)),
-        lambda x, d: windows(x, divisor=d), 3, 2, LINE[:, :, None], **F32),
-    Row("lp_pool1d norm_type", option(ops.lp_pool1d, "norm_type", kernel_size=2),
-        lambda x, p: (x[..., 0:4:2] ** p + x[..., 1:4:2] ** p) ** (1 / WIDE(p)), 3.0, 2.0, np.abs(LINE), **F32),
-    Row("nn.DiceLoss smooth", dice,
-        lambda x, s: 1 - 2 * (x * np.abs(OTHER)).sum() / ((x * x).sum() + (OTHER * OTHER).sum() + s), 1.5, 1e-5,
-        POSITIVE, **F32),
-    Row("interpolate align_corners", option(ops.interpolate, "align_corners", size=(7,), mode="linear"), resized, True,
-        False, LINE, **F32),
-    Row("huber_loss delta", option(ops.huber_loss, "delta", OTHER), lambda x, d: huber(x - OTHER, d).mean(), 1.2, 0.5,
-        **F32),
-    Row("smooth_l1_loss beta", option(ops.smooth_l1_loss, "beta", OTHER), lambda x, b: huber(x - OTHER, b) / b, 1.2,
-        0.5, **F32),
-    Row("cross_entropy label_smoothing", cross_entropy("label_smoothing"), smoothed, 0.3, 0.0, **F32),
-    Row("multi_margin_loss p", multi_margin_layer, lambda x, v: multi_margin(x, *v), (2, 1.0), (1, 1.0), **F32),
-    Row("multi_margin_loss margin", multi_margin_layer, lambda x, v: multi_margin(x, *v), (2, 0.4), (2, 1.0), **F32),
-    Row("nn.PoissonNLLLoss eps", poisson, poisson_truth, (False, False, 0.3), (False, False, 1e-8), POSITIVE, **F32),
-    Row("nn.PoissonNLLLoss full", poisson, poisson_truth, (True, True, 1e-8), (True, False, 1e-8), POSITIVE, **F32),
-    Row("gaussian_nll_loss eps", gaussian, gaussian_truth, (False, 0.5), (False, 1e-6), POSITIVE, **F32),
-    Row("gaussian_nll_loss full", gaussian, gaussian_truth, (True, 1e-6), (False, 1e-6), POSITIVE, **F32),
-    Row("hinge_embedding_loss margin", option(ops.hinge_embedding_loss, "margin", np.sign(OTHER), reduction="none"),
-        lambda x, m: np.where(OTHER > 0, x, np.maximum(m - x, 0)), 0.4, 1.5, **F32),
-    Row("margin_ranking_loss margin",
+        lambda x, d: windows(x, divisor=d),
+        3,
+        2,
+        LINE[:, :, None],
+        **F32,
+    ),
+    Row(
+        "lp_pool1d norm_type",
+        option(ops.lp_pool1d, "norm_type", kernel_size=2),
+        lambda x, p: (x[..., 0:4:2] ** p + x[..., 1:4:2] ** p) ** (1 / WIDE(p)),
+        3.0,
+        2.0,
+        np.abs(LINE),
+        **F32,
+    ),
+    Row(
+        "nn.DiceLoss smooth",
+        dice,
+        lambda x, s: (
+            1 - 2 * (x * np.abs(OTHER)).sum() / ((x * x).sum() + (OTHER * OTHER).sum() + s)
+        ),
+        1.5,
+        1e-5,
+        POSITIVE,
+        **F32,
+    ),
+    Row(
+        "interpolate align_corners",
+        option(ops.interpolate, "align_corners", size=(7,), mode="linear"),
+        resized,
+        True,
+        False,
+        LINE,
+        **F32,
+    ),
+    Row(
+        "huber_loss delta",
+        option(ops.huber_loss, "delta", OTHER),
+        lambda x, d: huber(x - OTHER, d).mean(),
+        1.2,
+        0.5,
+        **F32,
+    ),
+    Row(
+        "smooth_l1_loss beta",
+        option(ops.smooth_l1_loss, "beta", OTHER),
+        lambda x, b: huber(x - OTHER, b) / b,
+        1.2,
+        0.5,
+        **F32,
+    ),
+    Row(
+        "cross_entropy label_smoothing", cross_entropy("label_smoothing"), smoothed, 0.3, 0.0, **F32
+    ),
+    Row(
+        "multi_margin_loss p",
+        multi_margin_layer,
+        lambda x, v: multi_margin(x, *v),
+        (2, 1.0),
+        (1, 1.0),
+        **F32,
+    ),
+    Row(
+        "multi_margin_loss margin",
+        multi_margin_layer,
+        lambda x, v: multi_margin(x, *v),
+        (2, 0.4),
+        (2, 1.0),
+        **F32,
+    ),
+    Row(
+        "nn.PoissonNLLLoss eps",
+        poisson,
+        poisson_truth,
+        (False, False, 0.3),
+        (False, False, 1e-8),
+        POSITIVE,
+        **F32,
+    ),
+    Row(
+        "nn.PoissonNLLLoss full",
+        poisson,
+        poisson_truth,
+        (True, True, 1e-8),
+        (True, False, 1e-8),
+        POSITIVE,
+        **F32,
+    ),
+    Row(
+        "gaussian_nll_loss eps",
+        gaussian,
+        gaussian_truth,
+        (False, 0.5),
+        (False, 1e-6),
+        POSITIVE,
+        **F32,
+    ),
+    Row(
+        "gaussian_nll_loss full",
+        gaussian,
+        gaussian_truth,
+        (True, 1e-6),
+        (False, 1e-6),
+        POSITIVE,
+        **F32,
+    ),
+    Row(
+        "hinge_embedding_loss margin",
+        option(ops.hinge_embedding_loss, "margin", np.sign(OTHER), reduction="none"),
+        lambda x, m: np.where(OTHER > 0, x, np.maximum(m - x, 0)),
+        0.4,
+        1.5,
+        **F32,
+    ),
+    Row(
+        "margin_ranking_loss margin",
         option(ops.margin_ranking_loss, "margin", OTHER, np.sign(THIRD), reduction="none"),
-        lambda x, m: np.maximum(-np.sign(THIRD) * (x - OTHER) + m, 0), 0.8, 0.1, **F32),
+        lambda x, m: np.maximum(-np.sign(THIRD) * (x - OTHER) + m, 0),
+        0.8,
+        0.1,
+        **F32,
+    ),
 )

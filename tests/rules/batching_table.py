@@ -1,4 +1,7 @@
-"""Rows for test_rules_batching.py: calls of primitives, each of which is batched and compared with a loop."""
+"""Rows for test_rules_batching.py: calls of primitives, each of which is batched and compared with
+a loop.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -29,7 +32,9 @@ def i(shape, high):
 
 @dataclass(frozen=True)
 class Row:
-    """A call of a primitive: its tensors come first, constants after them, unless `call` says how."""
+    """A call of a primitive: its tensors come first, constants after them, unless `call` says
+    how.
+    """
 
     name: str
     tensors: tuple
@@ -178,40 +183,65 @@ def conv_transpose(x, w):
 
 
 def conv(option):
-    """Conv2D and its two backwards, as functions of their tensors; 4 channels in, 6 out, 5 by 5 pixels."""
-    settings = {"plain": {}, "strided": {"stride": 2, "pad_mode": "pad", "pad": 1}, "grouped": {"group": 2}}[option]
+    """Conv2D and its two backwards, as functions of their tensors; 4 channels in, 6 out, 5 by 5
+    pixels.
+    """
+    settings = {
+        "plain": {},
+        "strided": {"stride": 2, "pad_mode": "pad", "pad": 1},
+        "grouped": {"group": 2},
+    }[option]
     groups = settings.get("group", 1)
-    forward, backward = ops.Conv2D(6, 3, **settings), ops.operations.Conv2DBackpropInput(6, 3, **settings)
-    kernel = _grad_ops.Conv2DBackpropFilter(6, 3, pad_list=(settings.get("pad", 0),) * 4, **settings)
+    forward, backward = (
+        ops.Conv2D(6, 3, **settings),
+        ops.operations.Conv2DBackpropInput(6, 3, **settings),
+    )
+    kernel = _grad_ops.Conv2DBackpropFilter(
+        6, 3, pad_list=(settings.get("pad", 0),) * 4, **settings
+    )
 
     def by_x(dy, w):
         return backward(dy, w, (2, 4, 5, 5))
 
     def by_w(dy, x):
         return kernel(dy, x, (6, 4 // groups, 3, 3))
+
     x, w, dy = n(2, 4, 5, 5), n(6, 4 // groups, 3, 3), n(2, 6, 3, 3)
-    return [Row("Conv2D", (x, w), call=forward, option=option),
-            Row("Conv2DBackpropInput", (dy, w), call=by_x, option=option),
-            Row("Conv2DBackpropFilter", (dy, x), call=by_w, option=option)]
+    return [
+        Row("Conv2D", (x, w), call=forward, option=option),
+        Row("Conv2DBackpropInput", (dy, w), call=by_x, option=option),
+        Row("Conv2DBackpropFilter", (dy, x), call=by_w, option=option),
+    ]
 
 
 def conv3d(groups):
     """Conv3D, its two backwards and its transpose."""
     settings = (4, (2, 1, 2), 1, "pad", (1,) * 6, (1, 2, 1), 1, groups)
     forward, backward = ops.Conv3D(*settings), _compat.Conv3DBackpropInput(*settings)
-    kernel, transposed = _compat.Conv3DBackpropFilter(*settings), ops.Conv3DTranspose(4, 2, 2, stride=2, group=groups)
+    kernel, transposed = (
+        _compat.Conv3DBackpropFilter(*settings),
+        ops.Conv3DTranspose(4, 2, 2, stride=2, group=groups),
+    )
 
     def by_x(w, dy):
         return backward(w, dy, (2, 2, 3, 4, 3))
 
     def by_w(x, dy):
         return kernel(x, dy, (4, 2 // groups, 2, 1, 2))
+
     x, w = n(2, 2, 3, 4, 3), n(4, 2 // groups, 2, 1, 2)
     dy, option = n(*forward(Tensor(x), Tensor(w)).shape), str(groups)
-    return [Row("Conv3D", (x, w), call=forward, option=option),
-            Row("Conv3DBackpropInput", (w, dy), call=by_x, option=option),
-            Row("Conv3DBackpropFilter", (x, dy), call=by_w, option=option),
-            Row("Conv3DTranspose", (n(2, 4, 2, 2, 2), n(4, 2 // groups, 2, 2, 2)), call=transposed, option=option)]
+    return [
+        Row("Conv3D", (x, w), call=forward, option=option),
+        Row("Conv3DBackpropInput", (w, dy), call=by_x, option=option),
+        Row("Conv3DBackpropFilter", (x, dy), call=by_w, option=option),
+        Row(
+            "Conv3DTranspose",
+            (n(2, 4, 2, 2, 2), n(4, 2 // groups, 2, 2, 2)),
+            call=transposed,
+            option=option,
+        ),
+    ]
 
 
 def median_of_all(x):
@@ -220,15 +250,24 @@ def median_of_all(x):
 
 def medians():
     """Of all, and along axes."""
-    along = [Row("Median", (n(3, 5),), call=Median(False, axis, keep), option=f"{axis}-{keep}")
-             for axis, keep in ((0, False), (-1, True), (1, False))]
+    along = [
+        Row("Median", (n(3, 5),), call=Median(False, axis, keep), option=f"{axis}-{keep}")
+        for axis, keep in ((0, False), (-1, True), (1, False))
+    ]
     return [Row("Median", (n(3, 5),), call=median_of_all), *along]
 
 
 def arc_grads():
     """The backwards of acos and its like, named as their classes in MindSpore."""
-    points = {"ACosGrad": t(2, 3, high=0.9), "AcoshGrad": t(2, 3) + 1, "AsinGrad": t(2, 3, high=0.9),
-              "AsinhGrad": t(2, 3), "AtanGrad": t(2, 3), "InvGrad": t(2, 3), "ReciprocalGrad": t(2, 3)}
+    points = {
+        "ACosGrad": t(2, 3, high=0.9),
+        "AcoshGrad": t(2, 3) + 1,
+        "AsinGrad": t(2, 3, high=0.9),
+        "AsinhGrad": t(2, 3),
+        "AtanGrad": t(2, 3),
+        "InvGrad": t(2, 3),
+        "ReciprocalGrad": t(2, 3),
+    }
     return [Row(name, (x, n(2, 3)), call=_compat.backward(name)) for name, x in points.items()]
 
 
@@ -261,32 +300,62 @@ def losses():
     for reduction in ("sum", "mean", "none"):
         shape = (2, 3) if reduction == "none" else ()
         x, target, weight, dy = t(2, 3, high=0.9), t(2, 3, high=0.9), t(2, 3), n(*shape)
-        out += [Row("BinaryCrossEntropyGrad", (x, target, dy, weight), call=gen.BinaryCrossEntropyGrad(reduction),
-                    option=reduction),
-                Row("BinaryCrossEntropyWithLogitsBackward", (dy, x, target, weight, t(3)), (reduction,),
-                    option=reduction),
-                Row("SmoothL1LossGrad", (n(2, 3), n(2, 3), dy), option=reduction,
-                    call=gen.SmoothL1LossGrad(0.7, reduction))]
+        out += [
+            Row(
+                "BinaryCrossEntropyGrad",
+                (x, target, dy, weight),
+                call=gen.BinaryCrossEntropyGrad(reduction),
+                option=reduction,
+            ),
+            Row(
+                "BinaryCrossEntropyWithLogitsBackward",
+                (dy, x, target, weight, t(3)),
+                (reduction,),
+                option=reduction,
+            ),
+            Row(
+                "SmoothL1LossGrad",
+                (n(2, 3), n(2, 3), dy),
+                option=reduction,
+                call=gen.SmoothL1LossGrad(0.7, reduction),
+            ),
+        ]
     return out
 
 
 def nll():
     """The backward of the negative log-likelihood: all reductions, and a class that is ignored."""
-    return [Row("NLLLossGrad", (n(4, 3), n(*shape), i((4,), 3), t(3), t() + 1), option=f"{reduction}-{ignored}",
-                call=gen.NLLLossGrad(reduction, ignored))
-            for reduction, shape in (("none", (4,)), ("mean", ()), ("sum", ())) for ignored in (-100, 1)]
+    return [
+        Row(
+            "NLLLossGrad",
+            (n(4, 3), n(*shape), i((4,), 3), t(3), t() + 1),
+            option=f"{reduction}-{ignored}",
+            call=gen.NLLLossGrad(reduction, ignored),
+        )
+        for reduction, shape in (("none", (4,)), ("mean", ()), ("sum", ()))
+        for ignored in (-100, 1)
+    ]
 
 
 GRADS = "SiLUGrad EluGrad HSigmoidGrad ReluGrad FastGeLUGrad HSwishGrad ReLU6Grad"
 ENTRYWISE = [
     *rows("Muls Divs PowTensorScalar", t(2, 3), constants=(0.5,)),
-    *(Row(name, (t(2, 3),), (0.5,), since=(2, 10, 0)) for name in ("GreaterEqualScalar", "LessScalar", "EqScalar")),
+    *(
+        Row(name, (t(2, 3),), (0.5,), since=(2, 10, 0))
+        for name in ("GreaterEqualScalar", "LessScalar", "EqScalar")
+    ),
     *rows("AddScalar SubScalar", t(2, 3), constants=(2.0, 3)),
     *rows("ZerosLikeExt OnesLikeExt", t(2, 3), constants=(None,)),
     Row("ClampScalar", (t(2, 3),), (0.4, 0.8)),
-    *rows("Add Sub Mul Div RealDiv Pow Maximum Minimum Atan2 Greater GreaterEqual NotEqual", t(2, 3), t(3)),
-    *(Row(name, (t(2, 3), t(3)), call=getattr(ops, name)())
-      for name in ("Less", "LessEqual", "Equal", "Xlogy", "Xdivy")),
+    *rows(
+        "Add Sub Mul Div RealDiv Pow Maximum Minimum Atan2 Greater GreaterEqual NotEqual",
+        t(2, 3),
+        t(3),
+    ),
+    *(
+        Row(name, (t(2, 3), t(3)), call=getattr(ops, name)())
+        for name in ("Less", "LessEqual", "Equal", "Xlogy", "Xdivy")
+    ),
     Row("Add", (t(), t(3)), option="scalar"),
     Row("Mul", (t(3), t(2, 1)), option="rank"),
     *rows("TanhGrad SqrtGrad RsqrtGrad SigmoidGrad", t(2, 3), t(2, 3)),
@@ -295,7 +364,10 @@ ENTRYWISE = [
     *rows("SiLU", n(2, 3)),
     Row("AddN", (n(2, 3), n(2, 3), n(2, 3)), call=add_n),
     *(Row(name, (t(2, 3),), call=getattr(ops, name)()) for name in ("Lgamma", "Digamma", "Sinc")),
-    *(Row(name, (n(2, 3), n(2, 3)), call=getattr(gen, name)(0.5)) for name in ("HShrinkGrad", "SoftShrinkGrad")),
+    *(
+        Row(name, (n(2, 3), n(2, 3)), call=getattr(gen, name)(0.5))
+        for name in ("HShrinkGrad", "SoftShrinkGrad")
+    ),
     *(Row(name, (n(2, 3), n(3)), call=getattr(ops, name)()) for name in ("Fmax", "Hypot")),
     Row("SquaredDifference", (n(2, 3), n(3)), call=ops.SquaredDifference()),
     Row("DivMod", (t(2, 3), t(3)), ("floor",)),
@@ -310,11 +382,16 @@ ENTRYWISE = [
     Row("MaskedFill", (n(2, 3), t(3)), call=masked_fill),
 ]
 REDUCTIONS = [
-    *(Row("SumExt", (n(2, 3, 2),), (axis, keep, None), option=f"{axis}-{keep}")
-      for axis, keep in ((None, False), (0, False), (-1, True), ((0, 2), False), ((-1, 1), True))),
+    *(
+        Row("SumExt", (n(2, 3, 2),), (axis, keep, None), option=f"{axis}-{keep}")
+        for axis, keep in ((None, False), (0, False), (-1, True), ((0, 2), False), ((-1, 1), True))
+    ),
     Row("SumExt", (n(),), (None, False, None), option="number"),
     Row("MeanExt", (n(2, 3),), ((-1,), False, None)),
-    *(Row("ProdExt", (t(2, 3),), (axis, keep, None), option=f"{axis}") for axis, keep in ((None, False), (-1, True))),
+    *(
+        Row("ProdExt", (t(2, 3),), (axis, keep, None), option=f"{axis}")
+        for axis, keep in ((None, False), (-1, True))
+    ),
     *(Row("CumSum", (n(2, 3),), (axis,), option=f"{axis}") for axis in (0, -1)),
     Row("CumProd", (n(2, 3),), call=gen.CumProd(), constants=(0,)),
 ]
@@ -323,8 +400,14 @@ SHAPES = [
     Row("StridedSlice", (n(2, 3, 4),), call=slice_masks, option="masks"),
     Row("StridedSlice", (n(2, 3, 4),), call=new_axis, option="new-axis"),
     Row("StridedSliceGrad", (n(2),), call=slice_grad, option="shrink"),
-    *(Row("Tile", (n(2, 3),), (by,), call=ops.tile, option=f"{len(by)}") for by in ((2,), (2, 1), (3, 1, 2))),
-    *(Row("BroadcastTo", (n(2, 3),), call=ops.BroadcastTo(to), option=f"{to}") for to in ((4, 2, 3), (4, -1, -1))),
+    *(
+        Row("Tile", (n(2, 3),), (by,), call=ops.tile, option=f"{len(by)}")
+        for by in ((2,), (2, 1), (3, 1, 2))
+    ),
+    *(
+        Row("BroadcastTo", (n(2, 3),), call=ops.BroadcastTo(to), option=f"{to}")
+        for to in ((4, 2, 3), (4, -1, -1))
+    ),
     Row("TransposeExtView", (n(2, 3, 4),), (0, -1), since=(2, 10, 0)),
     Row("Diagonal", (n(2, 3, 3),), (0, 1, -1), call=ops.diagonal),
     Row("PadV3", (n(2, 3),), call=pad_constant, option="constant"),
@@ -342,7 +425,11 @@ INDEXING = [
     Row("GatherD", (n(4, 3), i((2, 3), 4)), call=gather_d),
     Row("GatherD", (n(4, 3), i((4, 2), 3)), call=gather_d_last, option="last"),
     Row("GatherDGradV2", (n(4, 3), i((4, 2), 3), n(4, 2)), call=gather_d_grad),
-    Row("TensorScatterElements", (n(4, 3), i((2, 3), 4), n(2, 3)), call=ops.TensorScatterElements(0, "add")),
+    Row(
+        "TensorScatterElements",
+        (n(4, 3), i((2, 3), 4), n(2, 3)),
+        call=ops.TensorScatterElements(0, "add"),
+    ),
     Row("TensorScatterAdd", (n(4, 3), i((2, 1), 4), n(2, 3)), call=ops.TensorScatterAdd()),
     Row("UnsortedSegmentSum", (n(5, 3), i((5,), 4)), call=segment_sum),
     Row("UnsortedSegmentSum", (n(2, 3, 2), i((2, 3), 4)), call=segment_sum, option="rank"),
@@ -355,12 +442,31 @@ INDEXING = [
     Row("Eye", (n(3, 3),), call=eye),
 ]
 MATMUL = [
-    *(Row(name, (n(*lead, *a), n(*lead, *b)), call=getattr(gen, name)(flip_a, flip_b), option=f"{flip_a}-{flip_b}")
-      for name, lead in (("MatMul", ()), ("BatchMatMul", (2,)))
-      for a, flip_a in (((2, 3), False), ((3, 2), True)) for b, flip_b in (((3, 4), False), ((4, 3), True))),
-    *(Row("MatMulExt", (n(*a), n(*b)), option=f"{a}-{b}") for a, b in (
-        ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)),
-        ((2, 1, 2, 3), (5, 3, 4)), ((5, 2, 3), (3,)), ((3,), (5, 3, 4)))),
+    *(
+        Row(
+            name,
+            (n(*lead, *a), n(*lead, *b)),
+            call=getattr(gen, name)(flip_a, flip_b),
+            option=f"{flip_a}-{flip_b}",
+        )
+        for name, lead in (("MatMul", ()), ("BatchMatMul", (2,)))
+        for a, flip_a in (((2, 3), False), ((3, 2), True))
+        for b, flip_b in (((3, 4), False), ((4, 3), True))
+    ),
+    *(
+        Row("MatMulExt", (n(*a), n(*b)), option=f"{a}-{b}")
+        for a, b in (
+            ((3,), (3,)),
+            ((3,), (3, 4)),
+            ((2, 3), (3,)),
+            ((2, 3), (3, 4)),
+            ((5, 2, 3), (3, 4)),
+            ((2, 3), (5, 3, 4)),
+            ((2, 1, 2, 3), (5, 3, 4)),
+            ((5, 2, 3), (3,)),
+            ((3,), (5, 3, 4)),
+        )
+    ),
     Row("Dense", (n(2, 3), n(4, 3), n(4))),
     Row("Dense", (n(2, 3), n(4, 3)), call=dense_no_bias, option="no-bias"),
     Row("Dense", (n(3), n(4, 3), n(4)), option="vector"),
@@ -372,9 +478,18 @@ NETWORKS = [
     Row("MatrixInverse", (n(3, 3) + 3 * np.eye(3, dtype=np.float32),), call=ops.MatrixInverse()),
     Row("Cholesky", (np.eye(3, dtype=np.float32) + 0.1,), call=ops.Cholesky()),
     Row("BatchNorm", (n(2, 3, 2, 2), t(3), n(3), n(3), t(3)), call=batch_norm, axes=(0,)),
-    Row("BatchNormGrad", (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3)), call=batch_norm_grad, axes=(0,)),
-    Row("BatchNormGradGrad", (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3), n(2, 3, 2, 2), n(3), n(3)),
-        call=gen.BatchNormGradGrad(False, 1e-5, "NCHW"), axes=(0,)),
+    Row(
+        "BatchNormGrad",
+        (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3)),
+        call=batch_norm_grad,
+        axes=(0,),
+    ),
+    Row(
+        "BatchNormGradGrad",
+        (n(2, 3, 2, 2), n(2, 3, 2, 2), t(3), n(3), t(3), n(2, 3, 2, 2), n(3), n(3)),
+        call=gen.BatchNormGradGrad(False, 1e-5, "NCHW"),
+        axes=(0,),
+    ),
     *losses(),
     *nll(),
     Row("PReLUGrad", (n(2, 3, 4), n(2, 3, 4), t(3))),
@@ -382,6 +497,13 @@ NETWORKS = [
     Row("GroupNormGrad", (n(2, 4, 3), n(2, 4, 3), n(2, 2), t(2, 2), t(4)), (2, True, True, True)),
     Row("AvgPool3D", (n(2, 2, 4, 4, 4),), call=pool3d),
 ]
-CONVOLUTIONS = [*conv("plain"), *conv("strided"), *conv("grouped"), *conv3d(1), *conv3d(2), *medians(),
-                Row("Conv2DTranspose", (n(2, 3, 4, 4), n(3, 2, 3, 3)), call=conv_transpose)]
+CONVOLUTIONS = [
+    *conv("plain"),
+    *conv("strided"),
+    *conv("grouped"),
+    *conv3d(1),
+    *conv3d(2),
+    *medians(),
+    Row("Conv2DTranspose", (n(2, 3, 4, 4), n(3, 2, 3, 3)), call=conv_transpose),
+]
 TABLE = [*ENTRYWISE, *REDUCTIONS, *SHAPES, *INDEXING, *MATMUL, *NETWORKS, *CONVOLUTIONS]

@@ -1,10 +1,12 @@
-"""The table of tests of rules, calls/*.txt: every public differentiable function and every rule of ours. numpy only.
+"""The table of tests of rules, calls/*.txt: every public differentiable function and every rule of
+ours. numpy only.
 
-A line is ``spaces: expression | name spec | name spec | more``. Without spaces the function is looked for in all of
-`SPACES`; ``python`` is an expression as it stands. A spec is ``shape low high`` for a float input that is
-differentiated, drawn uniformly (``none`` is the shape of one number), or ``=int64[...]``, ``=float[...]``,
-``=bool[...]``, ``=[...]`` (int32), ``=ones shape`` for a constant. x, y and z are 2 x 3 in (-2, 2) unless said
-otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once. And, where there is a reason:
+A line is ``spaces: expression | name spec | name spec | more``. Without spaces the function is
+looked for in all of `SPACES`; ``python`` is an expression as it stands. A spec is ``shape low
+high`` for a float input that is differentiated, drawn uniformly (``none`` is the shape of one
+number), or ``=int64[...]``, ``=float[...]``, ``=bool[...]``, ``=[...]`` (int32), ``=ones shape``
+for a constant. x, y and z are 2 x 3 in (-2, 2) unless said otherwise. ``nn.Name(...)`` and
+``mint.nn.Name(...)`` are layers, built once. And, where there is a reason:
 
 - ``-> Name Name``: the derivative rules of ours that it goes through. The default run takes these lines alone.
 - ``{0.3|0.2}`` in the expression: an attribute, and another value that must change the second derivative.
@@ -16,6 +18,7 @@ otherwise. ``nn.Name(...)`` and ``mint.nn.Name(...)`` are layers, built once. An
 - ``in float32``: MindSpore's kernel does not take float64, or is less accurate in it.
 - ``to 2``: the third derivative takes long, or MindSpore fails.
 """
+
 from __future__ import annotations
 
 import re
@@ -30,7 +33,10 @@ GOLDEN = HERE.parent / "golden" / "calls.npz"  # by ci/golden/make_calls.py
 SPACES = ("ops", "mint", "F", "linalg", "special", "Tensor")
 TITLES = {"F": "mint.nn.functional", "linalg": "mint.linalg", "special": "mint.special"}
 LAYERS = ("nn", "mint.nn")
-GRADIENT_LIMIT = {"float64": 1e-5, "float32": 2e-2}  # largest error of a first gradient that counts as right
+GRADIENT_LIMIT = {
+    "float64": 1e-5,
+    "float32": 2e-2,
+}  # largest error of a first gradient that counts as right
 _DTYPES = {"": np.int32, "int64": np.int64, "float": np.float64, "bool": np.bool_}
 _MORE = re.compile(r"(->|torch|within|since|refused|loops|in|to) (.*)")
 _ATTRIBUTE = re.compile(r"\{([^|{}]*)\|([^|{}]*)\}")
@@ -39,7 +45,9 @@ _NAME = re.compile(r"(?<![\w.'])([a-z])(?![\w('])")
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A line of the table: `text` with its `inputs` in order; those in `free` are differentiated."""
+    """A line of the table: `text` with its `inputs` in order; those in `free` are
+    differentiated.
+    """
 
     line: str
     topic: str
@@ -68,7 +76,7 @@ class Call:
         if not (changed := _ATTRIBUTE.search(self.more["marked"])):
             return None
         marked = self.more["marked"]
-        return replace(self, text=marked[:changed.start()] + changed[2] + marked[changed.end():])
+        return replace(self, text=marked[: changed.start()] + changed[2] + marked[changed.end() :])
 
     @property
     def head(self) -> str:
@@ -100,11 +108,13 @@ class Call:
 
 
 def split_layer(text: str) -> tuple[str, str]:
-    """``nn.Dense(3, 2)(x)[0]`` as ``nn.Dense(3, 2)`` and ``(x)[0]``; a method as ``.train()`` stays with the layer."""
+    """``nn.Dense(3, 2)(x)[0]`` as ``nn.Dense(3, 2)`` and ``(x)[0]``; a method as ``.train()`` stays
+    with the layer.
+    """
     end = _closing(text, text.index("("))
-    while text[end + 1:end + 2] == ".":
+    while text[end + 1 : end + 2] == ".":
         end = _closing(text, text.index("(", end))
-    return text[:end + 1], text[end + 1:]
+    return text[: end + 1], text[end + 1 :]
 
 
 def _closing(text: str, start: int) -> int:
@@ -120,12 +130,12 @@ def _first_argument(text: str) -> tuple[str, str, str]:
     """``f(a, b, c)[0]`` as ``a``, ``b, c``, ``[0]``."""
     start = text.index("(")
     end, depth = _closing(text, start), 0
-    inside = text[start + 1:end]
+    inside = text[start + 1 : end]
     for position, letter in enumerate(inside):
         depth += (letter in "([{") - (letter in ")]}")
         if letter == "," and depth == 0:
-            return inside[:position], inside[position + 1:].strip(), text[end + 1:]
-    return inside, "", text[end + 1:]
+            return inside[:position], inside[position + 1 :].strip(), text[end + 1 :]
+    return inside, "", text[end + 1 :]
 
 
 def _value(spec: str, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
@@ -150,7 +160,7 @@ def _parsed(line: str, topic: str) -> Call:
     line = " | ".join((_ATTRIBUTE.sub(r"\1", expression), *specs))
     spaces: tuple[str, ...] = SPACES
     if found := re.match(r"([\w, ]+): ", expression):
-        spaces, expression = tuple(found[1].replace(" ", "").split(",")), expression[found.end():]
+        spaces, expression = tuple(found[1].replace(" ", "").split(",")), expression[found.end() :]
     elif expression.startswith(("nn.", "mint.nn.")):
         spaces = ("mint.nn",) if expression.startswith("mint") else ("nn",)
     more["marked"], expression = expression, _ATTRIBUTE.sub(r"\1", expression)
@@ -172,8 +182,11 @@ def calls() -> list[Call]:
     out = []
     for path in sorted((HERE / "calls").glob("*.txt")):
         if path.stem != "left_out":
-            out += [_parsed(line.strip(), path.stem) for line in path.read_text().splitlines()
-                    if line.strip() and not line.startswith("#")]
+            out += [
+                _parsed(line.strip(), path.stem)
+                for line in path.read_text().splitlines()
+                if line.strip() and not line.startswith("#")
+            ]
     assert len({call.line for call in out}) == len(out), "a line twice"
     return out
 

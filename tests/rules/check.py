@@ -1,11 +1,14 @@
-"""Check calls of the table in this process. As a program, one line of JSON each: ci/coverage/run.py starts it.
+"""Check calls of the table in this process. As a program, one line of JSON each: ci/coverage/run.py
+starts it.
 
 Usage: python tests/rules/check.py NUMBER:SPACE ...
 
-Of s = sum(w (y + y^2 / 2)) with y the output of the call: the compiled gradient against differences of s, the product
-H v, the batched Hessian times v and the third derivative s'''[v, v] against torch where its function has the same value
-and gradient (tests/golden/calls.npz), else against differences of the gradient and of H v, of fourth order.
+Of s = sum(w (y + y^2 / 2)) with y the output of the call: the compiled gradient against differences
+of s, the product H v, the batched Hessian times v and the third derivative s'''[v, v] against torch
+where its function has the same value and gradient (tests/golden/calls.npz), else against
+differences of the gradient and of H v, of fourth order.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -44,15 +47,31 @@ def parts(y):
 """
 
 
-PLACES = {"ops": ops, "mint": mint, "F": mint.nn.functional, "linalg": getattr(mint, "linalg", None),
-          "special": getattr(mint, "special", None), "Tensor": mindspore.Tensor, "nn": nn, "mint.nn": mint.nn}
+PLACES = {
+    "ops": ops,
+    "mint": mint,
+    "F": mint.nn.functional,
+    "linalg": getattr(mint, "linalg", None),
+    "special": getattr(mint, "special", None),
+    "Tensor": mindspore.Tensor,
+    "nn": nn,
+    "mint.nn": mint.nn,
+}
 
 
 def spaces(call):
     """The namespaces of the line that have the function in this MindSpore."""
-    return [space for space in call.spaces if call.source(space) is not None and (
-        space == "python" or call.text.startswith("x.") and hasattr(mindspore.Tensor, call.head)
-        or hasattr(PLACES.get(space), call.head))]
+    return [
+        space
+        for space in call.spaces
+        if call.source(space) is not None
+        and (
+            space == "python"
+            or call.text.startswith("x.")
+            and hasattr(mindspore.Tensor, call.head)
+            or hasattr(PLACES.get(space), call.head)
+        )
+    ]
 
 
 class NotDifferentiable(Exception):
@@ -65,7 +84,10 @@ def module(call, space, folder, constants):
     names, lines = ", ".join(call.inputs), [HEADER]
     if space in calls.LAYERS:
         built, rest = calls.split_layer(text)
-        lines.append("net = " + built.replace(".train()", ".set_train()").replace(".eval()", ".set_train(False)"))
+        lines.append(
+            "net = "
+            + built.replace(".train()", ".set_train()").replace(".eval()", ".set_train(False)")
+        )
         text = "net" + rest
     free = ", ".join(call.free)
     vectors = ", ".join(f"v{name}" for name in call.free)
@@ -114,12 +136,15 @@ def flat(parts):
 
 
 def differences(function, point, vector, step):
-    """d/dt function(point + t vector) of fourth order, and how far the step is from half of it; of three steps the one
-    whose two values are nearest."""
+    """d/dt function(point + t vector) of fourth order, and how far the step is from half of it; of
+    three steps the one whose two values are nearest."""
+
     def slope(h):
         def at(t):
             return function([x + t * v for x, v in zip(point, vector, strict=True)])
+
         return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+
     found = []
     for size in (step, 4 * step, 16 * step):
         fine = slope(size / 2)
@@ -131,7 +156,9 @@ def differences(function, point, vector, step):
 def error_of(found, expected):
     if not np.isfinite(found).all():
         return float("inf") if np.isfinite(expected).all() else float("nan")
-    return float(np.abs(found - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-2))
+    return float(
+        np.abs(found - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-2)
+    )
 
 
 class Check:
@@ -142,7 +169,10 @@ class Check:
 
         def tensor(value):
             return Tensor(value.astype(dtype) if value.dtype == np.float64 else value)
-        constants = {name: tensor(value) for name, value in call.inputs.items() if name not in call.free}
+
+        constants = {
+            name: tensor(value) for name, value in call.inputs.items() if name not in call.free
+        }
         self.module = module(call, space, folder, constants)
         if space in calls.LAYERS:
             for number, weight in enumerate(self.module.net.trainable_params()):
@@ -173,8 +203,14 @@ class Check:
         return np.array([float(self._scalar(*self.tensors(arrays)).asnumpy())])
 
     def hvp(self, arrays):
-        return flat(mh.hvp(self.module.s, self.tensors(arrays), self.tensors(self.vector),
-                           grad_position=self.positions))
+        return flat(
+            mh.hvp(
+                self.module.s,
+                self.tensors(arrays),
+                self.tensors(self.vector),
+                grad_position=self.positions,
+            )
+        )
 
     def orders(self, highest):
         """Gradient, product and, if `highest` is 3, third derivative, of one graph."""
@@ -189,7 +225,9 @@ class Check:
         for i, x in enumerate(self.point):
             row = np.zeros(x.size)
             for j, v in enumerate(self.vector):
-                row += np.array(blocks[i][j].asnumpy(), np.float64).reshape(x.size, v.size) @ v.reshape(-1)
+                row += np.array(blocks[i][j].asnumpy(), np.float64).reshape(
+                    x.size, v.size
+                ) @ v.reshape(-1)
             rows.append(row)
         return np.concatenate(rows)
 
@@ -202,8 +240,14 @@ class Check:
             raise NotDifferentiable(f"no first gradient: {words(error)}") from None
         slope, doubt = differences(self.scalar, self.point, self.vector, STEP[self.dtype])
         vector = np.concatenate([v.reshape(-1) for v in self.vector])
-        size = max(float(np.abs(slope[0])), float(np.abs(gradient * vector).max()), 1e-2)  # terms may cancel
-        return gradient, float(np.abs(gradient @ vector - slope[0])) / size, doubt * abs(float(slope[0])) / size
+        size = max(
+            float(np.abs(slope[0])), float(np.abs(gradient * vector).max()), 1e-2
+        )  # terms may cancel
+        return (
+            gradient,
+            float(np.abs(gradient @ vector - slope[0])) / size,
+            doubt * abs(float(slope[0])) / size,
+        )
 
 
 def words(error):
@@ -219,7 +263,11 @@ def truth(check, gradient):
         value = GOLDEN[f"{key}/value"]
         same = value.shape == check.value.shape and error_of(check.value, value) < limit
         expected = GOLDEN[f"{key}/gradient"]
-        if same and np.isfinite(GOLDEN[f"{key}/hvp"]).all() and error_of(gradient, expected) < limit:
+        if (
+            same
+            and np.isfinite(GOLDEN[f"{key}/hvp"]).all()
+            and error_of(gradient, expected) < limit
+        ):
             return "torch", GOLDEN[f"{key}/hvp"], GOLDEN[f"{key}/third"]
         if same and error_of(gradient, expected) >= limit:
             return "torch's gradient differs", None, None
@@ -235,7 +283,10 @@ def checked(call, space, dtype, folder):
         row = {"dtype": dtype, "gradient": slope_error, "gradient_doubt": slope_doubt}
         note, expected, third = truth(check, gradient)
         source = "torch" if expected is not None else "differences"
-        row |= {"truth": source, "limit": call.limit(dtype) if source == "torch" else BY_DIFFERENCES[dtype]}
+        row |= {
+            "truth": source,
+            "limit": call.limit(dtype) if source == "torch" else BY_DIFFERENCES[dtype],
+        }
         if expected is None:
             expected, doubt = differences(check.gradient, check.point, check.vector, STEP[dtype])
             row |= {"note": note, "doubt": doubt}
@@ -247,8 +298,13 @@ def checked(call, space, dtype, folder):
                 other, doubt = differences(check.gradient, check.point, check.vector, STEP[dtype])
                 if error_of(found, other) < BY_DIFFERENCES[dtype]:
                     expected, third, source = other, None, "differences"
-                    row |= {"note": "torch's second derivative differs", "hvp": error_of(found, other),
-                            "truth": source, "limit": BY_DIFFERENCES[dtype], "doubt": doubt}
+                    row |= {
+                        "note": "torch's second derivative differs",
+                        "hvp": error_of(found, other),
+                        "truth": source,
+                        "limit": BY_DIFFERENCES[dtype],
+                        "doubt": doubt,
+                    }
         except Exception as error:
             return row | {"refused": f"{type(error).__name__}: {words(error)}"}
         row["seconds"] = time.monotonic() - began
@@ -256,29 +312,38 @@ def checked(call, space, dtype, folder):
         warnings.simplefilter("always")
         try:
             row["hessian"] = error_of(check.hessian_times_vector(), expected)
-            row["loop"] = [str(w.message)[:200] for w in caught if issubclass(w.category, mh.FallbackWarning)]
+            row["loop"] = [
+                str(w.message)[:200] for w in caught if issubclass(w.category, mh.FallbackWarning)
+            ]
         except Exception as error:
             row["hessian_refused"] = f"{type(error).__name__}: {words(error)}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if third is None:
-                third, row["third_doubt"] = differences(check.hvp, check.point, check.vector, STEP[dtype])
-            found = flat(jit(check.module.third)(*check.tensors(check.point), *check.tensors(check.vector)))
+                third, row["third_doubt"] = differences(
+                    check.hvp, check.point, check.vector, STEP[dtype]
+                )
+            found = flat(
+                jit(check.module.third)(*check.tensors(check.point), *check.tensors(check.vector))
+            )
             row["third"] = error_of(found, third)
             if "third_doubt" not in row and not row["third"] < 10 * row["limit"]:
                 other, doubt = differences(check.hvp, check.point, check.vector, STEP[dtype])
                 if error_of(found, other) < max(BY_DIFFERENCES[dtype], 1e-5):
-                    row |= {"third": error_of(found, other), "third_doubt": doubt,
-                            "note": "torch's third derivative differs from differences of its second"}
+                    row |= {
+                        "third": error_of(found, other),
+                        "third_doubt": doubt,
+                        "note": "torch's third derivative differs from differences of its second",
+                    }
         except Exception as error:
             row["third_refused"] = f"{type(error).__name__}: {words(error)}"
     return row
 
 
 def row_of(call, space, folder):
-    """In float64 where MindSpore can, else in float32; also where float64 is refused, or MindSpore computes it with the
-    accuracy of float32, and float32 is right."""
+    """In float64 where MindSpore can, else in float32; also where float64 is refused, or MindSpore
+    computes it with the accuracy of float32, and float32 is right."""
     reasons, first = [], None
     for dtype in ("float64", "float32"):
         try:
@@ -286,7 +351,11 @@ def row_of(call, space, folder):
             rounded = row.get("hvp", 0) >= row["limit"] and row.get("hvp", 0) < ROUNDED
             if first and not row.get("hvp", 1) < row["limit"]:
                 return first
-            if "refused" not in row and row["gradient"] < calls.GRADIENT_LIMIT[dtype] and not rounded:
+            if (
+                "refused" not in row
+                and row["gradient"] < calls.GRADIENT_LIMIT[dtype]
+                and not rounded
+            ):
                 return row | ({"note": "not in float64"} if first else {})
             first = first or row
         except NotDifferentiable as error:
@@ -304,8 +373,19 @@ def main():
             call = table[int(number)]
             row = row_of(call, space, Path(folder))
             mh.clear_cache()
-            print(json.dumps({"item": item, "line": call.line, "head": call.head, "space": space,
-                              "topic": call.topic, **row}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "item": item,
+                        "line": call.line,
+                        "head": call.head,
+                        "space": space,
+                        "topic": call.topic,
+                        **row,
+                    }
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Lines of the table (calls.py) in one forward pass, against torch: gradient and Hessian along a vector."""
+"""Lines of the table (calls.py) in one forward pass, against torch: gradient and Hessian along a
+vector.
+"""
+
 from __future__ import annotations
 
 import check
@@ -13,26 +16,42 @@ FACTORS = np.array([1.0, -0.5, 2.0])  # the directions are so many times the lin
 
 
 class Lines:
-    """Some lines as one function of all their inputs with an output s = sum(w (y + y^2 / 2)) each."""
+    """Some lines as one function of all their inputs with an output s = sum(w (y + y^2 / 2))
+    each.
+    """
 
     def __init__(self, calls, folder):
         self.calls = calls
-        self.checks = [check.Check(call, check.spaces(call)[0], dtype_of(call), folder) for call in calls]
+        self.checks = [
+            check.Check(call, check.spaces(call)[0], dtype_of(call), folder) for call in calls
+        ]
         self.points = [point for one in self.checks for point in one.tensors(one.point)]
-        self.seeds = [seed for one in self.checks for seed in one.tensors(
-            [FACTORS.reshape((-1,) + (1,) * vector.ndim) * vector for vector in one.vector])]
+        self.seeds = [
+            seed
+            for one in self.checks
+            for seed in one.tensors(
+                [FACTORS.reshape((-1,) + (1,) * vector.ndim) * vector for vector in one.vector]
+            )
+        ]
 
     def errors(self):
-        """The errors of the first and of the second derivative for each line, relative to the gradient's and the
-        product's largest entry."""
+        """The errors of the first and of the second derivative for each line, relative to the
+        gradient's and the product's largest entry."""
         found = self._run()
         out = []
         for one, (_, first, second) in zip(self.checks, found, strict=True):
             vector = np.concatenate([np.reshape(part, -1) for part in one.vector])
-            gradient, product = (check.GOLDEN[f"{one.call.key}/{order}"] for order in ("gradient", "hvp"))
-            out.append((np.abs(first - FACTORS * (gradient @ vector)).max() / (np.abs(gradient).max() + 1e-2),
-                        np.abs(second - (FACTORS ** 2).sum() * (product @ vector)).max()
-                        / ((FACTORS ** 2).sum() * np.abs(product).max() + 1e-2)))
+            gradient, product = (
+                check.GOLDEN[f"{one.call.key}/{order}"] for order in ("gradient", "hvp")
+            )
+            out.append(
+                (
+                    np.abs(first - FACTORS * (gradient @ vector)).max()
+                    / (np.abs(gradient).max() + 1e-2),
+                    np.abs(second - (FACTORS**2).sum() * (product @ vector)).max()
+                    / ((FACTORS**2).sum() * np.abs(product).max() + 1e-2),
+                )
+            )
         return out
 
     def _run(self):
@@ -47,6 +66,7 @@ class Lines:
                 first, last = cuts[number]
                 outs = outs + (functions[number](*xs[first:last]),)
             return outs
+
         pushed = push(every, tuple(range(count)), None, None)
 
         def run(*tensors):
@@ -54,12 +74,15 @@ class Lines:
             for direction in tensors[count:]:
                 js = js + (mutable(direction),)
             return pushed(tensors[:count], js)
+
         tensors = (*self.points, *self.seeds)
         try:
             graph = _compat.Graph(run, tensors, "O0")
         finally:
             interpreter.close()
-        return [[np.array(part.asnumpy(), np.float64) for part in triple] for triple in graph(tensors)]
+        return [
+            [np.array(part.asnumpy(), np.float64) for part in triple] for triple in graph(tensors)
+        ]
 
 
 def dtype_of(call):
@@ -69,4 +92,8 @@ def dtype_of(call):
 
 def comparable(call):
     """Whether torch has a value of the line, and MindSpore the function."""
-    return "refused" not in call.more and f"{call.key}/hvp" in check.GOLDEN and bool(check.spaces(call))
+    return (
+        "refused" not in call.more
+        and f"{call.key}/hvp" in check.GOLDEN
+        and bool(check.spaces(call))
+    )

@@ -1,5 +1,6 @@
-"""Every attribute matters: a product that forgets an epsilon, a slope or a margin is seen, since the row's input is
-where it shows."""
+"""Every attribute matters: a product that forgets an epsilon, a slope or a margin is seen, since
+the row's input is where it shows."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -26,11 +27,14 @@ def expected(row, value, v):
     def loss(x):
         y = row.truth(x, value)
         return (weight * (y + y * y / 2)).sum()
+
     out = np.zeros(x.shape, WIDE)
     for place in np.ndindex(x.shape):
         e = np.zeros(x.shape, WIDE)
         e[place] = 1
-        out[place] = sum(a * b * loss(x + h * (i * e + j * v)) for i, a in FIRST for j, b in FIRST) / (h * h)
+        out[place] = sum(
+            a * b * loss(x + h * (i * e + j * v)) for i, a in FIRST for j, b in FIRST
+        ) / (h * h)
     return out.astype(np.float64)
 
 
@@ -41,7 +45,10 @@ def product(row, v):
     def loss(x):
         y = f(x)
         return (weight * (y + 0.5 * y * y)).sum()
-    return mh.hvp(loss, Tensor(row.x.astype(row.dtype)), Tensor(v.astype(row.dtype))).asnumpy().copy()
+
+    return (
+        mh.hvp(loss, Tensor(row.x.astype(row.dtype)), Tensor(v.astype(row.dtype))).asnumpy().copy()
+    )
 
 
 @pytest.mark.filterwarnings("ignore::mindspore_hessian.RecompileWarning")

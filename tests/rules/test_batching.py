@@ -1,4 +1,5 @@
 """Batching rules: one table, every row against a loop over the samples."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -19,8 +20,8 @@ TABLE = [*MAIN, *VIEWS]
 
 
 def batchings(row):
-    """in_axes to try: each operand alone on each axis (by default, of three operands on the first axis), then all,
-    on equal and on different axes."""
+    """in_axes to try: each operand alone on each axis (by default, of three operands on the first
+    axis), then all, on equal and on different axes."""
     count = len(row.tensors)
     free = [k for k in range(count) if k not in row.fixed]
     axes = row.axes if FULL or len(free) < 3 else row.axes[:1]
@@ -28,7 +29,9 @@ def batchings(row):
     if len(free) == 1:
         return alone
     turns = (row.axes, row.axes[::-1])
-    together = [tuple(turn[k % len(turn)] if k in free else None for k in range(count)) for turn in turns]
+    together = [
+        tuple(turn[k % len(turn)] if k in free else None for k in range(count)) for turn in turns
+    ]
     every = [*alone, tuple(0 if k in free else None for k in range(count)), *together]
     return list(dict.fromkeys(every))
 
@@ -36,7 +39,11 @@ def batchings(row):
 def batched(value, axis):
     """BATCH different samples on an axis (counted in the result)."""
     shift = np.arange(BATCH).reshape((BATCH,) + (1,) * value.ndim)
-    samples = value[None] * (1 + 0.25 * shift) if value.dtype.kind == "f" else np.roll(value, 1) + 0 * shift
+    samples = (
+        value[None] * (1 + 0.25 * shift)
+        if value.dtype.kind == "f"
+        else np.roll(value, 1) + 0 * shift
+    )
     return np.ascontiguousarray(np.moveaxis(samples.astype(value.dtype), 0, axis))
 
 
@@ -47,13 +54,17 @@ def outputs(result):
 def loop(function, values, axes):
     results = []
     for b in range(BATCH):
-        picked = [v if axis is None else np.take(v, b, axis) for v, axis in zip(values, axes, strict=True)]
+        picked = [
+            v if axis is None else np.take(v, b, axis) for v, axis in zip(values, axes, strict=True)
+        ]
         results.append(outputs(function(*[Tensor(np.ascontiguousarray(p)) for p in picked])))
     return [np.stack(one) for one in zip(*results, strict=True)]
 
 
 def all_at_once(function, ways):
-    """The function batched in each of these ways, compiled in one graph: a compilation costs more than all else."""
+    """The function batched in each of these ways, compiled in one graph: a compilation costs more
+    than all else.
+    """
     each = [vmap(function, in_axes=axes if len(axes) > 1 else axes[0]) for axes in ways]
     count = len(ways[0])
 
@@ -61,8 +72,9 @@ def all_at_once(function, ways):
     def graph(*args):
         out = []
         for number, one in enumerate(each):
-            out.append(one(*args[number * count:(number + 1) * count]))
+            out.append(one(*args[number * count : (number + 1) * count]))
         return out
+
     return lambda values: graph(*[Tensor(value) for operands in values for value in operands])
 
 
@@ -73,11 +85,17 @@ def test_rule_agrees_with_a_loop(row):
     function = row.function()
     compiled = jit(function)
     ways = batchings(row)
-    values = [[v if axis is None else batched(v, axis) for v, axis in zip(row.tensors, axes, strict=True)]
-              for axes in ways]
-    for axes, operands, result in zip(ways, values, all_at_once(function, ways)(values), strict=True):
+    values = [
+        [v if axis is None else batched(v, axis) for v, axis in zip(row.tensors, axes, strict=True)]
+        for axes in ways
+    ]
+    for axes, operands, result in zip(
+        ways, values, all_at_once(function, ways)(values), strict=True
+    ):
         for mine, theirs in zip(outputs(result), loop(compiled, operands, axes), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-5, err_msg=f"{row.id} batched on {axes}")
+            np.testing.assert_allclose(
+                mine, theirs, rtol=2e-4, atol=2e-5, err_msg=f"{row.id} batched on {axes}"
+            )
 
 
 def test_every_rule_has_a_row():
@@ -99,9 +117,16 @@ def test_nested_twice(row):
     truth = [np.stack([outputs(compiled(Tensor(a), Tensor(b)))[0] for b in y]) for a in x]
     got = jit(vmap(vmap(function, in_axes=(None, 0)), in_axes=(0, None)))(Tensor(x), Tensor(y))
     np.testing.assert_allclose(outputs(got)[0], np.stack(truth), rtol=2e-4, atol=2e-5)
-    twice = jit(vmap(vmap(function, in_axes=(-1, None)), in_axes=(0, None)))(Tensor(batched(x, -1)), Tensor(y[0]))
-    truth = [[outputs(compiled(Tensor(np.ascontiguousarray(b)), Tensor(y[0])))[0] for b in np.moveaxis(a, -1, 0)]
-             for a in batched(x, -1)]
+    twice = jit(vmap(vmap(function, in_axes=(-1, None)), in_axes=(0, None)))(
+        Tensor(batched(x, -1)), Tensor(y[0])
+    )
+    truth = [
+        [
+            outputs(compiled(Tensor(np.ascontiguousarray(b)), Tensor(y[0])))[0]
+            for b in np.moveaxis(a, -1, 0)
+        ]
+        for a in batched(x, -1)
+    ]
     np.testing.assert_allclose(outputs(twice)[0], np.stack(truth), rtol=2e-4, atol=2e-5)
 
 
@@ -132,7 +157,9 @@ def test_what_mindspore_has_is_silently_wrong(case):
     if function is swap_ends and _compat.MS_VERSION < (2, 10, 0):
         pytest.skip("no CPU kernel in this version")
     axes = in_axes if isinstance(in_axes, tuple) else (in_axes,)
-    values = [v if axis is None else batched(v, axis) for v, axis in zip(tensors, axes, strict=True)]
+    values = [
+        v if axis is None else batched(v, axis) for v, axis in zip(tensors, axes, strict=True)
+    ]
     truth = loop(jit(function), values, axes)[0]
     rules.uninstall()
     try:
@@ -143,7 +170,9 @@ def test_what_mindspore_has_is_silently_wrong(case):
 
 
 def test_no_rule_unrolls(monkeypatch):
-    """A graph that does not unroll is built by the same rules for any batch, and none of them is MindSpore's loop."""
+    """A graph that does not unroll is built by the same rules for any batch, and none of them is
+    MindSpore's loop.
+    """
     missing = []
 
     class Recorder(dict):

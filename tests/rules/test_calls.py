@@ -1,4 +1,7 @@
-"""The table of rules (calls.py): the lines that our rules are for, run here; ci/coverage.sh runs all of it."""
+"""The table of rules (calls.py): the lines that our rules are for, run here; ci/coverage.sh runs
+all of it.
+"""
+
 from __future__ import annotations
 
 import json
@@ -20,12 +23,18 @@ from full import FULL, some
 import mindspore_hessian as mh
 from mindspore_hessian import _compat, rules
 
-pytestmark = pytest.mark.filterwarnings("ignore::mindspore_hessian.RecompileWarning")  # many small functions
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::mindspore_hessian.RecompileWarning"
+)  # many small functions
 COVERAGE = Path(__file__).resolve().parents[2] / "ci" / "coverage"
 TABLE = calls.calls()
 RIGHT = [call for call in TABLE if call.rules and "refused" not in call.more]
 REFUSED = [call for call in TABLE if "refused" in call.more]
-ELSEWHERE = {"SeluGrad", "MishGradExt", "LogSigmoidGrad"}  # without a kernel on CPU: see test_derivatives.py
+ELSEWHERE = {
+    "SeluGrad",
+    "MishGradExt",
+    "LogSigmoidGrad",
+}  # without a kernel on CPU: see test_derivatives.py
 
 
 def checked(call, dtype, folder):
@@ -40,8 +49,12 @@ def golden(call, order):
 
 def runs(lines, every=1):
     """(call, dtype) of the lines; in the full run in float32 too."""
-    return [pytest.param(call, dtype, id=f"{call.line.split(' | ')[0]}-{dtype}") for call in some(lines, every=every)
-            for dtype in (["float64"] if "in" not in call.more else []) + ["float32"] * (FULL or "in" in call.more)]
+    return [
+        pytest.param(call, dtype, id=f"{call.line.split(' | ')[0]}-{dtype}")
+        for call in some(lines, every=every)
+        for dtype in (["float64"] if "in" not in call.more else [])
+        + ["float32"] * (FULL or "in" in call.more)
+    ]
 
 
 @pytest.mark.parametrize(("call", "dtype"), runs(RIGHT))
@@ -51,10 +64,14 @@ def test_derivatives_are_torchs(call, dtype, tmp_path):
     found, limit = checked(call, dtype, tmp_path).orders(3 if third else 2), call.limit(dtype)
     for order, value in found.items():
         error = check.error_of(value, golden(call, order))
-        assert error < limit * (10 if order == "third" else 1), f"{order}: relative error {error:.1e}"
+        assert error < limit * (10 if order == "third" else 1), (
+            f"{order}: relative error {error:.1e}"
+        )
 
 
-@pytest.mark.parametrize(("call", "dtype"), runs([call for call in RIGHT if "to" not in call.more], 12))
+@pytest.mark.parametrize(
+    ("call", "dtype"), runs([call for call in RIGHT if "to" not in call.more], 12)
+)
 def test_a_matrix_in_one_batch_is_torchs(call, dtype, tmp_path):
     """With no primitive that has no batching rule, unless the line says so."""
     line = checked(call, dtype, tmp_path)
@@ -73,7 +90,11 @@ def test_what_cannot_be_right_is_refused(call, tmp_path):
 
 
 def test_every_rule_of_ours_has_a_line_and_every_line_a_golden_value():
-    ours = {line.primitive for line in rules.status() if line.kind == "derivative" and line.active == "ours"}
+    ours = {
+        line.primitive
+        for line in rules.status()
+        if line.kind == "derivative" and line.active == "ours"
+    }
     tested = {name for row in (*TABLE, *ATTRIBUTES) for name in row.rules}
     assert ours == tested | ELSEWHERE | special_points.RULES
     for call in RIGHT:
@@ -83,8 +104,13 @@ def test_every_rule_of_ours_has_a_line_and_every_line_a_golden_value():
 
 def run(script, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(COVERAGE.parents[1])}
-    return subprocess.run([sys.executable, str(script), *arguments], env=environment, text=True, capture_output=True,
-                          timeout=240)
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=240,
+    )
 
 
 def test_every_public_name_has_a_line_or_a_reason():
@@ -95,16 +121,29 @@ def test_every_public_name_has_a_line_or_a_reason():
 
 
 def test_a_wrong_number_is_seen(tmp_path):
-    row = {"line": "sin(x)", "head": "sin", "space": "ops", "topic": "elementwise", "dtype": "float64", "gradient": 0.0,
-           "gradient_doubt": 0.0, "truth": "torch", "limit": 1e-6, "hvp": 1e-3, "hessian": 0.0, "loop": [],
-           "third": 0.0}
+    row = {
+        "line": "sin(x)",
+        "head": "sin",
+        "space": "ops",
+        "topic": "elementwise",
+        "dtype": "float64",
+        "gradient": 0.0,
+        "gradient_doubt": 0.0,
+        "truth": "torch",
+        "limit": 1e-6,
+        "hvp": 1e-3,
+        "hessian": 0.0,
+        "loop": [],
+        "third": 0.0,
+    }
     path = tmp_path / "0.json"
     path.write_text(json.dumps([row]))
     done = run(COVERAGE / "report.py", str(path))
     assert done.returncode == 1 and "ops sin(x)" in done.stderr
 
 
-# lines of which the worker finds the truth by differences, in a layer and a namespace, and one with torch's
+# lines of which the worker finds the truth by differences, in a layer and a namespace, and one with
+# torch's
 SAMPLE = ["nn nn.SmoothL1Loss(0.4)(x ** 3, y)", "Tensor min(x, 1)[0]"]
 
 
@@ -131,9 +170,13 @@ print(np.abs(jit(product)(x, v).asnumpy() - [[0.5, -2.0], [1.0, 1.0]]).max())
 
 
 def test_without_this_library_the_second_derivative_of_a_determinant_is_wrong(tmp_path):
-    """det = ad - bc, so H (p, q, r, s) = (s, -r, -q, p). Once this fails, MindSpore has mended its rule."""
+    """det = ad - bc, so H (p, q, r, s) = (s, -r, -q, p). Once this fails, MindSpore has mended its
+    rule.
+    """
     script = tmp_path / "alone.py"
     script.write_text(ALONE)
     environment = {key: value for key, value in os.environ.items() if key != "MS_DEV_USE_PY_BPROP"}
-    done = subprocess.run([sys.executable, str(script)], env=environment, cwd=tmp_path, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, cwd=tmp_path, text=True, capture_output=True
+    )
     assert float(done.stdout) > 0.1, done.stderr[-1000:]

@@ -1,4 +1,7 @@
-"""Derivatives where a line of the table is not enough: ties, zeros, all slices, wrong first gradients of MindSpore."""
+"""Derivatives where a line of the table is not enough: ties, zeros, all slices, wrong first
+gradients of MindSpore.
+"""
+
 from __future__ import annotations
 
 import calls
@@ -13,11 +16,18 @@ import mindspore_hessian as mh
 from mindspore_hessian import _compat
 from mindspore_hessian.rules import activations
 
-pytestmark = pytest.mark.filterwarnings("ignore::mindspore_hessian.RecompileWarning")  # many small functions
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::mindspore_hessian.RecompileWarning"
+)  # many small functions
 LINES = {call.line.split(" | ")[0]: call for call in calls.calls()}
 
-JVP = ["log_softmax(x, -1)", "gelu(x, 'tanh')", "nn.AvgPool2d(2, 2)(x)", "nn.SoftmaxCrossEntropyWithLogits()(x, p)",
-       "ops: binary_cross_entropy_with_logits(x, p, w, q, 'none')"]
+JVP = [
+    "log_softmax(x, -1)",
+    "gelu(x, 'tanh')",
+    "nn.AvgPool2d(2, 2)(x)",
+    "nn.SoftmaxCrossEntropyWithLogits()(x, p)",
+    "ops: binary_cross_entropy_with_logits(x, p, w, q, 'none')",
+]
 
 
 def line(name, dtype, folder):
@@ -31,11 +41,13 @@ def test_jvp_of_grad_is_not_zero(name, tmp_path):
 
     def forward(x, v):
         return ms.jvp(found.module.gradient, x, v)[1]
+
     product = check.flat(ms.jit(forward)(*found.tensors(found.point + found.vector)))
     assert check.error_of(product, check.GOLDEN[f"{LINES[name].key}/hvp"]) < 2e-4
 
 
-ELSEWHERE = {  # primitives without a CPU kernel: the formula is compared with differences of the activation
+# primitives without a CPU kernel: the formula is compared with differences of the activation
+ELSEWHERE = {
     "SeluGrad": (lambda d, x, y: activations.selu_grad(d, y), ops.selu),
     "MishGradExt": (lambda d, x, y: activations.mish_grad(d, x), ops.mish),
     "LogSigmoidGrad": (lambda d, x, y: activations.log_sigmoid_grad(d, x, x), ops.logsigmoid),
@@ -53,30 +65,40 @@ def test_formulas_of_other_devices(name):
 
 def test_log_softmax_of_a_number_has_no_slope():
     """MindSpore's gradient of it hangs."""
+
     def f(x):
-        return ops.log_softmax(x, 0) * 2.0 + x ** 2
+        return ops.log_softmax(x, 0) * 2.0 + x**2
+
     assert mh.hvp(f, Tensor(np.array(0.3)), Tensor(np.array(1.0))).asnumpy() == 2.0
 
 
 @pytest.mark.parametrize("point", [0.0, 3.0, -0.5])
 def test_square_at_zero(point):
-    """MindSpore's third derivative of a power fails; ours is exact where x^(p - 3) is not finite."""
+    """MindSpore's third derivative of a power fails; ours is exact where x^(p - 3) is not
+    finite.
+    """
+
     def f(x):
         return ops.square(x).sum()
+
     x = x0 = Tensor(np.array([point, 1.0]))
     assert np.array_equal(mh.hvp(f, x, x + 1).asnumpy(), 2 * (x + 1).asnumpy())
 
     def along(x):
         return (mh.hvp(f, x, x0 + 1) * (x0 + 1)).sum()
+
     assert np.array_equal(ms.jit(ms.grad(along))(x).asnumpy(), [0.0, 0.0])
 
 
 def test_ties_in_a_max_pool_keep_the_hessian_symmetric():
-    """After a relu many windows hold equal zeros: the second derivative reads where the first one wrote."""
+    """After a relu many windows hold equal zeros: the second derivative reads where the first one
+    wrote.
+    """
     pool = nn.MaxPool2d(2, 2)
 
     def f(x):
         return (pool(ops.relu(x)) ** 2).sum()
+
     x = Tensor(np.where(np.arange(16) % 3 == 0, -1.0, 1.0).reshape(1, 1, 4, 4).astype(np.float32))
     hessian = mh.hessian(f)(x).asnumpy().reshape(16, 16)
     assert np.array_equal(hessian, hessian.T)
@@ -93,11 +115,17 @@ def scattered(x, a):
 def test_one_number_among_the_inputs_of_a_matrix_made_row_after_row():
     with pytest.warns(mh.FallbackWarning, match="GatherNdExt has no batching rule"):
         (xx, xa), (ax, aa) = mh.hessian(scattered, (0, 1))(Tensor(0.5), Tensor([1.0, 2.0]))
-    assert (xx.shape, float(xx), xa.asnumpy().tolist(), ax.asnumpy().tolist()) == ((), 2, [2, 0], [2, 0])
+    assert (xx.shape, float(xx), xa.asnumpy().tolist(), ax.asnumpy().tolist()) == (
+        (),
+        2,
+        [2, 0],
+        [2, 0],
+    )
     np.testing.assert_allclose(aa.asnumpy(), 2 * np.eye(2))
 
 
-# --- tanh: MindSpore's float32 kernel is off by 1e-4 ---------------------------------------------------------------
+# --- tanh: MindSpore's float32 kernel is off by 1e-4 ----------------------------------------------
+
 
 def _second_of_tanh():
     z = np.linspace(-9, 9, 1001)
@@ -105,10 +133,13 @@ def _second_of_tanh():
     return Tensor(z.astype(np.float32)), -2 * t * (1 - t * t)
 
 
-@pytest.mark.parametrize("f", [ops.tanh, mint.tanh, nn.Tanh(), ops.Tanh()], ids=["ops", "mint", "nn", "primitive"])
+@pytest.mark.parametrize(
+    "f", [ops.tanh, mint.tanh, nn.Tanh(), ops.Tanh()], ids=["ops", "mint", "nn", "primitive"]
+)
 def test_tanh_is_exact_in_derivatives(f):
     def s(x):
         return f(x).sum()
+
     x, curvature = _second_of_tanh()
     assert np.abs(mh.hvp(s, x, ops.ones_like(x)).asnumpy() - curvature).max() < 5e-6
 
@@ -117,6 +148,7 @@ def test_tanh_is_exact_in_derivatives(f):
 def test_tanh_does_not_overflow(dtype):
     def s(x):
         return ops.tanh(x).sum()
+
     x = Tensor(np.array([0.0, 40.0, -40.0, 6e4, np.inf, -np.inf], dtype))
     assert np.array_equal(mh.hvp(s, x, ops.ones_like(x)).asnumpy(), np.zeros(6))
 
@@ -146,13 +178,14 @@ def test_a_recurrent_cell_agrees_with_a_formula_that_needs_no_tanh():
 
     def formula(x):
         return step(2 * x, step(x, ops.zeros((2, 4), x.dtype))).sum()
+
     x = wave(2, 3)
     exact = mh.hessian(formula)(Tensor(x)).asnumpy()
     got = mh.hessian(TwoSteps(cell))(Tensor(x.astype(np.float32))).asnumpy()
     assert np.abs(got - exact).max() < 3e-4 * np.abs(exact).max()
 
 
-# --- slices with a negative step -------------------------------------------------------------------------------------
+# --- slices with a negative step ------------------------------------------------------------------
 
 M, CUBE = (5, 6), (3, 4, 5)
 SLICES = {
@@ -169,12 +202,23 @@ SLICES = {
     "x.reshape(-1)[::-1]": (lambda x: x.reshape(-1)[::-1], M),
 }
 STRIDED = {
-    "strided_slice": (lambda x: ops.strided_slice(x, (4, 5), (0, 0), (-1, -2)), lambda x: x[4:0:-1, 5:0:-2]),
-    "masks": (lambda x: ops.StridedSlice(1, 3, 0, 0, 0)(x, (3, 4), (1, 1), (-2, -1)), lambda x: x[::-2, 4::-1]),
-    "shrink": (lambda x: ops.StridedSlice(0, 1, 0, 0, 2)(x, (3, 4), (1, 5), (-1, 1)), lambda x: x[3::-1, 4]),
+    "strided_slice": (
+        lambda x: ops.strided_slice(x, (4, 5), (0, 0), (-1, -2)),
+        lambda x: x[4:0:-1, 5:0:-2],
+    ),
+    "masks": (
+        lambda x: ops.StridedSlice(1, 3, 0, 0, 0)(x, (3, 4), (1, 1), (-2, -1)),
+        lambda x: x[::-2, 4::-1],
+    ),
+    "shrink": (
+        lambda x: ops.StridedSlice(0, 1, 0, 0, 2)(x, (3, 4), (1, 5), (-1, 1)),
+        lambda x: x[3::-1, 4],
+    ),
 }
-EVERY = {**{name: (f, f, shape) for name, (f, shape) in SLICES.items()},
-         **{name: (f, g, M) for name, (f, g) in STRIDED.items()}}
+EVERY = {
+    **{name: (f, f, shape) for name, (f, shape) in SLICES.items()},
+    **{name: (f, g, M) for name, (f, g) in STRIDED.items()},
+}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -189,6 +233,7 @@ def test_slices_with_a_negative_step(name):
     def s(x):
         y = f(x)
         return (Tensor(weight) * y * y).sum() if y.size else (x * 0).sum()
+
     x = wave(*shape, phase=1.1)
     _, g, h = mh.value_grad_and_hessian(s)(Tensor(x))
     np.testing.assert_allclose(g.asnumpy().ravel(), diagonal * x.ravel(), rtol=1e-12)
@@ -212,7 +257,8 @@ def test_transforms_give_the_same_at_every_call(name, tmp_path):
         assert check.error_of(found.hvp(found.point), check.GOLDEN[f"{found.call.key}/hvp"]) < 1e-12
 
 
-# --- first gradients that are wrong in MindSpore ---------------------------------------------------------------------
+# --- first gradients that are wrong in MindSpore --------------------------------------------------
+
 
 def log_softmax_of_a_number(x):
     return ops.log_softmax(x, -1)
@@ -223,15 +269,19 @@ def test_log_softmax_of_a_number_is_constant():
     assert (float(g.asnumpy()), float(hv.asnumpy())) == (0, 0)
 
 
-@pytest.mark.parametrize("options", [(0, True, False), (1, False, False), (1, True, False), (1, True, True)])
+@pytest.mark.parametrize(
+    "options", [(0, True, False), (1, False, False), (1, True, False), (1, True, True)]
+)
 def test_average_pool_with_a_divisor(options):
     """sum(y^2) / 2 has the gradient A^T A x: with u, <A u, A x>."""
+
     def pool(x):
         return ops.avg_pool3d(x, 3, 2, *options, 5)
 
     def s(x):
         y = pool(x)
         return 0.5 * (y * y).sum()
+
     x, u = (Tensor(wave(1, 1, 3, 5, 4, phase=phase).astype(np.float32)) for phase in (0.2, 1.3))
     y, z = pool(x).asnumpy().astype(float), pool(u).asnumpy().astype(float)
     g, hv = (out.asnumpy().astype(float) for out in mh.grad_and_hvp(s, x, u))
@@ -240,13 +290,16 @@ def test_average_pool_with_a_divisor(options):
     for k in (0, 7, 59):
         e = np.zeros(60, np.float32)
         e[k] = 1
-        assert np.isclose(g.ravel()[k], (pool(Tensor(e.reshape(x.shape))).asnumpy() * y).sum(), atol=1e-5)
+        assert np.isclose(
+            g.ravel()[k], (pool(Tensor(e.reshape(x.shape))).asnumpy() * y).sum(), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("multiples", [(2,), (3, 1, 2), (1, 1), (2, 1, 1, 2), (2, 0)])
 def test_tile_in_every_rank(multiples):
     def s(x):
         return (ops.tile(x, multiples) ** 2).sum()
+
     x = wave(2, 3)
     g, hv = mh.grad_and_hvp(s, Tensor(x), Tensor(x + 1))
     np.testing.assert_allclose(g.asnumpy(), 2 * np.prod(multiples) * x, rtol=1e-12)
@@ -277,9 +330,13 @@ def _solve_upper(x):
 
 @pytest.mark.parametrize("f", [_invert, _invert_upper, _solve, _solve_upper])
 def test_a_factor_with_numbers_on_both_sides(f):
-    """What MindSpore makes of the other triangle counts: it reads it to invert, and not to solve."""
+    """What MindSpore makes of the other triangle counts: it reads it to invert, and not to
+    solve.
+    """
+
     def s(x):
         return f(x).sum()
+
     x = wave(3, 3) / 3 + 2 * np.eye(3)
     g, _ = mh.grad_and_hvp(s, Tensor(x), Tensor(x))
     for at in ((0, 2), (2, 0), (1, 1)):
@@ -306,6 +363,7 @@ def test_eigenvalues_alone(lower):
 
     def s(x):
         return (values(x) ** 3).sum()
+
     x = wave(4, 4)
     x, v = x + x.T, np.tril(np.ones((4, 4)))
     g, hv = mh.grad_and_hvp(s, Tensor(x), Tensor(v if lower else v.T))

@@ -1,4 +1,7 @@
-"""The rules that replace MindSpore's are used in training too: graphs whose shapes are dynamic keep their gradients."""
+"""The rules that replace MindSpore's are used in training too: graphs whose shapes are dynamic keep
+their gradients.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -70,14 +73,25 @@ def normalized(y):
 
 def cropped(y):
     boxes = Tensor(np.array([[0.1, 0.2, 0.8, 0.9]], np.float32))
-    return ops.crop_and_resize(y.expand_dims(0).expand_dims(-1), boxes, Tensor(np.array([0], np.int32)), (2, 2))
+    return ops.crop_and_resize(
+        y.expand_dims(0).expand_dims(-1), boxes, Tensor(np.array([0], np.int32)), (2, 2)
+    )
 
 
-CASES = {"matrix": (square, [None, 4]), "stack": (square, [2, None, 4]), "all": (square, [None, None, 4]),
-         "tanh": (ops.tanh, [None, 4]), "gram": (gram, [None, 4]), "gram_stack": (gram, [2, None, 4]),
-         "max": (largest, [None, 4]), "pad": (padded, [None, 4]),
-         "cdist": (distances, [None, 4]), "pdist": (pair_distances, [None, 4]), "lrn": (normalized, [None, 4]),
-         "crop": (cropped, [None, 4])}
+CASES = {
+    "matrix": (square, [None, 4]),
+    "stack": (square, [2, None, 4]),
+    "all": (square, [None, None, 4]),
+    "tanh": (ops.tanh, [None, 4]),
+    "gram": (gram, [None, 4]),
+    "gram_stack": (gram, [2, None, 4]),
+    "max": (largest, [None, 4]),
+    "pad": (padded, [None, 4]),
+    "cdist": (distances, [None, 4]),
+    "pdist": (pair_distances, [None, 4]),
+    "lrn": (normalized, [None, 4]),
+    "crop": (cropped, [None, 4]),
+}
 if _compat.MS_VERSION >= (2, 8, 0):  # earlier ones have no kernels of views
     CASES.update(narrow=(narrowed, [None, 4]), narrow_behind=(narrowed_from_behind, [None, 4]))
 
@@ -98,6 +112,7 @@ def test_gradients_with_dynamic_shapes(name):
             out = then(ops.matmul(Tensor(x), net.w)).sum().asnumpy()
             net.w.set_data(Tensor(WEIGHT))
             return float(out)
+
         slope = (value(step) - value(-step)) / (2 * step)
         assert abs((found * direction).sum() - slope) < 2e-3 * max(abs(slope), 1)
 
@@ -108,7 +123,8 @@ def test_gradients_with_dynamic_shapes(name):
 def test_gradients_where_a_view_begins_at_a_number_known_only_at_run_time(view, at):
     def f(x, at):
         part = mint.select(x, 0, at) if view == "select" else mint.narrow(x, 0, at, 1)
-        return (part ** 3).sum()
+        return (part**3).sum()
+
     x, expected = np.arange(1, 13, dtype=np.float32).reshape(4, 3), np.zeros((4, 3))
     expected[at] = 3 * x[at] ** 2
     found = ms.jit(ops.GradOperation()(f))(Tensor(x), ms.mutable(at))

@@ -1,4 +1,7 @@
-"""Forward rules against torch: lines of the table in calls/, in float64, in one forward pass along three directions."""
+"""Forward rules against torch: lines of the table in calls/, in float64, in one forward pass along
+three directions.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,12 +18,16 @@ from mindspore_hessian.rules import forward, registry
 
 pytestmark = pytest.mark.filterwarnings("ignore::mindspore_hessian.RecompileWarning")
 CALLS = {call.line: call for call in calls.calls()}
-LINES = [CALLS[line] for line in (Path(__file__).parent / "forward_lines.txt").read_text().splitlines()]
+LINES = [
+    CALLS[line] for line in (Path(__file__).parent / "forward_lines.txt").read_text().splitlines()
+]
 SIZE = 6  # lines in one graph
-GROUPS = [LINES[start:start + SIZE] for start in range(0, len(LINES), SIZE)]
+GROUPS = [LINES[start : start + SIZE] for start in range(0, len(LINES), SIZE)]
 
 
-@pytest.mark.parametrize("group", GROUPS[:: 1 if FULL else 7], ids=lambda group: group[0].line.split(" | ")[0])
+@pytest.mark.parametrize(
+    "group", GROUPS[:: 1 if FULL else 7], ids=lambda group: group[0].line.split(" | ")[0]
+)
 def test_forward_rules_are_torchs(group, tmp_path):
     for call, errors in zip(group, forward_check.Lines(group, tmp_path).errors(), strict=True):
         limit = 10 * call.limit(forward_check.dtype_of(call))
@@ -37,7 +44,11 @@ def of_rank(x):
     if x.ndim > 0:
         for axis in (-1, 0, x.ndim // 2 - x.ndim):
             out = out + (ops.softmax(x * x, axis) * ops.cumsum(x, axis)).sum()
-            out = out + (ops.sum(ops.concat((x, x * x), axis), axis) ** 2).sum() + ops.amax(x * x, axis).sum()
+            out = (
+                out
+                + (ops.sum(ops.concat((x, x * x), axis), axis) ** 2).sum()
+                + ops.amax(x * x, axis).sum()
+            )
     return out
 
 
@@ -46,7 +57,9 @@ def test_ranks_and_negative_axes(shape):
     """At one point and at several: forward is reverse."""
     x = table(*shape)
     expected = mh.laplacian(of_rank, mode="reverse")(x).asnumpy()
-    np.testing.assert_allclose(mh.laplacian(of_rank, mode="forward")(x).asnumpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        mh.laplacian(of_rank, mode="forward")(x).asnumpy(), expected, rtol=1e-12
+    )
     found = mh.laplacian(of_rank, in_axes=0, mode="forward")(ops.stack((x, x))).asnumpy()
     np.testing.assert_allclose(found, [expected, expected], rtol=1e-12)
 

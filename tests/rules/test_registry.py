@@ -1,4 +1,5 @@
 """How our rules come into MindSpore's registries and out of them again."""
+
 from __future__ import annotations
 
 import os
@@ -33,6 +34,7 @@ def test_a_rule_of_somebody_else_stays():
 
     def theirs(prim):
         raise AssertionError
+
     registry["SoftMarginLossGrad"] = theirs
     try:
         rules.register_derivative("SoftMarginLossGrad", lambda prim: None, "ours")
@@ -46,6 +48,7 @@ def test_a_rule_registered_after_ours_survives_uninstall():
 
     def theirs(prim):
         raise AssertionError
+
     mine, registry["GeLUGrad"] = registry["GeLUGrad"], theirs
     try:
         rules.uninstall()
@@ -59,10 +62,16 @@ def test_a_rule_registered_after_ours_survives_uninstall():
 def test_register_derivative_and_status():
     def getter(prim):
         raise AssertionError
+
     rules.register_derivative("NoSuchPrimitiveGrad", getter, "for a test")
     try:
         (line,) = [line for line in rules.status() if line.primitive == "NoSuchPrimitiveGrad"]
-        assert (line.kind, line.active, line.replaces, line.why) == ("derivative", "ours", False, "for a test")
+        assert (line.kind, line.active, line.replaces, line.why) == (
+            "derivative",
+            "ours",
+            False,
+            "for a test",
+        )
     finally:
         rules.uninstall()
         rules.install()
@@ -107,6 +116,12 @@ def test_rules_that_come_too_late_warn(tmp_path):
     script.write_text(LATE)
     env = {**os.environ, "PYTHONPATH": str(pathlib.Path(rules.__file__).parents[2])}
     env.pop("MS_DEV_USE_PY_BPROP", None)
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True,
-                          timeout=240)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,7 @@
-"""Code with mistakes, each of which mypy must see (test_typing.py): exactly the lines that end in `# no`."""
+"""Code with mistakes, each of which mypy must see (test_typing.py): exactly the lines that end in
+`# no`.
+"""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -13,7 +16,7 @@ x, y = Tensor(np.ones((5, 4)), ms.float32), Tensor(np.zeros(5), ms.int32)
 
 
 def f(a: Tensor) -> Tensor:
-    return (a ** 2).sum()
+    return (a**2).sum()
 
 
 mh.hvp("f", x, x)  # no
