@@ -85,8 +85,7 @@ def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
     Examples:
         >>> from mindspore_hessian import calibration
         >>> print(calibration([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], [0, 1, 1, 1], bins=2))
-        accuracy 75.0%, expected calibration error 0.0000, negative log-likelihood 0.4004, Brier
-        score 0.2500 (4 samples, 2 bins)
+        accuracy 75.0%, expected calibration error 0.0000, negative log-likelihood 0.4004, Brier score 0.2500 (4 samples, 2 bins)
     """  # noqa: E501
     check_integer("bins", bins, 1)
     p = _probabilities(probabilities)

@@ -121,8 +121,7 @@ def diagnose(
         >>> print(found.point, found.stability, round(found.condition.value, 6))
         minimum stable 4.0
         >>> print(diagnose(np.diag([8.0, -2.0]), learning_rate=0.5, gradient=np.zeros(2)).statements[2])
-        Stability: unstable. The sharpness is 2 times 2 / learning rate = 4: gradient descent
-            diverges along its vector.
+        Stability: unstable. The sharpness is 2 times 2 / learning rate = 4: gradient descent diverges along its vector.
     """
     n, started = dimension_of(op), time.perf_counter()
     for name, value in (("tol", tol), ("gradient_tol", gradient_tol)):
