@@ -51,8 +51,7 @@ def info(arguments: argparse.Namespace) -> int:
         return 1
     print(
         f"\nchosen: {chosen.backend}:{chosen.device_id}, mode {chosen.mode}, precision "
-        f"{chosen.precision}, "
-        f"deterministic {chosen.deterministic}"
+        f"{chosen.precision}, deterministic {chosen.deterministic}"
     )
     if chosen.backend == "CPU" and device.convolutions_are_slow():
         print(

@@ -95,8 +95,7 @@ def read(path: str, what: str = "checkpoint") -> dict[str, np.ndarray] | None:
         why = " ".join(str(err).split()) or type(err).__name__
         raise ValueError(
             f"{what} {path!r} is no checkpoint of ours, or is damaged ({why}): it was left as it "
-            "is; "
-            "pass another name"
+            "is; pass another name"
         ) from err
 
 

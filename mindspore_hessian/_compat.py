@@ -419,9 +419,8 @@ def limit_cpu_isa(name: str) -> str | None:
     if library.dnnl_set_max_cpu_isa(isa) == 0 or library.dnnl_get_effective_cpu_isa() | isa == isa:
         return None
     return (
-        "a kernel has run, and oneDNN takes it once per process. Call configure() first thing in a "
-        "new process (in "
-        "a notebook: restart the kernel)"
+        "a kernel has run, and oneDNN takes it once per process. Call configure() first thing in "
+        "a new process (in a notebook: restart the kernel)"
     )
 
 

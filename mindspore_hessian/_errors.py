@@ -105,15 +105,14 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
     text = str(err)
     if ran or _RAN.search(text):
         return KernelError(
-            "a kernel failed as the function ran, which a value that it does not take brings about "
-            "(most often an "
-            f"index or a label out of range). MindSpore says: {first_paragraph(text)}"
+            "a kernel failed as the function ran, which a value that it does not take brings "
+            "about (most often an index or a label out of range). MindSpore says: "
+            f"{first_paragraph(text)}"
         )
     if found := _MISSING.search(text):
         return MissingRuleError(
             f"primitive {found[1]} has no derivative in MindSpore, so this second derivative "
-            "cannot be computed. "
-            f"Write the function with another operation, or supply the rule: "
+            "cannot be computed. Write the function with another operation, or supply the rule: "
             f"mindspore_hessian.rules.register_derivative({found[1]!r}, getter)."
         )
     short = first_paragraph(text)
@@ -127,29 +126,26 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
     if _PYTHON.search(text):
         return NotCompilableError(
             "a part of the function cannot be compiled: MindSpore would run it as Python, where "
-            "its gradient is lost "
-            "(numpy or another library on a Tensor, asnumpy(), a functools object). MindSpore "
-            f"says: {short}"
+            "its gradient is lost (numpy or another library on a Tensor, asnumpy(), a functools "
+            f"object). MindSpore says: {short}"
         )
     if found := _KERNEL.search(text):
         return MissingRuleError(
             f"primitive {found[1]} has no kernel for this device and dtype, so that no rule can "
-            "help: use another "
-            f"operation or dtype. MindSpore says: {short}"
+            f"help: use another operation or dtype. MindSpore says: {short}"
         )
     if _LOOP.search(text):
         return NotCompilableError(
             "MindSpore cannot differentiate a loop of this function so often. A `while` over a "
-            "Tensor can be, where "
-            "the weights are in it too; ops.WhileLoop, ops.ForiLoop and ops.Scan over few things. "
-            "A Python loop of a "
-            f"known number of turns (for i in range(3)) always is. MindSpore says: {short}"
+            "Tensor can be, where the weights are in it too; ops.WhileLoop, ops.ForiLoop and "
+            "ops.Scan over few things. A Python loop of a known number of turns (for i in "
+            f"range(3)) always is. MindSpore says: {short}"
         )
     if found := _DEFAULT.search(text):
         return NotCompilableError(
             f"MindSpore cannot compile a call that leaves out {found[1]!r}, whose default value is "
-            "an nn.Cell. Pass it "
-            f"in that call, or let the function read it from outside. MindSpore says: {short}"
+            "an nn.Cell. Pass it in that call, or let the function read it from outside. "
+            f"MindSpore says: {short}"
         )
     if type(err) in (ValueError, TypeError, NotImplementedError):
         return type(err)(short)

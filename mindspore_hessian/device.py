@@ -100,11 +100,9 @@ def limit_instructions() -> None:
 
 
 _SLOW = (
-    "convolutions run about 100 times slower than they can on this CPU: MindSpore had run a kernel "
-    "before "
-    "mindspore_hessian was imported. Import it first, in a new process (in a notebook: restart the "
-    "kernel), or "
-    "set ONEDNN_MAX_CPU_ISA=AVX2 before Python starts."
+    "convolutions run about 100 times slower than they can on this CPU: MindSpore had run a "
+    "kernel before mindspore_hessian was imported. Import it first, in a new process (in a "
+    "notebook: restart the kernel), or set ONEDNN_MAX_CPU_ISA=AVX2 before Python starts."
 )
 
 
@@ -136,9 +134,9 @@ def _limit(isa: str) -> None:
         raise DeviceError(f"max_cpu_isa={isa!r} cannot be had: {reason}.")
     elif isa == "ALL" and _cpu["isa"] != "ALL":
         raise DeviceError(
-            "max_cpu_isa='ALL' cannot be had: this process keeps to AVX2 already. Call configure() "
-            "first "
-            "thing in a new process, or set MINDSPORE_HESSIAN_CPU_ISA=ALL before Python starts."
+            "max_cpu_isa='ALL' cannot be had: this process keeps to AVX2 already. Call "
+            "configure() first thing in a new process, or set MINDSPORE_HESSIAN_CPU_ISA=ALL "
+            "before Python starts."
         )
     _cpu.update(isa=isa, wish="none")
 
@@ -275,8 +273,7 @@ def configure(
     except RuntimeError as error:
         raise DeviceError(
             f"MindSpore refused the device settings: {error}. Call configure() first thing in a "
-            "new "
-            "process (in a notebook: restart the kernel)."
+            "new process (in a notebook: restart the kernel)."
         ) from error
     if pin_threads is not None and _follows(backend, "pin_threads"):
         _compat.pin_threads(pin_threads)
@@ -403,10 +400,8 @@ def _choose(device: str, device_id: int | None) -> str:
         if wanted != used:
             raise DeviceError(
                 f"{_name(*wanted)} was asked for, but this process already uses {_name(*used)}: "
-                "MindSpore fixes the "
-                "device when it is set or when the first kernel runs. Call configure() first thing "
-                "in a new process "
-                "(in a notebook: restart the kernel)."
+                "MindSpore fixes the device when it is set or when the first kernel runs. Call "
+                "configure() first thing in a new process (in a notebook: restart the kernel)."
             )
         return used[0]
     reasons = {}

@@ -84,8 +84,7 @@ class _Question:
         if active:
             raise ValueError(
                 f"network is in training mode, and {', '.join(active)} behaves differently there, "
-                "so that "
-                "samples have no losses of their own: call network.set_train(False)"
+                "so that samples have no losses of their own: call network.set_train(False)"
             )
         self.network, self.loss_fn, self.progress, self.tol = network, loss_fn, progress, tol
         self.space = weight_choice.choose(network, weights)
@@ -98,8 +97,7 @@ class _Question:
         if isinstance(curvature, Operator) and options:
             raise ValueError(
                 f"{', '.join(options)}: options of the curvature are for one that is made here, "
-                "but "
-                "curvature is an operator"
+                "but curvature is an operator"
             )
         self._curvature, self._options = curvature, options
         self.train = Data(train, network, True)
@@ -358,8 +356,7 @@ def most_influential(
     if table.ndim != 2 or not table.size or not np.isfinite(table).all():
         raise ValueError(
             "scores must be finite, of shape (tests, samples) or (samples,), but have shape "
-            f"{table.shape}"
-            f"{'' if np.isfinite(table).all() else ' and hold NaN or Inf'}"
+            f"{table.shape}{'' if np.isfinite(table).all() else ' and hold NaN or Inf'}"
         )
     check_integer("k", k, 1, table.shape[1])
     check_choice("which", which, WHICH)

@@ -352,8 +352,7 @@ def layers(
     if "effective_dimension" in columns and report.rows[0].effective_dimension is None:
         raise ValueError(
             "columns hold 'effective_dimension', which the report does not: make it by "
-            "layer_report(op, "
-            "damping=...)"
+            "layer_report(op, damping=...)"
         )
     ax = _axes(ax)
     height, rows = 0.8 / len(columns), np.arange(len(report.rows))
@@ -413,8 +412,7 @@ def uncertainty(found: Any, ax: Any = None) -> Any:
     if len(kinds) != 1:
         raise ValueError(
             "found must hold results of calibration, or probabilities, of one kind and at least "
-            "one, but "
-            f"got {shown(found)}"
+            f"one, but got {shown(found)}"
         )
     if kinds == {True}:
         return _reliability({str(name): one for name, one in named.items()}, _axes(ax))
@@ -528,8 +526,7 @@ def _rows_of_probabilities(name: str, value: Any) -> np.ndarray:
     ):
         raise ValueError(
             f"found{f'[{name!r}]' if name else ''} must be a Calibration, or probabilities of "
-            "shape "
-            "(samples, classes) whose rows are at least 0 and have the sum 1"
+            "shape (samples, classes) whose rows are at least 0 and have the sum 1"
         )
     return p
 
@@ -562,8 +559,7 @@ def _images(name: str, value: Any) -> np.ndarray:
     ):
         raise ValueError(
             f"{name} must be images, (N, H, W), (N, C, H, W) or (N, H, W, C) with C 1 or 3, but "
-            "has shape "
-            f"{np.shape(value)}: reshape rows of pixels"
+            f"has shape {np.shape(value)}: reshape rows of pixels"
         )
     if not np.isfinite(images).all():
         raise ValueError(f"{name} must be finite, but holds NaN or Inf")

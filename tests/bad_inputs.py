@@ -1821,6 +1821,28 @@ LAPLACE = {
         {"name": "optimize_prior_precision"},
         {"per": NO_MODE, "noise": {**NO_BOOL, "for classes": True}, "max_iterations": NO_COUNT},
     ),
+    "calibration": (
+        mh.calibration,
+        {"probabilities": [[0.9, 0.1], [0.2, 0.8]], "labels": [0, 1]},
+        {
+            "probabilities": {
+                "None": None,
+                "text": "p",
+                "logits": [[3.0, -1.0], [0.2, 0.8]],
+                "NaN": [[np.nan, 0.5], [0.2, 0.8]],
+                "one axis": [0.9, 0.1],
+                "empty": np.zeros((0, 2)),
+            },
+            "labels": {
+                "None": None,
+                "floats": [0.0, 1.0],
+                "three": [0, 1, 1],
+                "negative": [-1, 0],
+                "too large": [0, 2],
+            },
+            "bins": NO_COUNT,
+        },
+    ),
 }
 OF_INFLUENCE = {
     "network": {

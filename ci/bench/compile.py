@@ -153,8 +153,8 @@ def main() -> None:
         for what, seconds in times.items():
             print(
                 f"| {name} | {WHAT[what]} | {middle[what]:.2f} | {min(seconds):.2f} to "
-                f"{max(seconds):.2f} | "
-                f"{middle[what] / middle['gradient']:.2f} | {GOALS.get(what, '')} |",
+                f"{max(seconds):.2f} | {middle[what] / middle['gradient']:.2f} | "
+                f"{GOALS.get(what, '')} |",
                 flush=True,
             )
 

@@ -140,8 +140,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     print(
         f"MindSpore {ms.__version__} on {mh.device_info().backend}, {os.cpu_count()} cores, "
-        f"{rounds} rounds; "
-        f"the results agree to {LIMIT:.0e}"
+        f"{rounds} rounds; the results agree to {LIMIT:.0e}"
     )
     for case in (sine, mlp):
         compare(case.__doc__.rstrip("."), case(), rounds)

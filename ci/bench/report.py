@@ -91,8 +91,7 @@ def table(about: dict, rows: list[dict]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))
     lines = [
         f"{about['machine']}, {about['cores']} cores; {versions}; {about['date']}. float32; the "
-        "error is "
-        "relative, against float64.",
+        "error is relative, against float64.",
         "",
     ]
     head = [
@@ -143,8 +142,7 @@ def table(about: dict, rows: list[dict]) -> str:
             middle = np.exp(np.mean(np.log([ratio for ratio, _ in ratios])))
             lines.append(
                 f"ours / {name}, {len(ratios)} cases: geometric mean {middle:.2g}, best "
-                f"{ratios[0][0]:.2g} "
-                f"({ratios[0][1]}), worst {ratios[-1][0]:.2g} ({ratios[-1][1]})"
+                f"{ratios[0][0]:.2g} ({ratios[0][1]}), worst {ratios[-1][0]:.2g} ({ratios[-1][1]})"
             )
     return "\n".join(lines)
 

@@ -224,8 +224,7 @@ def main() -> None:
             f"| {job.split()[0]} | {JOBS[job]} | {whole:.2f} | "
             f"{min(row['seconds'] for row in runs):.2f} to "
             f"{max(row['seconds'] for row in runs):.2f} | {first:.2f} | {count:.0f} | "
-            f"{each * 1e3:.1f} | "
-            f"{max(row['error'] for row in runs):.1e} |"
+            f"{each * 1e3:.1f} | {max(row['error'] for row in runs):.1e} |"
         )
     target = HERE / "results" / "spectrum.json"
     target.parent.mkdir(exist_ok=True)

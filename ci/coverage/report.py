@@ -94,8 +94,7 @@ def summary(version: str, rows: list[dict]) -> str:
     found = totals(rows)
     lines = [
         f"MindSpore {version}: {found['kinds']['listed']} calls of {found['functions']} functions "
-        "that MindSpore "
-        "differentiates once."
+        "that MindSpore differentiates once."
     ]
     for column in COLUMNS:
         lines.append(
@@ -116,14 +115,11 @@ def markdown(version: str, rows: list[dict]) -> str:
         f"# Second derivatives of MindSpore {version}, call by call",
         "",
         "Made by `bash ci/coverage.sh`. Of s = sum(w (y + y²/2)) with y the output of the call: "
-        "the largest error "
-        "of the product H v, of the matrix (in one batch, unless it says looped) times v, and of "
-        "the third "
-        "derivative in the direction v, relative to the largest entry. Truth: torch in float64 "
-        "where its function "
-        "has the same value and gradient, else fourth-order differences of the compiled gradient, "
-        "which is itself "
-        "compared with differences of the value.",
+        "the largest error of the product H v, of the matrix (in one batch, unless it says "
+        "looped) times v, and of the third derivative in the direction v, relative to the largest "
+        "entry. Truth: torch in float64 where its function has the same value and gradient, else "
+        "fourth-order differences of the compiled gradient, which is itself compared with "
+        "differences of the value.",
         "",
         summary(version, rows),
         "",

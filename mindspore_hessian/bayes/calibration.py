@@ -44,9 +44,8 @@ class Calibration(Result):
     def __str__(self) -> str:
         return (
             f"accuracy {self.accuracy:.1%}, expected calibration error "
-            f"{self.expected_calibration_error:.4f}, "
-            f"negative log-likelihood {self.negative_log_likelihood:.4f}, Brier score "
-            f"{self.brier_score:.4f} "
+            f"{self.expected_calibration_error:.4f}, negative log-likelihood "
+            f"{self.negative_log_likelihood:.4f}, Brier score {self.brier_score:.4f} "
             f"({self.num_samples} samples, {len(self.counts)} bins)"
         )
 
@@ -125,10 +124,8 @@ def _probabilities(value: Any) -> np.ndarray:
         worst = np.flatnonzero(~np.isfinite(p).all(1) | (p.min(1) < 0) | (off > _SUM))[0]
         raise ValueError(
             f"probabilities must be at least 0 and have the sum 1 in each row, but row {worst} is "
-            "from "
-            f"{p[worst].min():.4g} to {p[worst].max():.4g}, with the sum {p[worst].sum():.4g}. Are "
-            "they "
-            "logits? Take their softmax"
+            f"from {p[worst].min():.4g} to {p[worst].max():.4g}, with the sum "
+            f"{p[worst].sum():.4g}. Are they logits? Take their softmax"
         )
     return p
 
@@ -140,8 +137,7 @@ def _labels(value: Any, shape: tuple[int, ...]) -> np.ndarray:
     if labels.shape != shape[:1]:
         raise ValueError(
             f"labels must have shape ({shape[0]},), one for each row of probabilities, but have "
-            "shape "
-            f"{labels.shape}"
+            f"shape {labels.shape}"
         )
     if labels.min() < 0 or labels.max() >= shape[1]:
         raise ValueError(

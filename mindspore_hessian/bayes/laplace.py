@@ -346,9 +346,8 @@ class Laplace:
     def _check_same(self) -> None:
         if fingerprint(self.network) != self._seen:
             raise ValueError(
-                "the network's weights are others than those that this Laplace was made of, around "
-                "which "
-                "it is a posterior: make it anew"
+                "the network's weights are others than those that this Laplace was made of, "
+                "around which it is a posterior: make it anew"
             )
 
     def _linearised(
@@ -415,8 +414,7 @@ class Laplace:
         if len(values) not in (1, number, self.size):
             raise ValueError(
                 f"prior_precision must be a number, one for each of the {number} Parameters, or "
-                "one for "
-                f"each of the {self.size} weights, but has {len(values)} numbers"
+                f"one for each of the {self.size} weights, but has {len(values)} numbers"
             )
         if len(values) == self.size not in (1, number) and self.structure == "kron":
             raise ValueError(
@@ -504,8 +502,7 @@ class Laplace:
         if per == "weights" and self.structure == "kron":
             raise ValueError(
                 "per='weights' is not for structure='kron', which takes one prior precision for "
-                "each "
-                "Parameter at most: per='layers'"
+                "each Parameter at most: per='layers'"
             )
         sizes = {"number": [self.size], "layers": self._space.sizes, "weights": [1] * self.size}[
             per
@@ -559,9 +556,8 @@ class Laplace:
         self._check_same()
         if not isinstance(x, Tensor | np.ndarray | tuple | dict):
             raise TypeError(
-                "x must be a batch of inputs, a Tensor or array (or a tuple or dict of those), but "
-                "got "
-                f"{shown(x)}"
+                "x must be a batch of inputs, a Tensor or array (or a tuple or dict of those), "
+                f"but got {shown(x)}"
             )
         columns = {"full": self.size, "lowrank": self.rank}.get(self.structure, 1)
         columns = max(
@@ -732,14 +728,12 @@ class Laplace:
         if about["version"] != _VERSION:
             raise ValueError(
                 f"path {name!r} holds a Laplace of version {about['version']} of the file, but "
-                "this is "
-                f"{_VERSION}: load it with the version of this library that saved it"
+                f"this is {_VERSION}: load it with the version of this library that saved it"
             )
         if other := difference(about["network"], identity(network)):
             raise ValueError(
                 f"path {name!r} holds the Laplace of another network: {other}. Pass the network "
-                "with the "
-                "weights that it had"
+                "with the weights that it had"
             )
         return cls._restored(network, about, stored, progress)
 

@@ -89,8 +89,7 @@ def _labels(y: np.ndarray, f: np.ndarray, number: int) -> np.ndarray:
     if y.shape != f.shape[:1] or y.dtype.kind not in "iu":
         raise ValueError(
             f"data: batch {number} must have an integer label for each sample, of shape "
-            f"({len(f)},), for "
-            f"likelihood='classification', but has {y.dtype} of shape {y.shape}"
+            f"({len(f)},), for likelihood='classification', but has {y.dtype} of shape {y.shape}"
         )
     if y.size and (y.min() < 0 or y.max() >= f.shape[1]):
         raise ValueError(

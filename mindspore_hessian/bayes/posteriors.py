@@ -59,8 +59,7 @@ class FullPosterior:
         except LinAlgError as err:
             raise ValueError(
                 "the precision of the posterior is not positive definite to working precision: "
-                "pass a "
-                "larger prior_precision"
+                "pass a larger prior_precision"
             ) from err
 
     @cached_property
@@ -177,9 +176,8 @@ def _one(prior: np.ndarray, where: str) -> float:
     """The prior precision of a block, which has to be one number."""
     if np.ptp(prior):
         raise ValueError(
-            "prior_precision must be one number for each Parameter at most where structure='kron', "
-            "but it "
-            f"varies within {where}"
+            "prior_precision must be one number for each Parameter at most where "
+            f"structure='kron', but it varies within {where}"
         )
     return float(prior.flat[0])
 

@@ -164,8 +164,7 @@ def execute(program: Program, point: Point, extras: tuple[Tensor, ...] = ()) -> 
     if _unsafe_fork:
         raise UnsafeRuntimeError(
             "this process was forked after MindSpore had run a kernel, so any computation would "
-            "hang. Start workers "
-            "with multiprocessing.get_context('spawn') (or 'forkserver')."
+            "hang. Start workers with multiprocessing.get_context('spawn') (or 'forkserver')."
         )
     tensors = tuple([t if t.is_contiguous() else t.contiguous() for t in (*point.tensors, *extras)])
     with _lock:
@@ -222,8 +221,8 @@ def _compile(
     if _compat.disk_cache_enabled():
         raise UnsafeRuntimeError(
             "MindSpore's on-disk compile cache is on, and it returns the numbers of another "
-            "function. Turn it off: "
-            "mindspore.set_context(enable_compile_cache=False), and unset MS_COMPILER_CACHE_ENABLE."
+            "function. Turn it off: mindspore.set_context(enable_compile_cache=False), and unset "
+            "MS_COMPILER_CACHE_ENABLE."
         )
     late = not rules.in_force()  # warns, once, where a gradient ran before our rules were there
     site = _watch((program.name, program.options, point.space.key), point, tensors)
@@ -373,10 +372,8 @@ def _refuse_broken(compile_forward: Callable[[], Any]) -> None:
     if broken:
         raise UnsafeRuntimeError(
             f"the function uses {', '.join(sorted(broken))}, whose derivative in MindSpore is "
-            "wrong or missing, and "
-            "ours is ignored, because a gradient was computed before mindspore_hessian was "
-            "imported. Import it first, "
-            "in a new process."
+            "wrong or missing, and ours is ignored, because a gradient was computed before "
+            "mindspore_hessian was imported. Import it first, in a new process."
         )
 
 
@@ -403,9 +400,9 @@ def _check_against(reference: Callable, graph: Callable, tensors: tuple) -> None
         if np.isfinite(scale) and not np.allclose(a, b, rtol=0, atol=0.05 * scale + rounding):
             raise MissingRuleError(
                 "a forward derivative in MindSpore loses a term of this second derivative (a "
-                "data-dependent `if` or "
-                "`while` does that, and primitives without a rule): the result is off by "
-                f"{np.abs(a - b).max() / (scale or 1.0):.0%}. Use mode='auto' or mode='revrev'."
+                "data-dependent `if` or `while` does that, and primitives without a rule): the "
+                f"result is off by {np.abs(a - b).max() / (scale or 1.0):.0%}. Use mode='auto' or "
+                "mode='revrev'."
             )
 
 

@@ -73,8 +73,8 @@ def parsable(fn: Any, memo: dict[int, Any] | None = None) -> Any:
     if hasattr(fn, "__wrapped__"):
         raise NotCompilableError(
             f"{source.where(fn)} is a {type(fn).__name__} around a function (functools.lru_cache "
-            "or alike), which "
-            "MindSpore cannot compile. Pass the function itself: its `__wrapped__`."
+            "or alike), which MindSpore cannot compile. Pass the function itself: its "
+            "`__wrapped__`."
         )
     if callable(fn):
         if isinstance(fn.__call__, MethodWrapperType):  # of C: it is its own
@@ -235,8 +235,7 @@ def _check_arguments(fn: Any, count: int, names: tuple[str, ...]) -> None:
         others = f" and {', '.join(names)}" if names else ""
         raise TypeError(
             f"{source.where(fn)} was given {count} argument{'s' * (count != 1)}{others}, which it "
-            "does "
-            f"not take: {err}"
+            f"does not take: {err}"
         ) from err
 
 
@@ -271,10 +270,9 @@ def _tell_slow(fn: Any, captures: Captures) -> None:
     if _slow_calls[code] == 3:
         warn(
             f"what {source.where(fn)} captured is read at every call, to see whether it changed, "
-            "and that takes "
-            f"long. Most of it is in {captures.largest()}. Pass it as a Tensor argument, make it a "
-            "Parameter, keep "
-            "lists of objects as arrays, or leave out what the function does not need.",
+            f"and that takes long. Most of it is in {captures.largest()}. Pass it as a Tensor "
+            "argument, make it a Parameter, keep lists of objects as arrays, or leave out what "
+            "the function does not need.",
             RecompileWarning,
         )
 

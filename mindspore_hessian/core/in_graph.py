@@ -87,8 +87,7 @@ def stand_in(description: tuple, parameters: dict[str, list[Parameter]] | None =
     if len(found) > 1:
         raise ValueError(
             "inside your own graph a weight is known by its name, and the function holds "
-            f"{len(found)} "
-            f"Parameters named {name[0]!r}. Give them different names"
+            f"{len(found)} Parameters named {name[0]!r}. Give them different names"
         )
     if found:
         return found[0]
@@ -194,10 +193,8 @@ def twin_of(body: Callable, finish: Callable, values: tuple[str, ...]) -> Callab
         if None in functions:  # of what it does not know, the graph gives None
             raise TypeError(
                 "fn must be callable, but got None: inside your own graph, the function to "
-                "differentiate "
-                "must be defined outside of it (a function of the module or a method, not a def or "
-                "lambda "
-                "in the graph)"
+                "differentiate must be defined outside of it (a function of the module or a "
+                "method, not a def or lambda in the graph)"
             )
         given = stand_in(description)
         if WEIGHTS in parameters:

@@ -78,17 +78,13 @@ _VIEWS = frozenset(
     " ".join(
         (
             "reshape view transpose permute squeeze unsqueeze expand_dims expand_dims_ flatten "
-            "unflatten broadcast_to expand "
-            "expand_as split chunk unbind unstack tensor_split hsplit vsplit dsplit narrow select "
-            "t swapaxes swapdims moveaxis "
-            "movedim diagonal real imag identity stop_gradient depend cast dropout dropout1d "
-            "dropout2d dropout3d "
+            "unflatten broadcast_to expand expand_as split chunk unbind unstack tensor_split "
+            "hsplit vsplit dsplit narrow select t swapaxes swapdims moveaxis movedim diagonal "
+            "real imag identity stop_gradient depend cast dropout dropout1d dropout2d dropout3d "
             "feature_alpha_dropout alpha_dropout contiguous to type astype float double half int "
-            "long bool type_as view_as "
-            "view_as_real view_as_complex atleast_1d atleast_2d atleast_3d ravel slice "
-            "strided_slice tuple_to_array mutable "
-            "value detach index as_strided unfold reshape_as clip_by_norm assign tensor get item "
-            "resize pad tile "
+            "long bool type_as view_as view_as_real view_as_complex atleast_1d atleast_2d "
+            "atleast_3d ravel slice strided_slice tuple_to_array mutable value detach index "
+            "as_strided unfold reshape_as clip_by_norm assign tensor get item resize pad tile "
             "broadcast_tensors meshgrid list tuple dict next splitv getitem load tensorview",
         )
     ).split()
@@ -190,10 +186,9 @@ def refuse_left(compiled: Any) -> None:
         names = ", ".join(sorted(name.decode() for name in left))
         raise NotCompilableError(
             f"the function writes into a Tensor ({names}: an `inplace=True`, a function whose name "
-            "ends in `_`, or an "
-            "in-place method inside an expression), and the derivatives of that are wrong in "
-            "MindSpore. Leave "
-            "`inplace=True` out, or write the operation without the underscore."
+            "ends in `_`, or an in-place method inside an expression), and the derivatives of "
+            "that are wrong in MindSpore. Leave `inplace=True` out, or write the operation "
+            "without the underscore."
         )
 
 
@@ -215,11 +210,9 @@ def states(compiled: Any, once: Callable[[], Any] | None) -> set[str]:
     if again:
         raise NotCompilableError(
             "the function keeps a state: it reads and assigns the Parameter "
-            f"{', '.join(map(repr, sorted(again)))}. "
-            "For this result it is evaluated more than once, and each evaluation would see what "
-            "the last assigned. "
-            "Leave that out, most often by `if self.training:` and network.set_train(False). (hvp "
-            "and HessianOperator "
+            f"{', '.join(map(repr, sorted(again)))}. For this result it is evaluated more than "
+            "once, and each evaluation would see what the last assigned. Leave that out, most "
+            "often by `if self.training:` and network.set_train(False). (hvp and HessianOperator "
             "evaluate it once.)"
         )
     return set(found)
@@ -540,8 +533,8 @@ def _check(parsed: list[_Parsed]) -> None:
         if any(_has_writes(item.tree) for item in parsed):
             raise NotCompilableError(
                 "it cannot be told whether a Tensor that the function overwrites is read again. "
-                "Write `y = y + x` for "
-                f"`y += x` and `y.add_(x)` in it. ({type(err).__name__}: {err})"
+                f"Write `y = y + x` for `y += x` and `y.add_(x)` in it. ({type(err).__name__}: "
+                f"{err})"
             ) from err
         return
     for places in _told:
@@ -631,15 +624,13 @@ class _Walk:
         if _CAPTURED in stores:
             raise _Refused(
                 f"{where} overwrites a Tensor that the function did not make (a captured one, or "
-                "an attribute), so "
-                "every evaluation would change the next. Write it out of place: `y = y + x` for `y "
-                "+= x`."
+                "an attribute), so every evaluation would change the next. Write it out of place: "
+                "`y = y + x` for `y += x`."
             )
         if any(isinstance(store, tuple) and store[0] != self.tag for store in stores):
             raise _Refused(
                 f"{where} overwrites a Tensor of the function around it. Pass it as an argument, "
-                "and write "
-                "it out of place: `y = y + x` for `y += x`."
+                "and write it out of place: `y = y + x` for `y += x`."
             )
         if self.meet(value.stores, self.escaped):
             raise _Refused(
@@ -671,10 +662,9 @@ class _Walk:
         elif value.stale:
             raise _Refused(
                 f"{value.stale} overwrites a Tensor that is read again as {name!r} in "
-                f"{self.where(node)}. MindSpore's "
-                "eager mode, its graphs and PyTorch differ in what that is then. Write it out of "
-                "place: `y = y + x` "
-                "for `y += x` or `y.add_(x)`."
+                f"{self.where(node)}. MindSpore's eager mode, its graphs and PyTorch differ in "
+                "what that is then. Write it out of place: `y = y + x` for `y += x` or "
+                "`y.add_(x)`."
             )
         self.temporaries.append(value)
         return value
@@ -847,8 +837,7 @@ class _Walk:
             if holder.shared and depth > 1:
                 raise _Refused(
                     f"{self.where(node)} overwrites a Tensor that may stand twice in {name!r}. "
-                    "Write it out "
-                    "of place."
+                    "Write it out of place."
                 )
             if isinstance(base, ast.Name):
                 self.env[name] = replace(
@@ -1105,10 +1094,8 @@ class _Walk:
         if method in _WRITERS:
             raise _Refused(
                 f"{self.where(node)} writes in place in the midst of an expression, or into a part "
-                "of a "
-                "Tensor. Write it out of place (the method without the underscore), or in a line "
-                "of its "
-                "own."
+                "of a Tensor. Write it out of place (the method without the underscore), or in a "
+                "line of its own."
             )
         if (
             method in _STORES
@@ -1203,8 +1190,7 @@ class _Walk:
         ):
             raise _Refused(
                 f"{self.where(node)} writes in place, by an option or a function of MindSpore, and "
-                "the "
-                "derivatives of that are wrong there. Use what returns a new Tensor: without "
+                "the derivatives of that are wrong there. Use what returns a new Tensor: without "
                 "`inplace=True`, without the underscore, `y = y + x`."
             )
 
@@ -1304,8 +1290,7 @@ class _Walk:
             if any(self.meet(value.stores, other.stores) for other in others):
                 raise _Refused(
                     f"{where} overwrites an argument that the call {self.where(node)} uses in "
-                    "another place "
-                    "too. Write it out of place: `y = y + x` for `y += x`."
+                    "another place too. Write it out of place: `y = y + x` for `y += x`."
                 )
             self.write(value, node, None)
         stores: frozenset = callee.stores

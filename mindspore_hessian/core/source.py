@@ -79,10 +79,8 @@ def where(fn) -> str:
 def _no_source(fn: FunctionType) -> NotCompilableError:
     return NotCompilableError(
         f"the source of {where(fn)} is out of reach, and MindSpore compiles source text. Functions "
-        "typed at a plain "
-        "Python prompt without readline's history, passed to `python -c`, or made by exec() have "
-        "none. Put the "
-        "function into a .py file or a notebook cell."
+        "typed at a plain Python prompt without readline's history, passed to `python -c`, or "
+        "made by exec() have none. Put the function into a .py file or a notebook cell."
     )
 
 
@@ -176,8 +174,8 @@ def tree_of(fn: FunctionType) -> ast.AST | None:
 def _changed(fn: FunctionType) -> NotCompilableError:
     return NotCompilableError(
         f"the source of {where(fn)} is not what Python runs: the file was edited after the import. "
-        "MindSpore would "
-        "compile the new text. Import the module again (importlib.reload, or restart the kernel)."
+        "MindSpore would compile the new text. Import the module again (importlib.reload, or "
+        "restart the kernel)."
     )
 
 
@@ -315,9 +313,8 @@ def check_private_names(functions: Iterable[FunctionType], kinds: Iterable[type]
                     short = "__" + name[len(theirs) :]
                     raise NotCompilableError(
                         f"{where(fn)} reads `{short}` of {base.__name__}, and {cls.__name__} has a "
-                        f"`{short}` of its "
-                        "own: MindSpore would read that one. Give one of them another name (a "
-                        "single underscore)."
+                        f"`{short}` of its own: MindSpore would read that one. Give one of them "
+                        "another name (a single underscore)."
                     )
 
 
@@ -381,8 +378,7 @@ _CAUSES: tuple[tuple[str, Callable[[FunctionType], bool], str], ...] = (
         "parameters number of the function",
         _is_method_without_self,
         "is a method whose first argument is not called `self`, and MindSpore knows a method by "
-        "that name. Call it "
-        "`self`.",
+        "that name. Call it `self`.",
     ),
 )
 

@@ -384,14 +384,13 @@ def _differentiable(number: int, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(
             f"argument {number} is differentiated, so it must be a Tensor, but it is "
-            f"{_kind(value)}. "
-            "Choose others with grad_position, or convert it: mindspore.Tensor(...)"
+            f"{_kind(value)}. Choose others with grad_position, or convert it: "
+            "mindspore.Tensor(...)"
         )
     if value.dtype not in FLOATS:
         raise TypeError(
             f"argument {number} has dtype {value.dtype}, which cannot be differentiated. Convert "
-            "it "
-            "(x.astype(mindspore.float32)), or leave it out with grad_position"
+            "it (x.astype(mindspore.float32)), or leave it out with grad_position"
         )
     if value.size == 0:
         raise ValueError(
@@ -436,8 +435,7 @@ def check_position(grad_position: Any) -> None:
     if isinstance(grad_position, Tensor):
         raise TypeError(
             "grad_position must be an int or a tuple of ints, but got a Tensor. The arguments of "
-            "fn go to "
-            "the function that a transform returns: hessian(fn)(x)"
+            "fn go to the function that a transform returns: hessian(fn)(x)"
         )
     if grad_position is None or _is_first(grad_position):
         return
@@ -492,10 +490,8 @@ def check_finite(name: str, value: Any) -> None:
         bad = np.argwhere(~np.isfinite(array))
         warn(
             f"the result of {name} holds {len(bad)} values that are NaN or Inf (of {array.size}, "
-            f"in output {place}; "
-            f"the first at index {tuple(int(i) for i in bad[0])}). The function may not be twice "
-            "differentiable there "
-            "(sqrt or norm at 0, log of 0), or overflow.",
+            f"in output {place}; the first at index {tuple(int(i) for i in bad[0])}). The function "
+            "may not be twice differentiable there (sqrt or norm at 0, log of 0), or overflow.",
             NonFiniteWarning,
         )
         return

@@ -42,8 +42,7 @@ def dimension_of(op: Any) -> int:
     if shape is None or not hasattr(op, "__matmul__"):
         raise TypeError(
             "op must have .shape and `@` (a HessianOperator, an array, a scipy LinearOperator), "
-            "but got "
-            f"{type(op).__name__}"
+            f"but got {type(op).__name__}"
         )
     sides = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if len(sides) != 2 or not all(map(is_integer, sides)) or sides[0] != sides[1] or sides[0] < 1:
@@ -71,8 +70,7 @@ def check_symmetric(op: Any) -> None:
     if gap > 1e-3 * size:
         raise ValueError(
             f"op must be symmetric, but |op - op.T| is {gap / size:.2g} of |op|. Pass the "
-            "symmetric part, "
-            "(op + op.T) / 2"
+            "symmetric part, (op + op.T) / 2"
         )
 
 

@@ -145,8 +145,7 @@ class Run:
         if not np.isfinite(out).all():
             raise ValueError(
                 f"op returned NaN or Inf, seen after {self.num_products} products: look at the "
-                "function "
-                f"and the point that it is differentiated at"
+                "function and the point that it is differentiated at"
             )
         if self._witness is None:
             self._witness = tuple(
@@ -236,16 +235,14 @@ class Run:
         if different:
             raise ValueError(
                 f"checkpoint {path!r} was made with other arguments: {', '.join(different)}. "
-                "Repeat "
-                f"those, or pass another file name"
+                "Repeat those, or pass another file name"
             )
         probe, product = state.pop("_probe"), state.pop("_product")
         again = self._multiply(probe)  # not counted: the uninterrupted run does not make it
         if not np.linalg.norm(again - product) <= 1e3 * self.eps * np.linalg.norm(product):
             raise ValueError(
                 f"checkpoint {path!r} was made with another operator: its first product is not "
-                "that of "
-                f"op. Pass another file name"
+                "that of op. Pass another file name"
             )
         self._witness, self.num_products = (probe, product), int(state.pop("_products"))
         self._started -= float(state.pop("_seconds"))

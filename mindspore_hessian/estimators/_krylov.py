@@ -131,8 +131,7 @@ class BlockGradients:
         except np.linalg.LinAlgError as err:
             raise ValueError(
                 "preconditioner must be positive definite, but r^T M r is not positive for a "
-                "combination "
-                "r of the residuals"
+                "combination r of the residuals"
             ) from err
         q, z = (solve_triangular(root, one.T, trans=1).T for one in (self.q, z))
         c, s = root @ self.c, z + self.s @ (root @ self.zeta).T

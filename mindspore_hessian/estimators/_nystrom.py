@@ -31,8 +31,7 @@ def approximation(run: Run, rank: int) -> tuple[np.ndarray, np.ndarray]:
     except np.linalg.LinAlgError as err:
         raise ValueError(
             "op must have no negative eigenvalues for a Nystrom approximation, but x^T A x is "
-            "negative "
-            "for an x. Take the Gauss-Newton matrix, or leave the preconditioner out"
+            "negative for an x. Take the Gauss-Newton matrix, or leave the preconditioner out"
         ) from err
     vectors, values, _ = svd(solve_triangular(root, moved.T, trans=1).T, full_matrices=False)
     return vectors, np.maximum(values**2 - shift, 0.0)
@@ -48,8 +47,7 @@ def preconditioner(
     if rest <= 0:
         raise ValueError(
             f"preconditioner 'nystrom' needs a damping greater than 0 where rank {len(values)} is "
-            "that of "
-            "op: pass a damping, or a smaller rank"
+            "that of op: pass a damping, or a smaller rank"
         )
     weights = 1 / (values + damping) - 1 / rest
 

@@ -318,9 +318,8 @@ def _log_rules(run: Run, tridiagonal: np.ndarray) -> list[float]:
     if nodes[0] <= 10 * run.eps * abs(nodes[-1]):
         raise ValueError(
             f"op must be positive definite for logdet, but a Ritz value is {nodes[0]:.3g} (the "
-            "largest is "
-            f"{nodes[-1]:.3g}): pass a larger damping than {run.damping:g}, or the Gauss-Newton "
-            "operator"
+            f"largest is {nodes[-1]:.3g}): pass a larger damping than {run.damping:g}, or the "
+            "Gauss-Newton operator"
         )
     value, steps = weights @ np.log(nodes), len(tridiagonal[0])
     if len(nodes) < steps or steps == run.n:

@@ -339,10 +339,9 @@ def _effective(
         if not found.converged:
             raise ValueError(
                 f"the effective dimension needs H + {damping:g} I to be positive definite and its "
-                "systems "
-                f"solved, but one stopped by {found.stopped_by} at a residual of "
-                f"{found.residual:.2g}: "
-                "pass a larger damping, a larger max_products, or a GGNOperator"
+                f"systems solved, but one stopped by {found.stopped_by} at a residual of "
+                f"{found.residual:.2g}: pass a larger damping, a larger max_products, or a "
+                "GGNOperator"
             )
         image = z * (z - damping * found.x)  # H (H + d)^-1 z
         samples.append(np.stack([image[index].sum(axis=0) for index in layers.values()], axis=1))
@@ -368,7 +367,6 @@ def _checked_layers(op: Any) -> dict[str, np.ndarray]:
         ):
             raise ValueError(
                 f"op.layers[{name!r}] must be a 1-D array of at least one index from 0 to {n - 1}, "
-                "but is "
-                f"{np.array2string(index, threshold=6)}"
+                f"but is {np.array2string(index, threshold=6)}"
             )
     return checked

@@ -219,8 +219,7 @@ def _right_hand_sides(b: Any, n: int, method: str) -> np.ndarray:
     if method != "cg":
         raise ValueError(
             f"b of several columns is for method 'cg', but method is {method!r}: solve for each "
-            "column by "
-            "itself"
+            "column by itself"
         )
     return right
 
@@ -263,8 +262,7 @@ def _applied(preconditioner: Any) -> Callable[[np.ndarray], np.ndarray]:
             if not np.isfinite(product).all():
                 raise ValueError(
                     "preconditioner returned NaN or Inf for a residual: it must be a positive "
-                    "definite "
-                    "matrix"
+                    "definite matrix"
                 )
             return product
         except (TypeError, ValueError):

@@ -38,10 +38,9 @@ class Inverse(Composed):
         if not found.converged:
             raise ValueError(
                 f"a system of inverse() was not solved: {self.method} stopped by "
-                f"{found.stopped_by} after "
-                f"{found.num_products} products at a relative residual of {found.residual:.2g}, "
-                "above "
-                f"tol={self.tol:g}. Pass a larger damping, tol or max_products"
+                f"{found.stopped_by} after {found.num_products} products at a relative residual of "
+                f"{found.residual:.2g}, above tol={self.tol:g}. Pass a larger damping, tol or "
+                "max_products"
             )
         return found.x
 
@@ -92,8 +91,7 @@ def inverse(
     if not isinstance(op, Operator) or 0 in op.shape:
         raise TypeError(
             f"op must be an Operator (a HessianOperator, a Kronecker), but got {shown(op)}. Of a "
-            "matrix, "
-            "linops.Kronecker(matrix) is one"
+            "matrix, linops.Kronecker(matrix) is one"
         )
     check_real("damping", damping, -np.inf)
     check_bool("heuristic", heuristic)
@@ -109,7 +107,6 @@ def inverse(
     if heuristic:
         raise ValueError(
             f"heuristic=True splits the damping of Kronecker products, but {op!r} has no "
-            "structure: leave "
-            "it out"
+            "structure: leave it out"
         )
     return Inverse(op, float(damping), tol, max_products)

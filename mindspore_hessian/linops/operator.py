@@ -201,8 +201,7 @@ def _operator(other: Any) -> Operator:
         return other
     raise TypeError(
         f"an operator is added to operators only, but got a {type(other).__name__}. A number times "
-        "the "
-        "identity is one: op + 0.1 * Identity"
+        "the identity is one: op + 0.1 * Identity"
     )
 
 
@@ -237,8 +236,7 @@ def check_vectors(value: Any, rows: int, dtype: Any) -> np.ndarray:
     if array.ndim not in (1, 2) or array.shape[0] != rows:
         raise ValueError(
             f"the operator has {rows} columns, so it multiplies vectors of shape ({rows},) and "
-            "matrices "
-            f"of shape ({rows}, k), but got shape {array.shape}"
+            f"matrices of shape ({rows}, k), but got shape {array.shape}"
         )
     return array.astype(dtype, copy=False)
 

@@ -110,8 +110,7 @@ class Structured(Operator):
         if np.abs(self.eigenvalues() + damping).min() <= _zero(damping):
             raise ValueError(
                 f"op with damping {damping:g} is singular to working precision, so it has no "
-                "inverse: "
-                "pass a larger damping"
+                "inverse: pass a larger damping"
             )
         return self.funm(lambda eigenvalues: 1 / (eigenvalues + damping))
 
@@ -219,8 +218,7 @@ class Spectral(Structured):
         if len(self.values) != k:
             raise ValueError(
                 f"eigenvalues must have shape ({k},), one for each column of the basis, but have "
-                "shape "
-                f"{self.values.shape}"
+                f"shape {self.values.shape}"
             )
         for number, one in enumerate(self.basis):
             if np.abs(one.T @ one - np.eye(one.shape[1])).max() > _eps(one.dtype) ** 0.5:
@@ -357,8 +355,7 @@ class Kronecker(Structured):
         if min(means) <= 0:
             raise ValueError(
                 "heuristic damping needs factors of positive trace, but their mean eigenvalues "
-                "are "
-                f"{means[0]:.3g} and {means[1]:.3g}: leave out heuristic=True"
+                f"are {means[0]:.3g} and {means[1]:.3g}: leave out heuristic=True"
             )
         parts = [
             np.sqrt(damping * mean / other)
@@ -413,8 +410,7 @@ class LowRank(Structured):
         if self.weights.shape != (k,):
             raise ValueError(
                 f"weights must have shape ({k},), one for each column of the factor, but have "
-                "shape "
-                f"{self.weights.shape}"
+                f"shape {self.weights.shape}"
             )
         self.shape, self.dtype = (n, n), np.result_type(self.factor, self.weights)
 
@@ -658,8 +654,7 @@ def _reals(name: str, value: Any, axes: int) -> np.ndarray:
     if array.ndim != axes or 0 in array.shape:
         raise ValueError(
             f"{name} must be {'a flat array' if axes == 1 else 'a matrix'} and not empty, but has "
-            "shape "
-            f"{array.shape}"
+            f"shape {array.shape}"
         )
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, but holds NaN or Inf")
@@ -672,7 +667,6 @@ def _block(number: int, value: Any) -> Structured:
     if isinstance(value, Operator):
         raise TypeError(
             f"block {number} must be a structured operator or a matrix, but is {value!r}, of which "
-            "only "
-            "products are known"
+            "only products are known"
         )
     return Kronecker(value)

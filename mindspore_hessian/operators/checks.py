@@ -32,8 +32,7 @@ def check_network(network: Any, loss_fn: Any, output: Any) -> None:
     if not (output is None or is_integer(output) or isinstance(output, str) or callable(output)):
         raise TypeError(
             "output must be an index (of a tuple), a key (of a dict) or a function of what the "
-            "network "
-            f"returns, but got {shown(output)}"
+            f"network returns, but got {shown(output)}"
         )
 
 
@@ -77,8 +76,7 @@ def check_deterministic(op: CurvatureOperator) -> None:
     if gap > tolerance:
         raise NotDeterministicError(
             f"two passes over the data differ: the loss is {loss:.8g} and {loss2:.8g}, the "
-            "gradient differs by "
-            f"{_gap(slope, slope2):.2g} of its size. {_cause(op)}"
+            f"gradient differs by {_gap(slope, slope2):.2g} of its size. {_cause(op)}"
         )
     gap = symmetry_gap(op)
     if gap > 10 * tolerance:
@@ -112,9 +110,8 @@ def _cause(op: CurvatureOperator) -> str:
     dropout = [name for name, cell in active if "Dropout" in type(cell).__name__]
     if frozenset().union(*first) != frozenset().union(*second):
         return (
-            "The data differ: the pipeline augments at random, or shuffles and drops the rest. Use "
-            "a pipeline "
-            "without random operations and with shuffle=False"
+            "The data differ: the pipeline augments at random, or shuffles and drops the rest. "
+            "Use a pipeline without random operations and with shuffle=False"
         )
     if dropout:
         return f"Dropout is active in {', '.join(dropout)}: call network.set_train(False), or give it a fixed mask"

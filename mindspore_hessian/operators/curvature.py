@@ -82,8 +82,7 @@ class CurvatureOperator(Operator):
         if loss_fn is None and self.needs_loss:
             raise ValueError(
                 f"{type(self).__name__} needs loss_fn: it is about the loss at the network's "
-                "output. "
-                "For a function that returns the loss itself there is HessianOperator"
+                "output. For a function that returns the loss itself there is HessianOperator"
             )
         if block_diagonal is not None:
             check_choice("block_diagonal", block_diagonal, BLOCKS)
@@ -305,6 +304,5 @@ class CurvatureOperator(Operator):
         )
         return (
             f"<{type(self).__name__} of shape {self.shape}, {self.dtype}: {self.num_data} samples "
-            "in "
-            f"{self.num_batches} batches, a {self.reduction} loss{weighed}>"
+            f"in {self.num_batches} batches, a {self.reduction} loss{weighed}>"
         )

@@ -159,20 +159,16 @@ class Data:
         if known is None and number >= self.most:
             raise ValueError(
                 f"data has given {number} batches and goes on. Where it is endless (repeat(), "
-                "`while "
-                "True`), pass what gives one pass over it; where it is that long, give it a "
-                "__len__, or "
-                "pass num_data=, of at least the number of batches"
+                "`while True`), pass what gives one pass over it; where it is that long, give it "
+                "a __len__, or pass num_data=, of at least the number of batches"
             )
 
     def _other(self, found: str) -> NotDeterministicError:
         assert self.counted is not None
         return NotDeterministicError(
             f"the first pass over the data had {_counts(*self.counted)}, and this one {found}. "
-            "Every product is a "
-            "pass, and needs the same data. Data that can be gone through once only (an iterator "
-            "inside of the object, "
-            "an open file) go into a list: list(data)"
+            "Every product is a pass, and needs the same data. Data that can be gone through once "
+            "only (an iterator inside of the object, an open file) go into a list: list(data)"
         )
 
     def count(self) -> int | None:
@@ -227,9 +223,8 @@ class Data:
             if len(named) > 1 or (not named and not self.pipeline):
                 raise ValueError(
                     f"batch {number} has the columns {list(raw)}; exactly one of them must be the "
-                    "target "
-                    f"and be called one of {', '.join(TARGETS)}. Or pass batches as (inputs, "
-                    "target)"
+                    f"target and be called one of {', '.join(TARGETS)}. Or pass batches as "
+                    "(inputs, target)"
                 )
             targets = (rest.pop(named[0] if named else list(rest)[-1]),)
         if self.names is not None and set(rest) <= self.names:
@@ -258,14 +253,12 @@ def _source(data: Any, has_loss: bool) -> Any:
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise TypeError(
             "data must be a mindspore.dataset pipeline, a list of batches, or one batch (a tuple, "
-            "dict or "
-            f"Tensor), but got {type(data).__name__}"
+            f"dict or Tensor), but got {type(data).__name__}"
         )
     if isinstance(data, Iterator) or _is_used_up(data):
         raise TypeError(
             "data is (or gives at every pass the same) iterator, which can be gone through once "
-            "only, and "
-            "curvature needs a pass for every product. Pass a list: list(data)"
+            "only, and curvature needs a pass for every product. Pass a list: list(data)"
         )
     if isinstance(data, list):
         if not data:
@@ -273,8 +266,7 @@ def _source(data: Any, has_loss: bool) -> Any:
         if has_loss and all(isinstance(item, Tensor | np.ndarray) for item in data):
             raise ValueError(
                 "data is a list of Tensors, which could be one batch or many. Pass one batch as a "
-                "tuple "
-                "(x, y), many as a list of tuples"
+                "tuple (x, y), many as a list of tuples"
             )
     return data
 
@@ -341,8 +333,7 @@ def _length(value: Any, number: int) -> int:
         return int(leaf.shape[0])
     raise ValueError(
         f"the number of samples of batch {number} cannot be told, because its first Tensor has no "
-        "axes. "
-        "Pass batch_size_fn="
+        "axes. Pass batch_size_fn="
     )
 
 

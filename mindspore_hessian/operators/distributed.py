@@ -55,9 +55,8 @@ class Processes(Communicator):
             not ms.communication.GlobalComm.INITED
         ):  # without it a collective ends in a segmentation fault
             raise DistributedError(
-                "distributed=True, but this process has joined no job. Start the script with msrun "
-                "and open "
-                "`with mindspore_hessian.distributed.session():` first"
+                "distributed=True, but this process has joined no job. Start the script with "
+                "msrun and open `with mindspore_hessian.distributed.session():` first"
             )
         self.rank, self.size = ms.communication.get_rank(), ms.communication.get_group_size()
         self.dtype = np.dtype(dtype)

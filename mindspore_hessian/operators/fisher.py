@@ -66,8 +66,7 @@ class _OutputCurvature(CurvatureOperator):
         if self.reduction == "mean" and not self._weighted and not weighing.uniform:
             raise ValueError(
                 f"{type(self).__name__} needs to know what each term of the loss counts, but this "
-                "loss is "
-                f"known by what its batches weigh only ({weighing.how}). {other}"
+                f"loss is known by what its batches weigh only ({weighing.how}). {other}"
             )
 
     @property
@@ -153,10 +152,9 @@ class FisherOperator(_OutputCurvature):
         self.likelihood = self._given(self._asked)
         if self.likelihood is None:
             raise ValueError(
-                "the likelihood of this loss is not known (a loss of your own, or one with weights "
-                "or "
-                f"label smoothing). Say likelihood={', '.join(map(repr, LIKELIHOODS))}, or use "
-                "GGNOperator or EmpiricalFisherOperator"
+                "the likelihood of this loss is not known (a loss of your own, or one with "
+                f"weights or label smoothing). Say likelihood={', '.join(map(repr, LIKELIHOODS))}, "
+                "or use GGNOperator or EmpiricalFisherOperator"
             )
         self._refuse_unknown_terms("GGNOperator is the same matrix, and takes it")
         if self.mc_samples:

@@ -58,8 +58,7 @@ class _Rectangular:
         if isinstance(other, Operator | _Rectangular):
             raise TypeError(
                 f"{self!r} multiplies vectors and matrices, but got {other!r}: put brackets around "
-                "what is "
-                "to be done first, as in J.T @ (J @ v)"
+                "what is to be done first, as in J.T @ (J @ v)"
             )
         return in_kind_of(other, self._flat(other))
 

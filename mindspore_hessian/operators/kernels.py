@@ -15,9 +15,8 @@ from mindspore_hessian.transforms import compose
 
 NOT_ONE = (
     "the network returns something else than one Tensor, and the operator is about one. Say which "
-    "with output=: "
-    "an index for a tuple (output=0), a key for a dict (output='logits'), or a function of what it "
-    "returns"
+    "with output=: an index for a tuple (output=0), a key for a dict (output='logits'), or a "
+    "function of what it returns"
 )
 _RESHAPE = ops.Reshape()
 

@@ -590,8 +590,7 @@ def _repaired(views: Views, named: Any, matrices: np.ndarray) -> np.ndarray:
             if values[0] < -margin:
                 warn(
                     f"a Kronecker factor of layer {_layer(*named)!r} has the eigenvalue "
-                    f"{values[0]:.2g} beside "
-                    f"{values[-1]:.2g}, by rounding: it is taken for 0",
+                    f"{values[0]:.2g} beside {values[-1]:.2g}, by rounding: it is taken for 0",
                     NonFiniteWarning,
                 )
                 out[number] = (vectors * np.maximum(values, 0)) @ vectors.T
@@ -717,8 +716,7 @@ class KFACOperator(WeightedBlocks):
         if options.get("block_diagonal") is not None:
             raise ValueError(
                 f"block_diagonal is not for {type(self).__name__}, which has a block for each "
-                "layer: "
-                "leave it out"
+                "layer: leave it out"
             )
         own = (
             {}

@@ -148,8 +148,7 @@ def noise_scale(
     if op.risk.comm.size > 1:
         raise ValueError(
             "op is distributed, and noise_scale knows the samples of one process only: make an "
-            "operator "
-            "without distributed=True"
+            "operator without distributed=True"
         )
     refuse_training(op.risk, ("Dropout", "BatchNorm"), "a sample by itself has no loss of its own")
     started = time.perf_counter()
@@ -164,10 +163,9 @@ def noise_scale(
     if not np.linalg.norm(mean - slope) <= TOLERANCE[op.dtype] * (lengths / count) ** 0.5:
         raise ValueError(
             "the gradients of samples, each as a batch of one, do not have the gradient of the "
-            "risk as "
-            "their mean: samples depend on each other, or count by the number of their targets "
-            "(ignored "
-            "ones, weights of classes), so that there is no noise scale of samples"
+            "risk as their mean: samples depend on each other, or count by the number of their "
+            "targets (ignored ones, weights of classes), so that there is no noise scale of "
+            "samples"
         )
     variance = squares / (count - 1)
     rows = tuple(

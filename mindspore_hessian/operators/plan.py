@@ -56,8 +56,7 @@ class Plan:
         cut = ", ".join(f"{name}={size}" for name, size in sizes.items() if size)
         return (
             f"{self.columns} columns: about {self.seconds:.3g} s, {self.vector_bytes / 2**20:.1f} "
-            "MiB of "
-            f"vectors, {self.working_bytes / 2**20:.1f} MiB of work a column"
+            f"MiB of vectors, {self.working_bytes / 2**20:.1f} MiB of work a column"
             + (f", {self.data_bytes / 2**20:.1f} MiB of data kept" if self.data_bytes else "")
             + (f" ({cut})" if cut else "")
             + (f". {self.remark}" if self.remark else "")

@@ -52,8 +52,7 @@ class Partial:
         if stored.keys() != {"token", "done", "total"} or str(stored["token"]) != self.token:
             raise ValueError(
                 f"checkpoint {self.path!r} is of another product: the vectors, the weights or the "
-                "number "
-                "of batches differ, or it is of an estimator. Pass another name"
+                "number of batches differ, or it is of an estimator. Pass another name"
             )
         return int(stored["done"]), stored["total"]
 

@@ -246,8 +246,7 @@ class Risk(BatchRunner):
                 return name
         raise ValueError(
             f"the loss is neither a mean nor a sum over its batch: it is {once:.6g} for the first "
-            "batch, and "
-            f"{double:.6g} where every sample is in it twice. Say how batches add up: "
+            f"batch, and {double:.6g} where every sample is in it twice. Say how batches add up: "
             "reduction='mean' or 'sum'"
         )
 
@@ -363,8 +362,7 @@ class Risk(BatchRunner):
         ]
         warn(
             f"the product of {program.name} with batch {number} holds NaN or Inf, in the entries "
-            "of "
-            f"{', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''}",
+            f"of {', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''}",
             NonFiniteWarning,
         )
 

@@ -256,8 +256,7 @@ def refuse_training(risk: Risk, kinds: tuple[str, ...], why: str) -> None:
     if active:
         raise ValueError(
             f"{', '.join(active[:5])} of the network {'is' if len(active) == 1 else 'are'} in "
-            "training "
-            f"mode, where {why}: call network.set_train(False)"
+            f"training mode, where {why}: call network.set_train(False)"
         )
 
 

@@ -97,8 +97,7 @@ def stated(batch_weight: Any) -> Weighing:
         if weight.size != 1 or weight.dtype.kind not in "fiub" or not 0 <= weight.item() < np.inf:
             raise ValueError(
                 f"batch_weight must give a finite number of 0 or more, but gave {shown(found)} for "
-                "batch "
-                f"{batch.number}"
+                f"batch {batch.number}"
             )
         return float(weight.item())
 
@@ -371,16 +370,13 @@ class Measure:
         ) * np.linalg.norm(alone):
             raise ValueError(
                 "the loss is not a mean of the losses of its samples: in a larger batch, the "
-                "gradient of the same "
-                f"samples has another direction (batch {batch.number}), so that batches do not add "
-                "up to one loss of "
-                f"all data. {STATE_IT}"
+                f"gradient of the same samples has another direction (batch {batch.number}), so "
+                f"that batches do not add up to one loss of all data. {STATE_IT}"
             )
         if not 0 < share <= 1 + TOLERANCE:
             raise ValueError(
                 f"the loss is not a mean of the losses of its samples: with batch {batch.number}, "
-                "some "
-                f"samples count {share:.4g} times as much as alone. {STATE_IT}"
+                f"some samples count {share:.4g} times as much as alone. {STATE_IT}"
             )
         return max(1 / share - 1, 0.0)
 
@@ -410,9 +406,9 @@ class Measure:
                 return _all_but(value)
         if len(references) > 1 or distributed:
             raise ValueError(
-                "the loss divides neither by the number of its samples nor by that of targets that "
-                "are "
-                f"not ignored, and its batches cannot be compared with each other. {STATE_IT}"
+                "the loss divides neither by the number of its samples nor by that of targets "
+                "that are not ignored, and its batches cannot be compared with each other. "
+                f"{STATE_IT}"
             )
         return Weighing("what was measured of the loss", self.ratio)
 
@@ -457,10 +453,9 @@ def compare(
         if not abs(both - mean) <= TOLERANCE * max(abs(first), abs(second), abs(both)):  # or NaN
             raise ValueError(
                 f"the loss is not a mean over its samples: it is {first:.6g} for batch "
-                f"{one.number} ({one.size} "
-                f"samples), {second:.6g} for batch {other.number} ({other.size}), and {both:.6g}, "
-                f"not {mean:.6g}, for "
-                f"both in one (weighed by {weighing.how}). {STATE_IT}"
+                f"{one.number} ({one.size} samples), {second:.6g} for batch {other.number} "
+                f"({other.size}), and {both:.6g}, not {mean:.6g}, for both in one (weighed by "
+                f"{weighing.how}). {STATE_IT}"
             )
         pairs += 1
         if pairs == _PAIRS:

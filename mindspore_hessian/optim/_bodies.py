@@ -147,8 +147,7 @@ def _gnb(network, loss_fn, optimizer, count, clip_norm):
         if out.ndim != chance.ndim + 1 or out.shape[:1] + out.shape[2:] != chance.shape:
             raise ValueError(
                 "estimator='gnb' needs logits with the classes along axis 1, one label each, but "
-                "network "
-                f"returns shape {out.shape} for labels of shape {chance.shape}"
+                f"network returns shape {out.shape} for labels of shape {chance.shape}"
             )
         below = ops.cumsum(ops.softmax(out.astype(ms.float32), 1), 1) < chance.expand_dims(1)
         last = out.shape[1] - 1

@@ -34,14 +34,12 @@ class KFACStep:
         if loss_fn is None:
             raise ValueError(
                 "loss_fn must be given with KFAC, which needs the curvature of the loss at the "
-                "network's "
-                "output"
+                "network's output"
             )
         if clip_norm is not None and optimizer.adaptive:
             raise ValueError(
                 "clip_norm is not for KFAC with adaptive=True, whose quadratic model has the "
-                "gradient as "
-                "it is: leave it out"
+                "gradient as it is: leave it out"
             )
         self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
         self.seed, self.clip_norm = seed, clip_norm
@@ -132,8 +130,7 @@ class KFACStep:
         if bad:
             raise ValueError(
                 f"{bad[0]} holds NaN or Inf. K-FAC looks at its network with the first batch: give "
-                "it one "
-                "without. Nothing has changed"
+                "it one without. Nothing has changed"
             )
 
     # --- the gradient and the factors -------------------------------------------------------------

@@ -48,8 +48,7 @@ def several(weights: Any) -> tuple[Parameter, ...]:
     if isinstance(weights, str | bytes | dict | set | Tensor) or not hasattr(weights, "__iter__"):
         raise TypeError(
             f"weights must be a Parameter or several of them, but got {shown(weights)}. For a "
-            "network: "
-            "weights=net.trainable_params()"
+            "network: weights=net.trainable_params()"
         )
     weights = tuple(weights)
     if not weights:
@@ -62,8 +61,7 @@ def several(weights: Any) -> tuple[Parameter, ...]:
         if weight.dtype not in FLOATS:
             raise TypeError(
                 f"weights[{number}], {weight.name!r}, has dtype {weight.dtype}, which cannot be "
-                "optimised "
-                "here: it must be float16, float32 or float64"
+                "optimised here: it must be float16, float32 or float64"
             )
     if len({id(weight) for weight in weights}) != len(weights):
         raise ValueError("weights holds the same Parameter twice; a shared weight counts once")

@@ -293,8 +293,7 @@ class KFAC(CurvedOptimizer):
         if adaptive and (isinstance(weight_decay, nn.Cell) or weight_decay):
             raise ValueError(
                 "weight_decay is not for adaptive=True, where the quadratic model says how far to "
-                "go: "
-                "take l2_reg, which is in the model"
+                "go: take l2_reg, which is in the model"
             )
         super().__init__(
             network.trainable_params() if params is None else params,
@@ -340,8 +339,7 @@ class KFAC(CurvedOptimizer):
         if not blocks:
             raise ValueError(
                 "network has no layer that K-FAC knows (Dense, Conv1d, 2d and 3d, Embedding) with "
-                "a "
-                "Parameter to train"
+                "a Parameter to train"
                 + "".join(f"; {name}: {why}" for name, why in taps.refused.items())
             )
         object.__setattr__(self, "taps", taps)
@@ -381,8 +379,7 @@ class KFAC(CurvedOptimizer):
         if not (np.isfinite(damping) and damping > 0.0):
             raise ValueError(
                 f"damping must be positive, but optimizer.damping is {self.read(self.damping)}. "
-                "The "
-                "weights are as they were"
+                "The weights are as they were"
             )
         row = _compat.to_numpy(self.moments).astype(np.float64)
         found: dict[int, np.ndarray] = {}

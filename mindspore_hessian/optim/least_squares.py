@@ -335,8 +335,7 @@ class LevenbergMarquardt(Fitting):
         if not (np.isfinite(model.r).all() and np.isfinite(model.jacobian).all()):
             raise ValueError(
                 "the residuals or their Jacobian hold NaN or Inf at the present weights, so there "
-                "is no "
-                "step: load weights from before, or look at the inputs"
+                "is no step: load weights from before, or look at the inputs"
             )
         try:
             self.last, there = self._search(here, model, inputs)
@@ -412,8 +411,7 @@ class LevenbergMarquardt(Fitting):
         if len(sizes) != len(self.term_weights):
             raise ValueError(
                 f"term_weights holds {len(self.term_weights)} numbers, but residuals returns "
-                f"{len(sizes)} "
-                f"term{'s' * (len(sizes) != 1)}"
+                f"{len(sizes)} term{'s' * (len(sizes) != 1)}"
             )
         return np.sqrt(np.repeat(self.term_weights, sizes))
 

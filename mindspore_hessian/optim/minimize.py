@@ -249,8 +249,8 @@ def _check(
     if sparse and how.asks != "product":
         raise ValueError(
             f"sparse=True goes with {_those(lambda m: m.asks == 'product')}, but method is "
-            f"{how.name!r}, "
-            f"which takes {'a dense matrix' if how.asks == 'dense' else 'gradients only'}"
+            f"{how.name!r}, which takes "
+            f"{'a dense matrix' if how.asks == 'dense' else 'gradients only'}"
         )
     if bounds is not None and not how.bounds:
         raise ValueError(f"bounds go with {_those(lambda m: m.bounds)}, but method is {how.name!r}")
@@ -292,8 +292,7 @@ def _bounds(bounds: Any, n: int) -> Bounds:
     ):
         raise ValueError(
             f"bounds must be scipy.optimize.Bounds, or a pair (low, high) for each of the {n} "
-            "entries, "
-            f"but got {shown(bounds)}"
+            f"entries, but got {shown(bounds)}"
         )
     ends = [
         [
@@ -313,8 +312,7 @@ def _constraint(constraint: Any, problem: ScipyProblem, how: _Method) -> Any:
     if not isinstance(constraint, NonlinearConstraint):
         raise TypeError(
             "constraints must be scipy.optimize.NonlinearConstraint(fun, lb, ub) or "
-            "LinearConstraint, but "
-            f"got {shown(constraint)}"
+            f"LinearConstraint, but got {shown(constraint)}"
         )
     if not callable(constraint.fun):
         raise TypeError(f"the constraint's fun must be callable, but got {shown(constraint.fun)}")

@@ -119,8 +119,7 @@ class NewtonCG(Fitting):
             if isinstance(operator, type) or not hasattr(operator, name):
                 raise TypeError(
                     "operator must be a HessianOperator, GGNOperator or another of a network, but "
-                    "got "
-                    f"{shown(operator)}"
+                    f"got {shown(operator)}"
                 )
         self.operator, self.curvature = operator, operator if curvature is None else curvature
         for name, value in (("radius", radius), ("max_radius", max_radius)):
@@ -145,8 +144,7 @@ class NewtonCG(Fitting):
         if getattr(value, "shape", None) != self.operator.shape or not hasattr(value, "__matmul__"):
             raise TypeError(
                 f"{name} must be an operator of shape {self.operator.shape} over the same weights, "
-                "but got "
-                f"{shown(value)}"
+                f"but got {shown(value)}"
             )
 
     @interruptible
@@ -166,8 +164,7 @@ class NewtonCG(Fitting):
         if not (np.isfinite(before) and np.isfinite(g).all()):
             raise ValueError(
                 "the loss or its gradient is NaN or Inf at the present weights, so there is no "
-                "step: load "
-                "weights from before, or look at the data"
+                "step: load weights from before, or look at the data"
             )
         path = _Path(self, g) if np.any(g) else None
         try:

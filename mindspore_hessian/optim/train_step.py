@@ -197,8 +197,7 @@ class TrainStep(nn.Cell):
             if inputs[-1].dtype not in _LABELS:
                 raise TypeError(
                     "estimator='gnb' draws labels, so the last of inputs must be labels, int32 or "
-                    "int64, "
-                    f"but it has dtype {inputs[-1].dtype}. For other targets: "
+                    f"int64, but it has dtype {inputs[-1].dtype}. For other targets: "
                     "estimator='hutchinson'"
                 )
             return "gnb", (Tensor(uniforms(self.seed, done, tuple(inputs[-1].shape))),)

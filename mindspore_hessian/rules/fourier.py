@@ -73,12 +73,9 @@ def hermitian(instead):
     def getter(prim):
         raise MissingRuleError(
             f"ops.{primitive(prim).name.lower()} is refused: MindSpore's kernel computes something "
-            "else at every "
-            "second call, and the gradient of its imaginary part has the wrong sign. Write "
-            f"{instead}, with 2 or n at "
-            "the end for more dimensions; the opposite norm is 'forward' for 'backward', which is "
-            "the default, and "
-            "the reverse."
+            "else at every second call, and the gradient of its imaginary part has the wrong "
+            f"sign. Write {instead}, with 2 or n at the end for more dimensions; the opposite norm "
+            "is 'forward' for 'backward', which is the default, and the reverse."
         )
 
     return getter

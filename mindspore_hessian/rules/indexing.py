@@ -263,10 +263,8 @@ def _begins_inside(shape, begin, strides, free, ellipsis, new_axes):
         if step < 0 and not free >> k & 1 and not ellipsis and start >= shape[axis]:
             raise ValueError(
                 f"a slice begins at {start} with the step {step} on axis {axis} of a Tensor of "
-                "shape "
-                f"{shape}; MindSpore reads foreign memory there. Begin at {shape[axis] - 1}, or "
-                "leave it "
-                "out."
+                f"shape {shape}; MindSpore reads foreign memory there. Begin at {shape[axis] - 1}, "
+                "or leave it out."
             )
         axis += 1
     return True

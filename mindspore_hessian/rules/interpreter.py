@@ -232,8 +232,8 @@ def missing_text(what: str, name: str) -> str:
     """What a warning says where a primitive has no forward rule."""
     return (
         f"{what}: primitive {name} has no forward rule, so reverse derivatives are used, which "
-        "take about twice "
-        f"the time. Supply one: mindspore_hessian.rules.register_forward({name!r}, getter)."
+        "take about twice the time. Supply one: "
+        f"mindspore_hessian.rules.register_forward({name!r}, getter)."
     )
 
 

@@ -138,8 +138,7 @@ def _own_triangle(n, lower, real):
     if not real:
         raise ValueError(
             "mindspore_hessian has no derivative of the eigendecomposition of a complex matrix. "
-            "Write it "
-            "as the real one of twice the size, [[re, -im], [im, re]]."
+            "Write it as the real one of twice the size, [[re, -im], [im, re]]."
         )
     triangle = np.tri(n) - np.eye(n) / 2
     return Tensor(triangle if lower else triangle.T)

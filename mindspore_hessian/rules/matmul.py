@@ -103,9 +103,8 @@ def _never_repeated(x, w):
     ):
         raise ValueError(
             f"mindspore_hessian has no gradient of a matrix product of shapes {x} and {w}, dynamic "
-            "and "
-            "perhaps broadcast. Give them one rank, or call mindspore_hessian.rules.uninstall() "
-            "first."
+            "and perhaps broadcast. Give them one rank, or call "
+            "mindspore_hessian.rules.uninstall() first."
         )
     return True
 

@@ -60,9 +60,8 @@ def _width(shape, begin, scale_shape, scale_begin):
     if any(length is None or length < 0 for length in row):
         raise ValueError(
             f"mindspore_hessian has no gradient of LayerNorm from axis {begin} of a dynamic shape "
-            f"{shape} "
-            f"with a scale from axis {scale_begin}. Let both begin with the same axis, or call "
-            "mindspore_hessian.rules.uninstall() first."
+            f"{shape} with a scale from axis {scale_begin}. Let both begin with the same axis, or "
+            "call mindspore_hessian.rules.uninstall() first."
         )
     return int(np.prod(row, dtype=np.int64))
 

@@ -68,8 +68,7 @@ class Kind:
         if not primitives or (replaces and not why):
             raise ValueError(
                 f"a {self.name} needs the name of a primitive, and a reason to replace "
-                "MindSpore's, "
-                f"but got {primitives} and {why!r}"
+                f"MindSpore's, but got {primitives} and {why!r}"
             )
 
         def file(getter: Getter) -> Getter:
@@ -198,10 +197,9 @@ def _register(rule: Rule) -> None:
 def _warn_late(names: str) -> None:
     warnings.warn(
         f"MindSpore ignores our derivative of {names}: it chooses between its own rules and "
-        "Python's at the first "
-        "gradient of a process, and that has been computed. Functions with these primitives are "
-        "refused. Import "
-        "mindspore_hessian and register rules before the first gradient.",
+        "Python's at the first gradient of a process, and that has been computed. Functions with "
+        "these primitives are refused. Import mindspore_hessian and register rules before the "
+        "first gradient.",
         LateRulesWarning,
         stacklevel=3,
     )

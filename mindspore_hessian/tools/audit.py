@@ -128,8 +128,7 @@ class AuditReport:
             lines.append(
                 _wrapped(
                     f"In place: {_listed(list(self.written), 3)}. Here that is computed out of "
-                    "place, as "
-                    "`y = y + x`; MindSpore's own gradient of it can be wrong."
+                    "place, as `y = y + x`; MindSpore's own gradient of it can be wrong."
                 )
             )
         for evidence in dict.fromkeys(
@@ -198,11 +197,9 @@ def _zero_text(names: list[str], evidence: str) -> str:
     )
     return (
         f"The Hessian's rows of {_listed(names, 8)} are {how}. Between kinks, the gradient does "
-        "not change with "
-        "what is differentiated (linear layers, relu, abs, max). Where curvature is wanted, use a "
-        "smooth function "
-        "(softplus, gelu, tanh); a Hessian with respect to other variables, or of a loss on top, "
-        "can differ."
+        "not change with what is differentiated (linear layers, relu, abs, max). Where curvature "
+        "is wanted, use a smooth function (softplus, gelu, tanh); a Hessian with respect to other "
+        "variables, or of a loss on top, can differ."
     )
 
 
@@ -444,15 +441,13 @@ def _remedy(name: str, derivative: str, batching: str, no_kernel: bool) -> str:
     if derivative == MISSING:
         out.append(
             "No derivative, so hvp and hessian raise MissingRuleError. Write the function with "
-            "another "
-            f"operation, or supply the rule: mindspore_hessian.rules.register_derivative({name!r}, "
-            "getter)."
+            "another operation, or supply the rule: "
+            f"mindspore_hessian.rules.register_derivative({name!r}, getter)."
         )
     if batching == MISSING and name == CONTROL:
         out.append(
             "An `if` or `while` that depends on data cannot be batched, so hessian computes its "
-            "rows one after "
-            "another. Use ops.where or another selection without control flow."
+            "rows one after another. Use ops.where or another selection without control flow."
         )
     elif batching == MISSING:
         out.append(

@@ -208,8 +208,7 @@ def _about_sharpness(sharpness: float, residual: float, converged: bool, product
         return f"Sharpness: the largest eigenvalue is {sharpness:.4g} (residual {residual:.1e}, {products} products)."
     return (
         f"Sharpness: the largest eigenvalue is at least {sharpness:.4g}; more cannot be concluded, "
-        "as the search "
-        f"has not converged in {products} products (residual {residual:.1e})."
+        f"as the search has not converged in {products} products (residual {residual:.1e})."
     )
 
 
@@ -282,8 +281,7 @@ def _about_shape(
     if condition.stopped_by == "singular":
         return "unknown", (
             "Curvature: none negative found, but zero to working precision in some direction "
-            f"({found})"
-            ": higher derivatives decide there, so minimum or saddle cannot be concluded."
+            f"({found}): higher derivatives decide there, so minimum or saddle cannot be concluded."
         )
     if negative.value - negative.residual <= floor:
         return "unknown", (
@@ -292,8 +290,7 @@ def _about_shape(
         )
     return "minimum", (
         f"Curvature: positive in all directions, as far as Lanczos sees ({found}). This is "
-        "evidence, no "
-        "proof."
+        "evidence, no proof."
     )
 
 
@@ -301,8 +298,7 @@ def _about_condition(condition: ConditionNumber) -> str:
     if condition.resolved:
         return (
             f"Condition number: {condition.value:.4g}, from eigenvalues {condition.largest:.4g} "
-            "and "
-            f"{condition.smallest:.4g}."
+            f"and {condition.smallest:.4g}."
         )
     why = (
         "the operator is singular to working precision"
@@ -339,8 +335,8 @@ def _limits(op: Any) -> list[str]:
     """What the operator leaves out."""
     said = [
         "Limits: the bound 2 / learning rate is that of full-batch gradient descent without "
-        "momentum; heavy-ball "
-        "momentum b has 2 (1 + b) / learning rate, and minibatches and Adam have others."
+        "momentum; heavy-ball momentum b has 2 (1 + b) / learning rate, and minibatches and Adam "
+        "have others."
     ]
     for one in _behind(op):
         said.append(
@@ -350,19 +346,17 @@ def _limits(op: Any) -> list[str]:
         if not isinstance(one, HessianOperator):
             said.append(
                 f"Limits: {type(one).__name__} is not the Hessian, whose negative curvature it "
-                "leaves out, so "
-                "a minimum and a saddle look alike; HessianOperator tells them apart."
+                "leaves out, so a minimum and a saddle look alike; HessianOperator tells them "
+                "apart."
             )
         if one.block_diagonal:
             said.append(
                 f"Limits: only the diagonal blocks by {one.block_diagonal}: the whole matrix may "
-                "be sharper, "
-                "and negative where no block is."
+                "be sharper, and negative where no block is."
             )
         if active := one.in_training():
             said.append(
                 f"Limits: {', '.join(active[:5])} in training mode; network.set_train(False) gives "
-                "the network "
-                "that is used later."
+                "the network that is used later."
             )
     return said

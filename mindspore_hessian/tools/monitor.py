@@ -281,8 +281,7 @@ class CurvatureMonitor(Callback):
             if loss_fn is not None or options:
                 raise ValueError(
                     "source is an operator, which has its loss and its options already: leave out "
-                    "loss_fn "
-                    "and options"
+                    "loss_fn and options"
                 )
             if network is not None and not isinstance(network, nn.Cell):
                 raise TypeError(
@@ -292,8 +291,7 @@ class CurvatureMonitor(Callback):
         if network is None:
             raise ValueError(
                 "source is data, so network is needed: CurvatureMonitor(data, network, loss_fn). "
-                "Or pass "
-                "an operator, as HessianOperator(network, loss_fn, data)"
+                "Or pass an operator, as HessianOperator(network, loss_fn, data)"
             )
         with undisturbed(tuple(cell for cell in (network, loss_fn) if isinstance(cell, nn.Cell))):
             return HessianOperator(

@@ -212,8 +212,7 @@ def _inverse(op: Any, damping: float) -> Structured:
     if not op.structured and n > _DENSE:
         raise ValueError(
             f"method 'obs' forms the whole matrix of {op!r}, but {n} weights are more than "
-            f"{_DENSE}: take "
-            "a KFACOperator, or pass a diagonal of the inverse"
+            f"{_DENSE}: take a KFACOperator, or pass a diagonal of the inverse"
         )
     known = op
     if not op.structured:
@@ -222,9 +221,8 @@ def _inverse(op: Any, damping: float) -> Structured:
     if not known.definite(damping):
         raise ValueError(
             f"op must be positive definite with damping {damping:g} for method 'obs', but its "
-            "least "
-            f"eigenvalue is {known.eigenvalues().min():.3g}: pass a larger damping, or take a "
-            "GGNOperator"
+            f"least eigenvalue is {known.eigenvalues().min():.3g}: pass a larger damping, or take "
+            "a GGNOperator"
         )
     return known.inverse(damping)
 

@@ -70,10 +70,8 @@ def check_float(out, name="fn"):
     if out.dtype not in FLOATS:
         raise TypeError(
             f"{name} returned a Tensor of dtype {out.dtype}, which has no derivative: it must "
-            "return real "
-            "floating-point numbers. Leave out the cast or comparison (argmax, round, "
-            "astype(int32), "
-            "x > 0), and take the real part of a complex result."
+            "return real floating-point numbers. Leave out the cast or comparison (argmax, round, "
+            "astype(int32), x > 0), and take the real part of a complex result."
         )
 
 
@@ -122,8 +120,8 @@ def scalar(f, name="fn"):
         if out.size != 1:
             raise ValueError(
                 f"{name} must return one number (a Tensor with one element), but its output has "
-                "shape "
-                f"{out.shape}. Sum it, or use hessian() or jacobian() for vector-valued functions."
+                f"shape {out.shape}. Sum it, or use hessian() or jacobian() for vector-valued "
+                "functions."
             )
         check_float(out, name)
         return out

@@ -158,8 +158,7 @@ def _entries(along: Any, total: int) -> list[int]:
         if not -total <= one < total:
             raise ValueError(
                 f"along names entry {one}, but what is differentiated has {total} entries, "
-                "numbered from "
-                "0"
+                "numbered from 0"
             )
     found = [one % total for one in found]
     if len(set(found)) < len(found):
@@ -183,8 +182,7 @@ def _symmetric(metric: Any, size: int) -> np.ndarray:
     if matrix.shape != (size, size):
         raise ValueError(
             f"metric must be a {size} x {size} matrix, a row for each entry that it goes along, "
-            "but has "
-            f"shape {matrix.shape}"
+            f"but has shape {matrix.shape}"
         )
     return (matrix + matrix.T) / 2
 

@@ -166,8 +166,7 @@ def _series(primals: Any, series: Any) -> tuple[tuple[int, ...], int, tuple[Tens
     if len(many) != len(inputs):
         raise ValueError(
             f"series must hold a tuple of Tensors (or None) for each of the {len(inputs)} primals, "
-            "but "
-            f"holds {len(many)}"
+            f"but holds {len(many)}"
         )
     moving = tuple(number for number, own in enumerate(many) if own is not None)
     if not moving:
@@ -187,8 +186,7 @@ def _check_series(number: int, primal: Any, own: Any) -> None:
     if not isinstance(own, tuple | list):
         raise TypeError(
             f"series[{number}] must be a tuple of Tensors, the derivatives of primals[{number}], "
-            "or None, "
-            f"but got {type(own).__name__}"
+            f"or None, but got {type(own).__name__}"
             + (
                 ": for one primal in a tuple, series is a tuple, too, of one tuple"
                 if isinstance(own, Tensor)
@@ -204,8 +202,7 @@ def _check_series(number: int, primal: Any, own: Any) -> None:
         got = primal.dtype if isinstance(primal, Tensor) else type(primal).__name__
         raise TypeError(
             f"primals[{number}] must be a Tensor of floating-point numbers to move, but is {got}. "
-            "Pass "
-            "None in the place of its series"
+            "Pass None in the place of its series"
         )
     if primal.size == 0:
         raise ValueError(f"primals[{number}] is empty: shape {tuple(primal.shape)}")
@@ -217,8 +214,7 @@ def _check_series(number: int, primal: Any, own: Any) -> None:
         if one.shape != primal.shape or one.dtype != primal.dtype:
             raise ValueError(
                 f"series[{number}][{place}] must be like primals[{number}], {tuple(primal.shape)} "
-                "of "
-                f"{primal.dtype}, but is {tuple(one.shape)} of {one.dtype}"
+                f"of {primal.dtype}, but is {tuple(one.shape)} of {one.dtype}"
             )
 
 
@@ -234,10 +230,8 @@ def _entries(shape, out):
     if tuple(out[: len(entries)]) != entries:
         raise ValueError(
             f"derivative needs a function that is applied to each entry: for {tuple(shape)} "
-            "numbers, the "
-            f"shape of its output must begin with {entries}, but is {tuple(out)}. For other "
-            "functions "
-            "there are jet, jacobian and hessian."
+            f"numbers, the shape of its output must begin with {entries}, but is {tuple(out)}. For "
+            "other functions there are jet, jacobian and hessian."
         )
     return entries
 
@@ -406,12 +400,8 @@ def _check_apart(signs: np.ndarray, found: np.ndarray, other: np.ndarray) -> Non
         if np.nanmax(gap, initial=0.0) > tolerance * np.nanmax(np.abs(one), initial=0.0):
             raise ValueError(
                 "derivative needs a function that is applied to each entry, but an entry of the "
-                "output "
-                f"depends on several entries of the input (seen in the derivative of order {k}: "
-                "moving "
-                "half of the entries backwards changed it by more than its sign). Give it a "
-                "function that "
-                "treats the entries apart (a batch norm: set_train(False)), or use jet, jacobian "
-                "or "
-                "hessian."
+                "output depends on several entries of the input (seen in the derivative of order "
+                f"{k}: moving half of the entries backwards changed it by more than its sign). "
+                "Give it a function that treats the entries apart (a batch norm: "
+                "set_train(False)), or use jet, jacobian or hessian."
             )

@@ -34,8 +34,7 @@ def check_sparse(sparse: Any) -> None:
     if not (sp.issparse(sparse) or isinstance(sparse, np.ndarray)):
         raise TypeError(
             "sparse must be True, False, or the pattern as a scipy sparse matrix or a numpy "
-            "array, but "
-            f"got {type(sparse).__name__}"
+            f"array, but got {type(sparse).__name__}"
         )
     if sparse.dtype.kind not in "fiubc":
         raise TypeError(f"sparse is a pattern of numbers or bools, but has dtype {sparse.dtype}")
@@ -77,8 +76,7 @@ class SparseHessian:
         if missing and self.given is not None:
             raise ValueError(
                 f"the pattern given as sparse= misses entries of the Hessian: {missing}. Pass "
-                "sparse=True "
-                "to have it found"
+                "sparse=True to have it found"
             )
         if missing:
             warn(
