@@ -136,6 +136,7 @@ def test_a_missing_derivative():
         mh.hvp(aligned, X, X)
 
 
+@pytest.mark.full_run
 def test_relu_is_structurally_zero_in_its_inputs_only():
     report = audit(rectified, X)
     assert report.structurally_zero and report.variables[0].evidence == PROOF

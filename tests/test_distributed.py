@@ -67,6 +67,7 @@ def test_two_processes_equal_one(tmp_path):
     assert ["trace:" in log for log in logs] == [True, False]  # the progress bar
 
 
+@pytest.mark.full_run
 def test_a_rank_that_raises_stops_the_other_at_once(tmp_path):
     (other, failed), _ = launch("raise", tmp_path)
     assert "ERROR FloatingPointError: rank 1 has a problem of its own" in failed

@@ -110,6 +110,7 @@ def hessian():
     return mh.HessianOperator(case.network(), case.loss_fn, case.batches, check_deterministic=False)
 
 
+@pytest.mark.full_run
 def test_pyhessian_eigenvalues(hessian):
     """It divides vectors by their norm + 1e-6, which makes its eigenvalues low by the square of 1 +
     1e-6.
@@ -120,6 +121,7 @@ def test_pyhessian_eigenvalues(hessian):
     np.testing.assert_allclose(theirs * (1 + 1e-6) ** 2, found, rtol=1e-10)
 
 
+@pytest.mark.full_run
 def test_pyhessian_trace(hessian):
     theirs, error = GOLDEN["hessian/pyhessian/trace"]
     ours = mh.trace(hessian, max_products=1000, progress=False, batch=1)

@@ -396,6 +396,7 @@ def test_in_one_graph_with_other_transforms():
     close(found[2], HESSIANS[0])
 
 
+@pytest.mark.full_run
 def test_functions_with_and_without_rules_in_one_graph():
     found = compiled(with_and_without_rules)
     close(found[0], (METRIC * HESSIANS[0]).sum(), 1e-11)

@@ -128,6 +128,7 @@ def test_a_deep_linear_network_with_squared_error(kind, separate, loss):
     assert max(block_errors(op, mh.GGNOperator(DEEP, loss, UNEVEN, **OFF), not separate)) < 1e-12
 
 
+@pytest.mark.full_run
 def test_functions_of_it_are_exact():
     op = mh.KFACOperator(DEEP, MEAN, UNEVEN, **OFF)
     whole = op.to_dense()

@@ -131,6 +131,7 @@ def test_products_of_a_loop(loop):
         np.testing.assert_allclose(found, expected, rtol=RTOL)
 
 
+@pytest.mark.full_run
 def test_everything_of_a_loop_and_weights_that_change():
     close = np.testing.assert_allclose
     close(mh.hessian(counted)(X).asnumpy(), mh.hessian(three_steps)(X).asnumpy(), rtol=RTOL)

@@ -200,6 +200,7 @@ def test_batches_on_some_arguments():
     np.testing.assert_allclose(blocks[0][1].asnumpy(), -expected, atol=1e-10)
 
 
+@pytest.mark.full_run
 def test_laplacian_of_vector_functions_and_of_one_point():
     def f(x):
         return ops.stack(((x**2).sum(), x[0] * x[1], x[0] ** 3))
@@ -237,6 +238,7 @@ def test_a_large_hessian_in_chunks():
     np.testing.assert_allclose(h.asnumpy(), a + a.T, atol=1e-10)
 
 
+@pytest.mark.full_run
 @pytest.mark.filterwarnings("error::mindspore_hessian.FallbackWarning")
 @pytest.mark.parametrize("several", [False, True], ids=["number", "vector"])
 def test_statistics_that_change_do_not_keep_a_matrix_from_being_batched(several):

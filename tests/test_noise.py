@@ -72,6 +72,7 @@ def test_of_a_linear_model_it_is_known():
     assert found.corrected == pytest.approx(4 / 9, rel=0.15)
 
 
+@pytest.mark.full_run
 def test_that_of_kfac_is_that_of_its_network(tmp_path):
     op = mh.KFACOperator(mlp(), nn.MSELoss(), DATA[1], **OFF)
     found = mh.noise_scale(op)

@@ -120,6 +120,7 @@ def test_in_the_users_own_graph():
     np.testing.assert_allclose(mine(BOTH, ops.ones_like(BOTH)).asnumpy(), BELL, rtol=1e-14)
 
 
+@pytest.mark.full_run
 def test_a_fold_of_logaddexp_that_starts_at_minus_infinity():
     def fold(x):
         total = ops.full((), -np.inf, dtype=ms.float64)
