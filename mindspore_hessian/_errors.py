@@ -143,8 +143,10 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
         )
     if found := _DEFAULT.search(text):
         return NotCompilableError(
-            f"MindSpore cannot compile a call that leaves out {found[1]!r}, whose default value is "
-            "an nn.Cell. Pass it in that call, or let the function read it from outside. "
+            f"MindSpore lost {found[1]!r}. If that is an argument whose default value is an nn.Cell, "
+            "MindSpore cannot compile a call that leaves it out: pass it in that call, or let the "
+            "function read it from outside. If it is a Parameter, this happens in processes that "
+            "have compiled some hundred graphs, and a new process compiles it. "
             f"MindSpore says: {short}"
         )
     if type(err) in (ValueError, TypeError, NotImplementedError):

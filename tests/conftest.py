@@ -3,6 +3,9 @@ and which cases of the tests are left to the full run."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from full import FULL
 
 from mindspore_hessian.device import why_unusable
 
+FRESH = "MINDSPORE_HESSIAN_FRESH"  # set in the process of a test that has one of its own
 BACKEND_OF_MARKER = {"needs_gpu": "GPU", "needs_ascend": "Ascend"}
 
 
@@ -79,6 +83,34 @@ def pytest_collection_modifyitems(config, items):
         seen[test] += 1
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test marked `fresh_process` runs in a process of its own: in one that has compiled some
+    hundred graphs, MindSpore fails inside itself at its graph ("Illegal AnfNode for evaluating").
+    """
+    if not pyfuncitem.get_closest_marker("fresh_process") or os.environ.get(FRESH):
+        return None
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:xdist",
+            str(pyfuncitem.path),
+            "-k",
+            pyfuncitem.name,
+        ],
+        env={**os.environ, FRESH: "1"},
+        cwd=pyfuncitem.config.rootpath,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
 
 
 def pytest_runtest_setup(item):

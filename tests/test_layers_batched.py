@@ -70,6 +70,7 @@ def test_batch_norm_in_training_keeps_its_statistics(shape):
     np.testing.assert_array_equal(layer.moving_variance.asnumpy(), before[1])
 
 
+@pytest.mark.fresh_process
 def test_multi_head_attention():
     layer, x = nn.MultiheadAttention(4, 2, batch_first=True), RNG.standard_normal((1, 3, 4))
     w_in, w_out = (

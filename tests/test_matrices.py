@@ -126,6 +126,7 @@ class Bilinear(nn.Cell):
         return (ops.matmul(ops.matmul(x, self.w.swapaxes(0, 1)), self.a.reshape(-1, 1)) ** 2).sum()
 
 
+@pytest.mark.fresh_process
 def test_weight_hessians_and_jacobians():
     w, a, x = np.random.randn(2, 3), np.random.randn(2), np.random.randn(4, 3)
     net = Bilinear(w, a)
