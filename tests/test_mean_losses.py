@@ -301,6 +301,7 @@ class WithLoss(nn.Cell):
         return ops.cross_entropy(self.dense(x), y, ignore_index=-100)
 
 
+@pytest.mark.full_run
 def test_what_is_no_mean_of_its_samples_is_refused():
     message = "the loss is not a mean.*batch_weight=function of a batch.*batch_weight='samples'"
     with pytest.raises(ValueError, match=message):

@@ -115,6 +115,7 @@ def test_value_and_gradient_are_one_pass(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.full_run
 def test_a_sparse_problem_of_many_unknowns():
     """n = 10^5 takes seconds too (docs/optim.md)."""
     start = Tensor(np.full(500, 1.2))

@@ -114,6 +114,7 @@ def test_rosenbrock_at_two_points(dtype, tolerance):
         close(found, chain_hessian(point.astype(np.float64)), tolerance)
 
 
+@pytest.mark.full_run
 def test_it_stays_cheap_where_the_matrix_would_not_fit():
     x = RNG.standard_normal(50_000).astype(np.float32)  # 10 GB as a matrix
     found = mh.hessian(chain, sparse=True)(Tensor(x))
@@ -216,6 +217,7 @@ def test_without_a_batching_rule_the_products_go_one_after_another(monkeypatch):
     assert len(refused) == 1  # not again for each step of the search
 
 
+@pytest.mark.full_run
 def test_a_result_changed_in_place_does_not_change_the_next():
     h, x = mh.hessian(chain, sparse=True), np.zeros(8)
     first = h(Tensor(x))

@@ -91,11 +91,13 @@ def test_a_network_passes_and_keeps_its_weights(name, dtype):
     assert snapshot(net) == before
 
 
+@pytest.mark.full_run
 def test_weights_and_inputs_together():
     net, loss, inputs, _ = load("mlp", "float64")
     assert check_hessian(loss, inputs, 0, weights=[net.out.bias], modes=("auto",)).ok
 
 
+@pytest.mark.full_run
 def test_several_outputs():
     def both(x):
         return ops.sin(x), (x * x * x).sum()
