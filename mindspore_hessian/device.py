@@ -206,15 +206,15 @@ def configure(
             once per process.
         pin_threads: True gives each thread in which MindSpore computes on the CPU a core of its
             own, among those that the process may use; False lets them go again. Left alone, two of
-            them often share a core, which doubles
-            the time of a matrix product. For a process that has its cores to itself: two processes
+            them often share a core, which doubles the time of a matrix product. For a process that
+            has its cores to itself: two processes
                 that pin to the
             same cores get in each other's way. It runs a small kernel, as the threads are there
             only then. Linux only (elsewhere ignored, as on GPU and Ascend).
         max_cpu_isa: "AVX2" keeps oneDNN, which computes convolutions and matrix products on the
             CPU, to these instructions, "ALL" lets it use every one. With AVX-512, MindSpore 2.9 and
-            2.10 run a convolution by
-            oneDNN's reference loop: one of 64 channels, 32 x 32, took 520 to 840 ms, and 5 to 12 ms
+            2.10 run a convolution by oneDNN's reference loop: one of 64 channels, 32 x 32, took 520
+            to 840 ms, and 5 to 12 ms
                 with "AVX2"; a
             product of 1024 x 1024 matrices about 10% longer (ci/bench/convolution.py). Importing
             this package sets "AVX2" on such a CPU, unless ``MINDSPORE_HESSIAN_CPU_ISA=ALL`` or a

@@ -28,9 +28,8 @@ class Operator:
 
     ``op @ v`` takes a flat vector of n numbers (a list of them too), a matrix of n rows (its
     columns are done in one pass over the data, as memory allows), as numpy arrays or Tensors, or a
-    structure shaped like the weights, and gives back the same kind.
-    Operators can be added, subtracted, scaled, multiplied and transposed; ``op + 0.1 * Identity``
-    is a shift.
+    structure shaped like the weights, and gives back the same kind. Operators can be added,
+    subtracted, scaled, multiplied and transposed; ``op + 0.1 * Identity`` is a shift.
 
     Attributes:
         shape: (n, n).

@@ -21,8 +21,8 @@ class HessianOperator(CurvatureOperator):
             itself, given the whole batch (a PINN, a custom objective).
         data: a ``mindspore.dataset`` pipeline, a list of batches, or one batch: a tuple ``(x, y)``
             or ``(x1, ..., y)``; ``(x, y)`` with x a tuple or a dict, which the network gets as its
-            arguments; or a dict of
-            columns, of which one is called label, labels, target, targets or y (in a pipeline: else
+            arguments; or a dict of columns, of which one is called label, labels, target, targets
+            or y (in a pipeline: else
                 the last).
         weights: Parameters, a pattern of names (``"*.weight"``), or a list of these; None: all
             trainable.

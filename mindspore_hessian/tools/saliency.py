@@ -77,10 +77,9 @@ def saliency(
         damping: d, at least 0.
         per: ``"weight"`` or ``"channel"``.
         diagonal: (n,), where it is known, the diagonal of H for "obd" and that of :math:`H^{-1}`
-            for "obs": from ``diagonal(op, max_products=200).value``, or of ``inverse(nystrom(op,
-                100), damping)``. The matrix is then
-            taken for diagonal, and a channel's saliency is the sum of its weights'; `damping` stays
-            0. None: exact.
+            for "obs": from ``diagonal(op, max_products=200).value``, or of
+            ``inverse(nystrom(op, 100), damping)``. The matrix is then taken for diagonal, and a
+            channel's saliency is the sum of its weights'; `damping` stays 0. None: exact.
 
     Returns:
         float64, (n,) in the order of the operator's flat vectors for "weight" (``op.unflatten``
@@ -98,8 +97,8 @@ def saliency(
 
     Source:
         Y. LeCun, J. Denker and S. Solla, Optimal brain damage, NeurIPS 1990 (2). B. Hassibi and D.
-        Stork, Second order
-        derivatives for network pruning: optimal brain surgeon, NeurIPS 1993 (5).
+        Stork, Second order derivatives for network pruning: optimal brain surgeon, NeurIPS 1993
+        (5).
 
     Examples:
         >>> import mindspore as ms

@@ -170,8 +170,8 @@ def hessian(
             three for a tridiagonal Hessian of any size, and one more. The pattern is found at the
             first call by random products (about ``4 log2(N)`` for a tridiagonal one) and kept by
             the returned function; a product with a random vector checks the matrix at each call,
-            and the pattern is found anew where a point needs
-            more. Or the pattern itself: a scipy sparse matrix or an array of shape (N, N), not zero
+            and the pattern is found anew where a point needs more. Or the pattern itself: a scipy
+            sparse matrix or an array of shape (N, N), not zero
                 where the Hessian
             may be.
 

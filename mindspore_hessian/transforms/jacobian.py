@@ -98,8 +98,8 @@ def jacobian(
         grad_position, has_aux, weights: as `hessian`.
         mode: ``"rev"`` (a reverse pass for each output entry); ``"fwd"``, one forward pass that
             carries the derivatives by every input entry, better where inputs are fewer than outputs
-            (where a primitive has no forward rule,
-            with a warning, and over weights: a product of three gradients for each entry); or
+            (where a primitive has no forward rule, with a warning, and over weights: a product of
+            three gradients for each entry); or
                 ``"auto"``, which is
             ``"rev"``. Inside your own graph it is ``"rev"``.
         chunk_size: with ``"auto"`` or ``"rev"``, so many output entries at a time.
