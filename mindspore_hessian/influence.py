@@ -21,6 +21,7 @@ from mindspore_hessian.arguments import (
 )
 from mindspore_hessian.linops import Operator, inverse
 from mindspore_hessian.operators import weights as weight_choice
+from mindspore_hessian.operators.checks import check_cell, check_trained
 from mindspore_hessian.operators.data import Data
 from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.hessian import HessianOperator
@@ -63,10 +64,7 @@ class _Question:
         progress: Any,
         options: dict[str, Any],
     ):
-        if not isinstance(network, nn.Cell):
-            raise TypeError(
-                f"network must be a Cell (an object, not its class), but got {shown(network)}"
-            )
+        check_cell(network)
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable, but got {shown(loss_fn)}")
         if not isinstance(curvature, Operator):
@@ -75,17 +73,7 @@ class _Question:
         check_choice("method", method, METHODS)
         check_real("tol", tol)
         check_progress(progress)
-        active = [
-            name
-            for name, cell in network.cells_and_names()
-            if cell.training
-            and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)
-        ]
-        if active:
-            raise ValueError(
-                f"network is in training mode, and {', '.join(active)} behaves differently there, "
-                "so that samples have no losses of their own: call network.set_train(False)"
-            )
+        check_trained(network, ", so that samples have no losses of their own")
         self.network, self.loss_fn, self.progress, self.tol = network, loss_fn, progress, tol
         self.space = weight_choice.choose(network, weights)
         self.damping, self.method, self.size = float(damping), method, self.space.size

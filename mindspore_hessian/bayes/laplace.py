@@ -30,6 +30,7 @@ from mindspore_hessian.bayes.rows import DenseRows, LastRows
 from mindspore_hessian.core.space import Space, ravel
 from mindspore_hessian.estimators import eigsh
 from mindspore_hessian.operators import weights as weight_choice
+from mindspore_hessian.operators.checks import check_trained
 from mindspore_hessian.operators.data import Batch, Data
 from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.kfac import KFACOperator
@@ -227,7 +228,7 @@ class Laplace:
         rank: int = 50,
         progress: bool | None = None,
     ):
-        _check_network(network)
+        check_trained(network)
         check_choice("likelihood", likelihood, LIKELIHOODS)
         check_choice("structure", structure, STRUCTURES)
         check_integer("rank", rank, 1)
@@ -305,7 +306,7 @@ class Laplace:
         Raises:
             TypeError, ValueError: as the constructor; the network's weights are others now.
         """
-        _check_network(self.network)
+        check_trained(self.network)
         self._check_same()
         self._add(Data(data, self.network, True), data)
         return self
@@ -717,7 +718,7 @@ class Laplace:
             <Laplace of 2 weights (0.weight, 0.bias), full, of 4 samples>
         """
         name = _checkpoint.file_name(path)
-        _check_network(network)
+        check_trained(network)
         check_progress(progress)
         stored = _checkpoint.read(name, "path")
         if stored is None:
@@ -778,24 +779,6 @@ class Laplace:
             f"<Laplace of {self.size} weights ({', '.join(self.parameters[:4])}"
             f"{', ...' if len(self.parameters) > 4 else ''}), {self.structure}, of {self.num_data} "
             "samples>"
-        )
-
-
-def _check_network(network: Any) -> None:
-    if not isinstance(network, nn.Cell):
-        raise TypeError(
-            f"network must be a Cell (an object, not its class), but got {shown(network)}"
-        )
-    active = [
-        name
-        for name, cell in network.cells_and_names()
-        if cell.training
-        and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)
-    ]
-    if active:
-        raise ValueError(
-            f"network is in training mode, and {', '.join(active)} behaves differently there: call "
-            "network.set_train(False)"
         )
 
 

@@ -7,7 +7,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat
 from mindspore_hessian.arguments import is_integer, shown
@@ -18,6 +18,35 @@ if TYPE_CHECKING:
 
 MOST_PASSES = 8  # in search of one that differs
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-9}
+
+
+def check_cell(network: Any) -> None:
+    """Raise TypeError where it is no Cell."""
+    if not isinstance(network, nn.Cell):
+        raise TypeError(
+            f"network must be a Cell (an object, not its class), but got {shown(network)}"
+        )
+
+
+def check_trained(network: Any, so: str = "") -> None:
+    """Raise where it is no Cell, or has layers that behave differently in training mode, and are in
+    it. `so` says what follows of that."""
+    check_cell(network)
+    if active := [name for name, _ in in_training(network)]:
+        raise ValueError(
+            f"network is in training mode, and {', '.join(active)} behaves differently there{so}: "
+            "call network.set_train(False)"
+        )
+
+
+def in_training(network: nn.Cell) -> list[tuple[str, nn.Cell]]:
+    """The layers that behave differently in training mode, and are in it."""
+    return [
+        (name, cell)
+        for name, cell in network.cells_and_names()
+        if cell.training
+        and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)
+    ]
 
 
 def check_network(network: Any, loss_fn: Any, output: Any) -> None:

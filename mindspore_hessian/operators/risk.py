@@ -22,6 +22,7 @@ from mindspore_hessian.core.function import Call
 from mindspore_hessian.core.program import Point, Program
 from mindspore_hessian.core.space import Space, numpy_dtype
 from mindspore_hessian.operators import kernels, weighing
+from mindspore_hessian.operators.checks import in_training
 from mindspore_hessian.operators.data import NO_BATCHES, Batch, Data, leaves, together, twice
 from mindspore_hessian.operators.distributed import ALONE, Communicator
 from mindspore_hessian.operators.progress import Partial, bar
@@ -372,9 +373,4 @@ class Risk(BatchRunner):
         """
         if not isinstance(self.network, nn.Cell):
             return []
-        return [
-            (name, cell)
-            for name, cell in self.network.cells_and_names()
-            if cell.training
-            and ("Dropout" in type(cell).__name__ or "BatchNorm" in type(cell).__name__)
-        ]
+        return in_training(self.network)
