@@ -137,9 +137,9 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
     if _LOOP.search(text):
         return NotCompilableError(
             "MindSpore cannot differentiate a loop of this function so often. A `while` over a "
-            "Tensor can be, where the weights are in it too; ops.WhileLoop, ops.ForiLoop and "
-            "ops.Scan over few things. A Python loop of a known number of turns (for i in "
-            f"range(3)) always is. MindSpore says: {short}"
+            "Tensor can be, where what it carries are variables of their own (i, x = turn((i, x))), "
+            "no tuple or list, as in ops.WhileLoop. A Python loop of a known number of turns (for i "
+            f"in range(3)) always is. MindSpore says: {short}"
         )
     if found := _DEFAULT.search(text):
         return NotCompilableError(
