@@ -584,6 +584,10 @@ TRANSFORMS = {
             },
             "in_axes": NO_AXES,
             "chunk_size": NO_COUNT_OR_NONE,
+            "batched": {
+                "a string": "yes",
+                "without in_axes": Bad(True, "needs in_axes"),
+            },
             "mode": {**NO_MODE, "of hessian": "revrev"},
             "along": {
                 "a float": 1.0,
@@ -617,6 +621,10 @@ TRANSFORMS = {
             "fn": {**NO_CALLABLE, "returns a vector": Bad(vector, "one number", True)},
             "in_axes": NO_AXES,
             "chunk_size": NO_COUNT_OR_NONE,
+            "batched": {
+                "a string": "yes",
+                "without in_axes": Bad(True, "needs in_axes"),
+            },
             "mode": {**NO_MODE, "of hessian": "revrev"},
         },
     ),

@@ -109,6 +109,57 @@ def test_value_gradient_and_laplacian(mode):
     close(aux, POINTS[1])
 
 
+def waves(xs):
+    return ops.sin(xs[:, :1]) * xs[:, 1:2] ** 3 * ops.exp(xs[:, 2:])
+
+
+def waves_in_columns(xs):
+    return ops.sin(xs[0]) * xs[1] ** 3 * ops.exp(xs[2]), xs.sum(0)
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_functions_of_a_whole_batch(mode, chunk):
+    options = {"batched": True, "mode": mode, "chunk_size": chunk}
+    expected = HESSIANS.trace(axis1=1, axis2=2)
+    close(laplacian(waves, in_axes=0, **options)(X), expected[:, None], 1e-11)
+    one, two = laplacian(waves_in_columns, in_axes=1, **options)(Tensor(POINTS.T.copy()))
+    close(one, expected, 1e-11)
+    close(two, np.zeros(4))
+    close(
+        laplacian(waves, in_axes=0, metric=METRIC, **options)(X)[:, 0],
+        np.einsum("ij,nij->n", METRIC, HESSIANS),
+        1e-11,
+    )
+    value, gradient, second = value_grad_and_laplacian(waves, in_axes=0, **options)(X)
+    close(value, VALUES[:, None])
+    close(gradient, GRADIENTS)
+    close(second, expected[:, None], 1e-11)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda xs: (xs**2).sum(1) - xs.mean(),
+        lambda xs: ops.softmax(xs, 0).sum(1) + xs[:, 0],
+        lambda xs: xs.cumsum(0).sum(1) * xs[::-1].sum(1),
+        nn.BatchNorm1d(3, dtype=ms.float64).set_train(),
+    ],
+    ids=["mean", "softmax", "cumsum", "batch norm"],
+)
+@pytest.mark.parametrize("mode", ["auto", "reverse"])
+def test_a_function_of_a_batch_that_mixes_its_samples_is_refused(function, mode):
+    with pytest.raises(ValueError, match="each of its own sample alone"):
+        laplacian(function, in_axes=0, batched=True, mode=mode)(X)
+
+
+def test_a_function_of_a_batch_must_keep_the_samples_first():
+    with pytest.raises(ValueError, match=r"for 4 samples its output has shape \(3,\)"):
+        laplacian(lambda xs: (xs**2).sum(0), in_axes=0, batched=True)(X)
+    with pytest.raises(ValueError, match="one number"):
+        value_grad_and_laplacian(lambda xs: xs**2, in_axes=0, batched=True)(X)
+
+
 def test_a_jacobian_vector_product():
     v, y, w = np.random.default_rng(3).uniform(-1, 1, (3, 3))
     (one, two), (first, second) = jvp(several, (X[0], Tensor(y)), (Tensor(v), Tensor(w)))

@@ -238,6 +238,41 @@ def passes_forward(x, y, v, u, points):
     )
 
 
+def of_a_batch(xs):
+    """A row for each sample, of that sample alone."""
+    return ops.tanh(ops.matmul(xs, W)) * xs.sum(-1)
+
+
+def of_a_batch_aux(xs):
+    return ops.sin(xs[:, :1]) * xs[:, 1:2] ** 3, xs * 2
+
+
+_STOP = ops.StopGradient()
+
+
+def stopped(x):
+    """A forward pass would go past the StopGradient, so reverse derivatives are taken."""
+    return (x**3).sum() + (_STOP(x) * x * x).sum()
+
+
+def of_batches(x, y, v, u, points):
+    return (
+        laplacian(of_a_batch, in_axes=0, batched=True)(points),
+        laplacian(of_a_batch, in_axes=0, batched=True, mode="reverse", metric=METRIC)(points),
+        laplacian(of_a_batch_aux, has_aux=True, in_axes=0, batched=True, chunk_size=2)(points),
+        value_grad_and_laplacian(of_a_batch, in_axes=0, batched=True)(points),
+        value_grad_and_laplacian(of_a_batch, in_axes=0, batched=True, mode="reverse")(points),
+    )
+
+
+def without_a_forward_pass(x, y, v, u, points):
+    return laplacian(stopped)(x), jvp(stopped, x, v)  # two Laplacians of it do not compile in one
+
+
+def samples_without_a_forward_pass(x, y, v, u, points):
+    return (laplacian(stopped, in_axes=0, along=1)(points),)
+
+
 def matrices_of_weights(x, y, v, u, points):
     return (
         hessian(weighed_aux, has_aux=True, weights=(W,))(x),
@@ -282,6 +317,9 @@ RIGHT = [
     gradients_and_curvatures,
     diagonals,
     passes_forward,
+    of_batches,
+    without_a_forward_pass,
+    samples_without_a_forward_pass,
     matrices_of_weights,
     made_outside,
     more_matrices,

@@ -35,25 +35,132 @@ _SUM, _MUL, _BROADCAST, _RESHAPE = ops.ReduceSum(), ops.Mul(), ops.BroadcastTo, 
 Axes = tuple[int | None, ...] | None  # of the samples, for each leaf
 
 
+# --- samples --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How a function meets the samples of a batch.
+
+    Attributes:
+        axes: the axis of the samples in each leaf; None where there is one point.
+        batched: the function takes all samples, and gives a result for each, samples first; else
+            it takes one.
+    """
+
+    axes: Axes
+    batched: bool = False
+
+    def over(self, f: Callable) -> Callable:
+        """A function of one sample for all of them."""
+        axes = self.axes
+        return f if axes is None else vmap(f, axes if len(axes) > 1 else axes[0])
+
+    def all(self, f: Callable) -> Callable:
+        """The function of all samples."""
+        return _samples_first(f, self.known) if self.batched else self.over(f)
+
+    def one(self, f: Callable) -> Callable:
+        """The function of one sample."""
+        return _of_one(f, self.known) if self.batched else f
+
+    @property
+    def known(self) -> tuple[int | None, ...]:
+        """The axes, where there are any."""
+        return self.axes or ()
+
+
+def first_axis(axes: tuple[int | None, ...]) -> tuple[int, int]:
+    """The first leaf that has samples, and their axis."""
+    return next((place, axis) for place, axis in enumerate(axes) if axis is not None)
+
+
+def _one_each(f: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """The function of a batch, refusing an output that is not one number for each sample."""
+    place, axis = first_axis(axes)
+
+    def checked(*xs):
+        out, count = f(*xs), xs[place].shape[axis]
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                "fn must return one Tensor with a number for each sample; it returned something "
+                "else. Where it returns (value, aux), pass has_aux=True."
+            )
+        if out.ndim == 0 or out.shape[0] != count or out.size != count:
+            raise ValueError(
+                f"with batched=True, fn must return one number for each of the {count} samples, "
+                f"samples first, but its output has shape {out.shape}"
+            )
+        return out
+
+    return checked
+
+
+def _samples_first(f: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """The function of a batch, refusing an output that has not a row for each sample."""
+    place, axis = first_axis(axes)
+
+    def check(out, count):
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                "fn must return a Tensor or a tuple of Tensors; it returned something else. "
+                "Where it returns (value, aux), pass has_aux=True."
+            )
+        if out.ndim == 0 or out.shape[0] != count:
+            raise ValueError(
+                "with batched=True, fn must return a row for each sample, samples first: "
+                f"for {count} samples its output has the shape {out.shape}"
+            )
+
+    def checked(*xs):
+        out, count = f(*xs), xs[place].shape[axis]
+        if isinstance(out, tuple):
+            for item in out:
+                check(item, count)
+        else:
+            check(out, count)
+        return out
+
+    return checked
+
+
+def _of_one(f: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """The function of a batch as one of a sample: a batch of that sample alone."""
+
+    def row(out):
+        return _RESHAPE(out, out.shape[1:])
+
+    def one(*xs):
+        wide = ()
+        for place in range(len(xs)):
+            x = xs[place]
+            if axes[place] is not None:
+                x = ops.expand_dims(x, axes[place])
+            wide = wide + (x,)
+        out = f(*wide)
+        if isinstance(out, tuple):
+            rows = ()
+            for item in out:
+                rows = rows + (row(item),)
+            return rows
+        return row(out)
+
+    return one
+
+
 # --- the pass -------------------------------------------------------------------------------------
 
 
-def over_samples(f: Callable, axes: Axes) -> Callable:
-    """A function of one sample for all of them."""
-    return f if axes is None else vmap(f, axes if len(axes) > 1 else axes[0])
-
-
-def push(f, pos, axes, otherwise, of_series=False):
+def push(f, pos, otherwise, of_series=False):
     """``p(xs, js)``: for each output of `f` the triple (value, derivatives along js, sum of second
     derivatives).
 
-    js has a Tensor (D, *x.shape) for each differentiated position; with `axes`, `f` is of one
-    sample, and xs and js hold all of them. Where a primitive has no forward rule,
-    ``otherwise(number of the output, *xs, *js)`` gives the triple; where that is None, the pass
-    ends with a `MissingRuleError`. `of_series`: js are Taylor coefficients, and come out in the
-    place of the derivatives.
+    js has a Tensor (D, *x.shape) for each differentiated position. Where a primitive has no forward
+    rule, ``otherwise(number of the output, *xs, *js)`` gives the triple; where that is None, the
+    pass ends with a `MissingRuleError`. `of_series`: js are Taylor coefficients, and come out in
+    the place of the derivatives.
     """
-    points, leave = over_samples(f, axes), interpreter.leave(otherwise, of_series)
+    leave = interpreter.leave(otherwise, of_series)
     enter = interpreter.enter_series if of_series else interpreter.enter
     own = tuple(
         pos.index(place) if place in pos else -1 for place in range(max(pos) + 1)
@@ -66,7 +173,7 @@ def push(f, pos, axes, otherwise, of_series=False):
             if place in pos:
                 x = enter(x, js[own[place]])
             inputs = inputs + (x,)
-        given, out = xs + js, points(*inputs)
+        given, out = xs + js, f(*inputs)
         if not isinstance(out, (Tensor, tuple)):  # noqa: UP038 -- compiled by MindSpore
             raise TypeError(
                 "fn must return a Tensor or a tuple of Tensors; it returned something else. "
@@ -258,15 +365,12 @@ def directional(f, space: Space, rows: np.ndarray | None):
     return total
 
 
-def reverse(f: Callable, axes: Axes, directions: Directions, sample: Space) -> Callable:
+def reverse(f: Callable, samples: Samples, directions: Directions, sample: Space) -> Callable:
     """``l(*xs)``: the whole operator by reverse derivatives; `sample` are the variables of one
     sample.
     """
-    parts = [
-        over_samples(directional(f, sample, rows), axes)
-        for rows in (directions.plus, directions.minus)
-        if rows is not None or rows is directions.plus
-    ]
+    of_rows = [directions.plus] if directions.minus is None else [directions.plus, directions.minus]
+    parts = [samples.over(directional(samples.one(f), sample, rows)) for rows in of_rows]
     if len(parts) == 1:
         return parts[0]
     first, second = parts
@@ -291,7 +395,7 @@ def less(one, two):
 
 
 def forward(
-    f: Callable, space: Space, axes: Axes, directions: Directions, otherwise: Callable | None
+    f: Callable, space: Space, samples: Samples, directions: Directions, otherwise: Callable | None
 ) -> Callable:
     """``l(*xs)``: the operator in one forward pass (two where it is indefinite).
 
@@ -302,8 +406,8 @@ def forward(
 
     def one_pass(rows: np.ndarray | None) -> Callable:
         pushed, make = (
-            push(f, space.positions, axes, otherwise and otherwise(f, rows)),
-            seeds(space, axes, rows),
+            push(samples.all(f), space.positions, otherwise and otherwise(f, rows)),
+            seeds(space, samples.axes, rows),
         )
 
         def second(*xs):
@@ -329,7 +433,7 @@ def forward(
 
 def along_given(f: Callable, space: Space, n: int) -> Callable:
     """``l(*xs, *js)``: the sum of second derivatives along directions that come as inputs."""
-    pushed = push(f, space.positions, None, None)
+    pushed = push(f, space.positions, None)
 
     def second(*args):
         out = pushed(args[:n], args[n:])
@@ -343,13 +447,13 @@ def along_given(f: Callable, space: Space, n: int) -> Callable:
     return second
 
 
-def instead(sample: Space, axes: Axes, n: int) -> Callable:
+def instead(sample: Space, samples: Samples, n: int) -> Callable:
     """The `otherwise` of `forward`, for n leaves: the sum of second derivatives by reverse
     derivatives (and nothing in the place of the value and the derivatives, which nobody asks
     for)."""
 
     def of(f: Callable, rows: np.ndarray | None) -> Callable:
-        total = over_samples(directional(f, sample, rows), axes)
+        total = samples.over(directional(samples.one(f), sample, rows))
 
         def triple(number, *given):
             out = total(*given[:n])
@@ -365,21 +469,21 @@ def instead(sample: Space, axes: Axes, n: int) -> Callable:
 # --- value, gradient and Laplacian ----------------------------------------------------------------
 
 
-def everything(f: Callable, space: Space, axes: Axes, sample: Space, n: int | None) -> Callable:
+def everything(
+    f: Callable, space: Space, samples: Samples, sample: Space, n: int | None
+) -> Callable:
     """``e(*xs)``: (value, gradient of each variable, Laplacian) of a scalar function in one forward
     pass.
 
     Args:
         n: the number of leaves, for what is done where a rule is missing; None refuses.
     """
-    checked = compose.scalar(f)
     pushed = push(
-        checked,
+        _one_each(f, samples.known) if samples.batched else samples.over(compose.scalar(f)),
         space.positions,
-        axes,
-        None if n is None else _everything_instead(checked, axes, sample, n),
+        None if n is None else _everything_instead(f, samples, sample, n),
     )
-    make, cut = seeds(space, axes, None), _gradients(sample, axes)
+    make, cut = seeds(space, samples.axes, None), _gradients(sample, samples.axes)
 
     def run(*xs):
         value, derivatives, second = pushed(xs, make(xs))
@@ -412,10 +516,10 @@ def _gradients(sample: Space, axes: Axes) -> Callable:
     return cut
 
 
-def everything_by_reverse(f: Callable, axes: Axes, sample: Space) -> Callable:
+def everything_by_reverse(f: Callable, samples: Samples, sample: Space) -> Callable:
     """The same by reverse derivatives."""
     value, again, once_more = (
-        compose.scalar(f) for _ in range(3)
+        compose.scalar(samples.one(f)) for _ in range(3)
     )  # apart: MindSpore differentiates one only once
     gradient, total = (
         compose.gradient(again, sample.positions, None),
@@ -425,11 +529,11 @@ def everything_by_reverse(f: Callable, axes: Axes, sample: Space) -> Callable:
     def one(*xs):
         return value(*xs), gradient(*xs), total(*xs)
 
-    return over_samples(one, axes)
+    return samples.over(one)
 
 
-def _everything_instead(f: Callable, axes: Axes, sample: Space, n: int) -> Callable:
-    run = everything_by_reverse(f, axes, sample)
+def _everything_instead(f: Callable, samples: Samples, sample: Space, n: int) -> Callable:
+    run = everything_by_reverse(f, samples, sample)
 
     def triple(number, *given):
         value, gradients, second = run(*given[:n])
@@ -444,10 +548,19 @@ def _everything_instead(f: Callable, axes: Axes, sample: Space, n: int) -> Calla
 
 # --- forward or reverse ---------------------------------------------------------------------------
 
-_unable: OrderedDict[tuple, tuple[str, Any]] = (
-    OrderedDict()
-)  # calls without a rule: the primitive, what they captured
-_REMEMBERED = 256
+
+class Remembered(OrderedDict[tuple, Any]):
+    """What was found of the latest 256 calls, each with what it captured, which its key names by
+    id.
+    """
+
+    def note(self, key: tuple, found: Any) -> None:
+        self[key] = found
+        while len(self) > 256:
+            self.popitem(last=False)
+
+
+_unable = Remembered()  # calls without a rule: the primitive, what they captured
 
 
 def known_as(point: Point, options: tuple) -> tuple:
@@ -535,9 +648,7 @@ def first_choice(
         refused = err
     instead_of_it = backwards()  # where the function itself is at fault, this says so
     cause = interpreter.without_rule(refused)
-    _unable[key] = cause, point.call.captures()
-    while len(_unable) > _REMEMBERED:
-        _unable.popitem(last=False)
+    _unable.note(key, (cause, point.call.captures()))
     warn(
         interpreter.missing_text(name, cause)
         if cause

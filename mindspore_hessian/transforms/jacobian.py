@@ -50,7 +50,7 @@ def _by_forward(function: Function, space: Space) -> Callable:
     `blocks.jacobian_reverse`.
     """
     pushed, make = (
-        passes.push(function.value, space.positions, None, None),
+        passes.push(function.value, space.positions, None),
         passes.seeds(space, None, None),
     )
     plan = tuple(zip(space.sizes, space.shapes, space.dtypes, strict=True))

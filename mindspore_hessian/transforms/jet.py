@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +41,7 @@ def _jet(order: int) -> Builder:
 
     def build(function: Function, space: Space) -> Callable:
         n = function.n
-        pushed = passes.push(function.value, space.positions, None, None, True)
+        pushed = passes.push(function.value, space.positions, None, True)
 
         def coefficients(series):
             lines = ()
@@ -241,7 +240,7 @@ def _along(function: Function, space: Space, order: int) -> Callable:
     a tuple of them.
     """
     pushed, place = (
-        passes.push(function.value, space.positions, None, None, True),
+        passes.push(function.value, space.positions, None, True),
         space.positions[0],
     )
 
@@ -358,10 +357,7 @@ def derivative(fn: Any, order: int, argnum: int = 0) -> Callable:
     return derived("d_fn", fn, evaluate)
 
 
-_seen: OrderedDict[tuple, Any] = (
-    OrderedDict()
-)  # calls whose entries were found apart, with what they captured
-_REMEMBERED = 256
+_seen = passes.Remembered()  # calls whose entries were found apart: what they captured
 
 
 def _checked(program: Program, point: Point, order: int) -> tuple[Any, Any]:
@@ -373,9 +369,7 @@ def _checked(program: Program, point: Point, order: int) -> tuple[Any, Any]:
         signs = _signs(shape)
         (_, other), _ = program.run(point, (to_tensor(signs, dtype),))
         _check_apart(signs, _compat.to_numpy(found), _compat.to_numpy(other))
-    _seen[key] = point.call.captures()
-    while len(_seen) > _REMEMBERED:
-        _seen.popitem(last=False)
+    _seen.note(key, point.call.captures())
     return value, None
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian.arguments import check_choice
+from mindspore_hessian.arguments import check_bool, check_choice
 from mindspore_hessian.core.program import Function, Point, Program, check_chunk, check_transform
-from mindspore_hessian.core.space import FIRST, Space, several_weights, to_tensor
+from mindspore_hessian.core.space import FIRST, Space, several_weights, tensors_of, to_tensor
 from mindspore_hessian.core.transform import Evaluation, derived, makes
 from mindspore_hessian.transforms import forward as passes
 from mindspore_hessian.transforms.chunks import in_sample_chunks, per_sample
@@ -23,34 +24,91 @@ MODES = ("auto", "forward", "reverse")
 
 @dataclass(frozen=True)
 class _Task:
-    """A call of `laplacian` or its like: the point, the axes of its samples, and the directions."""
+    """A call of `laplacian` or its like: the point, its samples, and the directions."""
 
     name: str
     point: Point
-    axes: passes.Axes
+    samples: passes.Samples
     directions: passes.Directions
     sample: Space
 
     @classmethod
     def of(
-        cls, name: str, point: Point, in_axes: Any, args: tuple, along: Any, metric: Any
+        cls,
+        name: str,
+        point: Point,
+        in_axes: Any,
+        batched: bool,
+        args: tuple,
+        along: Any,
+        metric: Any,
     ) -> _Task:
         axes = None if in_axes is None else sample_axes(point, in_axes, args)
         sample = point.space if axes is None else per_sample(point, axes).space
-        return cls(name, point, axes, passes.Directions.of(along, metric, sample.size), sample)
+        directions = passes.Directions.of(along, metric, sample.size)
+        return cls(name, point, passes.Samples(axes, batched), directions, sample)
 
     @property
     def key(self) -> tuple:
-        return self.name, self.axes, self.directions.key
+        return self.name, self.samples, self.directions.key
 
     def program(self, way: str, kernel: Callable[[Function, Space], Callable]) -> Program:
-        return Program(self.name, kernel, (way, *self.key), axes=self.axes, sees_all=True)
+        axes = None if self.samples.batched else self.samples.axes
+        return Program(self.name, kernel, (way, *self.key), axes=axes, sees_all=True)
 
     def run(self, program: Program, chunk: int | None) -> tuple[Any, Any]:
         """A program of all samples on all of them, or so many at a time."""
-        if self.axes is None:
+        if self.samples.axes is None:
             return program.run(self.point)
-        return in_sample_chunks(self.point, self.axes, chunk, program.run)
+        if self.samples.batched:
+            self._check_apart()
+        return in_sample_chunks(self.point, self.samples.axes, chunk, program.run)
+
+    def _check_apart(self) -> None:
+        """At the first call, raise where the results of some samples change with other samples."""
+        key, axes = passes.known_as(self.point, self.key), self.samples.known
+        place, axis = passes.first_axis(axes)
+        count = self.point.call.leaves[place].shape[axis]
+        half = (count + 1) // 2
+        if key in _apart or count < 2:
+            return
+        others = np.r_[:half, : count - half]
+        leaves = tuple(
+            leaf if own is None else Tensor(np.take(_compat.to_numpy(leaf), others, own))
+            for leaf, own in zip(self.point.call.leaves, axes, strict=True)
+        )
+        changed = replace(self.point, call=replace(self.point.call, leaves=leaves))
+        for one, two in zip(
+            *(tensors_of(_OUTPUTS.run(at)[0]) for at in (self.point, changed)), strict=True
+        ):
+            a, b = (_compat.to_numpy(part) for part in (one, two))
+            if a.ndim == 0 or len(a) != count:
+                raise ValueError(
+                    f"{self.name}(batched=True) needs a function that returns a row for each sample, "
+                    f"samples first, but for {count} samples its output has shape {a.shape}"
+                )
+            a, b = a[:half], b[:half]
+            tolerance = min(1e3 * np.finfo(a.dtype).eps, 0.02) * np.nanmax(np.abs(a), initial=0.0)
+            if not np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
+                raise ValueError(
+                    f"{self.name}(batched=True) needs a function whose rows are those of the "
+                    "samples, each of its own sample alone, but the results of the first half of "
+                    "the samples changed with the second half (a batch norm or dropout: "
+                    "set_train(False)). Or give it a function of one sample, without batched"
+                )
+        _apart.note(key, self.point.call.captures())
+
+
+_OUTPUTS = Program("outputs", lambda function, space: function.value, ("batched",))
+_apart = passes.Remembered()  # calls whose samples were found apart: what they captured
+
+
+def _check_batched(batched: Any, in_axes: Any, weights: Any = None) -> None:
+    check_bool("batched", batched)
+    if batched and in_axes is None:
+        raise ValueError("batched=True needs in_axes, the axis of the samples")
+    if batched and weights is not None:
+        raise ValueError("batched=True is for derivatives by inputs, not by weights")
 
 
 @makes
@@ -62,6 +120,7 @@ def laplacian(
     weights: Weights = None,
     in_axes: Axes = None,
     chunk_size: int | None = None,
+    batched: bool = False,
     mode: ForwardMode = "auto",
     along: Positions = None,
     metric: Any = None,
@@ -81,6 +140,10 @@ def laplacian(
         fn: any callable that returns a Tensor (the Laplacian of each entry) or a tuple of Tensors.
         grad_position, has_aux, weights, in_axes, chunk_size: as `hessian_diag`. Over several
             positions it is the sum of their Laplacians.
+        batched: `fn` takes all samples at once and returns a row for each, samples first, as a
+            network does that is called with a batch; no row may depend on another sample. At the
+            first call half of the samples are exchanged, and a function whose other rows change is
+            refused; inside your own graph only the shape is checked.
         mode: ``"forward"``; ``"reverse"``; or ``"auto"``: forward where every primitive of `fn` has
             a forward rule, else reverse, with a warning. Over weights it is always reverse.
         along: an int or a tuple of ints: only the second derivatives by these entries of the (flat)
@@ -113,9 +176,12 @@ def laplacian(
         [18. 42.]
         >>> print(laplacian(lambda x: (x ** 3).sum(), in_axes=0, along=1)(points))
         [12. 24.]
+        >>> print(laplacian(lambda xs: (xs ** 3).sum(1), in_axes=0, batched=True)(points))
+        [18. 42.]
     """
     check_transform(fn, grad_position, has_aux)
     weights = several_weights(weights)
+    _check_batched(batched, in_axes, weights)
     check_chunk(chunk_size)
     check_choice("mode", mode, MODES)
     passes.check_along(along)
@@ -126,13 +192,13 @@ def laplacian(
         raise ValueError("mode='forward', along and metric are of inputs, not of weights")
 
     def evaluate(args: tuple, kwargs: dict) -> Evaluation:
-        if weights is not None or (plain and mode == "reverse"):
+        if weights is not None or (plain and mode == "reverse" and not batched):
             return by_reverse(args, kwargs)
         point = Point.of(fn, args, kwargs, grad_position, None, has_aux)
-        task = _Task.of("laplacian", point, in_axes, args, along, metric)
+        task = _Task.of("laplacian", point, in_axes, batched, args, along, metric)
 
         def backwards() -> tuple[Any, Any]:
-            other = by_reverse(args, kwargs).run if plain else None
+            other = by_reverse(args, kwargs).run if plain and not batched else None
             return (
                 other()
                 if other
@@ -157,6 +223,7 @@ def value_grad_and_laplacian(
     *,
     in_axes: Axes = None,
     chunk_size: int | None = None,
+    batched: bool = False,
     mode: ForwardMode = "auto",
 ) -> Callable[..., Any]:
     r"""Value, gradient and Laplacian of a scalar function, :math:`(f, \nabla f, \Delta f)`.
@@ -165,7 +232,7 @@ def value_grad_and_laplacian(
 
     Args:
         fn: any callable that returns one number, or with `in_axes` one for each sample.
-        grad_position, has_aux, in_axes, mode: as `laplacian`.
+        grad_position, has_aux, in_axes, batched, mode: as `laplacian`.
         chunk_size: with `in_axes`, so many samples at a time.
 
     Returns:
@@ -192,11 +259,12 @@ def value_grad_and_laplacian(
     """
     check_transform(fn, grad_position, has_aux)
     check_chunk(chunk_size)
+    _check_batched(batched, in_axes)
     check_choice("mode", mode, MODES)
 
     def evaluate(args: tuple, kwargs: dict) -> Evaluation:
         point = Point.of(fn, args, kwargs, grad_position, None, has_aux)
-        task = _Task.of("value_grad_and_laplacian", point, in_axes, args, None, None)
+        task = _Task.of("value_grad_and_laplacian", point, in_axes, batched, args, None, None)
         one = point.space.pack
 
         def way(name: str) -> Callable[[], tuple[Any, Any]]:
@@ -220,9 +288,9 @@ def _everything(task: _Task, mode: str) -> Callable[[Function, Space], Callable]
         if mode == "reverse" or (
             mode == "auto" and not passes.goes_forward(task.name, task.point, mode)
         ):
-            return passes.everything_by_reverse(function.value, task.axes, task.sample)
+            return passes.everything_by_reverse(function.value, task.samples, task.sample)
         return passes.everything(
-            function.value, space, task.axes, task.sample, function.n if mode == "auto" else None
+            function.value, space, task.samples, task.sample, function.n if mode == "auto" else None
         )
 
     return build
@@ -230,7 +298,7 @@ def _everything(task: _Task, mode: str) -> Callable[[Function, Space], Callable]
 
 def _backwards(task: _Task) -> Callable[[Function, Space], Callable]:
     def build(function: Function, space: Space) -> Callable:
-        return passes.reverse(function.value, task.axes, task.directions, task.sample)
+        return passes.reverse(function.value, task.samples, task.directions, task.sample)
 
     return build
 
@@ -243,18 +311,20 @@ def _inside(task: _Task, mode: str) -> Callable[[Function, Space], Callable]:
     def build(function: Function, space: Space) -> Callable:
         if not passes.goes_forward(task.name, task.point, mode):
             return _backwards(task)(function, space)
-        otherwise = passes.instead(task.sample, task.axes, function.n) if mode == "auto" else None
-        return passes.forward(function.value, space, task.axes, task.directions, otherwise)
+        otherwise = (
+            passes.instead(task.sample, task.samples, function.n) if mode == "auto" else None
+        )
+        return passes.forward(function.value, space, task.samples, task.directions, otherwise)
 
     return build
 
 
 def _by_forward(task: _Task, chunk: int | None) -> tuple[Any, Any]:
-    if task.axes is None and chunk is not None:
+    if task.samples.axes is None and chunk is not None:
         return _some_directions(task, chunk)
 
     def build(function: Function, space: Space) -> Callable:
-        return passes.forward(function.value, space, task.axes, task.directions, None)
+        return passes.forward(function.value, space, task.samples, task.directions, None)
 
     return task.run(task.program("forward", build), chunk)
 

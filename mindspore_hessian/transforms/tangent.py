@@ -23,7 +23,7 @@ def _by_forward(otherwise: bool) -> Builder:
     def build(function: Function, space: Space) -> Callable:
         n = function.n
         pushed = passes.push(
-            function.value, space.positions, None, _instead(function, space) if otherwise else None
+            function.value, space.positions, _instead(function, space) if otherwise else None
         )
 
         def run(*tensors):

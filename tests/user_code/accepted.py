@@ -31,6 +31,7 @@ by_weights = mh.hvp(
 matrix = mh.hessian(f, (0, -1), mode="revrev", chunk_size=4)(x, x)
 matrix, aux = mh.hessian(with_aux, has_aux=True)(x)
 points = mh.laplacian(f, in_axes=(0, None), along=(0, 1), mode="forward")(x, x)
+points = mh.laplacian(f, in_axes=0, batched=True)(x)
 slope = mh.jacobian(net, mode="rev", weights=net.get_parameters())(x)
 
 op = mh.HessianOperator(
