@@ -38,6 +38,20 @@ def nearest_grad(prim):
 
 
 batching("ResizeNearestNeighborV2Grad")(joining(1))
+batching("ResizeNearestNeighbor")(joining(1))
+
+
+@derivative("ResizeNearestNeighborGrad")
+def nearest_in_two_axes_grad(prim):
+    """ResizeNearestNeighborGrad(d, size, align_corners, half_pixel_centers)."""
+
+    def bprop(d, size, align, half, out, dout):
+        return ops.ResizeNearestNeighbor(d.shape[2:], align, half)(dout), 0, 0, 0
+
+    return bprop
+
+
+batching("ResizeNearestNeighborGrad")(joining(1))
 batching("ResizeBicubic")(joining(1))
 
 

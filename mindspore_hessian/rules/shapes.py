@@ -20,6 +20,7 @@ from mindspore_hessian.rules.kit import (
     broadcast_to,
     constant,
     front,
+    joining,
     known,
     largest,
     leading,
@@ -42,6 +43,7 @@ batching("Eye", "Zeros", "Ones")(constant)
 batching("ReverseV2")(along_axis)
 batching("SplitWithSize")(axis_at(2))
 batching("Tril", "Triu")(leading)
+batching("SpaceToDepth", "DepthToSpace")(joining(1))
 
 
 # --- repetition -----------------------------------------------------------------------------------

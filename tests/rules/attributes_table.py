@@ -164,6 +164,17 @@ def resized(x, aligned):
     return x[..., low] * (1 - (at - low)) + x[..., low + 1] * (at - low)
 
 
+def nearest(x, align_corners):
+    """To 7 entries of the last axis."""
+    return ops.ResizeNearestNeighbor((1, 7), align_corners)(x)
+
+
+def copied(x, aligned):
+    n, m = x.shape[-1], 7
+    at = np.arange(m) * (n - 1) / (m - 1) + 0.5 if aligned else np.arange(m) * n / m
+    return x[..., np.floor(at).astype(int)]
+
+
 def softplus(x, beta=1.0, threshold=20.0):
     return np.where(beta * x > threshold, x, np.log1p(np.exp(beta * x)) / beta)
 
@@ -662,6 +673,15 @@ ROWS = (
         False,
         LINE,
         **F32,
+    ),
+    Row(
+        "ResizeNearestNeighbor align_corners",
+        option(nearest, "align_corners"),
+        copied,
+        True,
+        False,
+        MIX[None, None, :1, :3],
+        rules=("ResizeNearestNeighborGrad",),
     ),
     Row(
         "huber_loss delta",

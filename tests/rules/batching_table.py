@@ -1,4 +1,4 @@
-"""Rows for test_rules_batching.py: calls of primitives, each of which is batched and compared with
+"""Rows for test_batching.py: calls of primitives, each of which is batched and compared with
 a loop.
 """
 

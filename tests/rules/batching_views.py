@@ -1,4 +1,4 @@
-"""Rows for test_rules_batching.py: views, and kernels that want all samples on their first axis."""
+"""Rows for test_batching.py: views, and kernels that want all samples on their first axis."""
 
 from __future__ import annotations
 
@@ -187,6 +187,10 @@ VIEWS = [
         Row(name, (n(1, 2, 3, 5), n(1, 2, 2, 4)), call=image_grad(name))
         for name in ("ResizeBicubicGrad", "ResizeBilinearGrad")
     ),
+    Row("ResizeNearestNeighbor", (n(2, 3, 2, 2),), call=ops.ResizeNearestNeighbor((3, 5))),
+    Row("ResizeNearestNeighborGrad", (n(2, 3, 3, 5),), ((2, 2),)),
+    Row("SpaceToDepth", (n(2, 1, 4, 2),), call=ops.SpaceToDepth(2)),
+    Row("DepthToSpace", (n(2, 4, 1, 2),), call=ops.DepthToSpace(2)),
     Row("UpsampleNearest2DGrad", (n(1, 2, 3, 5),), call=upsample_grad),
     Row("AffineGridGrad", (n(2, 2, 3, 2),), call=affine_grid_grad),
     Row("Col2Im", (n(2, 3, 4, 6),), call=unfolded),
