@@ -67,7 +67,7 @@ class Lines:
                 outs = outs + (functions[number](*xs[first:last]),)
             return outs
 
-        pushed = push(every, tuple(range(count)), None, None)
+        pushed = push(every, tuple(range(count)), None)
 
         def run(*tensors):
             js = ()
