@@ -115,6 +115,26 @@ def check_deterministic(op: CurvatureOperator) -> None:
         )
 
 
+def check_losses(op: CurvatureOperator) -> None:
+    """Compare the losses of the batches in two passes, for what is computed once and no product of
+    `op`.
+
+    Raises:
+        NotDeterministicError: they differ beyond rounding.
+    """
+    with op.risk.comm.together(1):
+        first, second = (
+            np.array([op.risk.loss(batch) for _, batch, _ in op.risk.batches("check", op.progress)])
+            for _ in range(2)
+        )
+    gap = op.risk.comm.total(np.array([_gap(first, second)]))[0]
+    if gap > TOLERANCE[op.dtype]:
+        raise NotDeterministicError(
+            f"two passes over the data differ: the losses of the batches by {gap:.2g} of their "
+            f"size. {_cause(op)}"
+        )
+
+
 def symmetry_gap(op: Any, seed: int = 0) -> float:
     """|u^T A v - v^T A u| / (|A u| |v| + |A v| |u|) for two random vectors; about the precision of the dtype for a
     symmetric operator. Two products, in one pass."""

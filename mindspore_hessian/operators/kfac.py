@@ -5,7 +5,7 @@ one of its gradients.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal, NamedTuple
@@ -28,10 +28,12 @@ from mindspore_hessian.linops.structured import (
     Structured,
 )
 from mindspore_hessian.operators import layers
+from mindspore_hessian.operators.checks import check_losses
 from mindspore_hessian.operators.cotangents import cotangents, term_weights
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.layers import Tap
+from mindspore_hessian.operators.plan import memory_available
 from mindspore_hessian.operators.weights import layer_of, slices
 from mindspore_hessian.typing import Approximation, FisherKind, LikelihoodName, WeightNames
 
@@ -43,6 +45,7 @@ APPROXIMATIONS = {
 # Cotangents that are pulled back together, and what their statistics may take; on the CPU one after
 # another, since a graph of several takes three times as long to compile there, and no less to run
 _AT_ONCE, _BYTES = 16, 2**28
+_ROWS = 8  # so many rows for each feature are handed to numpy
 _TOLERANCE = {
     np.dtype(np.float32): 1e-3,
     np.dtype(np.float64): 1e-8,
@@ -98,6 +101,15 @@ def _added(arrays: list[np.ndarray]) -> np.ndarray:
     return reduce(np.add, arrays)
 
 
+def _add(total: list[Any], moments: Iterable[np.ndarray], start: int) -> None:
+    """Add to the sums from a place on, in float64."""
+    for place, moment in enumerate(moments, start):
+        if total[place] is None:
+            total[place] = moment.astype(np.float64)
+        else:
+            total[place] += moment
+
+
 def _gram(rows: np.ndarray) -> np.ndarray:
     """The sum of outer products of rows, (groups, samples, features)."""
     return rows.swapaxes(1, 2) @ rows
@@ -107,6 +119,7 @@ def _gram_of_means(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """That of the means of rows that end with their number, each sample with what its terms
     count.
     """
+    sums = sums.astype(np.float64)
     means = sums / np.maximum(sums[:, :, -1:], 1)
     each = (
         weights.sum(1)
@@ -116,12 +129,17 @@ def _gram_of_means(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (means * each[None, :, None]).swapaxes(1, 2) @ means
 
 
-_OF_INPUTS: dict[str, Callable] = {"moments": lambda total, weights: total, "sums": _gram_of_means}
+_OF_INPUTS: dict[str, Callable] = {
+    "moments": lambda total, weights: total,
+    "rows": lambda total, weights: _gram(total),
+    "sums": _gram_of_means,
+}
 _OF_GRADIENTS: dict[str, Callable] = {
     "moments": lambda total: total,
     "squares": lambda total: total,
-    "sums": _gram,
-    "samples": lambda total: (total**2).sum(1),
+    "rows": _gram,
+    "sums": lambda total: _gram(total.astype(np.float64)),
+    "samples": lambda total: (total.astype(np.float64) ** 2).sum(1),
 }
 
 
@@ -138,6 +156,13 @@ def _unlike(taps: Sequence[Tap]) -> dict[int, str]:
         for number, several in used.items()
         if len(ways := {tap.how: tap for tap in several}) > 1
     }
+
+
+class Cotangents(NamedTuple):
+    """Some of those of a batch: the number of the chunk, and (k, *output)."""
+
+    start: int
+    rows: np.ndarray
 
 
 class Other(NamedTuple):
@@ -182,20 +207,21 @@ class Views:
         rows = out.shape[0] // batch.size if out.shape[0] % batch.size == 0 else 1
         cotangent = np.zeros(out.shape, self.op.dtype)
         cotangent[:rows] = np.random.default_rng(0).standard_normal(cotangent[:rows].shape)
+        number = len(self.taps.taps)
         parts = self._run(
             batch,
-            "calls",
-            ["first"] * len(self.taps.taps),
+            ["calls"] * number,
+            ["first"] * number,
             Program("layers.check", layers.with_gradient(self.taps, self.op.weights)),
             cotangent,
         )
-        number = len(self.taps.taps)
         calls, first, slopes = (
             parts[start:stop]
             for start, stop in ((0, number), (number, 2 * number), (2 * number, None))
         )
         for tap, count in zip(self.taps.taps, calls, strict=True):
-            tap.calls = round(float(count.sum()))
+            called = np.atleast_1d(count)  # a number, 0, where it is not called
+            tap.calls, tap.rows = round(float(called[0])), round(float(called[-1]))
         found = {
             id(p): (slope, np.zeros(p.shape))
             for p, slope in zip(self.op.weights, slopes, strict=True)
@@ -269,7 +295,7 @@ class Views:
     def _run(
         self,
         batch: Batch,
-        inputs: str,
+        inputs: Sequence[str],
         gradients: Sequence[str],
         program: Program,
         vectors: np.ndarray,
@@ -281,7 +307,7 @@ class Views:
             self.taps.token,
             batch.size,
             tuple(terms.shape),
-            inputs,
+            tuple(inputs),
             tuple(gradients),
             tuple(tuple(one.shape) for tap in self.taps.taps for one in tap.bases),
         )
@@ -291,60 +317,109 @@ class Views:
                 Program(program.name, program.build, options),
                 (Tensor(vectors.astype(self.op.dtype)),),
             )
-        return [_compat.to_numpy(part).astype(np.float64) for part in parts]
+        return [_compat.to_numpy(part) for part in parts]
+
+    def by_rows(self, place: int) -> bool:
+        """Whether the graph gives the rows of a layer, and numpy multiplies them: on the CPU, where
+        that takes half the time, if they take no more than a few times the memory of the product.
+        """
+        tap = self.taps.taps[place]
+        alone = all(taps == (place,) for taps in self.combinations if place in taps)
+        few = tap.rows <= _ROWS * max(tap.widths)
+        return (
+            alone
+            and few
+            and tap.calls == 1
+            and not tap.kind.indexed
+            and device_info().backend == "CPU"
+        )
 
     @interruptible
-    def sums(self, what: str, inputs: str | None, gradients: Sequence[str]) -> list[np.ndarray]:
-        """The second moments over the data, of each combination: of the inputs (where asked for),
-        then of the gradients.
+    def factors(self, how: str) -> list[np.ndarray]:
+        """The second moments over the data, of each combination: of the inputs, then of the
+        gradients.
 
         Args:
-            what: for the progress bar.
-            inputs: of `layers.INPUTS`, or None.
-            gradients: of `layers.GRADIENTS`, for each tap.
+            how: a value of `APPROXIMATIONS`.
         """
-        risk = self.op.risk
-        total: list[Any] = [0.0] * len(self.combinations) * (1 if inputs is None else 2)
-        with risk.comm.together(1):
-            for number, batch, factor in risk.batches(what, self.progress):
-                weights = factor * term_weights(self.op, batch)
-                terms = self.taps.weights(weights.shape)
-                _compat.assign(terms, weights.astype(self.op.dtype))
-                for start, vectors in enumerate(self._vectors(batch, number, factor, gradients)):
-                    seen = inputs if start == 0 else None
-                    parts = self._run(
-                        batch,
-                        seen or "nothing",
-                        gradients,
-                        Program(
-                            "layers",
-                            layers.statistics(self.taps, seen is not None),
-                            (seen is not None,),
-                        ),
-                        vectors,
-                        terms,
-                    )
-                    moments = self._moments(parts, seen, gradients, len(vectors), weights)
-                    places = range(
-                        0 if inputs is None or seen is not None else len(self.combinations),
-                        len(total),
-                    )
-                    for place, moment in zip(places, moments, strict=True):
-                        total[place] = total[place] + moment
-        line = risk.comm.total(np.concatenate([np.ravel(one) for one in total]))
-        return [
-            part.reshape(np.shape(one))
-            for part, one in zip(
-                np.split(line, np.cumsum([np.size(one) for one in total])[:-1]), total, strict=True
-            )
+        ways = [
+            "rows" if how == "moments" and self.by_rows(place) else how
+            for place in range(len(self.taps.taps))
         ]
+        total: list[Any] = [None] * (2 * len(self.combinations))
+        with self.op.risk.comm.together(1):
+            for batch, weights, terms, vectors in self._chunks("factors", ways):
+                first = vectors.start == 0
+                inputs = ways if first else ["nothing"] * len(ways)
+                parts = self._statistics(batch, inputs, ways, vectors.rows, terms)
+                moments = self._moments(parts, ways if first else None, ways, vectors, weights)
+                _add(total, moments, 0 if first else len(self.combinations))
+        return self._joined(total)
+
+    @interruptible
+    def eigenvalues(self, bases: Mapping[int, tuple], ways: Sequence[str]) -> list[np.ndarray]:
+        """The second moments of the gradients of samples in the bases of inputs and of gradients
+        that each tap has, of each combination.
+
+        Args:
+            ways: "squares" or "samples", for each tap.
+        """
+        rows = [self.by_rows(place) and way == "squares" for place, way in enumerate(ways)]
+        inputs = ["plain" if own else "nothing" for own in rows]
+        gradients = ["rows" if own else way for own, way in zip(rows, ways, strict=True)]
+        total: list[Any] = [None] * len(self.combinations)
+        with self.op.risk.comm.together(1):
+            for batch, weights, terms, vectors in self._chunks("eigenvalues", gradients):
+                if vectors.start == 0:
+                    seen: dict[int, np.ndarray] = {}  # squares of the inputs in their basis
+                own = inputs if vectors.start == 0 else ["nothing"] * len(inputs)
+                parts = self._statistics(batch, own, gradients, vectors.rows, terms)
+                middle = len(parts) - len(ways)
+                for place in (place for place, own in enumerate(rows) if own):
+                    p, q = (basis.astype(self.op.dtype) for basis in bases[place])
+                    if place not in seen:
+                        seen[place] = (parts[place] @ p) ** 2
+                    squares = (parts[middle + place] @ q) ** 2
+                    parts[middle + place] = squares.swapaxes(1, 2) @ seen[place]
+                finished = ["squares" if own else way for own, way in zip(rows, ways, strict=True)]
+                _add(total, self._moments(parts, None, finished, vectors, weights), 0)
+        return self._joined(total)
+
+    def _chunks(self, what: str, gradients: Sequence[str]) -> Iterator[tuple]:
+        """One pass over the data: batch, weights of its terms as numbers and as a Parameter, and
+        some of its cotangents.
+        """
+        for number, batch, factor in self.op.risk.batches(what, self.progress):
+            weights = factor * term_weights(self.op, batch)
+            terms = self.taps.weights(weights.shape)
+            _compat.assign(terms, weights.astype(self.op.dtype))
+            for start, rows in enumerate(self._vectors(batch, number, factor, gradients)):
+                yield batch, weights, terms, Cotangents(start, rows)
+
+    def _statistics(
+        self,
+        batch: Batch,
+        inputs: Sequence[str],
+        gradients: Sequence[str],
+        vectors: np.ndarray,
+        terms: Parameter,
+    ) -> list[np.ndarray]:
+        seen = any(one != "nothing" for one in inputs)
+        program = Program("layers", layers.statistics(self.taps, seen), (seen,))
+        return self._run(batch, inputs, gradients, program, vectors, terms)
+
+    def _joined(self, total: list[np.ndarray]) -> list[np.ndarray]:
+        """The sums over all processes."""
+        line = self.op.risk.comm.total(np.concatenate([np.ravel(one) for one in total]))
+        parts = np.split(line, np.cumsum([np.size(one) for one in total])[:-1])
+        return [part.reshape(np.shape(one)) for part, one in zip(parts, total, strict=True)]
 
     def _moments(
         self,
         parts: list[np.ndarray],
-        inputs: str | None,
+        inputs: Sequence[str] | None,
         gradients: Sequence[str],
-        count: int,
+        vectors: Cotangents,
         weights: np.ndarray,
     ) -> Iterator[np.ndarray]:
         """Of what a graph gave, with an axis for the cotangents where there are several, for each
@@ -352,11 +427,12 @@ class Views:
         """
         middle = len(parts) - len(self.taps.taps)
         for taps in self.combinations if inputs else ():
-            yield _OF_INPUTS[inputs or ""](_added([parts[tap] for tap in taps]), weights)
+            assert inputs is not None
+            yield _OF_INPUTS[inputs[taps[0]]](_added([parts[tap] for tap in taps]), weights)
         for taps in self.combinations:
             each = _added([parts[middle + tap] for tap in taps])
             finish = _OF_GRADIENTS[gradients[taps[0]]]
-            yield _added([finish(one) for one in (each if count > 1 else each[None])])
+            yield _added([finish(one) for one in (each if len(vectors.rows) > 1 else each[None])])
 
     def _vectors(
         self, batch: Batch, number: int, factor: float, gradients: Sequence[str]
@@ -514,7 +590,7 @@ def _layer(*parameters: tuple[Parameter, np.ndarray | None]) -> str:
 def factors(views: Views, approx: str, separate_bias: bool) -> list[Factors]:
     """Those of all layers: one pass over the data."""
     how, count = APPROXIMATIONS[approx], len(views.combinations)
-    found = views.sums("factors", how, [how] * len(views.taps.taps)) if count else []
+    found = views.factors(how) if count else []
     inputs, gradients = (
         dict(zip(views.combinations, part, strict=True)) for part in (found[:count], found[count:])
     )
@@ -711,6 +787,9 @@ class KFACOperator(WeightedBlocks):
         check_choice("approx", approx, APPROXIMATIONS)
         check_integer("mc_samples", mc_samples, 1)
         check_bool("separate_bias", separate_bias)
+        check, keep = (options.pop(name, True) for name in ("check_deterministic", "keep_data"))
+        check_bool("check_deterministic", check)
+        check_bool("keep_data", keep)
         if blocks is not None:
             check_choice("blocks", blocks, _OTHERS)
         if options.get("block_diagonal") is not None:
@@ -731,9 +810,15 @@ class KFACOperator(WeightedBlocks):
             weights,
             likelihood=likelihood,
             progress=progress,
+            check_deterministic=False,  # products are not what is used of it
+            keep_data=False,
             **own,
             **options,
         )
+        if check:
+            check_losses(self.fisher_operator)
+        if keep:
+            self.fisher_operator.risk.data.keep(memory_available() // 4)
         self.approx, self.separate_bias = approx, separate_bias
         views = Views(self.fisher_operator, progress)
         refused = {
@@ -833,7 +918,7 @@ class EKFACOperator(KFACOperator):
             dict(
                 zip(
                     views.combinations,
-                    views.sums("eigenvalues", None, [how[i] for i in range(len(taps))]),
+                    views.eigenvalues(bases, [how[place] for place in range(len(taps))]),
                     strict=True,
                 )
             )

@@ -443,11 +443,35 @@ def _sums(given):
     return counts if indexed else dense
 
 
+def _rows(given):
+    """The rows themselves, times the root of what each counts: (groups, rows, features)."""
+    count = given.count
+
+    def dense(a, w, p, q):
+        return _line(_extended(a) * ops.sqrt(_row_weights(a, w, count)))
+
+    return dense
+
+
+def _plain(given):
+    """The rows themselves, (groups, rows, features)."""
+
+    def dense(a, w, p, q):
+        return _line(_extended(a))
+
+    return dense
+
+
+@ops.constexpr
+def _count(n, t, dtype):
+    return Tensor([1, n * t], dtype)
+
+
 def _calls(given):
-    """1 for each time that the layer is called."""
+    """1, and the number of rows, for each time that the layer is called."""
 
     def one(a, w, p, q):
-        return ops.ones((1,), w.dtype)
+        return _count(a.shape[1], a.shape[2], w.dtype)
 
     return one
 
@@ -466,6 +490,15 @@ def _gradient_moments(given):
         return _second_moment(g, g)
 
     return moments
+
+
+def _gradient_rows(given):
+    """The rows themselves, (groups, rows, outputs)."""
+
+    def rows(a, g, w, p, q):
+        return _line(g)
+
+    return rows
 
 
 def _gradient_sums(given):
@@ -541,9 +574,18 @@ def _squares(given):
     return squares
 
 
-INPUTS = {"moments": _moments, "alike": _alike, "sums": _sums, "calls": _calls, "nothing": _nothing}
+INPUTS = {
+    "moments": _moments,
+    "alike": _alike,
+    "rows": _rows,
+    "plain": _plain,
+    "sums": _sums,
+    "calls": _calls,
+    "nothing": _nothing,
+}
 GRADIENTS = {
     "moments": _gradient_moments,
+    "rows": _gradient_rows,
     "sums": _gradient_sums,
     "first": _first_sample,
     "samples": _samples,
@@ -591,12 +633,14 @@ class Tap:
         cell, kind: the layer and its row of `KINDS`.
         weight, bias: its Parameters.
         calls: how often the network calls it, once that is known.
+        rows: how many rows that gives for the first batch.
     """
 
     name: str
     cell: nn.Cell
     kind: Kind
     calls: int = 0
+    rows: int = 0
     slots: tuple[Parameter, Parameter] = field(init=False)
     bases: list[Parameter] = field(default_factory=list)
     _made: dict[tuple, tuple] = field(default_factory=dict)
@@ -762,22 +806,22 @@ class Taps:
 
     @contextlib.contextmanager
     def installed(
-        self, inputs: str, gradients: Sequence[str], count: int, terms: Parameter
+        self, inputs: Sequence[str], gradients: Sequence[str], count: int, terms: Parameter
     ) -> Iterator[None]:
         """Within it, what MindSpore compiles of the network has the probes; at the end, also after
         an error, it is as it was.
 
         Args:
-            inputs: of `INPUTS`.
+            inputs: of `INPUTS`, for each tap.
             gradients: of `GRADIENTS`, for each tap.
             count: the number of samples.
             terms: where the weights of the terms are.
         """
         with _OF_NETWORKS:
             try:
-                for tap, how in zip(self.taps, gradients, strict=True):
+                for tap, seen, how in zip(self.taps, inputs, gradients, strict=True):
                     basis = tuple(tap.bases) or (self._none, self._none)
-                    tap.cell.__dict__["construct"] = tap.construct(inputs, how, count, terms, basis)
+                    tap.cell.__dict__["construct"] = tap.construct(seen, how, count, terms, basis)
                 yield
             finally:
                 for tap in self.taps:

@@ -199,11 +199,11 @@ class KFACStep:
         coefficients = (Tensor(best * [-1.0, 1.0]),) if self.optimizer.adaptive else ()
         self._run("update", lambda: _updating(self), (*gradients, taken, *coefficients))
 
-    def _statistics(self) -> tuple[str, list[str]]:
-        """Those of the inputs, and of the gradients of each layer."""
+    def _statistics(self) -> tuple[list[str], list[str]]:
+        """Those of the inputs and of the gradients, for each layer."""
         how = APPROXIMATIONS[self.optimizer.approx]
         of_inputs = "alike" if how == "moments" and not self.op._weighted else how
-        return of_inputs, [how] * len(self.taps.taps)
+        return [of_inputs] * len(self.taps.taps), [how] * len(self.taps.taps)
 
     def _run(
         self,
