@@ -482,6 +482,24 @@ def elu_slopes(x, y, *alpha):
     return ops.where(x > 0, ops.ones_like(x), y + 1), ops.where(x > 0, ops.zeros_like(x), y + 1)
 
 
+@by_slopes("CeLU")
+def celu_slopes(x, y, *alpha):
+    """1 where x > 0, else e = exp(x / alpha), and e / alpha."""
+    a = alpha[0] if len(alpha) else 1.0
+    e = ops.exp(ops.minimum(x, ops.zeros_like(x)) / a)
+    return e, ops.where(x > 0, ops.zeros_like(x), e / a)
+
+
+@by_slopes("Logit")
+def logit_slopes(x, y, eps):
+    """1 / (x (1 - x)) and (2 x - 1) over its square, within what eps leaves."""
+    within = ops.ones_like(x)
+    if eps is not None and eps >= 0:
+        within = ops.cast(ops.logical_and(x >= eps, x <= 1 - eps), x.dtype)
+    inverse = ops.reciprocal(x * (1 - x))
+    return within * inverse, within * (2 * x - 1) * inverse * inverse
+
+
 @by_slopes("FastGeLU")
 def fast_gelu_slopes(x, y):
     """x s, s = sigmoid(1.702 x)."""

@@ -302,9 +302,9 @@ def conv3d_transpose(prim):
 
 # --- forward --------------------------------------------------------------------------------------
 
-forward("Conv2D", "Conv2DExt")(product)
+forward("Conv2D", "Conv2DExt", "Conv3D", "Conv3DTranspose")(product)
 
 
 # --- Taylor coefficients --------------------------------------------------------------------------
 
-expansion("Conv2D", "Conv2DExt")(bilinear)
+expansion("Conv2D", "Conv2DExt", "Conv3D", "Conv3DTranspose")(bilinear)

@@ -604,6 +604,23 @@ def maximum_partials(a, b, y):
     return share, 1 - share
 
 
+@by_partials("Fmax", kinked=True)
+def fmax_partials(a, b, y):
+    """The same, and all to what is no NaN."""
+    return _share_beside_nan(a, b, maximum_partials(a, b, y)[0])
+
+
+@by_partials("Fmin", kinked=True)
+def fmin_partials(a, b, y):
+    return _share_beside_nan(a, b, minimum_partials(a, b, y)[0])
+
+
+def _share_beside_nan(a, b, share):
+    share = ops.where(ops.isnan(b), ops.ones_like(share), share)
+    share = ops.where(ops.isnan(a), ops.zeros_like(share), share)
+    return share, 1 - share
+
+
 @by_partials("Minimum", kinked=True)
 def minimum_partials(a, b, y):
     """1 to the smaller one, half to each at a tie."""

@@ -308,6 +308,28 @@ def _of_determinant(a):
     return _trace_of(y, a[1]), _trace_of(y, a[2]) - _trace_of(turned, turned).sum(0)
 
 
+@by_composition("Cholesky")
+def pushed_cholesky(prim, a, upper):
+    """With L L^T = a: L' = L P(L^-1 a' L^-T), P the lower part, half its diagonal; and L'' the same
+    of a'' - 2 L' L'^T. The kernel takes a for symmetric.
+    """
+    y = prim(a[0], upper)
+    factor = ops.swapaxes(y, -1, -2) if upper else y
+    back = ops.inverse(factor) if y.shape[-1] > 1 else 1 / factor
+    half = ops.cast(_half_lower(y.shape[-1]), y.dtype)
+
+    def part(change):
+        both = (change + ops.swapaxes(change, -1, -2)) / 2
+        inner = ops.matmul(ops.matmul(back, both), ops.swapaxes(back, -1, -2))
+        return ops.matmul(factor, inner * half)
+
+    first = part(a[1])
+    second = part(a[2] - 2 * ops.matmul(first, ops.swapaxes(first, -1, -2)).sum(0))
+    if upper:
+        return (y, ops.swapaxes(first, -1, -2), ops.swapaxes(second, -1, -2))
+    return (y, first, second)
+
+
 @by_composition("MatrixDeterminant")
 def pushed_determinant(prim, a):
     """exp of the logarithm's."""

@@ -8,6 +8,7 @@ from mindspore import Tensor, mutable, nn, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian._errors import MissingRuleError
 from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import FORWARD, allow, averaged, minus, rsqrt, scaled, times
@@ -422,6 +423,67 @@ def pushed_layer_norm(prim, usual):
         return ((y[0] + b_pair[0], y[1], y[2]), FORWARD), (mean, FORWARD), (variance, FORWARD)
 
     return rule
+
+
+@constexpr
+def _check_given(training):
+    if training:
+        raise MissingRuleError("primitive BatchNorm has no forward rule in training mode")
+
+
+@forward("BatchNorm")
+@allow(0)
+def pushed_batch_norm(prim, usual):
+    """With given statistics, which make it linear but for a constant. In training they are those of
+    the batch.
+    """
+
+    def rule(x_pair, scale_pair, bias_pair, mean_pair, variance_pair, training_pair, *rest):
+        _check_given(training_pair[0])
+        options = (training_pair[0],) + values(rest)
+        given = (scale_pair[0], bias_pair[0], mean_pair[0], variance_pair[0])
+        v, j, l = x_pair[0]  # noqa: E741
+        out = prim(v, *given, *options)
+        slope = ops.cast(scale_pair[0] * ops.rsqrt(variance_pair[0] + rest[0][0]), v.dtype)
+        slope = reshape(slope, channel_shape(slope.shape, rest[-1][0] == "NHWC", v.ndim))
+        outs = (((out[0], j * slope, l * slope), FORWARD),)
+        for k in range(1, len(out)):
+            outs = outs + ((out[k], None),)
+        return outs
+
+    return rule
+
+
+@forward("GroupNorm")
+@allow(0)
+def pushed_group_norm(prim, usual):
+    """(y, mean, 1 / sqrt(variance + eps)), as a composition over groups of channels."""
+
+    def rule(x_pair, groups_pair, g_pair, b_pair, eps_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        shape = (v.shape[0], groups_pair[0], -1)
+        a = (reshape(v, shape), reshape(j, (j.shape[0],) + shape), reshape(l, shape))
+        mean = averaged(a, -1)
+        centred = minus(a, mean)
+        variance = averaged(times(centred, centred), -1)
+        root = rsqrt((variance[0] + eps_pair[0], variance[1], variance[2]))
+        y = times(centred, root)
+        wide = channel_shape(g_pair[0].shape, False, v.ndim)
+        y = (reshape(y[0], v.shape), reshape(y[1], j.shape), reshape(y[2], v.shape))
+        y = scaled(y, reshape(g_pair[0], wide))
+        y = (y[0] + reshape(b_pair[0], wide), y[1], y[2])
+        return (y, FORWARD), (_without_last(mean), FORWARD), (_without_last(root), FORWARD)
+
+    return rule
+
+
+def _without_last(a):
+    """A triple without its last axis, of one."""
+    return (
+        reshape(a[0], a[0].shape[:-1]),
+        reshape(a[1], a[1].shape[:-1]),
+        reshape(a[2], a[2].shape[:-1]),
+    )
 
 
 # --- Taylor coefficients --------------------------------------------------------------------------

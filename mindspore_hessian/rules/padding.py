@@ -7,8 +7,9 @@ from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.forward import allow, straight, triples
 from mindspore_hessian.rules.kit import attributes_of, front, numbers, reshape, tensors_of
-from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
 
 # position in the padded axis, counted from the first unpadded one -> index into n elements
 _AXIS_INDEX = {
@@ -128,6 +129,27 @@ def batched_pad_v3(prim, axis_size):
         kept = x.ndim - 2
         out = prim(reshape(x, _folded(x.shape, kept)), paddings)
         return reshape(out, _unfolded(x.shape, out.shape, kept)), 0
+
+    return rule
+
+
+@forward("PadV3")
+@straight
+@allow(0)
+def pushed_pad_v3(prim, usual):
+    """Linear but for the constant that it pads with, which has no derivative."""
+    constant = prim.attrs["mode"] == "constant"
+
+    def rule(x_pair, paddings_pair, *rest):
+        v, j, l = x_pair[0]  # noqa: E741
+        paddings = paddings_pair[0]
+        if not constant or len(rest) == 0 or rest[0][0] is None:
+            options = tensors_of(rest)
+            pushed = usual((j, 0), paddings_pair, *rest)
+            return triples(prim(v, paddings, *options), pushed, prim(l, paddings, *options))
+        zero = ops.zeros_like(rest[0][0])
+        pushed = usual((j, 0), paddings_pair, (zero, None))
+        return triples(prim(v, paddings, rest[0][0]), pushed, prim(l, paddings, zero))
 
     return rule
 

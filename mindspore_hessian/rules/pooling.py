@@ -12,8 +12,15 @@ from mindspore import ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules.forward import linear
 from mindspore_hessian.rules.kit import attributes_of, joining
-from mindspore_hessian.rules.registry import KEEPS_ATTRIBUTES, REWRITTEN, batching, derivative
+from mindspore_hessian.rules.registry import (
+    KEEPS_ATTRIBUTES,
+    REWRITTEN,
+    batching,
+    derivative,
+    forward,
+)
 
 # --- maxima ---------------------------------------------------------------------------------------
 
@@ -203,3 +210,8 @@ def adaptive_avg_pool_grad(function, spatial: int):
 derivative("AdaptiveAvgPool2DGrad")(adaptive_avg_pool_grad(ops.adaptive_avg_pool2d, 2))
 derivative("AdaptiveAvgPool3DGrad")(adaptive_avg_pool_grad(ops.adaptive_avg_pool3d, 3))
 batching("AdaptiveAvgPool2DGrad", "AdaptiveAvgPool3DGrad")(joining(1, shape=True))
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+forward("AvgPool", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D")(linear)

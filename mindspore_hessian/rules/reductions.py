@@ -18,6 +18,7 @@ from mindspore_hessian.rules.forward import (
     from_end,
     linear,
     straight,
+    times,
 )
 from mindspore_hessian.rules.kit import (
     along_axis,
@@ -451,6 +452,59 @@ def pushed_norm(prim, a, p, axis, keep_dims, *others):
     j = (a[1] * a[0]).sum(axis, keepdims=keep_dims) / y
     inner = (a[2] * a[0] + (a[1] * a[1]).sum(0)).sum(axis, keepdims=keep_dims)
     return (y, j, (inner - (j * j).sum(0)) / y)
+
+
+@constexpr
+def _flat_or_last(rank, axis):
+    """The order of axes in which what is multiplied comes last."""
+    axis = axis % rank
+    return (*(k for k in range(rank) if k != axis), axis)
+
+
+@constexpr
+def _behind(order):
+    return (0, *(k + 1 for k in order))
+
+
+def _multiplied(a):
+    """The product over the last axis, half of it with the other half, and so on."""
+    while a[0].shape[-1] > 1:
+        half = a[0].shape[-1] // 2
+        one = (a[0][..., :half], a[1][..., :half], a[2][..., :half])
+        two = (
+            a[0][..., half : 2 * half],
+            a[1][..., half : 2 * half],
+            a[2][..., half : 2 * half],
+        )
+        both = times(one, two)
+        if 2 * half < a[0].shape[-1]:
+            end = 2 * half
+            both = (
+                ops.concat((both[0], a[0][..., end:]), -1),
+                ops.concat((both[1], a[1][..., end:]), -1),
+                ops.concat((both[2], a[2][..., end:]), -1),
+            )
+        a = both
+    return a
+
+
+@by_composition("ProdExt")
+def pushed_product(prim, a, axis, keep_dims, dtype):
+    """ProdExt(x, axis, keep_dims, dtype), of one axis or of all."""
+    y = prim(a[0], axis, keep_dims, dtype)
+    if a[0].ndim == 0:
+        return a
+    if axis is None:
+        moved = (a[0].reshape(-1), a[1].reshape(a[1].shape[0], -1), a[2].reshape(-1))
+    else:
+        order = _flat_or_last(a[0].ndim, axis)
+        moved = (
+            ops.transpose(a[0], order),
+            ops.transpose(a[1], _behind(order)),
+            ops.transpose(a[2], order),
+        )
+    out = _multiplied(moved)
+    return (y, out[1].reshape((a[1].shape[0],) + y.shape), out[2].reshape(y.shape))
 
 
 # --- Taylor coefficients --------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from __future__ import annotations
 from mindspore import ops
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules.forward import linear
 from mindspore_hessian.rules.kit import joining
-from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, batching, derivative
+from mindspore_hessian.rules.registry import FAILS_IN_GRADIENTS, batching, derivative, forward
 
 batching("ResizeBilinearV2", why=FAILS_IN_GRADIENTS, replaces=True)(joining(1))
 
@@ -111,3 +112,17 @@ derivative("UpsampleNearest1DGrad")(nearest_grad_of(_compat.UpsampleNearest1D())
 derivative("UpsampleNearest2DGrad")(nearest_grad_of(_compat.UpsampleNearest2D()))
 derivative("UpsampleNearest3DGrad")(nearest_grad_of(_compat.UpsampleNearest3D()))
 batching("UpsampleNearest1DGrad", "UpsampleNearest2DGrad")(joining(1, shape=True))
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+forward(
+    "ResizeBilinearV2",
+    "ResizeNearestNeighborV2",
+    "ResizeNearestNeighbor",
+    "ResizeBicubic",
+    "ResizeLinear1D",
+    "UpsampleNearest1D",
+    "UpsampleNearest2D",
+    "UpsampleNearest3D",
+)(linear)

@@ -12,7 +12,14 @@ from mindspore import Tensor, float64, int32, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian.rules import taylor
-from mindspore_hessian.rules.forward import by_slopes
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    by_slopes,
+    chain,
+    spread,
+    widened,
+)
 from mindspore_hessian.rules.kit import (
     abs_,
     add,
@@ -27,7 +34,7 @@ from mindspore_hessian.rules.kit import (
     values,
     zeros_like,
 )
-from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
 from mindspore_hessian.rules.taylor import by_series
 
 # --- the gamma function and its like --------------------------------------------------------------
@@ -67,9 +74,14 @@ _SINC = [(-1) ** (k + 1) * 2 * (k + 1) / math.factorial(2 * k + 3) for k in rang
 _BESSEL = [(2 * k + 1) / (2 * math.factorial(k) * math.factorial(k + 1) * 4**k) for k in range(10)]
 _SERIES = {
     "sinc": _SINC,
+    "sinc'": [(2 * k + 1) * c for k, c in enumerate(_SINC)],
     "i1": _BESSEL,
     "j1": [(-1) ** k * c for k, c in enumerate(_BESSEL)],
     "pi": [math.pi],
+}
+# the derivative of "i1" and "j1", over x
+_SERIES |= {
+    f"{name}'": [2 * k * c for k, c in enumerate(_SERIES[name])][1:] for name in ("i1", "j1")
 }
 
 
@@ -178,6 +190,111 @@ def erfinv_slopes(x, y):
 def lgamma_slopes(x, y):
     """digamma and trigamma."""
     return ops.digamma(x), ops.polygamma(Tensor(1, int32), x)
+
+
+@by_slopes("Digamma")
+def digamma_slopes(x, y):
+    return ops.polygamma(Tensor(1, int32), x), ops.polygamma(Tensor(2, int32), x)
+
+
+@forward("Mvlgamma")
+@allow(0)
+def pushed_mvlgamma(prim, usual):
+    """The sums of digamma(x - j / 2) and of trigamma."""
+    (p,) = attributes_of(prim, "p")
+
+    def rule(x_pair):
+        x = x_pair[0][0]
+        first, second = zeros_like(x), zeros_like(x)
+        for j in range(p):
+            first = first + ops.digamma(x - j * 0.5)
+            second = second + ops.polygamma(Tensor(1, int32), x - j * 0.5)
+        return (chain(x_pair[0], prim(x), first, second), FORWARD)
+
+    return rule
+
+
+def _gamma_tail(sign):
+    """P(a, x) or Q(a, x) along x: the density s = x^(a - 1) exp(-x) / gamma(a), and s ((a - 1) / x -
+    1).
+    """
+
+    @allow(1)
+    def getter(prim, usual):
+        def rule(a_pair, x_pair):
+            a, x = a_pair[0], x_pair[0][0]
+            first = sign * ops.exp((a - 1) * ops.log(x) - x - ops.lgamma(a))
+            y = prim(a, x)
+            carried = (x, spread(x_pair[0][1], y), widened(x_pair[0][2], y))
+            return (chain(carried, y, first, first * ((a - 1) / x - 1)), FORWARD)
+
+        return rule
+
+    return getter
+
+
+forward("Igamma")(_gamma_tail(1))
+forward("Igammac")(_gamma_tail(-1))
+
+
+@by_slopes("Sinc")
+def sinc_slopes(x, y):
+    """With u = pi x: s = (cos u - y) / u and -y - 2 s / u, and near 0 their series."""
+    pi = _coefficients("pi", x.dtype)[0]
+    near, small, large = _near(mul(x, pi))
+    sine = ops.sin(large) / large
+    slope = (ops.cos(large) - sine) / large
+    first = select(near, mul(small, _series("sinc", small)), slope)
+    second = select(near, _series("sinc'", small), -sine - 2 * slope / large)
+    return first * pi, second * pi * pi
+
+
+def _one(x, order_0, order_1, name):
+    """The first and second derivative of the Bessel function of order 1: by that of order 0, and by
+    Bessel's equation; near 0 by their series.
+    """
+    sign = -1 if name == "j1" else 1
+    near, small, large = _near(x)
+    first = order_0 - order_1 / large
+    second = order_1 * (sign + 1 / (large * large)) - first / large
+    return (
+        select(near, _series(name, small), first),
+        select(near, mul(small, _series(name + "'", small)), second),
+    )
+
+
+@by_slopes("BesselJ0")
+def bessel_j0_slopes(x, y):
+    one = ops.bessel_j1(x)
+    return -one, -_one(x, y, one, "j1")[0]
+
+
+@by_slopes("BesselJ1")
+def bessel_j1_slopes(x, y):
+    return _one(x, ops.bessel_j0(x), y, "j1")
+
+
+@by_slopes("BesselI0")
+def bessel_i0_slopes(x, y):
+    one = ops.bessel_i1(x)
+    return one, _one(x, y, one, "i1")[0]
+
+
+@by_slopes("BesselI1")
+def bessel_i1_slopes(x, y):
+    return _one(x, ops.bessel_i0(x), y, "i1")
+
+
+@by_slopes("BesselY0")
+def bessel_y0_slopes(x, y):
+    one = ops.bessel_y1(x)
+    return -one, one / x - y
+
+
+@by_slopes("BesselY1")
+def bessel_y1_slopes(x, y):
+    first = ops.bessel_y0(x) - y / x
+    return first, y * (1 / (x * x) - 1) - first / x
 
 
 # --- Taylor coefficients --------------------------------------------------------------------------
