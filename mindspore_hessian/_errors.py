@@ -87,6 +87,7 @@ _ADVICE = re.compile(
     r" ?You can use os\.environ\['MS_DEV_JIT_SYNTAX_LEVEL'\].*?syntax\.|"
     r", Please confirm whether the device target.*?support list\."
 )
+_VMAP = re.compile("integer modulo by zero|VmapGeneralPreprocess should be")
 _LOOP = re.compile(
     r"The parameters number of the function is|EnvironGet|\[origin_abs\] is null|"
     r"For `(?:Scan|ForiLoop|WhileLoop)"
@@ -134,6 +135,12 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
             f"primitive {found[1]} has no kernel for this device and dtype, so that no rule can "
             f"help: use another operation or dtype. MindSpore says: {short}"
         )
+    if _VMAP.search(text):
+        return NotCompilableError(
+            "a function under vmap reads a Tensor that the function around has computed, and "
+            "MindSpore cannot compile that: hand it over as an argument, vmap(f, in_axes=(0, "
+            f"None))(x, h). MindSpore says: {short}"
+        )
     if _LOOP.search(text):
         return NotCompilableError(
             "MindSpore cannot differentiate a loop of this function so often. A `while` over a "
@@ -143,9 +150,10 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
         )
     if found := _DEFAULT.search(text):
         return NotCompilableError(
-            f"MindSpore lost {found[1]!r}. If that is an argument whose default value is an nn.Cell, "
-            "MindSpore cannot compile a call that leaves it out: pass it in that call, or let the "
-            "function read it from outside. If it is a Parameter, this happens in processes that "
+            f"MindSpore lost {found[1]!r}. If that is an argument whose default value is an nn.Cell "
+            "or a variable of the function around, MindSpore cannot compile a call that leaves it "
+            "out: pass it in that call, or let the function read it from outside. If it is a "
+            "Parameter, this happens in processes that "
             "have compiled some hundred graphs, and a new process compiles it. "
             f"MindSpore says: {short}"
         )

@@ -31,7 +31,7 @@ from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import NotCompilableError
-from mindspore_hessian.core import source
+from mindspore_hessian.core import source, spelling
 from mindspore_hessian.core.captures import Captures, is_library
 
 # methods that write into their Tensor; the first have an equal of the same name that does not
@@ -148,7 +148,7 @@ def followed() -> Iterator[None]:
         if is_library(fn) and not source.is_ours(fn.__code__):
             return tree
         parsed.append(_Parsed(fn, owner, tree))
-        return _rebound(tree)
+        return _rebound(spelling.with_defaults(_plain(fn), tree, _like))
 
     _following += 1
     try:
@@ -159,7 +159,13 @@ def followed() -> Iterator[None]:
         raise
     finally:
         _following -= 1
+        spelling.forget()
     _check(parsed)
+
+
+def _plain(fn: Any) -> FunctionType:
+    """The function of a method."""
+    return getattr(fn, "__func__", fn)
 
 
 _told: list[list[str]] = []
@@ -522,7 +528,12 @@ def _definition(tree: ast.AST, fn: FunctionType) -> ast.AST | None:
 
 
 def _check(parsed: list[_Parsed]) -> None:
-    """Raise NotCompilableError where an overwritten Tensor is read again."""
+    """Raise NotCompilableError where an overwritten Tensor is read again, or MindSpore means another
+    program.
+    """
+    for item in parsed:
+        if not source.is_ours(item.fn.__code__) or item.fn.__code__.co_name == "<lambda>":
+            spelling.check(_plain(item.fn), item.tree)
     world = _World(parsed)
     try:
         for item in parsed:

@@ -8,7 +8,7 @@ import math
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mutable, ops
-from mindspore.ops import constexpr
+from mindspore.ops import constexpr, functional
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules import taylor
@@ -660,6 +660,22 @@ def squared_difference_partials(a, b, y):
 def xlogy_partials(a, b, y):
     ratio = a / b
     return ops.log(b), ratio, ops.zeros_like(y), ops.reciprocal(b), -ratio / b
+
+
+@constexpr
+def _power(x, y):
+    return x**y
+
+
+@composition(
+    "mindspore.ops.composite.multitype_ops.pow_impl._pow_scalar",
+    why="MindSpore's power of integers is an integer: 10 ** -3 and n ** -1 are 0",
+)
+def power_of_numbers(x, y):
+    """Python's, where the numbers are known as the graph is compiled."""
+    if _compat.is_constant(x) and _compat.is_constant(y):
+        return _power(x, y)
+    return functional.scalar_pow(x, y)
 
 
 _HALT, _STOP = ops.Identity(), ops.StopGradient()
