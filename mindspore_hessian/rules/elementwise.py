@@ -21,6 +21,7 @@ from mindspore_hessian.rules.forward import (
     by_slopes,
     chain,
     linear,
+    parts,
     scaled,
     shifting,
     spread,
@@ -706,19 +707,11 @@ def pushed_select(prim, usual):
 
     def rule(c_pair, a_pair, b_pair):
         y = prim(c_pair[0], value_of(a_pair), value_of(b_pair))
-        one, two = _parts(a_pair), _parts(b_pair)
+        one, two = parts(a_pair), parts(b_pair)
         j, dim = usual(c_pair, one[0], two[0])
         return ((y, front(j, dim), prim(c_pair[0], one[1], two[1])), FORWARD)
 
     return rule
-
-
-def _parts(pair):
-    """Derivatives as a pair, and the second ones; zeros where nothing is carried."""
-    if pair[1] == FORWARD:
-        return (pair[0][1], 0), pair[0][2]
-    zeros = zeros_like(pair[0])
-    return (zeros, None), zeros
 
 
 @forward("MaskedFill", "MaskedFillScalar")

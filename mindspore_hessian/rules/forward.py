@@ -436,6 +436,14 @@ def product(prim, usual):
     return rule
 
 
+def parts(pair):
+    """Derivatives as a pair, and the second ones; zeros where nothing is carried."""
+    if pair[1] == FORWARD:
+        return (pair[0][1], 0), pair[0][2]
+    zeros = zeros_like(pair[0])
+    return (zeros, None), zeros
+
+
 def _zeros(x):
     return zeros_like(x) if isinstance(x, Tensor) else 0
 

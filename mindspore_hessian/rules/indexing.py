@@ -8,7 +8,15 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
-from mindspore_hessian.rules.forward import FORWARD, allow, from_end, linear, straight
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    from_end,
+    linear,
+    parts,
+    straight,
+    value_of,
+)
 from mindspore_hessian.rules.kit import (
     any_batched,
     apart,
@@ -275,6 +283,87 @@ def _count(shape):
     return int(np.prod(shape))
 
 
+_COPY_SLICES = _compat.TensorCopySlices()
+
+
+@derivative(
+    "TensorCopySlices",
+    why="MindSpore's gives the value a gradient with an axis too many (m[1, :] = x)",
+    replaces=True,
+)
+def copy_slices(prim):
+    """TensorCopySlices(x, value, begin, end, strides): x[begin:end] = value."""
+
+    def bprop(x, value, begin, end, strides, out, dout):
+        part = ops.strided_slice(dout, begin, end, strides)
+        kept = _COPY_SLICES(dout, ops.zeros_like(value), begin, end, strides)
+        return kept, reshape(part, value.shape), 0, 0, 0
+
+    return bprop
+
+
+@constexpr
+def _sources(shape, size, begin, end, strides):
+    """(mask, index) of what a slice takes: where it is, and which entry of the value is there."""
+    index = np.zeros(shape, np.int32)
+    mask = np.zeros(shape, bool)
+    cut = tuple(slice(*one) for one in zip(begin, end, strides, strict=True))
+    index[cut] = np.arange(size).reshape(index[cut].shape)
+    mask[cut] = True
+    return Tensor(mask), Tensor(index.reshape(-1))
+
+
+@batching("TensorCopySlices")
+def batched_copy_slices(prim, axis_size):
+    """A gather, since the kernel copies one piece of memory only."""
+
+    def rule(x_pair, value_pair, begin_pair, end_pair, strides_pair):
+        begin, end, strides = begin_pair[0], end_pair[0], strides_pair[0]
+        if x_pair[1] is None and value_pair[1] is None:
+            return _COPY_SLICES(x_pair[0], value_pair[0], begin, end, strides), None
+        x, value = filled(*x_pair, axis_size), filled(*value_pair, axis_size)
+        lines = reshape(value, (axis_size, -1))
+        mask, index = _sources(x.shape[1:], lines.shape[1], begin, end, strides)
+        return ops.where(mask, reshape(ops.gather(lines, index, 1), x.shape), x), 0
+
+    return rule
+
+
+@constexpr
+def _last_first(rank):
+    return (rank - 1, *range(rank - 1))
+
+
+@constexpr
+def _first_last(rank):
+    return (*range(1, rank), 0)
+
+
+@batching("TensorScatterUpdate")
+def batched_scatter_update(prim, axis_size):
+    """TensorScatterUpdate(x, indices, updates): the batch behind all that is indexed, or an index of
+    its own.
+    """
+    prim = primitive(prim)
+
+    def rule(x_pair, indices_pair, updates_pair):
+        if x_pair[1] is None and indices_pair[1] is None and updates_pair[1] is None:
+            return prim(x_pair[0], indices_pair[0], updates_pair[0]), None
+        x, updates = filled(*x_pair, axis_size), filled(*updates_pair, axis_size)
+        indices, dim = indices_pair
+        if dim is None:
+            x = ops.transpose(x, _first_last(x.ndim))
+            out = prim(x, indices, ops.transpose(updates, _first_last(updates.ndim)))
+            return ops.transpose(out, _last_first(out.ndim)), 0
+        indices = front(indices, dim)
+        own = ops.arange(axis_size).astype(indices.dtype)
+        own = reshape(own, (axis_size,) + (1,) * (indices.ndim - 1))
+        own = ops.broadcast_to(own, indices.shape[:-1] + (1,))
+        return prim(x, ops.concat((own, indices), -1), updates), 0
+
+    return rule
+
+
 @derivative(
     "StridedSlice", why="MindSpore's is zero, or fails, where a step is negative", replaces=True
 )
@@ -364,6 +453,39 @@ def batched_strided_slice_grad(prim, axis_size):
 
 
 # --- forward --------------------------------------------------------------------------------------
+
+
+@forward("TensorCopySlices")
+@straight
+@allow(0, 1)
+def pushed_copy_slices(prim, usual):
+    """Linear in x and the value together."""
+
+    def rule(x_pair, value_pair, *rest):
+        places = values(rest)
+        y = prim(value_of(x_pair), value_of(value_pair), *places)
+        one, two = parts(x_pair), parts(value_pair)
+        j, dim = usual(one[0], two[0], *rest)
+        return ((y, front(j, dim), prim(one[1], two[1], *places)), FORWARD)
+
+    return rule
+
+
+@forward("TensorScatterUpdate")
+@straight
+@allow(0, 2)
+def pushed_scatter_update(prim, usual):
+    """The same."""
+
+    def rule(x_pair, indices_pair, updates_pair):
+        indices = indices_pair[0]
+        y = prim(value_of(x_pair), indices, value_of(updates_pair))
+        one, two = parts(x_pair), parts(updates_pair)
+        j, dim = usual(one[0], indices_pair, two[0])
+        return ((y, front(j, dim), prim(one[1], indices, two[1])), FORWARD)
+
+    return rule
+
 
 forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "IndexSelect")(linear)
 
