@@ -531,9 +531,13 @@ def _check(parsed: list[_Parsed]) -> None:
     """Raise NotCompilableError where an overwritten Tensor is read again, or MindSpore means another
     program.
     """
+    _check_writes(parsed)
     for item in parsed:
         if not source.is_ours(item.fn.__code__) or item.fn.__code__.co_name == "<lambda>":
             spelling.check(_plain(item.fn), item.tree)
+
+
+def _check_writes(parsed: list[_Parsed]) -> None:
     world = _World(parsed)
     try:
         for item in parsed:

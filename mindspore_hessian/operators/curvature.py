@@ -23,6 +23,7 @@ from mindspore_hessian.arguments import (
     is_integer,
     shown,
 )
+from mindspore_hessian.core.captures import Captures
 from mindspore_hessian.core.program import Program
 from mindspore_hessian.core.space import Space, numpy_dtype, ravel
 from mindspore_hessian.device import device_info
@@ -56,6 +57,7 @@ class CurvatureOperator(Operator):
     program: Program
     needs_loss = True
     by_terms = False  # whether the weights of the terms within a batch matter
+    by_output = True  # whether the loss counts as a function of the network's output alone
 
     @interruptible
     def __init__(
@@ -112,6 +114,8 @@ class CurvatureOperator(Operator):
             self.by_terms,
         )
         self.shows_progress = self.risk.comm.rank == 0
+        if self.by_output:
+            self._check_penalty()
         self._set_up()
         if check_deterministic:
             deterministic(self)
@@ -120,6 +124,18 @@ class CurvatureOperator(Operator):
 
     def _set_up(self) -> None:
         """What a subclass finds out once."""
+
+    def _check_penalty(self) -> None:
+        """Raise where the loss reads weights itself, past the output."""
+        read = {} if self.loss_fn is None else Captures(self.loss_fn).parameters
+        names = [weight.name for weight in self.weights if id(weight) in read]
+        if names:
+            raise ValueError(
+                f"loss_fn reads weights itself ({', '.join(names[:3])}: a penalty?), and "
+                f"{type(self).__name__} is about the loss as a function of the network's output. "
+                "Leave that out of loss_fn and add its own matrix: an L2 penalty c |w|^2 is "
+                "op + 2 * c * linops.Diagonal(ones). HessianOperator takes it as it is"
+            )
 
     weights = property(lambda self: self.space.weights)
     network = property(lambda self: self.risk.network)

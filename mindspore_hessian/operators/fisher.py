@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
+from mindspore_hessian import _compat
+from mindspore_hessian._errors import HessianError
 from mindspore_hessian.arguments import check_choice, is_integer, shown
-from mindspore_hessian.core.program import Program
+from mindspore_hessian.core.function import Call
+from mindspore_hessian.core.program import Point, Program
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
 from mindspore_hessian.operators.data import Batch
@@ -20,6 +23,7 @@ from mindspore_hessian.operators.likelihoods import (
     is_cross_entropy,
     likelihood_of,
 )
+from mindspore_hessian.operators.weighing import NO_SPACE
 from mindspore_hessian.typing import LikelihoodName, WeightNames
 
 
@@ -34,7 +38,45 @@ class _OutputCurvature(CurvatureOperator):
         if likelihood is None:
             return likelihood_of(self.risk.loss_fn)
         check_choice("likelihood", likelihood, LIKELIHOODS)
+        loss_fn = self.risk.loss_fn
+        weighted = likelihood == "categorical" and is_cross_entropy(loss_fn)
+        if not weighted and likelihood_of(loss_fn) is not LIKELIHOODS[likelihood]:
+            self._compare(LIKELIHOODS[likelihood])
         return LIKELIHOODS[likelihood]
+
+    def _compare(self, likelihood: Likelihood) -> None:
+        """Raise where the Hessian of a loss of the user's own, at the outputs for the first batch,
+        is not the Fisher information of the likelihood, each term with the same weight.
+        """
+        batch = self.risk.data.first()
+        out = self.risk.output(batch)
+        u = np.random.default_rng(0).standard_normal(out.shape).astype(out.dtype)
+        point = Point(Call.bind(self.risk.loss_fn, (Tensor(out), *batch.targets)), NO_SPACE)
+        program = Program(
+            "likelihood", kernels.both_curvatures(likelihood.curvature), (likelihood.name,)
+        )
+        try:
+            found, wanted = map(_compat.to_numpy, program.run(point, (Tensor(u),))[0])
+        except HessianError:  # a loss that is differentiated once only: the user's word is taken
+            return
+        wanted = wanted / (likelihood.terms(out.shape) if self.reduction == "mean" else 1)
+        gap, size = np.abs(found - wanted).max(), np.abs(wanted).max()
+        if not gap <= max(1e-3, 1e3 * np.finfo(out.dtype).eps) * size:
+            ratio = float((found * wanted).sum() / max((wanted * wanted).sum(), 1e-300))
+            alike = np.abs(found - ratio * wanted).max() <= 1e-3 * np.abs(found).max()
+            raise ValueError(
+                f"likelihood={likelihood.name!r} is not that of this loss: at the outputs for the "
+                "first batch the second derivative of the loss is "
+                + (
+                    f"{ratio:.4g} times the Fisher information of that likelihood. Multiply the "
+                    "operator of the loss without the factor"
+                    if alike
+                    else "another than the Fisher information of that likelihood, all terms "
+                    "weighing the same (a mask, weights, a temperature)"
+                )
+                + ". GGNOperator takes any loss; nn.CrossEntropyLoss(weight=, ignore_index=) "
+                "says how its terms weigh"
+            )
 
     @cached_property
     def positive(self) -> bool:

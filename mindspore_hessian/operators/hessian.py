@@ -79,5 +79,6 @@ class HessianOperator(CurvatureOperator):
         [1. 4.]
     """
 
+    by_output = False
     program = Program("HessianOperator", kernels.hessian)
     needs_loss = False

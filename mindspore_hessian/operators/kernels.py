@@ -119,6 +119,25 @@ def slope(loss):
     return by_output
 
 
+def both_curvatures(curvature):
+    """``build``: the Hessian of a loss at an output times u, and what a likelihood has there, for
+    (output, *targets, u).
+    """
+
+    def make(function, space):
+        curve = compose.hessian_product(
+            compose.scalar(function.value, "loss_fn"), (0,), None, "revrev"
+        )
+
+        def both(*tensors):
+            out, u = tensors[0], tensors[-1]
+            return curve(tensors[:-1], (u,))[0], curvature(out, u)
+
+        return both
+
+    return make
+
+
 def value_and_slope(function, space):
     """The loss, as the function itself, at an output of the network, and its gradient there."""
     h, by_output = compose.scalar(function.value), slope(function.value)

@@ -111,7 +111,15 @@ def _name(loss_fn: Any) -> str | None:
 
 
 def _class(loss_fn: nn.Cell) -> str | None:
-    return next((name for cls, name in _CLASSES.items() if isinstance(loss_fn, cls)), None)
+    construct = getattr(type(loss_fn), "construct", None)  # a subclass may have one of its own
+    return next(
+        (
+            name
+            for cls, name in _CLASSES.items()
+            if isinstance(loss_fn, cls) and construct is getattr(cls, "construct", 0)
+        ),
+        None,
+    )
 
 
 def _function(loss_fn: Any) -> str | None:

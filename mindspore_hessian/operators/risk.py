@@ -18,6 +18,7 @@ from mindspore import Tensor, nn
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import KernelError, NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
+from mindspore_hessian.core.captures import Captures
 from mindspore_hessian.core.function import Call
 from mindspore_hessian.core.program import Point, Program
 from mindspore_hessian.core.space import Space, numpy_dtype
@@ -160,10 +161,18 @@ class Risk(BatchRunner):
     ):
         super().__init__(network, loss_fn, space, pick)
         self.data, self.comm = data, comm
-        stated = None if batch_weight is None else weighing.stated(batch_weight)
+        self._stated = None if batch_weight is None else weighing.stated(batch_weight)
+        self._asked, self._by_terms = num_data, by_terms
         self.reduction = reduction or self._said() or self._detected()
-        known = stated or (None if loss_fn is None else weighing.known(loss_fn, self.classes))
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Find out what the batches weigh, which an option of the loss may say (`ignore_index`)."""
+        loss_fn, comm, num_data = self.loss_fn, self.comm, self._asked
+        self._weighed_for = self._of_loss()
+        known = self._stated or (None if loss_fn is None else weighing.known(loss_fn, self.classes))
         self.weighing: Weighing = known or SAMPLES
+        self._counts: float | None = None  # what the batches of this process weigh together
         self.num_batches = self.data.count() or 0
         if num_data is not None and self.num_batches and comm is ALONE and known is SAMPLES:
             self.num_data = self._total = num_data
@@ -173,7 +182,7 @@ class Risk(BatchRunner):
             if (
                 known is None
                 and self.reduction == "mean"
-                and (by_terms or len(sizes) > 1 or comm is not ALONE)
+                and (self._by_terms or len(sizes) > 1 or comm is not ALONE)
             ):
                 self.weighing = self._measured()
                 sizes, counts = self._counted()
@@ -183,6 +192,12 @@ class Risk(BatchRunner):
             raise ValueError(f"no batch counts: the weights of all ({self.weighing.how}) are 0")
         self.num_data = num_data or round(samples)
         self._total = total * self.num_data / samples
+        if self.reduction == "mean" and self.weighing.terms is not None:
+            self._counts = float(sum(counts))
+
+    def _of_loss(self) -> Any:
+        """What the loss captured, as something to compare."""
+        return None if self.loss_fn is None else Captures(self.loss_fn).token
 
     def _counted(self) -> tuple[list[int], list[float]]:
         """The number of samples and the weight of each batch."""
@@ -267,13 +282,23 @@ class Risk(BatchRunner):
         """The batches with their numbers and factors, but those of factor 0, under a progress
         bar.
         """
+        if self._of_loss() != self._weighed_for:
+            self._weigh()
         with bar(what, self.num_batches, progress, self.comm.rank, skip) as shown:
+            seen = 0.0
             for number, batch in enumerate(self.data):
+                seen += self.weighing.of(batch) if self._counts is not None else 0.0
                 if number < skip:
                     continue
                 if factor := self.factor(batch):
                     yield number, batch, factor
                 shown.update()
+        if self._counts is not None and not np.isclose(seen, self._counts, rtol=1e-9):
+            raise ValueError(
+                f"the targets have changed: by {self.weighing.how} the batches weighed "
+                f"{self._counts:g} together when the operator was made, and {seen:g} now. Make a "
+                "new operator"
+            )
 
     def value(self) -> float:
         """The risk, from this process's data."""

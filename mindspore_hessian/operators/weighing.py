@@ -274,7 +274,7 @@ def check_labels(
         )
 
 
-_NO_SPACE, _SLOPE = Space((), (), (), (), (), "tuple"), Program("weighing", kernels.value_and_slope)
+NO_SPACE, _SLOPE = Space((), (), (), (), (), "tuple"), Program("weighing", kernels.value_and_slope)
 
 
 # --- any other loss, measured ---------------------------------------------------------------------
@@ -334,7 +334,7 @@ class Measure:
 
     def _at(self, out: np.ndarray, targets: tuple) -> tuple[float, np.ndarray]:
         """The loss and its gradient at outputs."""
-        point = Point(Call.bind(self.loss, (Tensor(out), *targets)), _NO_SPACE)
+        point = Point(Call.bind(self.loss, (Tensor(out), *targets)), NO_SPACE)
         try:
             value, slope = map(_compat.to_numpy, _SLOPE.run(point)[0])
         except Exception as err:

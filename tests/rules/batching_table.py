@@ -431,6 +431,13 @@ INDEXING = [
         call=ops.TensorScatterElements(0, "add"),
     ),
     Row("TensorScatterAdd", (n(4, 3), i((2, 1), 4), n(2, 3)), call=ops.TensorScatterAdd()),
+    Row("TensorScatterUpdate", (n(4, 3), i((1, 1), 4), n(1, 3)), call=ops.TensorScatterUpdate()),
+    Row(
+        "TensorCopySlices",
+        (n(4, 3), n(2, 3)),
+        ((1,), (3,), (1,)),
+        call=_compat.TensorCopySlices(),
+    ),
     Row("UnsortedSegmentSum", (n(5, 3), i((5,), 4)), call=segment_sum),
     Row("UnsortedSegmentSum", (n(2, 3, 2), i((2, 3), 4)), call=segment_sum, option="rank"),
     Row("UnsortedSegmentSum", (n(3), i((5,), 3)), call=beside_a_batch, option="beside"),

@@ -59,6 +59,13 @@ def pair(x):
     return ops.stack((x, ops.zeros_like(x)), 1)
 
 
+def assigned(x):
+    """x^4, by a row that is assigned."""
+    rows = ops.stack((x, x)) * 1.0
+    rows[1, :] = x**3
+    return rows[0] * rows[1]
+
+
 class Point(NamedTuple):
     """A function of each entry of x; its second and third derivative there, and the rules that they
     rest on.
@@ -129,6 +136,9 @@ POINTS = {
         lambda x: 6 * x * (x > 0.5),
         lambda x: 6.0 * (x > 0.5),
         ("MaximumGrad",),
+    ),
+    "an assigned row": Point(
+        assigned, NEAR, lambda x: 12 * x * x, lambda x: 24 * x, ("TensorCopySlices",)
     ),
     "minimum_grad": Point(
         lambda x: gen_ops_prim.MinimumGrad()(x, zeros(x) + 0.5, x**3)[0],
