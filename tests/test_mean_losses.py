@@ -185,6 +185,97 @@ def test_a_value_that_is_ignored_is_not_taken_for_another_that_is_as_frequent():
     close(op.to_dense(), closed_form(y, (y != 255).astype(float)))
 
 
+class Sharper(nn.CrossEntropyLoss):
+    """A loss of the user's own, though one of MindSpore's by its class."""
+
+    def construct(self, logits, labels):
+        return super().construct(logits / 2, labels)
+
+
+def masked_mean(out, target):
+    """The mean over what a mask of floats counts, as many for each sample."""
+    labels, mask = target[..., 0].astype(ms.int32), target[..., 1]
+    losses = ops.cross_entropy(out, labels, reduction="none")
+    return (losses * mask).sum() / mask.sum()
+
+
+def positions(seed=3):
+    """Two positions a sample, of which one counts."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, (5, 2)).astype(np.float32)
+    mask = np.array([[1, 0], [0, 1], [1, 0], [1, 0], [0, 1]], np.float32)
+    x = rng.standard_normal((5, 2, 3)).astype(np.float32)
+    return Tensor(x), Tensor(np.stack((labels, mask), -1))
+
+
+class Positions(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.dense = network()
+
+    def construct(self, x):
+        return self.dense(x).swapaxes(1, 2)
+
+
+@pytest.mark.parametrize("kind", [FisherOperator, EmpiricalFisherOperator, mh.KFACOperator])
+def test_a_likelihood_that_is_not_that_of_the_loss_is_refused(kind):
+    data = batches(FILLED, 10)
+    if kind is not EmpiricalFisherOperator:
+        with pytest.raises(ValueError, match="likelihood of this loss is not known"):
+            quick(kind, Sharper(), data)
+    with pytest.raises(ValueError, match="is no multiple of the Fisher information"):
+        quick(kind, Sharper(), data, likelihood="categorical")
+    with pytest.raises(ValueError, match="is no multiple of the Fisher information"):
+        quick(kind, masked_mean, positions(), Positions(), likelihood="categorical")
+
+
+def test_a_factor_before_the_loss_does_not_count_for_a_likelihood_that_is_said():
+    def tripled(out, y):
+        return 3 * ops.cross_entropy(out, y)
+
+    op = quick(FisherOperator, tripled, batches(FILLED, 5, 5), likelihood="categorical")
+    close(op.to_dense(), closed_form(FILLED, np.ones(10)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_weigh_as_the_loss_says_now(kind):
+    loss = nn.CrossEntropyLoss(ignore_index=0)
+    op = quick(kind, loss, batches(FILLED, 4, 6))
+    close(
+        op.to_dense(),
+        closed_form(FILLED, (FILLED != 0).astype(float), kind is EmpiricalFisherOperator),
+    )
+    loss.ignore_index = 1
+    close(
+        op.to_dense(),
+        closed_form(FILLED, (FILLED != 1).astype(float), kind is EmpiricalFisherOperator),
+    )
+
+
+def test_targets_that_change_are_an_error():
+    y = IGNORED.copy()
+    data = [(X[:5], y[:5]), (X[5:], y[5:])]
+    op = quick(HessianOperator, nn.CrossEntropyLoss(), data, keep_data=False)
+    op @ np.ones(9)
+    y[3] = 1
+    with pytest.raises(ValueError, match="the targets have changed"):
+        op @ np.ones(9)
+
+
+def test_a_penalty_in_the_loss_is_refused_by_what_sees_the_output_alone():
+    net = network()
+    weight = net.weight
+
+    def penalised(out, y):
+        return ops.cross_entropy(out, y) + 0.05 * (weight**2).sum()
+
+    for kind in (GGNOperator, EmpiricalFisherOperator):
+        with pytest.raises(ValueError, match="loss_fn reads weights itself"):
+            quick(kind, penalised, batches(FILLED, 10), net)
+    want = closed_form(FILLED, np.ones(10)) + 0.1 * np.eye(9)
+    close(quick(HessianOperator, penalised, batches(FILLED, 10), net).to_dense(), want)
+
+
 def test_gradient_and_loss_count_what_counts():
     net, loss = network(), nn.CrossEntropyLoss()
     (slope,), value = quick(HessianOperator, loss, batches(IGNORED, 5, 5), net).gradient_and_loss()

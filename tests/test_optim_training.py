@@ -31,6 +31,30 @@ class Net(nn.Cell):
         return ops.matmul(ops.tanh(ops.matmul(x, self.w1) + self.b1), self.w2)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adahessian", "kfac"])
+def test_a_step_is_of_what_the_loss_captured_now(kind):
+    net, config = nn.Dense(2, 1), {"beta": 1.0}
+    x, target = Tensor(X.astype(np.float32)), Tensor(Y.reshape(-1, 1).astype(np.float32))
+
+    def loss(out, y):
+        return config["beta"] * ((out - y) ** 2).mean()
+
+    optimizer = {
+        "sgd": lambda: nn.SGD(net.trainable_params(), 0.0),
+        "adahessian": lambda: optim.AdaHessian(net.trainable_params(), 0.0),
+        "kfac": lambda: optim.KFAC(net, 0.0, likelihood="gaussian"),
+    }[kind]()
+    step = optim.TrainStep(net, loss, optimizer)
+    first = float(step(x, target).asnumpy())
+    for beta in (3.0, 0.5):
+        config["beta"] = beta
+        found = float(step(x, target).asnumpy())
+        np.testing.assert_allclose(found, beta * first, rtol=1e-5)
+    config["beta"] = 7.0
+    with pytest.warns(mh.RecompileWarning, match="has changed 3 times"):
+        step(x, target)
+
+
 def mean_square(out, y):
     return ((out - y) ** 2).mean()
 

@@ -38,20 +38,23 @@ class _OutputCurvature(CurvatureOperator):
         if likelihood is None:
             return likelihood_of(self.risk.loss_fn)
         check_choice("likelihood", likelihood, LIKELIHOODS)
-        loss_fn = self.risk.loss_fn
-        weighted = likelihood == "categorical" and is_cross_entropy(loss_fn)
-        if not weighted and likelihood_of(loss_fn) is not LIKELIHOODS[likelihood]:
-            self._compare(LIKELIHOODS[likelihood])
         return LIKELIHOODS[likelihood]
 
-    def _compare(self, likelihood: Likelihood) -> None:
+    def _compare(self, asked: str | None) -> None:
         """Raise where the Hessian of a loss of the user's own, at the outputs for the first batch,
-        is not the Fisher information of the likelihood, each term with the same weight.
+        is no multiple of the Fisher information of the likelihood, each term with the weight that is
+        known, or the same.
         """
+        if asked is None:
+            return
+        likelihood, loss_fn = LIKELIHOODS[asked], self.risk.loss_fn
+        weighted = asked == "categorical" and is_cross_entropy(loss_fn)
+        if weighted or likelihood_of(loss_fn) is likelihood:
+            return
         batch = self.risk.data.first()
         out = self.risk.output(batch)
         u = np.random.default_rng(0).standard_normal(out.shape).astype(out.dtype)
-        point = Point(Call.bind(self.risk.loss_fn, (Tensor(out), *batch.targets)), NO_SPACE)
+        point = Point(Call.bind(loss_fn, (Tensor(out), *batch.targets)), NO_SPACE)
         program = Program(
             "likelihood", kernels.both_curvatures(likelihood.curvature), (likelihood.name,)
         )
@@ -59,23 +62,17 @@ class _OutputCurvature(CurvatureOperator):
             found, wanted = map(_compat.to_numpy, program.run(point, (Tensor(u),))[0])
         except HessianError:  # a loss that is differentiated once only: the user's word is taken
             return
-        wanted = wanted / (likelihood.terms(out.shape) if self.reduction == "mean" else 1)
-        gap, size = np.abs(found - wanted).max(), np.abs(wanted).max()
-        if not gap <= max(1e-3, 1e3 * np.finfo(out.dtype).eps) * size:
-            ratio = float((found * wanted).sum() / max((wanted * wanted).sum(), 1e-300))
-            alike = np.abs(found - ratio * wanted).max() <= 1e-3 * np.abs(found).max()
+        if self._weighted:
+            wanted = wanted * self._weights(batch).reshape(out.shape[0], 1, *out.shape[2:])
+        factor = (found * wanted).sum() / max((wanted * wanted).sum(), 1e-300)
+        gap = np.abs(found - factor * wanted).max()
+        if not gap <= max(1e-3, 1e3 * np.finfo(out.dtype).eps) * np.abs(found).max():
             raise ValueError(
                 f"likelihood={likelihood.name!r} is not that of this loss: at the outputs for the "
-                "first batch the second derivative of the loss is "
-                + (
-                    f"{ratio:.4g} times the Fisher information of that likelihood. Multiply the "
-                    "operator of the loss without the factor"
-                    if alike
-                    else "another than the Fisher information of that likelihood, all terms "
-                    "weighing the same (a mask, weights, a temperature)"
-                )
-                + ". GGNOperator takes any loss; nn.CrossEntropyLoss(weight=, ignore_index=) "
-                "says how its terms weigh"
+                "first batch the second derivative of the loss is no multiple of the Fisher "
+                "information of that likelihood, all terms weighing the same (a mask of floats, weights, "
+                "a temperature?). GGNOperator takes any loss, and nn.CrossEntropyLoss(weight=, "
+                "ignore_index=) says how its terms weigh"
             )
 
     @cached_property
@@ -143,7 +140,9 @@ class FisherOperator(_OutputCurvature):
 
     Args:
         likelihood: "categorical" (classes on axis 1), "bernoulli" or "gaussian"; None: as `loss_fn`
-            says, where it is one of MindSpore's without weights or label smoothing.
+            says, where it is one of MindSpore's without weights or label smoothing. It is taken as
+            it is, a factor before a loss of your own does not count; a loss whose terms weigh
+            otherwise is refused.
         mc_samples: 0: exact. Else the number of draws for each sample.
         seed: of the draws; the same seed gives the same matrix, for the same batches in the same
             order.
@@ -199,6 +198,7 @@ class FisherOperator(_OutputCurvature):
                 "or use GGNOperator or EmpiricalFisherOperator"
             )
         self._refuse_unknown_terms("GGNOperator is the same matrix, and takes it")
+        self._compare(self._asked)
         if self.mc_samples:
             self.program = Program(
                 "FisherOperator.mc", kernels.sampled(self._per_position), (self._per_position,)
@@ -288,6 +288,7 @@ class EmpiricalFisherOperator(_OutputCurvature):
         self._refuse_unknown_terms(
             "Pass a loss that says it, such as nn.CrossEntropyLoss(weight=, ignore_index=)"
         )
+        self._compare(self._asked)
         self.terms = terms = self._terms or (_rows if self.reduction == "mean" else None)
         name = self.likelihood.name if self.likelihood is not None else None
         self.program = Program(

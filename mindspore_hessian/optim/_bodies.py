@@ -4,6 +4,7 @@ optimizer.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,46 @@ import mindspore as ms
 from mindspore import ops
 
 from mindspore_hessian import _compat
-from mindspore_hessian._errors import debris_removed, translate
+from mindspore_hessian._errors import RecompileWarning, debris_removed, translate, warn
 from mindspore_hessian.core import inplace
+from mindspore_hessian.core.captures import Captures
+
+_MOST_GRAPHS, _CHANGES = 32, 3
+
+
+class Graphs(OrderedDict[tuple, Any]):
+    """The compiled graphs of a training step, by what they depend on: among it, what network and loss
+    captured.
+    """
+
+    def __init__(self, network: Any, loss_fn: Any):
+        super().__init__()
+        self.roots = (network,) if loss_fn is None else (network, loss_fn)
+        self.changes = 0
+
+    def token(self) -> tuple:
+        """What network and loss captured, as it is now."""
+        return Captures(*self.roots).token
+
+    def graph(self, key: Any, token: tuple, make: Callable[[], Any]) -> Any:
+        """The graph of this key, made where it is not there."""
+        found = self.get((key, token))
+        if found is None or found.stale():
+            self._watch(key)
+            found = self[key, token] = make()
+            while len(self) > _MOST_GRAPHS:
+                self.popitem(last=False)
+        return found
+
+    def _watch(self, key: Any) -> None:
+        self.changes += any(known == key for known, _ in self)
+        if self.changes == _CHANGES:
+            warn(
+                f"a value that the network or the loss captured has changed {self.changes} times, and "
+                "the training step was compiled anew each time. Make what varies a Parameter "
+                "(requires_grad=False, and set_data), which is read at every step.",
+                RecompileWarning,
+            )
 
 
 def compiled(function: Callable, tensors: tuple) -> Any:

@@ -18,7 +18,7 @@ from mindspore_hessian.operators.cotangents import cotangents, in_graph, noise, 
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.kfac import APPROXIMATIONS, Views
-from mindspore_hessian.optim._bodies import base, compiled
+from mindspore_hessian.optim._bodies import Graphs, base, compiled
 from mindspore_hessian.optim.kfac import KFAC, Block, preconditioned, row_of_moments
 from mindspore_hessian.transforms import compose
 
@@ -43,7 +43,8 @@ class KFACStep:
             )
         self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
         self.seed, self.clip_norm = seed, clip_norm
-        self.graphs: dict[Any, Any] = {}
+        self.graphs = Graphs(network, loss_fn)
+        self.token: tuple = ()  # what network and loss captured at the last step
         self.outputs: dict[Any, tuple[int, ...]] = {}
         self.terms: dict[tuple[int, ...], Parameter] = {}
         self.op: Any = None
@@ -55,8 +56,12 @@ class KFACStep:
                 "inputs must have samples along their first axis, but the first of them has no axes"
             )
         batch = Batch(inputs[:-1], {}, inputs[-1:], int(inputs[0].shape[0]))
-        if self.op is None:
+        token = self.graphs.token()
+        if token != self.token:
             self._look(inputs)
+            self.terms.clear()
+            self.outputs.clear()
+            self.token = token
         seen = (
             done % optimizer.curvature_update_period == 0 or optimizer.read(optimizer.weight) == 0.0
         )
@@ -216,8 +221,8 @@ class KFACStep:
         """Run a graph, which is compiled where it is not there, with the probes in the layers where
         there is a batch.
         """
-        graph = self.graphs.get(key)
-        if graph is None or graph.stale():
+
+        def compile_it() -> Any:
             if batch is not None and self.optimizer.approx == "reduce":
                 for tap in self.taps.taps:
                     tap.widen(self.taps.dtype, batch.size)
@@ -226,8 +231,10 @@ class KFACStep:
                 if batch is None
                 else self.taps.installed(*self._statistics(), batch.size, terms)
             ):
-                graph = self.graphs[key] = compiled(make(), tensors)
-        return graph(tensors)
+                return compiled(make(), tensors)
+
+        token = () if key in ("update", "direct") else self.token  # these see no network
+        return self.graphs.graph(key, token, compile_it)(tensors)
 
     def _adaptive(self, batch: Batch, done: int, value: Tensor, gradients: tuple) -> Tensor:
         """Rate and momentum by the quadratic model, and the damping by how the loss changes."""

@@ -11,7 +11,7 @@ from mindspore import Tensor, nn
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import check_integer, check_real, shown
-from mindspore_hessian.optim._bodies import BODIES, compiled
+from mindspore_hessian.optim._bodies import BODIES, Graphs, compiled
 from mindspore_hessian.optim._kfac_step import KFACStep
 from mindspore_hessian.optim._optimizer import CurvedOptimizer
 from mindspore_hessian.optim.kfac import KFAC
@@ -138,7 +138,7 @@ class TrainStep(nn.Cell):
         if isinstance(loss_fn, nn.Cell):
             self.loss_fn = loss_fn
         object.__setattr__(self, "_loss", loss_fn)
-        object.__setattr__(self, "_graphs", {})
+        object.__setattr__(self, "_graphs", Graphs(network, loss_fn))
 
     @staticmethod
     def _check_kind(optimizer: nn.Optimizer, loss_fn: Any) -> None:
@@ -168,13 +168,14 @@ class TrainStep(nn.Cell):
             tuple((tuple(t.shape), str(t.dtype)) for t in tensors),
             tuple(cell.training for _, cell in self.cells_and_names()),
         )
-        graph = self._graphs.get(key)
-        if graph is None or graph.stale():
-            function = BODIES[kind](
-                self.network, self._loss, self.optimizer, len(inputs), self.clip_norm
+
+        def make() -> Any:
+            body = BODIES[kind]
+            return compiled(
+                body(self.network, self._loss, self.optimizer, len(inputs), self.clip_norm), tensors
             )
-            graph = self._graphs[key] = compiled(function, tensors)
-        return graph(tensors)
+
+        return self._graphs.graph(key, self._graphs.token(), make)(tensors)
 
     def _check_inputs(self, inputs: tuple) -> None:
         least = 1 if self._loss is None else 2
