@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from full import FULL
 from mindspore import Tensor, ops
+from scipy.special import yvp
+from special_points import POINTS, Point
 
 import mindspore_hessian as mh
 from mindspore_hessian.rules import forward, registry
@@ -21,6 +23,7 @@ CALLS = {call.line: call for call in calls.calls()}
 LINES = [
     CALLS[line] for line in (Path(__file__).parent / "forward_lines.txt").read_text().splitlines()
 ]
+ABOVE = np.array([0.1, 0.7, 3.0, 12.0])
 SIZE = 6  # lines in one graph
 GROUPS = [LINES[start : start + SIZE] for start in range(0, len(LINES), SIZE)]
 
@@ -64,10 +67,26 @@ def test_ranks_and_negative_axes(shape):
     np.testing.assert_allclose(found, [expected, expected], rtol=1e-12)
 
 
+SMOOTH = {
+    **{name: POINTS[name] for name in ("sinc", "i0", "i1", "j0", "j1")},
+    "y0": Point(ops.bessel_y0, ABOVE, lambda x: yvp(0, x, 2), None),
+    "y1": Point(ops.bessel_y1, ABOVE, lambda x: yvp(1, x, 2), None),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_special_functions_are_their_closed_forms(name):
+    """Also at points where a slope has a removable singularity."""
+    function, x, second, *_ = SMOOTH[name]
+    found = mh.laplacian(function, in_axes=0, mode="forward")(Tensor(x)).asnumpy()
+    np.testing.assert_allclose(found, second(x), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.skipif(not FULL, reason="all lines of the table have to run")
 def test_every_forward_rule_was_used():
     unseen = set(registry.FORWARD_RULES) - forward.applied
     assert unseen <= WITHOUT_A_LINE, f"without a line: {sorted(unseen - WITHOUT_A_LINE)}"
 
 
-WITHOUT_A_LINE: set[str] = set()
+# torch has no derivative of these
+WITHOUT_A_LINE = {"BesselJ0", "BesselJ1", "BesselY0", "BesselY1", "BesselI0", "BesselI1"}
