@@ -110,7 +110,14 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
             "about (most often an index or a label out of range). MindSpore says: "
             f"{first_paragraph(text)}"
         )
-    if found := _MISSING.search(text):
+    found = _MISSING.search(text)
+    if found and found[1] == "ShapeCalc":
+        return MissingRuleError(
+            "a shape in this function depends on values (x[mask], ops.nonzero, ops.unique), and "
+            "second derivatives need shapes that are known. Write ops.where(mask, a, b) for what "
+            "is picked by a mask."
+        )
+    if found:
         return MissingRuleError(
             f"primitive {found[1]} has no derivative in MindSpore, so this second derivative "
             "cannot be computed. Write the function with another operation, or supply the rule: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, amp, nn, ops
 from scipy.sparse.linalg import cg, eigsh, lobpcg
 
 import mindspore_hessian as mh
@@ -20,6 +20,7 @@ from mindspore_hessian import (
     GGNOperator,
     HessianOperator,
     Identity,
+    KFACOperator,
     inverse,
 )
 from mindspore_hessian.operators.plan import chunks
@@ -467,3 +468,45 @@ def test_plan(chunk_size, cut, tight_cut):
     tight = op.plan(columns=5, max_memory=1)
     assert tight.chunk_size == tight_cut and tight.micro_batch == 1
     assert "5 columns" in str(plan)
+
+
+class Normed(nn.Cell):
+    """Functions that mixed precision rewrites: a dense layer, a norm, relu."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Dense(3, 6), nn.LayerNorm((6,)), nn.Dense(6, 3)
+
+    def construct(self, x):
+        return self.last(ops.relu(self.norm(self.first(x))))
+
+
+@pytest.mark.parametrize("how", ["to_float", "O1", "O2"])
+def test_networks_of_half_precision(how, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # mindspore.amp writes a file where it stands
+    rng = np.random.default_rng(0)
+    x = Tensor(rng.standard_normal((6, 3)).astype(np.float32))
+    data, loss = (x, Tensor(np.arange(6) % 3, ms.int32)), nn.CrossEntropyLoss()
+    plain, half = Normed(), Normed()
+    for one, other in zip(plain.get_parameters(), half.get_parameters(), strict=True):
+        one.set_data(Tensor(rng.standard_normal(one.shape).astype(np.float32)))
+        other.set_data(one)
+    half = half.to_float(ms.float16) if how == "to_float" else amp.auto_mixed_precision(half, how)
+    kinds = [HessianOperator, GGNOperator, FisherOperator, EmpiricalFisherOperator]
+    for kind in kinds + [KFACOperator] * (how == "to_float"):
+        want, found = (
+            kind(net, loss, data, progress=False).to_dense().astype(np.float64)
+            for net in (plain, half)
+        )
+        assert np.abs(found - want).max() < 1e-2 * np.abs(want).max(), kind
+
+
+def test_mixed_precision_that_mindspore_cannot_compile_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = amp.auto_mixed_precision(nn.SequentialCell(nn.Dense(3, 3), nn.ReLU()), "auto")
+    with pytest.raises(mh.NotCompilableError, match="level 'O1', 'O2' or 'O3'"):
+        quick(
+            (Tensor(np.ones((6, 3), np.float32)), Tensor([0, 1, 2, 0, 1, 2], ms.int32)),
+            net,
+            nn.CrossEntropyLoss(),
+        )

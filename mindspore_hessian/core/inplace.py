@@ -116,6 +116,7 @@ _ROUNDS = 3  # of a loop's body
 
 _INPLACE_PRIMITIVE = re.compile(rb"Inplace[A-Z]\w*")
 _INPLACE_FUNCTION = re.compile(r"inplace_?[a-z]|Inplace[A-Z]")
+_REWRITTEN = "rewritten_network"  # where mindspore.amp puts the networks that it writes anew
 _ASSIGNMENTS = frozenset(("assign", "assign_add", "assign_sub", "Assign", "AssignAdd", "AssignSub"))
 _NO_WRITERS = frozenset(
     ("is_", "stop_gradient_", "shape_", "reshape_", "print_", "bool_", "and_", "or_", "not_")
@@ -1196,6 +1197,8 @@ class _Walk:
         names = {name, called}
         if names & _ASSIGNMENTS and everything and everything[0].stores <= {_CAPTURED}:
             return  # to a Parameter
+        if _REWRITTEN in self.file:
+            return  # by mindspore.amp, with branches that are not taken; see `refuse_left`
         if (
             names & _ASSIGNMENTS
             or any(map(_INPLACE_FUNCTION.match, names))

@@ -391,6 +391,12 @@ def cause(
         for pattern, fits, text in _CAUSES:
             if re.search(pattern, str(err)):
                 for fn in functions:
+                    if fits(fn) and fn.__code__.co_filename.endswith("/mindspore/train/amp.py"):
+                        return NotCompilableError(
+                            "amp.auto_mixed_precision(network, 'auto') makes a network that "
+                            "MindSpore can compile no gradient of here (a `with` block of its own). "
+                            "Use the level 'O1', 'O2' or 'O3', or the network without it."
+                        )
                     if fits(fn):
                         return NotCompilableError(f"{where(fn)} {text}")
         err = err.__cause__

@@ -8,7 +8,7 @@ are the products.
 
 from __future__ import annotations
 
-from mindspore import Tensor, ops, vmap
+from mindspore import Tensor, bfloat16, float16, float32, ops, vmap
 
 from mindspore_hessian.core.space import raveled, unraveled
 from mindspore_hessian.transforms import compose
@@ -22,12 +22,16 @@ _RESHAPE = ops.Reshape()
 
 
 def one_output(f):
-    """`f`, refusing an output that is not one Tensor."""
+    """`f`, refusing an output that is not one Tensor; numbers of half precision as float32, as the
+    vectors of an operator are.
+    """
 
     def checked(*xs):
         out = f(*xs)
         if not isinstance(out, Tensor):
             raise TypeError(NOT_ONE)
+        if out.dtype == float16 or out.dtype == bfloat16:
+            return ops.cast(out, float32)
         return out
 
     return compose.one_tensor(checked)
