@@ -782,6 +782,7 @@ def through_vmap(points):
 MADE_FOR_VMAP = hessian(f)
 
 
+@pytest.mark.fresh_process
 def test_a_transform_under_vmap_and_a_gradient():
     with debris_removed():
         got = jit(through_vmap)(POINTS).asnumpy()

@@ -22,6 +22,7 @@ from mindspore_hessian.operators.likelihoods import (
     Likelihood,
     is_cross_entropy,
     likelihood_of,
+    likelihood_of_base,
 )
 from mindspore_hessian.operators.weighing import NO_SPACE
 from mindspore_hessian.typing import LikelihoodName, WeightNames
@@ -35,45 +36,60 @@ class _OutputCurvature(CurvatureOperator):
     by_terms = True
 
     def _given(self, likelihood: str | None) -> Likelihood | None:
-        if likelihood is None:
-            return likelihood_of(self.risk.loss_fn)
-        check_choice("likelihood", likelihood, LIKELIHOODS)
-        return LIKELIHOODS[likelihood]
+        """What the user says, or else the loss; that of a subclass of MindSpore's losses has to be
+        found in the loss.
+        """
+        if likelihood is not None:
+            check_choice("likelihood", likelihood, LIKELIHOODS)
+            return LIKELIHOODS[likelihood]
+        known, base = likelihood_of(self.risk.loss_fn), likelihood_of_base(self.risk.loss_fn)
+        if known is not None or base is None:
+            return known
+        factor = self._multiple(base)
+        return base if factor is not None and abs(factor - 1) < 1e-3 else None
 
     def _compare(self, asked: str | None) -> None:
-        """Raise where the Hessian of a loss of the user's own, at the outputs for the first batch,
-        is no multiple of the Fisher information of the likelihood, each term with the weight that is
-        known, or the same.
-        """
+        """Raise where a loss of the user's own is not that of the likelihood that they say."""
         if asked is None:
             return
         likelihood, loss_fn = LIKELIHOODS[asked], self.risk.loss_fn
         weighted = asked == "categorical" and is_cross_entropy(loss_fn)
         if weighted or likelihood_of(loss_fn) is likelihood:
             return
+        if self._multiple(likelihood) is None:
+            raise ValueError(
+                f"likelihood={likelihood.name!r} is not that of this loss: at the outputs for the "
+                "first batch the second derivative of the loss is no multiple of the Fisher "
+                "information of that likelihood, all terms weighing the same (a mask of floats, "
+                "weights, a temperature?). GGNOperator takes any loss, and "
+                "nn.CrossEntropyLoss(weight=, ignore_index=) says how its terms weigh"
+            )
+
+    def _multiple(self, likelihood: Likelihood) -> float | None:
+        """How many times the Fisher information of the likelihood, each term with the weight that
+        is known, or the same, the Hessian of the loss is, at the outputs for the first batch; None
+        where it is none. (1 for a loss that is differentiated once only.)
+        """
         batch = self.risk.data.first()
         out = self.risk.output(batch)
         u = np.random.default_rng(0).standard_normal(out.shape).astype(out.dtype)
-        point = Point(Call.bind(loss_fn, (Tensor(out), *batch.targets)), NO_SPACE)
+        point = Point(Call.bind(self.risk.loss_fn, (Tensor(out), *batch.targets)), NO_SPACE)
         program = Program(
             "likelihood", kernels.both_curvatures(likelihood.curvature), (likelihood.name,)
         )
         try:
             found, wanted = map(_compat.to_numpy, program.run(point, (Tensor(u),))[0])
-        except HessianError:  # a loss that is differentiated once only: the user's word is taken
-            return
+        except HessianError:
+            return 1.0
         if self._weighted:
-            wanted = wanted * self._weights(batch).reshape(out.shape[0], 1, *out.shape[2:])
-        factor = (found * wanted).sum() / max((wanted * wanted).sum(), 1e-300)
-        gap = np.abs(found - factor * wanted).max()
-        if not gap <= max(1e-3, 1e3 * np.finfo(out.dtype).eps) * np.abs(found).max():
-            raise ValueError(
-                f"likelihood={likelihood.name!r} is not that of this loss: at the outputs for the "
-                "first batch the second derivative of the loss is no multiple of the Fisher "
-                "information of that likelihood, all terms weighing the same (a mask of floats, weights, "
-                "a temperature?). GGNOperator takes any loss, and nn.CrossEntropyLoss(weight=, "
-                "ignore_index=) says how its terms weigh"
-            )
+            weights = self._weights(batch)
+            wanted = wanted * weights.reshape(out.shape[0], 1, *out.shape[2:])
+            wanted = wanted / (weights.sum() if self.reduction == "mean" else 1)
+        elif self.reduction == "mean":
+            wanted = wanted / likelihood.terms(out.shape)
+        factor = float((found * wanted).sum() / max((wanted * wanted).sum(), 1e-300))
+        gap, most = np.abs(found - factor * wanted).max(), np.abs(found).max()
+        return factor if gap <= max(1e-3, 1e3 * np.finfo(out.dtype).eps) * most else None
 
     @cached_property
     def positive(self) -> bool:

@@ -101,6 +101,12 @@ def likelihood_of(loss_fn: Any) -> Likelihood | None:
     return LIKELIHOODS[name]
 
 
+def likelihood_of_base(loss_fn: Any) -> Likelihood | None:
+    """That of the class of MindSpore's which a loss is a subclass of."""
+    found = (name for cls, name in _CLASSES.items() if isinstance(loss_fn, cls))
+    return LIKELIHOODS.get(next(found, ""))
+
+
 def is_cross_entropy(loss_fn: Any) -> bool:
     """Whether it is one, also with weights of classes or label smoothing."""
     return _name(loss_fn) == "categorical"
