@@ -498,9 +498,19 @@ class BlockDiagonal(Structured):
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
         out = np.empty(matrix.shape, np.result_type(matrix, self.dtype))
-        for block, index in zip(self.blocks, self.indices, strict=True):
-            out[index] = block.columns(matrix[index])
+        for block, place in zip(self.blocks, self._places, strict=True):
+            out[place] = block.columns(matrix[place])
         return out
+
+    @cached_property
+    def _places(self) -> list[Any]:
+        """The indices, as slices where they follow each other: those copy nothing."""
+        return [
+            slice(int(index[0]), int(index[-1]) + 1)
+            if len(index) and np.array_equal(index, np.arange(index[0], index[-1] + 1))
+            else index
+            for index in self.indices
+        ]
 
     def eigenvalues(self) -> np.ndarray:
         return self._gathered(lambda one: one.eigenvalues())
