@@ -9,7 +9,7 @@ import warnings
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, jit, nn, ops, vmap
+from mindspore import Parameter, Tensor, jit, mint, nn, ops, vmap
 
 import mindspore_hessian as mh
 from mindspore_hessian import _compat, jvp, laplacian, rules, value_grad_and_laplacian
@@ -216,6 +216,13 @@ def stopped(x):
 
 def stopped_inside(x):
     return (ops.StopGradient()(x) * x * x).sum()
+
+
+def test_places_have_no_derivatives():
+    def fn(x):
+        return x[ops.argmax(x)] ** 3 + x[ops.argmin(x, 0)] ** 2 + x[mint.argmax(-x)]
+
+    close(laplacian(fn, mode="forward", in_axes=0)(X), 6 * POINTS.max(1) + 2)
 
 
 def test_what_is_stopped_is_constant():

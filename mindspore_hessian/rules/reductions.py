@@ -19,11 +19,14 @@ from mindspore_hessian.rules.forward import (
     linear,
     straight,
     times,
+    without_derivative,
 )
 from mindspore_hessian.rules.kit import (
     along_axis,
     attributes_of,
+    axis_at,
     front,
+    one_tensor,
     paired,
     primitive,
     put,
@@ -239,6 +242,21 @@ def index_with_extreme(prim):
 
 
 batching("ArgMaxWithValue", "ArgMinWithValue", why=FAILS_IN_GRADIENTS, replaces=True)(along_axis)
+batching(
+    "Argmax",
+    "Argmin",
+    why="MindSpore's drops the axis and the type where nothing is batched, and fails",
+    replaces=True,
+)(axis_at(1))
+
+
+@batching("ArgMaxExt")
+@one_tensor
+def batched_position(prim, x, dim, keepdim):
+    """(x, dim, keepdim), all entries where dim is None."""
+    if dim is None:
+        return prim(reshape(x, (x.shape[0], -1)), 1, False)
+    return prim(x, shifted(dim), keepdim)
 
 
 def _shared(x, value, d):
@@ -347,6 +365,7 @@ def moments(self, x):
 
 # --- forward --------------------------------------------------------------------------------------
 
+forward("Argmax", "Argmin", "ArgMaxExt")(without_derivative)
 forward("SumExt", "MeanExt", "CumSum", "CumsumExt")(linear)
 
 

@@ -431,6 +431,10 @@ INDEXING = [
         call=ops.TensorScatterElements(0, "add"),
     ),
     Row("TensorScatterAdd", (n(4, 3), i((2, 1), 4), n(2, 3)), call=ops.TensorScatterAdd()),
+    Row("Argmax", (n(4, 3),), call=ops.Argmax(-1, mindspore.int32)),
+    Row("Argmin", (n(4, 3),), call=ops.Argmin(0, mindspore.int64)),
+    Row("ArgMaxExt", (n(4, 3),), (-1, True)),
+    Row("ArgMaxExt", (n(4, 3),), (None, False), option="all"),
     Row("TensorScatterUpdate", (n(4, 3), i((1, 1), 4), n(1, 3)), call=ops.TensorScatterUpdate()),
     Row(
         "TensorCopySlices",

@@ -147,6 +147,11 @@ MATRICES = {
         [0.0, 2e6],
         np.zeros((2, 2)),
     ),
+    "an entry picked by its place": (
+        lambda x: (x**3).sum() * x[ops.argmax(x)] + x[ops.argmin(x)] * x[mint.argmax(-x)],
+        [1.0, 2.0],
+        [[14, 3], [3, 48]],
+    ),
     "distance with an equal coordinate": (
         lambda x: ops.cdist(x.reshape(1, 2), Tensor([[1.0, 5.0]], ms.float64)).sum(),
         [1.0, 2.0],
