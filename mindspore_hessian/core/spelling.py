@@ -303,7 +303,7 @@ def _late(node: _Function) -> tuple[str, ast.AST] | None:
         names = _through(inner, scope.inner)
         for name in sorted(names & scope.sets.keys()):
             if name != inner.name and any(
-                _seen_late(inner, at, loops, scope.at) for at, loops in scope.sets[name]
+                _seen_late(inner, at, loops) for at, loops in scope.sets[name]
             ):
                 return name, inner.node
     return None
@@ -323,7 +323,7 @@ def _through(inner: _Inner, others: list[_Inner]) -> set[str]:
     return names
 
 
-def _seen_late(inner: _Inner, at: int, loops: tuple[int, ...], end: int) -> bool:
+def _seen_late(inner: _Inner, at: int, loops: tuple[int, ...]) -> bool:
     """Whether it is used after a variable was set, which was after it was made."""
     shared = [loop for loop in loops if loop in inner.loops]
     if inner.kept and (at > inner.made or shared):

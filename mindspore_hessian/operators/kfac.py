@@ -367,6 +367,11 @@ class Views:
         rows = [self.by_rows(place) and way == "squares" for place, way in enumerate(ways)]
         inputs = ["plain" if own else "nothing" for own in rows]
         gradients = ["rows" if own else way for own, way in zip(rows, ways, strict=True)]
+        columns = {
+            place: [basis.astype(self.op.dtype) for basis in bases[place]]
+            for place, own in enumerate(rows)
+            if own
+        }
         total: list[Any] = [None] * len(self.combinations)
         with self.op.risk.comm.together(1):
             for batch, weights, terms, vectors in self._chunks("eigenvalues", gradients):
@@ -375,14 +380,12 @@ class Views:
                 own = inputs if vectors.start == 0 else ["nothing"] * len(inputs)
                 parts = self._statistics(batch, own, gradients, vectors.rows, terms)
                 middle = len(parts) - len(ways)
-                for place in (place for place, own in enumerate(rows) if own):
-                    p, q = (basis.astype(self.op.dtype) for basis in bases[place])
+                for place, (p, q) in columns.items():
                     if place not in seen:
                         seen[place] = (parts[place] @ p) ** 2
                     squares = (parts[middle + place] @ q) ** 2
                     parts[middle + place] = squares.swapaxes(1, 2) @ seen[place]
-                finished = ["squares" if own else way for own, way in zip(rows, ways, strict=True)]
-                _add(total, self._moments(parts, None, finished, vectors, weights), 0)
+                _add(total, self._moments(parts, None, ways, vectors, weights), 0)
         return self._joined(total)
 
     def _chunks(self, what: str, gradients: Sequence[str]) -> Iterator[tuple]:

@@ -270,28 +270,27 @@ class Risk(BatchRunner):
         """The number of classes."""
         return _width(self.output(self.data.first()))
 
-    def factor(self, batch: Batch) -> float:
-        """The weight of a batch in the risk; one of weight 0 has no loss, as its mean is 0/0."""
-        return self.weighing.of(batch) / self._total if self.reduction == "mean" else 1.0
-
     # --- passes -----------------------------------------------------------------------------------
 
     def batches(
         self, what: str, progress: bool | None, skip: int = 0
     ) -> Iterator[tuple[int, Batch, float]]:
-        """The batches with their numbers and factors, but those of factor 0, under a progress
-        bar.
+        """The batches with their numbers and factors in the risk, under a progress bar; but those of
+        weight 0, which have no loss: their mean is 0/0.
         """
         if self._of_loss() != self._weighed_for:
             self._weigh()
         with bar(what, self.num_batches, progress, self.comm.rank, skip) as shown:
-            seen = 0.0
+            seen, mean = 0.0, self.reduction == "mean"
             for number, batch in enumerate(self.data):
-                seen += self.weighing.of(batch) if self._counts is not None else 0.0
+                if number < skip and self._counts is None:
+                    continue
+                weight = self.weighing.of(batch) if mean else 1.0
+                seen += weight
                 if number < skip:
                     continue
-                if factor := self.factor(batch):
-                    yield number, batch, factor
+                if weight:
+                    yield number, batch, weight / self._total if mean else 1.0
                 shown.update()
         if self._counts is not None and not np.isclose(seen, self._counts, rtol=1e-9):
             raise ValueError(

@@ -235,6 +235,11 @@ def averaged(a, axes):
     return (a[0].mean(axes, True), a[1].mean(axes, True), a[2].mean(axes, True))
 
 
+def reshaped(a, shape):
+    """a in another shape."""
+    return (a[0].reshape(shape), a[1].reshape((a[1].shape[0],) + shape), a[2].reshape(shape))
+
+
 @constexpr
 def from_end(axis, rank):
     """Axes counted from the end, where they are the same for a value and its derivatives; none

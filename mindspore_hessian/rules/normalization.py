@@ -11,7 +11,16 @@ from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
 from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.forward import FORWARD, allow, averaged, minus, rsqrt, scaled, times
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    averaged,
+    minus,
+    reshaped,
+    rsqrt,
+    scaled,
+    times,
+)
 from mindspore_hessian.rules.kit import (
     all_but_channels,
     any_batched,
@@ -460,30 +469,19 @@ def pushed_group_norm(prim, usual):
     """(y, mean, 1 / sqrt(variance + eps)), as a composition over groups of channels."""
 
     def rule(x_pair, groups_pair, g_pair, b_pair, eps_pair):
-        v, j, l = x_pair[0]  # noqa: E741
-        shape = (v.shape[0], groups_pair[0], -1)
-        a = (reshape(v, shape), reshape(j, (j.shape[0],) + shape), reshape(l, shape))
+        v = x_pair[0][0]
+        a = reshaped(x_pair[0], (v.shape[0], groups_pair[0], -1))
         mean = averaged(a, -1)
         centred = minus(a, mean)
         variance = averaged(times(centred, centred), -1)
         root = rsqrt((variance[0] + eps_pair[0], variance[1], variance[2]))
-        y = times(centred, root)
         wide = channel_shape(g_pair[0].shape, False, v.ndim)
-        y = (reshape(y[0], v.shape), reshape(y[1], j.shape), reshape(y[2], v.shape))
-        y = scaled(y, reshape(g_pair[0], wide))
+        y = scaled(reshaped(times(centred, root), v.shape), reshape(g_pair[0], wide))
         y = (y[0] + reshape(b_pair[0], wide), y[1], y[2])
-        return (y, FORWARD), (_without_last(mean), FORWARD), (_without_last(root), FORWARD)
+        flat = mean[0].shape[:-1]
+        return (y, FORWARD), (reshaped(mean, flat), FORWARD), (reshaped(root, flat), FORWARD)
 
     return rule
-
-
-def _without_last(a):
-    """A triple without its last axis, of one."""
-    return (
-        reshape(a[0], a[0].shape[:-1]),
-        reshape(a[1], a[1].shape[:-1]),
-        reshape(a[2], a[2].shape[:-1]),
-    )
 
 
 # --- Taylor coefficients --------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from mindspore_hessian.rules.forward import (
     by_composition,
     from_end,
     linear,
+    reshaped,
     straight,
     times,
     without_derivative,
@@ -488,23 +489,21 @@ def _behind(order):
 def _multiplied(a):
     """The product over the last axis, half of it with the other half, and so on."""
     while a[0].shape[-1] > 1:
-        half = a[0].shape[-1] // 2
-        one = (a[0][..., :half], a[1][..., :half], a[2][..., :half])
-        two = (
-            a[0][..., half : 2 * half],
-            a[1][..., half : 2 * half],
-            a[2][..., half : 2 * half],
-        )
-        both = times(one, two)
-        if 2 * half < a[0].shape[-1]:
-            end = 2 * half
+        half, count = a[0].shape[-1] // 2, a[0].shape[-1]
+        both = times(_cut(a, 0, half), _cut(a, half, 2 * half))
+        if 2 * half < count:
+            rest = _cut(a, 2 * half, count)
             both = (
-                ops.concat((both[0], a[0][..., end:]), -1),
-                ops.concat((both[1], a[1][..., end:]), -1),
-                ops.concat((both[2], a[2][..., end:]), -1),
+                ops.concat((both[0], rest[0]), -1),
+                ops.concat((both[1], rest[1]), -1),
+                ops.concat((both[2], rest[2]), -1),
             )
         a = both
     return a
+
+
+def _cut(a, start, stop):
+    return (a[0][..., start:stop], a[1][..., start:stop], a[2][..., start:stop])
 
 
 @by_composition("ProdExt")
@@ -514,7 +513,7 @@ def pushed_product(prim, a, axis, keep_dims, dtype):
     if a[0].ndim == 0:
         return a
     if axis is None:
-        moved = (a[0].reshape(-1), a[1].reshape(a[1].shape[0], -1), a[2].reshape(-1))
+        moved = reshaped(a, (-1,))
     else:
         order = _flat_or_last(a[0].ndim, axis)
         moved = (
@@ -522,8 +521,8 @@ def pushed_product(prim, a, axis, keep_dims, dtype):
             ops.transpose(a[1], _behind(order)),
             ops.transpose(a[2], order),
         )
-    out = _multiplied(moved)
-    return (y, out[1].reshape((a[1].shape[0],) + y.shape), out[2].reshape(y.shape))
+    out = reshaped(_multiplied(moved), y.shape)
+    return (y, out[1], out[2])
 
 
 # --- Taylor coefficients --------------------------------------------------------------------------

@@ -77,19 +77,14 @@ def first_axis(axes: tuple[int | None, ...]) -> tuple[int, int]:
 
 def _one_each(f: Callable, axes: tuple[int | None, ...]) -> Callable:
     """The function of a batch, refusing an output that is not one number for each sample."""
-    place, axis = first_axis(axes)
+    rows = _samples_first(compose.one_tensor(f), axes)
 
     def checked(*xs):
-        out, count = f(*xs), xs[place].shape[axis]
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                "fn must return one Tensor with a number for each sample; it returned something "
-                "else. Where it returns (value, aux), pass has_aux=True."
-            )
-        if out.ndim == 0 or out.shape[0] != count or out.size != count:
+        out = rows(*xs)
+        if out.size != out.shape[0]:
             raise ValueError(
-                f"with batched=True, fn must return one number for each of the {count} samples, "
-                f"samples first, but its output has shape {out.shape}"
+                "with batched=True, fn must return one number for each sample, but its output has "
+                f"shape {out.shape}"
             )
         return out
 
@@ -109,7 +104,7 @@ def _samples_first(f: Callable, axes: tuple[int | None, ...]) -> Callable:
         if out.ndim == 0 or out.shape[0] != count:
             raise ValueError(
                 "with batched=True, fn must return a row for each sample, samples first: "
-                f"for {count} samples its output has the shape {out.shape}"
+                f"for {count} samples its output has shape {out.shape}"
             )
 
     def checked(*xs):
