@@ -10,6 +10,7 @@ import pytest
 from mindspore import Tensor, nn, ops, vmap
 
 import mindspore_hessian as mh
+from mindspore_hessian._errors import debris_removed
 
 X, V = Tensor([0.3, -0.6], ms.float64), Tensor([1.0, 2.0], ms.float64)
 
@@ -424,3 +425,54 @@ def under_one_name(x):
 
 def test_a_list_under_one_name_is_right():
     np.testing.assert_allclose(product(under_one_name), 40 * X.asnumpy() ** 3 * V.asnumpy())
+
+
+# --- inside the user's own graph ------------------------------------------------------------------
+
+
+def within(kind, fn):
+    """The product, in a function that the user compiles, or in a Cell."""
+    if kind == "jit":
+
+        @ms.jit
+        def mine(x, v):
+            return mh.hvp(fn, x, v)
+
+        return mine
+
+    class Mine(nn.Cell):
+        def construct(self, x, v):
+            return mh.hvp(fn, x, v)
+
+    return Mine()
+
+
+@pytest.mark.parametrize("kind", ["jit", "cell"])
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (of_a_global, "the default `SCALE` was another value"),
+        (calls_one_with_a_default, "the default `SCALE` was another value"),
+        (a_lambda_and_a_number, "reads 's', which is set again"),
+        (a_second_name, "changes the list or dict 'b'"),
+    ],
+)
+def test_in_the_users_own_graph_they_are_refused(kind, fn, words):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        with debris_removed(), pytest.raises(NotImplementedError, match=words):
+            within(kind, fn)(X, V)
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+@pytest.mark.parametrize("kind", ["jit", "cell"])
+def test_powers_and_lists_under_one_name_are_right_in_the_users_own_graph(kind):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        found = within(kind, over_its_length)(X, V).asnumpy().copy()
+        np.testing.assert_allclose(found, square(0.5))
+        found = within(kind, under_one_name)(X, V).asnumpy().copy()
+        np.testing.assert_allclose(found, 40 * X.asnumpy() ** 3 * V.asnumpy())
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)

@@ -226,7 +226,8 @@ def states(compiled: Any, once: Callable[[], Any] | None) -> set[str]:
 
 
 def refuse_in_graph(*functions: Any) -> None:
-    """Raise where a function writes into a Tensor, for callers inside the user's own graph.
+    """Raise where a function writes into a Tensor, or means another program to MindSpore, for callers
+    inside the user's own graph.
 
     MindSpore parses that graph before we are asked, so nothing can be rewritten there.
     """
@@ -239,9 +240,16 @@ def refuse_in_graph(*functions: Any) -> None:
         names = _all_names(fn.__code__)
         reached += [other for other in known if other.__name__ in names and other not in reached]
     for fn in reached:
+        tree = source.tree_of(fn)
+        if tree is None or fn.__code__.co_name == "<lambda>":  # its line may have others
+            continue
+        try:
+            spelling.check(fn, tree)
+            spelling.check_defaults(fn, tree)
+        except NotCompilableError as refused:
+            raise NotImplementedError(f"inside your own graph: {refused}") from None
         with contextlib.suppress(NotCompilableError, SyntaxError):
-            tree = source.tree_of(fn)
-            if tree is None or not _has_writes(tree):
+            if not _has_writes(tree):
                 continue
             world = _World([_Parsed(fn, None, tree)])
             world.strict = True

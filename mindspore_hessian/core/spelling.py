@@ -112,6 +112,31 @@ def _node(fn: FunctionType, node: ast.expr, value: Any, place: Callable) -> Any:
     return new
 
 
+def check_defaults(fn: FunctionType, tree: ast.AST) -> None:
+    """Raise where the text of a default gives another value now than the function has; for functions
+    in the user's own graph, whose tree cannot be changed.
+
+    Raises:
+        NotCompilableError: it names the function and the text.
+    """
+    found = _top(tree)
+    for node, value in _defaults(fn, found) if found is not None else ():
+        if any(isinstance(part, ast.Call | ast.Await | ast.Yield) for part in ast.walk(node)):
+            continue  # what it would give cannot be known without calling it
+        try:
+            now = eval(compile(ast.Expression(node), "<default>", "eval"), fn.__globals__)
+        except (
+            Exception
+        ):  # a name that is no global: MindSpore does not find it either, and says so
+            continue
+        if not _is(now, value):
+            raise NotCompilableError(
+                f"{_line(fn, node)}: the default `{ast.unparse(node)}` was another value when the "
+                "function was made, and in your own graph MindSpore takes what it is now. Pass the "
+                "argument in the call, or call the transform outside of the graph."
+            )
+
+
 _lent: list[tuple[dict, str]] = []
 
 

@@ -20,8 +20,8 @@ from mindspore_hessian.rules.forward import (
     by_partials,
     by_slopes,
     chain,
+    joint,
     linear,
-    parts,
     scaled,
     shifting,
     spread,
@@ -699,19 +699,7 @@ def stop_gradient(value):
 forward("Identity", why="it marks a stop_gradient")(without_derivative)
 
 
-@forward("Select")
-@straight
-@allow(1, 2)
-def pushed_select(prim, usual):
-    """a where c, else b."""
-
-    def rule(c_pair, a_pair, b_pair):
-        y = prim(c_pair[0], value_of(a_pair), value_of(b_pair))
-        one, two = parts(a_pair), parts(b_pair)
-        j, dim = usual(c_pair, one[0], two[0])
-        return ((y, front(j, dim), prim(c_pair[0], one[1], two[1])), FORWARD)
-
-    return rule
+forward("Select")(joint(1, 2))
 
 
 @forward("MaskedFill", "MaskedFillScalar")

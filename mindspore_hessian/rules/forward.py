@@ -441,14 +441,6 @@ def product(prim, usual):
     return rule
 
 
-def parts(pair):
-    """Derivatives as a pair, and the second ones; zeros where nothing is carried."""
-    if pair[1] == FORWARD:
-        return (pair[0][1], 0), pair[0][2]
-    zeros = zeros_like(pair[0])
-    return (zeros, None), zeros
-
-
 def _zeros(x):
     return zeros_like(x) if isinstance(x, Tensor) else 0
 
@@ -471,6 +463,45 @@ def sum_or_difference(prim, usual):
         return ((y, prim(j, k, *options), prim(a_pair[0][2], b_pair[0][2], *options)), FORWARD)
 
     return rule
+
+
+def _parts(pair):
+    """Derivatives as a pair, and the second ones; zeros where nothing is carried."""
+    if pair[1] == FORWARD:
+        return (pair[0][1], 0), pair[0][2]
+    zeros = zeros_like(pair[0])
+    return (zeros, None), zeros
+
+
+def joint(first: int, second: int) -> Callable:
+    """Linear in two of the inputs together, the others constant."""
+
+    @straight
+    @allow(first, second)
+    def getter(prim, usual):
+        def rule(*pairs):
+            given, firsts, seconds = (), (), ()
+            for place in range(len(pairs)):
+                pair = pairs[place]
+                if place in (first, second):
+                    j, l = _parts(pair)  # noqa: E741
+                    given, firsts, seconds = (
+                        given + (value_of(pair),),
+                        firsts + (j,),
+                        seconds + (l,),
+                    )
+                else:
+                    given, firsts, seconds = (
+                        given + (pair[0],),
+                        firsts + (pair,),
+                        seconds + (pair[0],),
+                    )
+            j, dim = usual(*firsts)
+            return ((prim(*given), front(j, dim), prim(*seconds)), FORWARD)
+
+        return rule
+
+    return getter
 
 
 def two_inputs(partials: Callable) -> Callable:

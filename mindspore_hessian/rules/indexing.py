@@ -8,15 +8,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
-from mindspore_hessian.rules.forward import (
-    FORWARD,
-    allow,
-    from_end,
-    linear,
-    parts,
-    straight,
-    value_of,
-)
+from mindspore_hessian.rules.forward import FORWARD, allow, from_end, joint, linear, straight
 from mindspore_hessian.rules.kit import (
     any_batched,
     apart,
@@ -455,38 +447,8 @@ def batched_strided_slice_grad(prim, axis_size):
 # --- forward --------------------------------------------------------------------------------------
 
 
-@forward("TensorCopySlices")
-@straight
-@allow(0, 1)
-def pushed_copy_slices(prim, usual):
-    """Linear in x and the value together."""
-
-    def rule(x_pair, value_pair, *rest):
-        places = values(rest)
-        y = prim(value_of(x_pair), value_of(value_pair), *places)
-        one, two = parts(x_pair), parts(value_pair)
-        j, dim = usual(one[0], two[0], *rest)
-        return ((y, front(j, dim), prim(one[1], two[1], *places)), FORWARD)
-
-    return rule
-
-
-@forward("TensorScatterUpdate")
-@straight
-@allow(0, 2)
-def pushed_scatter_update(prim, usual):
-    """The same."""
-
-    def rule(x_pair, indices_pair, updates_pair):
-        indices = indices_pair[0]
-        y = prim(value_of(x_pair), indices, value_of(updates_pair))
-        one, two = parts(x_pair), parts(updates_pair)
-        j, dim = usual(one[0], indices_pair, two[0])
-        return ((y, front(j, dim), prim(one[1], indices, two[1])), FORWARD)
-
-    return rule
-
-
+forward("TensorCopySlices")(joint(0, 1))
+forward("TensorScatterUpdate")(joint(0, 2))
 forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "IndexSelect")(linear)
 
 

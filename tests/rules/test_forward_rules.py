@@ -8,10 +8,11 @@ from pathlib import Path
 
 import calls
 import forward_check
+import mindspore as ms
 import numpy as np
 import pytest
 from full import FULL
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 from scipy.special import yvp
 from special_points import POINTS, Point
 
@@ -92,4 +93,50 @@ def test_every_forward_rule_was_used():
 WITHOUT_A_LINE = {
     *("BesselJ0", "BesselJ1", "BesselY0", "BesselY1", "BesselI0", "BesselI1"),
     *("Argmax", "Argmin", "ArgMaxExt"),
+    *("BatchNorm", "ResizeNearestNeighbor", "TensorCopySlices", "TensorScatterUpdate"),  # below
 }
+
+
+def by_slice(x):
+    rows = ops.stack((x, x)) * 1.0
+    rows[1, :] = x**3
+    return (rows[0] * rows[1]).sum()
+
+
+def by_scatter(x):
+    rows = ops.tensor_scatter_update(ops.stack((x, x)), Tensor([[1]], ms.int32), (x**3)[None])
+    return (rows[0] * rows[1]).sum()
+
+
+@pytest.mark.parametrize("fn", [by_slice, by_scatter])
+def test_what_is_assigned(fn):
+    x = table(3)
+    found = mh.laplacian(fn, mode="forward")(x).asnumpy()
+    np.testing.assert_allclose(found, 12 * (x.asnumpy() ** 2).sum(), rtol=1e-12)
+
+
+def test_a_batch_norm_with_given_statistics():
+    norm = nn.BatchNorm1d(3, eps=0.1).set_train(False)
+    given = np.array([[0.3, 1.2, -0.4], [0.01, 2.0, 0.5], [2.0, -0.5, 1.0], [0.1, 0.2, 0.3]])
+    for parameter, value in zip(
+        (norm.moving_mean, norm.moving_variance, norm.gamma, norm.beta), given, strict=True
+    ):
+        parameter.set_data(Tensor(value.astype(np.float32)))
+    mean, variance, gamma, beta = given
+    x, slope = table(4, 3).asnumpy().astype(np.float32), gamma / np.sqrt(variance + 0.1)
+
+    def fn(x):
+        return ops.sin(norm(x)).sum(1)
+
+    found = mh.laplacian(fn, in_axes=0, batched=True, mode="forward")(Tensor(x)).asnumpy()
+    expected = -(slope**2 * np.sin(slope * (x - mean) + beta)).sum(1)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_a_resize_that_copies():
+    def fn(x):
+        return ops.ResizeNearestNeighbor((4, 4))(x**3).sum()
+
+    x = table(1, 1, 2, 2).asnumpy().astype(np.float32)
+    found = mh.laplacian(fn, mode="forward")(Tensor(x)).asnumpy()
+    np.testing.assert_allclose(found, 4 * 6 * x.sum(), rtol=1e-5)
