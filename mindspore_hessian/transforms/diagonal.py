@@ -5,7 +5,7 @@ sample.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import mindspore as ms
 import numpy as np
@@ -63,6 +63,30 @@ def sample_axes(point: Point, in_axes: Any, args: tuple) -> tuple[int | None, ..
     if len(set(sizes.values())) > 1:
         raise ValueError(f"in_axes: the arguments have batches of different sizes: {sizes}")
     return tuple(axes)
+
+
+@overload
+def hessian_diag(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    weights: Weights = ...,
+    in_axes: Axes = ...,
+    chunk_size: int | None = ...,
+) -> Callable[..., tuple[Any, Any]]: ...
+
+
+@overload
+def hessian_diag(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    weights: Weights = ...,
+    in_axes: Axes = ...,
+    chunk_size: int | None = ...,
+) -> Callable[..., Any]: ...
 
 
 @makes
@@ -233,6 +257,28 @@ def _in_pieces(point: Point, name: str, chunk_size: int | None) -> tuple[Any, An
         return space.unravel(joined[0].reshape(-1)), aux
     sums = tuple(to_tensor(np.asarray(entries.sum(-1)), space.dtypes[0]) for entries in joined)
     return (sums if isinstance(value, tuple) else sums[0]), aux
+
+
+@overload
+def batched_hessian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    in_axes: Axes = ...,
+    chunk_size: int | None = ...,
+) -> Callable[..., tuple[Any, Any]]: ...
+
+
+@overload
+def batched_hessian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    in_axes: Axes = ...,
+    chunk_size: int | None = ...,
+) -> Callable[..., Any]: ...
 
 
 @makes

@@ -5,7 +5,7 @@ asked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import mindspore as ms
 
@@ -134,6 +134,32 @@ def _as_asked(point: Point, mode: str) -> tuple[Any, Any]:
     return _PROGRAMS[mode].run(point)
 
 
+@overload
+def hessian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    weights: Weights = ...,
+    mode: HessianMode = ...,
+    chunk_size: int | None = ...,
+    sparse: Any = ...,
+) -> Callable[..., tuple[Any, Any]]: ...
+
+
+@overload
+def hessian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    weights: Weights = ...,
+    mode: HessianMode = ...,
+    chunk_size: int | None = ...,
+    sparse: Any = ...,
+) -> Callable[..., Any]: ...
+
+
 @makes
 def hessian(
     fn: Callable[..., Any],
@@ -253,6 +279,30 @@ def blocks_at_one_point(
     return batched_or_loop(
         "hessian", lambda: _PROGRAMS["auto"].run(point), lambda: hessian_in_loop(point)
     )
+
+
+@overload
+def value_grad_and_hessian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    weights: Weights = ...,
+    mode: HessianMode = ...,
+    chunk_size: int | None = ...,
+) -> Callable[..., tuple[Any, Any]]: ...
+
+
+@overload
+def value_grad_and_hessian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    weights: Weights = ...,
+    mode: HessianMode = ...,
+    chunk_size: int | None = ...,
+) -> Callable[..., Any]: ...
 
 
 @makes

@@ -5,7 +5,7 @@ pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 from mindspore import ops
 
@@ -76,6 +76,30 @@ def _by_forward(function: Function, space: Space) -> Callable:
 
 
 _FORWARD = Program("jacobian", _by_forward, ("pushed",))
+
+
+@overload
+def jacobian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    weights: Weights = ...,
+    mode: JacobianMode = ...,
+    chunk_size: int | None = ...,
+) -> Callable[..., tuple[Any, Any]]: ...
+
+
+@overload
+def jacobian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    weights: Weights = ...,
+    mode: JacobianMode = ...,
+    chunk_size: int | None = ...,
+) -> Callable[..., Any]: ...
 
 
 @makes

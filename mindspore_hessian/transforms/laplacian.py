@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from mindspore import Tensor
@@ -105,6 +105,38 @@ def _check_batched(batched: Any, in_axes: Any, weights: Any = None) -> None:
         raise ValueError("batched=True needs in_axes, the axis of the samples")
     if batched and weights is not None:
         raise ValueError("batched=True is for derivatives by inputs, not by weights")
+
+
+@overload
+def laplacian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    weights: Weights = ...,
+    in_axes: Axes = ...,
+    chunk_size: int | None = ...,
+    batched: bool = ...,
+    mode: ForwardMode = ...,
+    along: Positions = ...,
+    metric: Any = ...,
+) -> Callable[..., tuple[Any, Any]]: ...
+
+
+@overload
+def laplacian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    weights: Weights = ...,
+    in_axes: Axes = ...,
+    chunk_size: int | None = ...,
+    batched: bool = ...,
+    mode: ForwardMode = ...,
+    along: Positions = ...,
+    metric: Any = ...,
+) -> Callable[..., Any]: ...
 
 
 @makes
@@ -209,6 +241,32 @@ def laplacian(
         return Evaluation(point, task.program(mode, _inside(task, mode)), run=run)
 
     return derived("lap_fn", fn, evaluate)
+
+
+@overload
+def value_grad_and_laplacian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    in_axes: Axes = ...,
+    chunk_size: int | None = ...,
+    batched: bool = ...,
+    mode: ForwardMode = ...,
+) -> Callable[..., tuple[Any, Any]]: ...
+
+
+@overload
+def value_grad_and_laplacian(
+    fn: Callable[..., Any],
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    in_axes: Axes = ...,
+    chunk_size: int | None = ...,
+    batched: bool = ...,
+    mode: ForwardMode = ...,
+) -> Callable[..., Any]: ...
 
 
 @makes

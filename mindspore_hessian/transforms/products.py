@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import mindspore as ms
 import numpy as np
@@ -176,6 +176,32 @@ def _each(pack):
     return pair
 
 
+@overload
+def hvp(
+    fn: Callable[..., Any],
+    inputs: Structure,
+    vectors: Structure,
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    weights: Weights = ...,
+    mode: HvpMode = ...,
+) -> tuple[Any, Any]: ...
+
+
+@overload
+def hvp(
+    fn: Callable[..., Any],
+    inputs: Structure,
+    vectors: Structure,
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    weights: Weights = ...,
+    mode: HvpMode = ...,
+) -> Any: ...
+
+
 @evaluates("inputs", "vectors")
 def hvp(
     fn: Callable[..., Any],
@@ -236,6 +262,32 @@ def hvp(
         [ 6. 12.]
     """
     return _product("hvp", fn, inputs, vectors, grad_position, has_aux, weights, mode)
+
+
+@overload
+def grad_and_hvp(
+    fn: Callable[..., Any],
+    inputs: Structure,
+    vectors: Structure,
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    weights: Weights = ...,
+    mode: HvpMode = ...,
+) -> tuple[Any, Any]: ...
+
+
+@overload
+def grad_and_hvp(
+    fn: Callable[..., Any],
+    inputs: Structure,
+    vectors: Structure,
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    weights: Weights = ...,
+    mode: HvpMode = ...,
+) -> Any: ...
 
 
 @evaluates("inputs", "vectors")
@@ -331,6 +383,32 @@ def hvp_revrev(f: Any, inputs: Any, vector: Any) -> Any:
         [ 6. 12.]
     """
     return hvp(f, inputs, vector, mode="revrev")
+
+
+@overload
+def curvature(
+    fn: Callable[..., Any],
+    inputs: Structure,
+    direction: Structure,
+    grad_position: Positions = ...,
+    *,
+    has_aux: Literal[True],
+    weights: Weights = ...,
+    mode: HvpMode = ...,
+) -> tuple[Any, Any]: ...
+
+
+@overload
+def curvature(
+    fn: Callable[..., Any],
+    inputs: Structure,
+    direction: Structure,
+    grad_position: Positions = ...,
+    has_aux: bool = ...,
+    *,
+    weights: Weights = ...,
+    mode: HvpMode = ...,
+) -> Any: ...
 
 
 @evaluates("inputs", "direction")
