@@ -74,6 +74,8 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 _MISSING = re.compile(r"Primitive (\w+)'s bprop not defined")
+# as rules say it, those too that are not for every operand
+UNBATCHED = re.compile(r"primitive (\w+) has no batching rule")
 _KERNEL = re.compile(
     r"(?:Select \w+ operator|Unsupported op \[|not support(?:ed)? the operator |"
     r"The kernel (?=\w+ unregistered))\[?(\w+)"
@@ -122,6 +124,12 @@ def translate(err: BaseException, ran: bool = False) -> BaseException:
             f"primitive {found[1]} has no derivative in MindSpore, so this second derivative "
             "cannot be computed. Write the function with another operation, or supply the rule: "
             f"mindspore_hessian.rules.register_derivative({found[1]!r}, getter)."
+        )
+    if found := UNBATCHED.search(text):
+        return MissingRuleError(
+            f"primitive {found[1]} has no batching rule, and a graph with a copy of it for each "
+            "sample would be too large. Write the function with another operation, or supply the "
+            f"rule: mindspore_hessian.rules.register_batching({found[1]!r}, getter)."
         )
     short = first_paragraph(text)
     if "compile temporary source code in terminal" in text or "could not get source code" in text:

@@ -160,6 +160,21 @@ def test_a_function_of_a_batch_must_keep_the_samples_first():
         value_grad_and_laplacian(lambda xs: xs**2, in_axes=0, batched=True)(X)
 
 
+def times_largest(x):
+    return (x**3).sum() * ops.stop_gradient(x).max()
+
+
+def test_a_primitive_without_a_batching_rule_is_not_copied_for_each_sample(monkeypatch):
+    monkeypatch.delitem(_compat.batching_registry(), "Max")
+    values = np.random.default_rng(0).normal(size=(80, 3))
+    x, expected = Tensor(values), 6 * values.sum(1) * values.max(1)
+    with pytest.raises(mh.MissingRuleError, match="primitive Max has no batching rule"):
+        laplacian(times_largest, in_axes=0, mode="forward")(x)
+    with pytest.warns(mh.FallbackWarning, match="Max has no batching rule"):
+        close(laplacian(times_largest, in_axes=0)(x), expected)
+    close(laplacian(times_largest, in_axes=0, mode="forward")(x[:3]), expected[:3])
+
+
 def test_a_jacobian_vector_product():
     v, y, w = np.random.default_rng(3).uniform(-1, 1, (3, 3))
     (one, two), (first, second) = jvp(several, (X[0], Tensor(y)), (Tensor(v), Tensor(w)))

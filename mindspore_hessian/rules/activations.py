@@ -228,6 +228,9 @@ def softplus_ext(prim):
     return bprop
 
 
+batching("SoftplusExt")(unary)
+
+
 @by_formula("HSwishGrad")
 def hswish_grad(d, x):
     """d * (0 | x/3 + 1/2 | 1) for x below, within, above [-3, 3]."""
@@ -307,6 +310,21 @@ def _weight_shape(size, shape, dim):
         size,
         *(length for axis, length in enumerate(shape) if dim is None or axis != dim % len(shape)),
     )
+
+
+@batching("PReLU")
+def batched_prelu(prim, axis_size):
+    """PReLU(x, w): x where x > 0 else w x."""
+    prim = primitive(prim)
+
+    def rule(x_pair, w_pair):
+        if not any_batched((x_pair[1], w_pair[1])):
+            return unpaired(prim(x_pair[0], w_pair[0]))
+        x, w = filled(x_pair[0], x_pair[1], axis_size), front(*w_pair)
+        wide = reshape(w, channel_shape(w.shape, w_pair[1] is not None, x.ndim - 1))
+        return ops.select(x > 0, x, wide * x), 0
+
+    return rule
 
 
 @batching("PReLUGrad")

@@ -40,6 +40,7 @@ from mindspore_hessian.rules.kit import (
     broadcasting,
     cotangent_second,
     dims_of,
+    filled,
     front,
     largest,
     mul,
@@ -144,8 +145,22 @@ batching(
     why=_SLOW,
     replaces=True,
 )(binary)
-batching("Fmax", "DivMod", "BitwiseAndTensor", "SquaredDifference")(binary)
+batching("Fmax", "DivMod", "RemainderTensorTensor", "BitwiseAndTensor", "SquaredDifference")(binary)
 batching("Complex")(same_shape(2))
+
+
+@batching("ClampTensor")
+def batched_clamp(prim, axis_size):
+    """(x, low, high), which broadcast to x: one for each sample where they are."""
+    usual = broadcasting(prim, axis_size)
+
+    def rule(x_pair, *bounds):
+        x, dim = x_pair
+        if not any_batched(dims_of(bounds)):
+            return usual(x_pair, *bounds)
+        return usual((filled(x, dim, axis_size), 0), *bounds)
+
+    return rule
 
 
 @constexpr

@@ -36,11 +36,12 @@ from mindspore_hessian.rules.forward import (
     missing_name,
 )
 from mindspore_hessian.rules.kit import broadcast_to, primitive, tensors_of, zeros_like
-from mindspore_hessian.rules.missing import unrolled
+from mindspore_hessian.rules.missing import unbatched_only, unrolled
 from mindspore_hessian.rules.registry import FORWARD_RULES, TAYLOR_RULES, Kind
 from mindspore_hessian.rules.taylor import of_forward
 
 _kept: list[Callable] = []  # MindSpore knows a rule by its address: none may be freed
+_COPIES = 64  # of a primitive without a batching rule that a graph may hold
 _PLAIN = frozenset(
     {
         "Load",
@@ -153,7 +154,8 @@ class Table:
 
 def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable | None:
     """The rule of a primitive for values of both kinds; None where MindSpore has to unroll it."""
-    batched = (usual or unrolled(name, {}))(prim, axis_size)
+    copies = unrolled if axis_size <= _COPIES else unbatched_only
+    batched = (usual or copies(name, {}))(prim, axis_size)
     missing, make, expand = mark_of_missing(name), FORWARD_RULES.get(name), _of_series(name)
     if isinstance(prim, str) and _compat.takes_attributes(
         name

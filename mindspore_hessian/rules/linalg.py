@@ -12,7 +12,14 @@ from mindspore.ops import constexpr
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, linear, product
-from mindspore_hessian.rules.kit import attributes_of, filled, leading, reshape, two_along
+from mindspore_hessian.rules.kit import (
+    attributes_of,
+    filled,
+    leading,
+    one_tensor,
+    reshape,
+    two_along,
+)
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
 from mindspore_hessian.rules.taylor import bilinear
 
@@ -263,6 +270,13 @@ def trace_v2(prim):
 
 
 batching("Cross")(two_along)
+
+
+@batching("Trace")
+@one_tensor
+def batched_trace(prim, x):
+    """Of each matrix."""
+    return (x * ops.eye(x.shape[1], x.shape[2], x.dtype)).sum((1, 2))
 
 
 # --- forward --------------------------------------------------------------------------------------

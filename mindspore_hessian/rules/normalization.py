@@ -218,6 +218,34 @@ def _grouped(shape, groups):
     return (shape[0], shape[1], groups, size // groups)
 
 
+@batching("GroupNorm")
+def batched_group_norm(prim, axis_size):
+    """GroupNorm(x, groups, gamma, beta, eps): (y, mean, rstd), the batch among the samples, with a
+    scale of one."""
+    prim = primitive(prim)
+
+    def rule(x_pair, groups_pair, g_pair, b_pair, eps_pair):
+        if not any_batched(dims_of((x_pair, g_pair, b_pair))):
+            return unpaired(prim(*values((x_pair, groups_pair, g_pair, b_pair, eps_pair))))
+        x = filled(x_pair[0], x_pair[1], axis_size)
+        one = ops.ones((x.shape[2],), x.dtype)
+        y, mean, rstd = prim(
+            reshape(x, merged(x.shape, 0)), groups_pair[0], one, 0 * one, eps_pair[0]
+        )
+        wide = ()
+        for v, dim in (g_pair, b_pair):
+            v = front(v, dim)
+            wide = wide + (reshape(v, channel_shape(v.shape, dim is not None, x.ndim - 1)),)
+        flat = (axis_size, x.shape[1], -1)
+        return (
+            (reshape(y, x.shape) * wide[0] + wide[1], 0),
+            (reshape(mean, flat), 0),
+            (reshape(rstd, flat), 0),
+        )
+
+    return rule
+
+
 @batching("GroupNormGrad")
 def batched_group_norm_grad(prim, axis_size):
     """GroupNormGrad(d, x, mean, rstd, gamma, groups, three flags): (dx, dgamma, dbeta); dx with a

@@ -276,6 +276,18 @@ def extreme(prim):
     return bprop
 
 
+def _of_all(along):
+    def compute(prim, x):
+        return along(reshape(x, (x.shape[0], -1)), 1)
+
+    return one_tensor(compute)
+
+
+batching("Max")(_of_all(ops.amax))
+batching("Min")(_of_all(ops.amin))
+batching("MaxDim", "MinDim")(along_axis)
+
+
 @batching(
     "Median",
     why="MindSpore's fails for an input that is not batched, and for the median of all",

@@ -30,6 +30,7 @@ from mindspore_hessian.rules.kit import (
     reshape,
     sample_rank,
     shifted,
+    unary,
 )
 from mindspore_hessian.rules.registry import batching, derivative, forward
 
@@ -41,6 +42,7 @@ batching("LinSpace", why="MindSpore's rule is wrong where nothing is batched", r
 batching("Range", why="MindSpore's rule lacks an input and fails", replaces=True)(constant)
 batching("Eye", "Zeros", "Ones")(constant)
 batching("ReverseV2")(along_axis)
+batching("Contiguous")(unary)
 batching("SplitWithSize")(axis_at(2))
 batching("Tril", "Triu")(leading)
 batching("SpaceToDepth", "DepthToSpace")(joining(1))
@@ -153,6 +155,15 @@ def two_axes(position):
 
 
 batching("Diagonal")(two_axes(2))
+
+
+@batching("FlattenExt")
+@one_tensor
+def batched_flatten(prim, x, start, end):
+    """(x, start, end): these axes and those between them become one, a number a vector."""
+    if x.ndim == 1:
+        return reshape(x, (-1, 1))
+    return prim(x, shifted(start), shifted(end))
 
 
 @constexpr

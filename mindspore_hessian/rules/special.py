@@ -24,6 +24,7 @@ from mindspore_hessian.rules.kit import (
     abs_,
     add,
     attributes_of,
+    binary,
     less,
     mul,
     ones_like,
@@ -66,6 +67,10 @@ def mvlgamma(prim):
         return (dout * slope,)
 
     return bprop
+
+
+batching("Mvlgamma")(unary)
+batching("Igamma", "Igammac")(binary)
 
 
 # --- removable singularities ----------------------------------------------------------------------

@@ -4,7 +4,6 @@ numpy.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,15 +13,17 @@ import numpy as np
 from mindspore import Tensor
 
 from mindspore_hessian import _compat
-from mindspore_hessian._errors import FallbackWarning, HessianError, UnsafeRuntimeError, warn
+from mindspore_hessian._errors import (
+    UNBATCHED,
+    FallbackWarning,
+    HessianError,
+    UnsafeRuntimeError,
+    warn,
+)
 from mindspore_hessian.core.program import Builder, Function, Point, Program
 from mindspore_hessian.core.space import Space, map_structure, numpy_dtype, to_tensor
 from mindspore_hessian.rules.missing import unbatched_only
 from mindspore_hessian.transforms import blocks
-
-_UNBATCHED = re.compile(
-    r"primitive (\w+) has no batching rule"
-)  # as rules say it that are not for every operand
 
 
 def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], Any]) -> Any:
@@ -38,7 +39,7 @@ def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], An
     except (HessianError, RuntimeError, TypeError) as err:  # as MindSpore passes our refusal on
         missing = [
             primitive for primitive, there in asked.items() if not there
-        ] or _UNBATCHED.findall(str(err))
+        ] or UNBATCHED.findall(str(err))
         if isinstance(err, UnsafeRuntimeError) or not (missing or _compat.lost_its_way(err)):
             raise
     result = (

@@ -113,6 +113,10 @@ def add_n(x, y, z):
     return gen.AddN()((x, y, z))
 
 
+def group_norm(x, gamma, beta):
+    return gen.GroupNorm()(x, 2, gamma, beta, 0.5)
+
+
 def eye(x):
     return x * gen.Eye()(3, 3, mindspore.float32)
 
@@ -344,6 +348,13 @@ ENTRYWISE = [
         Row(name, (t(2, 3),), (0.5,), since=(2, 10, 0))
         for name in ("GreaterEqualScalar", "LessScalar", "EqScalar")
     ),
+    *rows("Contiguous", n(2, 3)),
+    *rows("RemainderTensorTensor", n(2, 3), t(3)),
+    *rows("ClampTensor", n(2, 3), n(3) - 1, n(2, 1) + 1),
+    Row("SoftplusExt", (n(2, 3),), (2.0, 1.0)),
+    Row("Mvlgamma", (t(2, 3, low=2, high=4),), call=ops.operations.Mvlgamma(2)),
+    Row("Igamma", (t(3), t(2, 3)), call=ops.operations.Igamma()),
+    Row("Igammac", (t(2, 3), t(3)), call=ops.operations.Igammac()),
     *rows("AddScalar SubScalar", t(2, 3), constants=(2.0, 3)),
     *rows("ZerosLikeExt OnesLikeExt", t(2, 3), constants=(None,)),
     Row("ClampScalar", (t(2, 3),), (0.4, 0.8)),
@@ -388,6 +399,10 @@ REDUCTIONS = [
     ),
     Row("SumExt", (n(),), (None, False, None), option="number"),
     Row("MeanExt", (n(2, 3),), ((-1,), False, None)),
+    *rows("Max Min Trace", n(3, 2)),
+    *rows("MaxDim MinDim", n(3, 2), constants=(-1, False)),
+    Row("MaxDim", (n(3, 2),), (0, True), option="kept"),
+    Row("MaxDim", (n(),), (0, False), option="number"),
     *(
         Row("ProdExt", (t(2, 3),), (axis, keep, None), option=f"{axis}")
         for axis, keep in ((None, False), (-1, True))
@@ -396,6 +411,9 @@ REDUCTIONS = [
     Row("CumProd", (n(2, 3),), call=gen.CumProd(), constants=(0,)),
 ]
 SHAPES = [
+    Row("FlattenExt", (n(2, 3, 2),), (1, -1)),
+    Row("FlattenExt", (n(2, 3, 2),), (0, -2), option="first"),
+    Row("FlattenExt", (n(),), (0, -1), option="number"),
     Row("StridedSlice", (n(2, 3, 4),), call=slice_ellipsis, option="ellipsis"),
     Row("StridedSlice", (n(2, 3, 4),), call=slice_masks, option="masks"),
     Row("StridedSlice", (n(2, 3, 4),), call=new_axis, option="new-axis"),
@@ -503,8 +521,12 @@ NETWORKS = [
     ),
     *losses(),
     *nll(),
+    Row("PReLU", (n(2, 3, 4), t(3))),
+    Row("PReLU", (n(2, 3), t(1)), option="one"),
+    Row("PReLU", (n(3), t(1)), option="vector"),
     Row("PReLUGrad", (n(2, 3, 4), n(2, 3, 4), t(3))),
     Row("PReLUGrad", (n(2, 3), n(2, 3), t(1)), option="one"),
+    Row("GroupNorm", (n(2, 4, 3), t(4), n(4)), call=group_norm),
     Row("GroupNormGrad", (n(2, 4, 3), n(2, 4, 3), n(2, 2), t(2, 2), t(4)), (2, True, True, True)),
     Row("AvgPool3D", (n(2, 2, 4, 4, 4),), call=pool3d),
 ]

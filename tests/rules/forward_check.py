@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import check
 import numpy as np
-from mindspore import mutable
+from mindspore import mutable, ops, vmap
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules import interpreter
+from mindspore_hessian.rules.missing import unrolled
 from mindspore_hessian.transforms.forward import push
 
 FACTORS = np.array([1.0, -0.5, 2.0])  # the directions are so many times the line's vector
@@ -54,11 +55,21 @@ class Lines:
             )
         return out
 
-    def _run(self):
+    def copied(self):
+        """The primitives that `vmap` over two of each input copies, for want of a batching rule."""
+        every = vmap(self._every(), in_axes=0 if len(self.points) == 1 else (0,) * len(self.points))
+
+        def run(*xs):
+            return every(*xs)
+
+        with _compat.batching_rules_watched(unrolled) as asked:
+            _compat.Graph(run, tuple(ops.stack((x, x)) for x in self.points), "O0")
+        return {name for name, there in asked.items() if not there}
+
+    def _every(self):
         ends = np.cumsum([len(one.point) for one in self.checks]).tolist()
         cuts = tuple(zip([0, *ends[:-1]], ends, strict=True))
         functions = tuple(one.module.s for one in self.checks)
-        count = len(self.points)
 
         def every(*xs):
             outs = ()
@@ -67,7 +78,11 @@ class Lines:
                 outs = outs + (functions[number](*xs[first:last]),)
             return outs
 
-        pushed = push(every, tuple(range(count)), None)
+        return every
+
+    def _run(self):
+        count = len(self.points)
+        pushed = push(self._every(), tuple(range(count)), None)
 
         def run(*tensors):
             js = ()

@@ -38,6 +38,13 @@ def test_forward_rules_are_torchs(group, tmp_path):
         assert max(errors) < limit, f"{call.line}: relative errors {errors}"
 
 
+@pytest.mark.parametrize(
+    "group", GROUPS[:: 1 if FULL else 12], ids=lambda group: group[0].line.split(" | ")[0]
+)
+def test_no_line_is_copied_for_each_point_of_a_batch(group, tmp_path):
+    assert not forward_check.Lines(group, tmp_path).copied()
+
+
 def table(*shape):
     return Tensor(np.random.default_rng(sum(shape)).uniform(0.2, 1.2, shape))
 
