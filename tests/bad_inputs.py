@@ -1409,6 +1409,16 @@ ESTIMATORS = {
             },
             **SEARCH_TOL,
             "max_products": {**NO_COUNT, "one": 1},
+            "preconditioner": {
+                "text": "kfac",
+                "an int": 3,
+                "of another size": np.eye(3),
+                "with structure": np.eye(4),
+                "without damping": Bad(
+                    "nystrom", also={"op": Made(curvature_operator), "damping": 0.0}
+                ),
+            },
+            "rank": named(NO_COUNT, "rank", preconditioner=np.eye(4)),
         },
     ),
     "layer_report": (

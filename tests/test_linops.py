@@ -303,7 +303,10 @@ class Known(Operator):
             positive,
         )
 
+    products = 0
+
     def columns(self, matrix):
+        self.products += matrix.shape[1]
         return self.matrix @ matrix
 
 
@@ -353,6 +356,34 @@ def test_the_inverse_of_what_has_no_structure_is_by_solve(positive):
         np.linalg.inv(A - 2 * np.eye(4)),
         1e-7,
     )
+
+
+@pytest.mark.parametrize("preconditioner", [None, "nystrom", "exact"])
+def test_columns_of_an_inverse_are_solved_together(preconditioner):
+    """Far fewer products than one after another; a preconditioner is made once, and cuts those of
+    the second call."""
+    q = np.linalg.qr(RNG.standard_normal((120, 120)))[0]
+    values = np.geomspace(1e-6, 1, 120)
+    op, b = Known((q * values) @ q.T), RNG.standard_normal((120, 12))
+    given = Spectral([q], 1 / (values + 1e-4)) if preconditioner == "exact" else preconditioner
+    found = inverse(op, 1e-4, tol=1e-9, preconditioner=given, rank=80)
+    expected = (q / (values + 1e-4)) @ q.T @ b
+    close(found @ b, expected, 1e-7)
+    first, op.products = op.products, 0
+    close(found @ b[:, ::-1], expected[:, ::-1], 1e-7)
+    alone = sum(mh.solve(op.matrix, one, 1e-4, tol=1e-9).num_products for one in b.T)
+    # 80 columns and 5 for the error; then the steps and the residuals of 12 columns
+    assert first - op.products == (85 if preconditioner == "nystrom" else 0)
+    most = {None: alone / 3, "nystrom": alone / 6, "exact": 24}
+    assert op.products <= most[preconditioner]
+
+
+def test_columns_of_an_indefinite_system_are_solved_one_after_another():
+    matrix = symmetric(30) - 2 * np.eye(30)
+    close(inverse(Known(matrix), 0.0, tol=1e-11).to_dense(), np.linalg.inv(matrix), 1e-8)
+    given = Kronecker(np.diag(np.linspace(1.0, 2.0, 30)))
+    found = inverse(Known(matrix), 0.0, tol=1e-11, preconditioner=given)
+    close(found.to_dense(), np.linalg.inv(matrix), 1e-8)
 
 
 def test_a_system_that_is_not_solved_is_an_error():

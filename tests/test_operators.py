@@ -23,6 +23,7 @@ from mindspore_hessian import (
     KFACOperator,
     inverse,
 )
+from mindspore_hessian.operators.likelihoods import likelihood_of
 from mindspore_hessian.operators.plan import chunks
 
 RNG = np.random.default_rng(3)
@@ -370,6 +371,11 @@ def test_gauss_newton_and_fisher_of_a_linear_network():
 def test_the_damped_inverse_of_a_fisher_information():
     op = quick(batches(5, 3), kind=FisherOperator)
     assert op.positive and not quick((X, Y)).positive and not (op - Identity).positive
+    weighted = nn.CrossEntropyLoss(ms.Tensor([1.0, -1.0, 1.0]))
+    assert [
+        quick(batches(5, 3), loss=loss, kind=GGNOperator).positive
+        for loss in (nn.MSELoss(), lambda f, y: -nn.MSELoss()(f, y))
+    ] == [True, False] and likelihood_of(weighted) is None
     close(inverse(op, 0.1, tol=1e-5).to_dense(), np.linalg.inv(H + 0.1 * np.eye(3)), 1e-4)
     (structured,) = inverse(op, 0.1, tol=1e-5) @ op.unflatten(np.ones(3))
     close(structured.asnumpy().ravel(), np.linalg.inv(H + 0.1 * np.eye(3)).sum(0), 1e-4)

@@ -154,8 +154,8 @@ def solve(
                 f"learning_rate is for method 'neumann', but method is {method!r}: leave it None"
             )
     if preconditioner is not None:
-        _check_preconditioner(preconditioner, op, method, checkpoint)
-        check_integer("rank", rank, 1)
+        check_preconditioner(preconditioner, rank, dimension_of(op))
+        _check_goes_with(method, checkpoint)
         rank = min(rank, dimension_of(op))
     if method == "lsmr" and checkpoint is not None:
         raise ValueError(
@@ -229,16 +229,22 @@ def _worst(r: np.ndarray) -> float:
     return float(np.linalg.norm(r, axis=0).max())
 
 
-def _check_preconditioner(preconditioner: Any, op: Any, method: str, checkpoint: Any) -> None:
+def check_preconditioner(preconditioner: Any, rank: Any, n: int) -> None:
+    """Raise where it is none for an operator of n rows, or `rank` no rank."""
     if isinstance(preconditioner, str):
         check_choice("preconditioner", preconditioner, ("nystrom",))
-    elif getattr(preconditioner, "shape", None) != (dimension_of(op),) * 2 or not hasattr(
+    elif getattr(preconditioner, "shape", None) != (n, n) or not hasattr(
         preconditioner, "__matmul__"
     ):
         raise ValueError(
-            f"preconditioner must be None, 'nystrom' or an operator or array of shape "
-            f"{(dimension_of(op),) * 2}, as op has it, but got {shown(preconditioner)}"
+            f"preconditioner must be None, 'nystrom' or an operator or array of shape {(n, n)}, "
+            f"as op has it, but got {shown(preconditioner)}"
         )
+    check_integer("rank", rank, 1)
+
+
+def _check_goes_with(method: str, checkpoint: Any) -> None:
+    """Raise where a preconditioner does not."""
     if method not in ("cg", "minres"):
         raise ValueError(
             f"preconditioner is for methods 'cg' and 'minres', but method is {method!r}: leave it "

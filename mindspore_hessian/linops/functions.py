@@ -6,38 +6,70 @@ The estimators ask the operator themselves, `op.structured`, so that there is on
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from mindspore_hessian.arguments import check_bool, check_integer, check_real, shown
 from mindspore_hessian.estimators import diagonal, frobenius_norm, logdet, solve, trace
+from mindspore_hessian.estimators.results import Solution
+from mindspore_hessian.estimators.solve import check_preconditioner
+from mindspore_hessian.linops.nystrom import nystrom
 from mindspore_hessian.linops.operator import Composed, Operator
 
 __all__ = ["diagonal", "frobenius_norm", "inverse", "logdet", "solve", "trace"]
 
 
 class Inverse(Composed):
-    """(A + d I)^-1 by solving systems, for several columns together where A is positive."""
+    """(A + d I)^-1 by solving systems, several columns together."""
 
-    def __init__(self, op: Operator, damping: float, tol: float, max_products: int):
+    def __init__(
+        self,
+        op: Operator,
+        damping: float,
+        tol: float,
+        max_products: int,
+        preconditioner: Any,
+        rank: int,
+    ):
         super().__init__(op)
         self.damping, self.tol, self.max_products = damping, tol, max_products
         self.positive = op.positive and damping >= 0
-        self.method: Literal["cg", "minres"] = "cg" if self.positive else "minres"
+        self._asked, self._rank = preconditioner, min(rank, op.shape[0])
+
+    @cached_property
+    def preconditioner(self) -> Any:
+        """That of all systems; "nystrom" is made once."""
+        if not isinstance(self._asked, str):
+            return self._asked
+        return inverse(nystrom(self.parts[0], self._rank, progress=False), self.damping)
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
-        if self.method == "cg" and matrix.shape[1] > 1:  # all of them together
-            return self._solved(matrix, self.max_products * matrix.shape[1])
-        return np.stack([self._solved(column, self.max_products) for column in matrix.T], axis=1)
+        if matrix.shape[1] > 1:  # all of them together
+            found = self._solved(matrix, "cg")
+            if self.positive or found.stopped_by != "negative curvature":
+                return self._checked(found, "cg")
+        method: Literal["cg", "minres"] = "cg" if self.positive else "minres"
+        each = [self._checked(self._solved(one, method), method) for one in matrix.T]
+        return np.stack(each, axis=1)
 
-    def _solved(self, b: np.ndarray, max_products: int) -> np.ndarray:
-        found = solve(
-            self.parts[0], b, self.damping, self.method, self.tol, max_products, progress=False
+    def _solved(self, b: np.ndarray, method: Literal["cg", "minres"]) -> Solution:
+        return solve(
+            self.parts[0],
+            b,
+            self.damping,
+            method,
+            self.tol,
+            self.max_products * (b.shape[1] if b.ndim == 2 else 1),
+            progress=False,
+            preconditioner=self.preconditioner,
         )
+
+    def _checked(self, found: Solution, method: str) -> np.ndarray:
         if not found.converged:
             raise ValueError(
-                f"a system of inverse() was not solved: {self.method} stopped by "
+                f"a system of inverse() was not solved: {method} stopped by "
                 f"{found.stopped_by} after {found.num_products} products at a relative residual of "
                 f"{found.residual:.2g}, above tol={self.tol:g}. Pass a larger damping, tol or "
                 "max_products"
@@ -46,16 +78,23 @@ class Inverse(Composed):
 
 
 def inverse(
-    op: Any, damping: float, *, heuristic: bool = False, tol: float = 1e-6, max_products: int = 1000
+    op: Any,
+    damping: float,
+    *,
+    heuristic: bool = False,
+    tol: float = 1e-6,
+    max_products: int = 1000,
+    preconditioner: Any = None,
+    rank: int = 50,
 ) -> Operator:
     r"""The operator :math:`(A + d I)^{-1}`.
 
     Exact, and with structure of its own, for an operator with structure: see `Diagonal`,
     `BlockDiagonal`, `Kronecker` and `LowRank` of `mindspore_hessian.linops`. Its products then cost
     about what those of A do. For any other operator a product solves systems with `solve`, by
-    conjugate gradients for all columns together where A is known to be positive, by MINRES for one
-    after another where not. It raises an error where one does not converge: there is no inverse in
-    part.
+    conjugate gradients for all columns together. Where A is not known to be positive and these meet
+    a direction of negative curvature, and for a single column, MINRES solves one system after
+    another. An error is raised where one does not converge: there is no inverse in part.
 
     Args:
         op: a symmetric `Operator`.
@@ -65,6 +104,8 @@ def inverse(
                 structure.
         tol: of `solve`, where it is used.
         max_products: of `solve` for each column, where it is used; at least 2.
+        preconditioner, rank: of `solve`, where it is used; "nystrom" is made once, for all products
+            with the inverse, and needs a damping greater than 0.
 
     Returns:
         Operator of the same shape and dtype.
@@ -97,16 +138,28 @@ def inverse(
     check_bool("heuristic", heuristic)
     check_real("tol", tol)
     check_integer("max_products", max_products, 2)
+    if preconditioner is not None:
+        check_preconditioner(preconditioner, rank, op.shape[0])
     if not op.symmetric:
         raise ValueError(
             f"op must be symmetric, but {op!r} is not known to be. Where it is, say so: "
             "op.symmetric = True"
         )
     if op.structured:
+        if preconditioner is not None:
+            raise ValueError(
+                f"preconditioner is for systems that are solved, but {op!r} has structure and is "
+                "inverted exactly: leave it out"
+            )
         return op.inverse(damping, heuristic=heuristic)  # type: ignore[attr-defined]
     if heuristic:
         raise ValueError(
             f"heuristic=True splits the damping of Kronecker products, but {op!r} has no "
             "structure: leave it out"
         )
-    return Inverse(op, float(damping), tol, max_products)
+    if isinstance(preconditioner, str) and damping <= 0:
+        raise ValueError(
+            f"preconditioner={preconditioner!r} needs a damping greater than 0, but damping is "
+            f"{damping:g}"
+        )
+    return Inverse(op, float(damping), tol, max_products, preconditioner, rank)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from mindspore_hessian.core.program import Program
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.curvature import CurvatureOperator
+from mindspore_hessian.operators.likelihoods import likelihood_of
 
 
 class GGNOperator(CurvatureOperator):
@@ -44,6 +47,11 @@ class GGNOperator(CurvatureOperator):
     """
 
     program = Program("GGNOperator", kernels.ggn)
+
+    @cached_property
+    def positive(self) -> bool:
+        """It is for a loss that is known to be convex: MindSpore's, without weights of terms."""
+        return likelihood_of(self.loss_fn) is not None
 
     def exact_diagonal(self) -> np.ndarray | None:
         from mindspore_hessian.operators.diagonal import exact_diagonal, loss_roots
