@@ -19,6 +19,7 @@ from mindspore_hessian.arguments import (
     check_real,
     shown,
 )
+from mindspore_hessian.estimators.solve import check_preconditioner
 from mindspore_hessian.linops import Operator, inverse
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.checks import check_cell, check_trained
@@ -37,6 +38,7 @@ CURVATURES: dict[str, Callable] = {
     "kfac": KFACOperator,
     "ekfac": EKFACOperator,
 }
+STRUCTURED = ("kfac", "ekfac")
 METHODS = ("auto", "dense", "iterative")
 _DENSE = 2000  # weights up to which "auto" forms the matrix
 WHICH: dict[str, Callable] = {
@@ -56,11 +58,14 @@ class _Question:
         network: Any,
         loss_fn: Any,
         train: Any,
+        *,
         curvature: Any,
         damping: Any,
         weights: Any,
         method: Any,
         tol: Any,
+        preconditioner: Any,
+        rank: Any,
         progress: Any,
         options: dict[str, Any],
     ):
@@ -88,8 +93,28 @@ class _Question:
                 "but curvature is an operator"
             )
         self._curvature, self._options = curvature, options
+        self._check_solving(preconditioner, rank)
         self.train = Data(train, network, True)
         self._raw = train
+
+    def _check_solving(self, preconditioner: Any, rank: Any) -> None:
+        """How the systems are solved: `_dense`, and else the options of `inverse`."""
+        structured = (
+            self._curvature.structured
+            if isinstance(self._curvature, Operator)
+            else self._curvature in STRUCTURED
+        )
+        if preconditioner is not None:
+            check_preconditioner(preconditioner, rank, self.size)
+            if structured or self.method == "dense":
+                why = "curvature has structure" if structured else "method is 'dense'"
+                raise ValueError(
+                    f"preconditioner is for systems that are solved by iteration, but {why}: leave "
+                    "it out"
+                )
+        small = self.method == "auto" and preconditioner is None and self.size <= _DENSE
+        self._dense = not structured and (self.method == "dense" or small)
+        self._system = {"tol": self.tol, "preconditioner": preconditioner, "rank": rank}
 
     def operator(self) -> Operator:
         """That of the mean loss."""
@@ -108,12 +133,8 @@ class _Question:
     def solver(self) -> Callable[[np.ndarray], np.ndarray]:
         """(C + d I)^-1 of rows."""
         op = self.operator()
-        if (
-            op.structured
-            or self.method == "iterative"
-            or (self.method == "auto" and self.size > _DENSE)
-        ):
-            inverted = inverse(op, self.damping, tol=self.tol)
+        if not self._dense:
+            inverted = inverse(op, self.damping, **self._system)
             return lambda rows: inverted.columns(rows.T).T
         matrix = op.to_dense().astype(np.float64)
         matrix = (matrix + matrix.T) / 2 + self.damping * np.eye(self.size)
@@ -158,7 +179,9 @@ def influence(
     damping: float = 1e-3,
     weights: WeightNames = None,
     method: Literal["auto", "dense", "iterative"] = "auto",
-    tol: float = 1e-6,
+    tol: float = 1e-4,
+    preconditioner: Any = None,
+    rank: int = 50,
     progress: bool | None = None,
     **options: Any,
 ) -> np.ndarray:
@@ -173,8 +196,9 @@ def influence(
 
     Costs a gradient for each sample, the curvature, and solving a system for each test sample: with
     the matrix ("dense": n products), by a product of the Kronecker structure ("kfac", "ekfac"), or
-    by conjugate gradients or MINRES ("iterative"). Holds the gradients of the test samples and one
-    batch of those of the training samples.
+    by conjugate gradients for all test samples together ("iterative"; by MINRES for one after
+    another where C + d I has a negative eigenvalue). Holds the gradients of the test samples and
+    one batch of those of the training samples.
 
     Args:
         network: a Cell in evaluation mode.
@@ -187,7 +211,10 @@ def influence(
         weights: as `HessianOperator` has them; None: all trainable.
         method: for a curvature without structure: "dense", "iterative", or "auto": dense up to
             2,000 weights.
-        tol: of the relative residual, for "iterative".
+        tol: of the relative residual of each system, for "iterative": about what float32 reaches
+            where d is 1e-4 of the largest eigenvalue. The scores are as near, or nearer.
+        preconditioner, rank: for "iterative", as `solve` has them: "nystrom", or an operator that
+            approximates :math:`(C + d I)^{-1}`. "auto" is then iterative.
         progress: as `HessianOperator` has it.
         **options: of the curvature, as its operator has them.
 
@@ -219,7 +246,18 @@ def influence(
          [ 0.8 -0.8]]
     """
     question = _Question(
-        network, loss_fn, train, curvature, damping, weights, method, tol, progress, options
+        network,
+        loss_fn,
+        train,
+        curvature=curvature,
+        damping=damping,
+        weights=weights,
+        method=method,
+        tol=tol,
+        preconditioner=preconditioner,
+        rank=rank,
+        progress=progress,
+        options=options,
     )
     tested = np.concatenate(list(question.gradients("test", Data(test, network, True))))
     answers = question.solver()(tested)
@@ -238,7 +276,9 @@ def self_influence(
     damping: float = 1e-3,
     weights: WeightNames = None,
     method: Literal["auto", "dense", "iterative"] = "auto",
-    tol: float = 1e-6,
+    tol: float = 1e-4,
+    preconditioner: Any = None,
+    rank: int = 50,
     progress: bool | None = None,
     **options: Any,
 ) -> np.ndarray:
@@ -248,8 +288,9 @@ def self_influence(
     ones are among these. Costs a gradient and a system for each sample of `train`.
 
     Args:
-        network, loss_fn, train, curvature, damping, weights, method, tol, progress, **options: as
-            `influence` has them.
+        network, loss_fn, train, curvature, damping, weights, method, tol, preconditioner, rank,
+            progress, **options: as `influence` has them; "iterative" solves for the samples of a
+            batch together.
 
     Returns:
         (samples,), float64, in the order of the data; none positive where the curvature is
@@ -276,7 +317,18 @@ def self_influence(
         [-0.8 -0.8]
     """
     question = _Question(
-        network, loss_fn, train, curvature, damping, weights, method, tol, progress, options
+        network,
+        loss_fn,
+        train,
+        curvature=curvature,
+        damping=damping,
+        weights=weights,
+        method=method,
+        tol=tol,
+        preconditioner=preconditioner,
+        rank=rank,
+        progress=progress,
+        options=options,
     )
     solved = question.solver()
     return -np.concatenate(

@@ -1882,6 +1882,15 @@ OF_INFLUENCE = {
     "damping": {**NO_NUMBER, "None": None, "negative": -1.0, "infinite": np.inf},
     "method": NO_MODE,
     "tol": NO_POSITIVE,
+    "preconditioner": {
+        "text": "kfac",
+        "an int": 3,
+        "of another size": np.eye(3),
+        "with structure": Bad("nystrom", also={"curvature": "ekfac"}),
+        "with a matrix": Bad("nystrom", also={"method": "dense"}),
+        "without damping": Bad("nystrom", also={"damping": 0.0}, compiles=True),
+    },
+    "rank": named(NO_COUNT, "rank", preconditioner="nystrom"),
     "progress": NO_PROGRESS,
     "weights": {
         "an int": 3,

@@ -121,8 +121,10 @@ def asked(model):
         ({}, 1e-5),
         ({"curvature": "hessian"}, 1e-5),
         ({"method": "iterative", "tol": 1e-6}, 1e-4),
+        ({"method": "iterative", "curvature": "hessian", "tol": 1e-6}, 1e-4),
+        ({"preconditioner": "nystrom", "rank": 8, "tol": 1e-6}, 1e-4),
     ],  # a residual of tol, times the condition number, is below 3e-5
-    ids=["ggn", "hessian", "iterative"],
+    ids=["ggn", "hessian", "iterative", "hessian, iterative", "nystrom"],
 )
 def test_it_is_the_formula(model, asked, options, rtol):
     """The Hessian of a network that is linear in its weights is the Gauss-Newton matrix."""
@@ -144,6 +146,47 @@ def test_a_summed_loss_and_an_operator_give_the_same(model, asked):
         influence(net, LOSS, train, test, curvature=op, damping=DAMPING, progress=False),
         model.scores(w),
     )
+
+
+class Counted(mh.Operator):
+    """A matrix of which products are known, and counted."""
+
+    def __init__(self, matrix):
+        self.matrix, self.shape, self.dtype, self.calls = matrix, matrix.shape, matrix.dtype, []
+
+    def columns(self, matrix):
+        self.calls.append(matrix.shape[1])
+        return self.matrix @ matrix
+
+
+def test_the_systems_of_all_test_samples_are_solved_together(model, asked):
+    """In 15 dimensions 30 columns take two steps; with the inverse before it one of 15, and a
+    residual."""
+    w, net, train, test = asked
+    matrix = model.curvature(w)
+    options = {"damping": DAMPING, "method": "iterative", "tol": 1e-9, "progress": False}
+    alone, helped = Counted(matrix), Counted(matrix)
+    close(influence(net, LOSS, train, test, curvature=alone, **options), model.scores(w))
+    given = np.linalg.inv(matrix + DAMPING * np.eye(len(w)))
+    options["preconditioner"] = given
+    close(influence(net, LOSS, train, test, curvature=helped, **options), model.scores(w))
+    assert len(alone.calls) <= 5 and helped.calls == [15, 30]
+    own = self_influence(net, LOSS, train, curvature=helped, **options)
+    g = model.gradients(w)[:60]
+    close(own, -np.einsum("np,pq,nq->n", g, given, g))
+    assert helped.calls[2:] == [15, 30] * 2  # of two batches
+
+
+def test_an_indefinite_curvature_is_solved_one_after_another(model, asked):
+    w, net, train, test = asked
+    matrix = model.curvature(w) - 0.1 * np.eye(len(w))
+    op = Counted(matrix)
+    found = influence(
+        net, LOSS, train, test, curvature=op, damping=0.0, method="iterative", progress=False
+    )
+    g = model.gradients(w)
+    close(found, -g[60:] @ np.linalg.solve(matrix, g[:60].T), 2e-3)
+    assert 1 in op.calls
 
 
 @pytest.mark.parametrize("curvature", ["kfac", "ekfac"])

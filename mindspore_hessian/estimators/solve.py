@@ -238,7 +238,7 @@ def check_preconditioner(preconditioner: Any, rank: Any, n: int) -> None:
     ):
         raise ValueError(
             f"preconditioner must be None, 'nystrom' or an operator or array of shape {(n, n)}, "
-            f"as op has it, but got {shown(preconditioner)}"
+            f"that of the matrix, but got {shown(preconditioner)}"
         )
     check_integer("rank", rank, 1)
 
