@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from mindspore import nn
@@ -13,12 +13,14 @@ from scipy.linalg import LinAlgError, solve
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import (
     as_reals,
+    check_bool,
     check_choice,
     check_integer,
     check_progress,
     check_real,
     shown,
 )
+from mindspore_hessian.core.space import Space
 from mindspore_hessian.estimators.solve import check_preconditioner
 from mindspore_hessian.linops import Operator, inverse
 from mindspore_hessian.operators import weights as weight_choice
@@ -39,6 +41,7 @@ CURVATURES: dict[str, Callable] = {
     "ekfac": EKFACOperator,
 }
 STRUCTURED = ("kfac", "ekfac")
+_MADE = 2**22  # numbers of truncated answers that are put together at once
 METHODS = ("auto", "dense", "iterative")
 _DENSE = 2000  # weights up to which "auto" forms the matrix
 WHICH: dict[str, Callable] = {
@@ -66,6 +69,7 @@ class _Question:
         tol: Any,
         preconditioner: Any,
         rank: Any,
+        per_layer: Any,
         progress: Any,
         options: dict[str, Any],
     ):
@@ -77,6 +81,7 @@ class _Question:
         check_real("damping", damping, strict=False)
         check_choice("method", method, METHODS)
         check_real("tol", tol)
+        check_bool("per_layer", per_layer)
         check_progress(progress)
         check_trained(network, ", so that samples have no losses of their own")
         self.network, self.loss_fn, self.progress, self.tol = network, loss_fn, progress, tol
@@ -92,7 +97,7 @@ class _Question:
                 f"{', '.join(options)}: options of the curvature are for one that is made here, "
                 "but curvature is an operator"
             )
-        self._curvature, self._options = curvature, options
+        self._curvature, self._options, self.per_layer = curvature, options, per_layer
         self._check_solving(preconditioner, rank)
         self.train = Data(train, network, True)
         self._raw = train
@@ -157,6 +162,98 @@ class _Question:
                 yield rows
                 shown_bar.update()
 
+    def answers(self, test: Any, places: list[_Place], rank: int | None) -> list[list[_Answer]]:
+        """Of the test samples all at once, by places; or, where they are truncated, a batch at a
+        time.
+        """
+        batches = self.gradients("test", Data(test, self.network, True))
+        if rank is None:
+            batches = iter([np.concatenate(list(batches))])
+        solved = self.solver()
+        return [
+            [_Answer.of(rows[:, place.where], place.shape, rank) for place in places]
+            for rows in map(solved, batches)
+        ]
+
+    def result(self, parts: list[dict[str, np.ndarray]]) -> Any:
+        """Minus the scores of the training batches together; by layers where that was asked for."""
+        scores = {name: -np.concatenate([one[name] for one in parts], axis=-1) for name in parts[0]}
+        return scores if self.per_layer else scores[""]
+
+
+class _Place(NamedTuple):
+    """Some of the weights: where they are in a flat vector, and what their part of a score is
+    called.
+    """
+
+    name: str
+    where: slice
+    shape: tuple[int, ...] = ()
+
+
+def _places(space: Space, per_layer: bool, apart: bool) -> list[_Place]:
+    """All weights at once, or each Parameter, with the name of its layer where that is asked for."""
+    if not (per_layer or apart):
+        return [_Place("", slice(None))]
+    return [
+        _Place(weight_choice.layer_of(weight.name) if per_layer else "", where, tuple(weight.shape))
+        for weight, where in zip(space.weights, space.slices, strict=True)
+    ]
+
+
+def _by_name(places: list[_Place], parts: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """The sums of the parts of one name."""
+    out: dict[str, np.ndarray] = {}
+    for place, part in zip(places, parts, strict=True):
+        out[place.name] = out[place.name] + part if place.name in out else part
+    return out
+
+
+class _Answer(NamedTuple):
+    """(C + d I)^-1 g by some of the weights: rows, (tests, size), or their two factors as matrices,
+    (tests, outputs, r) and (tests, r, inputs).
+    """
+
+    parts: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, rows: np.ndarray, shape: tuple[int, ...], rank: int | None) -> _Answer:
+        """Truncated, where that is of a matrix and holds fewer numbers. Nothing else of the vectors
+        that rows are cut from is kept.
+        """
+        size = rows.shape[1]
+        if rank is None or len(shape) < 2 or rank * (shape[0] + size // shape[0]) >= size:
+            return cls((np.ascontiguousarray(rows),))
+        u, values, vt = np.linalg.svd(rows.reshape(len(rows), shape[0], -1), full_matrices=False)
+        return cls((u[:, :, :rank] * values[:, None, :rank], np.ascontiguousarray(vt[:, :rank])))
+
+    def times(self, rows: np.ndarray) -> np.ndarray:
+        """(tests, samples), for rows of (samples, size)."""
+        size, tests = rows.shape[1], len(self.parts[0])
+        if len(self.parts) == 1:
+            return self.parts[0] @ rows.T
+        out, most = np.empty((tests, len(rows))), max(1, _MADE // size)
+        for start in range(0, tests, most):
+            left, right = (one[start : start + most] for one in self.parts)
+            out[start : start + most] = (left @ right).reshape(-1, size) @ rows.T
+        return out
+
+
+def _times(
+    answers: list[list[_Answer]], places: list[_Place], rows: np.ndarray
+) -> Iterator[np.ndarray]:
+    """The products of the answers, of each batch by places, with gradients: for each place (tests,
+    samples).
+    """
+    for place, *parts in zip(places, *answers, strict=True):
+        yield np.concatenate([one.times(rows[:, place.where]) for one in parts])
+
+
+def _squares(places: list[_Place], rows: np.ndarray, answers: np.ndarray) -> Iterator[np.ndarray]:
+    """The products of gradients with their own answers: for each place (samples,)."""
+    for place in places:
+        yield np.einsum("np,np->n", rows[:, place.where], answers[:, place.where])
+
 
 def _solved(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
     try:
@@ -182,9 +279,11 @@ def influence(
     tol: float = 1e-4,
     preconditioner: Any = None,
     rank: int = 50,
+    per_layer: bool = False,
+    query_rank: int | None = None,
     progress: bool | None = None,
     **options: Any,
-) -> np.ndarray:
+) -> Any:
     r"""The influence of each training sample on the loss at each test sample,
     :math:`-g_t^T (C + d I)^{-1} g_n`.
 
@@ -197,8 +296,8 @@ def influence(
     Costs a gradient for each sample, the curvature, and solving a system for each test sample: with
     the matrix ("dense": n products), by a product of the Kronecker structure ("kfac", "ekfac"), or
     by conjugate gradients for all test samples together ("iterative"; by MINRES for one after
-    another where C + d I has a negative eigenvalue). Holds the gradients of the test samples and
-    one batch of those of the training samples.
+    another where C + d I has a negative eigenvalue). Holds the answers for the test samples,
+    :math:`(C + d I)^{-1} g_t`, and one batch of the gradients of the training samples.
 
     Args:
         network: a Cell in evaluation mode.
@@ -215,11 +314,19 @@ def influence(
             where d is 1e-4 of the largest eigenvalue. The scores are as near, or nearer.
         preconditioner, rank: for "iterative", as `solve` has them: "nystrom", or an operator that
             approximates :math:`(C + d I)^{-1}`. "auto" is then iterative.
+        per_layer: the scores of each layer, whose sum is that of the whole: the part of the inner
+            product that is by the layer's weights.
+        query_rank: keep of the answers of each weight matrix, (outputs, inputs) or a convolution's
+            (outputs, rest), the largest so many singular values, as r (outputs + inputs) numbers a
+            test sample, and solve for the test samples of a batch at a time. What has one axis
+            (biases, scales) is kept whole, and so is a matrix of which that many values are no
+            fewer numbers. None: the answers as they are.
         progress: as `HessianOperator` has it.
         **options: of the curvature, as its operator has them.
 
     Returns:
-        (samples of test, samples of train), float64, in the order of the data.
+        (samples of test, samples of train), float64, in the order of the data; for `per_layer` a
+            dict of these, by the names of the layers.
 
     Raises:
         TypeError, ValueError: a wrong argument; a singular curvature; a system that is not solved
@@ -233,7 +340,7 @@ def influence(
     Source:
         P. W. Koh and P. Liang, Understanding black-box predictions via influence functions, ICML
         2017; R. Grosse et al., Studying large language model generalization with influence
-        functions, 2023 ("ekfac").
+        functions, 2023 ("ekfac"; section 3.2.2: answers of low rank).
 
     Examples:
         >>> import mindspore as ms
@@ -244,6 +351,9 @@ def influence(
         >>> print(influence(net, nn.MSELoss(), train, train, damping=0.0).round(4))
         [[-0.8  0.8]
          [ 0.8 -0.8]]
+        >>> by_layer = influence(net, nn.MSELoss(), train, train, damping=0.0, per_layer=True)
+        >>> print({name: scores.round(4).tolist() for name, scores in by_layer.items()})
+        {'0': [[-0.8, 0.8], [0.8, -0.8]]}
     """
     question = _Question(
         network,
@@ -256,13 +366,19 @@ def influence(
         tol=tol,
         preconditioner=preconditioner,
         rank=rank,
+        per_layer=per_layer,
         progress=progress,
         options=options,
     )
-    tested = np.concatenate(list(question.gradients("test", Data(test, network, True))))
-    answers = question.solver()(tested)
-    return -np.concatenate(
-        [answers @ rows.T for rows in question.gradients("train", question.train)], axis=1
+    if query_rank is not None:
+        check_integer("query_rank", query_rank, 1)
+    places = _places(question.space, per_layer, query_rank is not None)
+    answers = question.answers(test, places, query_rank)
+    return question.result(
+        [
+            _by_name(places, _times(answers, places, rows))
+            for rows in question.gradients("train", question.train)
+        ]
     )
 
 
@@ -279,9 +395,10 @@ def self_influence(
     tol: float = 1e-4,
     preconditioner: Any = None,
     rank: int = 50,
+    per_layer: bool = False,
     progress: bool | None = None,
     **options: Any,
-) -> np.ndarray:
+) -> Any:
     r"""The influence of each training sample on its own loss, :math:`-g_n^T (C + d I)^{-1} g_n`.
 
     The most negative are of samples that the network would not predict without them: mislabelled
@@ -289,12 +406,12 @@ def self_influence(
 
     Args:
         network, loss_fn, train, curvature, damping, weights, method, tol, preconditioner, rank,
-            progress, **options: as `influence` has them; "iterative" solves for the samples of a
-            batch together.
+            per_layer, progress, **options: as `influence` has them; "iterative" solves for the
+            samples of a batch together.
 
     Returns:
         (samples,), float64, in the order of the data; none positive where the curvature is
-        positive.
+        positive. For `per_layer` a dict of these, by the names of the layers.
 
     Raises:
         TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as
@@ -327,16 +444,13 @@ def self_influence(
         tol=tol,
         preconditioner=preconditioner,
         rank=rank,
+        per_layer=per_layer,
         progress=progress,
         options=options,
     )
-    solved = question.solver()
-    return -np.concatenate(
-        [
-            np.einsum("np,np->n", rows, solved(rows))
-            for rows in question.gradients("train", question.train)
-        ]
-    )
+    places, solved = _places(question.space, per_layer, False), question.solver()
+    each = ((rows, solved(rows)) for rows in question.gradients("train", question.train))
+    return question.result([_by_name(places, _squares(places, *pair)) for pair in each])
 
 
 @dataclass(frozen=True, eq=False)

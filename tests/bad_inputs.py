@@ -1891,6 +1891,7 @@ OF_INFLUENCE = {
         "without damping": Bad("nystrom", also={"damping": 0.0}, compiles=True),
     },
     "rank": named(NO_COUNT, "rank", preconditioner="nystrom"),
+    "per_layer": NO_BOOL,
     "progress": NO_PROGRESS,
     "weights": {
         "an int": 3,
@@ -1910,6 +1911,7 @@ INFLUENCE = {
                 **named({"None": None, "an int": 3, "an empty list": []}, "data"),
                 "without a target": Bad(XS, "target"),
             },
+            "query_rank": NO_COUNT_OR_NONE,
         },
     ),
     "self_influence": (

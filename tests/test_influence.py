@@ -14,6 +14,7 @@ from scipy.special import log_softmax, softmax
 
 import mindspore_hessian as mh
 from mindspore_hessian import influence, most_influential, self_influence
+from mindspore_hessian.influence import _Answer
 from mindspore_hessian.operators.data import Data
 from mindspore_hessian.operators.risk import Risk
 from mindspore_hessian.operators.samples import GRADIENTS, Samples
@@ -366,8 +367,137 @@ def test_scores_equal_those_of_kronfluence(name, strategy):
         )
     found = influence(net, criterion, train, test, curvature=curvature, damping=damping, **options)
     close(found, -golden[f"{strategy}/pairs"], 1e-5)
+    layers = influence(
+        net,
+        criterion,
+        train,
+        test,
+        curvature=curvature,
+        damping=damping,
+        per_layer=True,
+        **options,
+    )
+    for layer, scores in layers.items():
+        close(scores, -golden[f"{strategy}/modules/{layer}"], 1e-5)
+    assert len(layers) == 2
     own = self_influence(net, criterion, train, curvature=curvature, damping=damping, **options)
     close(own, -golden[f"{strategy}/self"], 1e-5)
+
+
+# --- by layers, and answers of low rank -----------------------------------------------------------
+
+SIZES = (6, 8, 3)  # inputs, units of ReLU, classes
+
+
+class TwoLayers:
+    """A network of two layers in float64 by hand, with its samples' gradients and its Gauss-Newton
+    matrix: the last 8 of 48 samples are those of the test.
+    """
+
+    def __init__(self):
+        rng = np.random.default_rng(5)
+        inputs, units, classes = SIZES
+        single = [
+            rng.normal(size=size).astype(np.float32)
+            for size in ((units, inputs), units, (classes, units), classes)
+        ]
+        self.x, self.y = rng.normal(size=(48, inputs)).astype(np.float32), rng.integers(0, 3, 48)
+        self.net = nn.SequentialCell(nn.Dense(inputs, units), nn.ReLU(), nn.Dense(units, classes))
+        for parameter, values in zip(self.net.trainable_params(), single, strict=True):
+            parameter.set_data(ms.Tensor(values))
+        w, b, v, c = (one.astype(np.float64) for one in single)
+        x = self.x.astype(np.float64)
+        h = np.maximum(x @ w.T + b, 0)
+        self.p = softmax(h @ v.T + c, 1)
+        back = (h > 0)[:, None] * v  # (samples, classes, units)
+        jacobian = [
+            np.einsum("ncu,ni->ncui", back, x),
+            back,
+            np.einsum("cd,nu->ncdu", np.eye(classes), h),
+            np.broadcast_to(np.eye(classes), (48, classes, classes)),
+        ]
+        j = np.concatenate([one.reshape(48, classes, -1) for one in jacobian], axis=2)
+        self.g = np.einsum("nc,ncp->np", self.p - np.eye(classes)[self.y], j)
+        metric = (self.p[:, :, None] * (np.eye(classes) - self.p[:, None]))[:40]
+        self.curvature = np.einsum("ncp,nck,nkq->pq", j[:40], metric, j[:40]) / 40
+        self.layers = {"0": slice(0, 56), "2": slice(56, 83)}
+        self.matrices = [(slice(0, 48), (8, 6)), (slice(56, 80), (3, 8))]
+
+    def data(self, start, stop):
+        return ms.Tensor(self.x[start:stop]), ms.Tensor(self.y[start:stop], ms.int32)
+
+    def asked(self):
+        """Training data of two batches, and test data of two, in batches of one size."""
+        cuts = [self.data(start, start + 4) for start in range(0, 48, 4)]
+        return self.net, LOSS, cuts[:10], cuts[10:]
+
+    def answers(self):
+        return np.linalg.solve(self.curvature + DAMPING * np.eye(83), self.g[40:].T).T
+
+
+@pytest.fixture(scope="module")
+def deep():
+    return TwoLayers()
+
+
+OPTIONS = {"damping": DAMPING, "progress": False}
+
+
+def test_scores_by_layers_are_parts_of_the_inner_product(deep):
+    answers = deep.answers()
+    found = influence(*deep.asked(), per_layer=True, **OPTIONS)
+    assert list(found) == ["0", "2"]
+    for layer, where in deep.layers.items():
+        close(found[layer], -answers[:, where] @ deep.g[:40, where].T)
+    close(sum(found.values()), influence(*deep.asked(), **OPTIONS), 1e-12)
+    net, loss, train, _ = deep.asked()
+    own = self_influence(net, loss, train, per_layer=True, **OPTIONS)
+    c = np.linalg.solve(deep.curvature + DAMPING * np.eye(83), deep.g[:40].T).T
+    for layer, where in deep.layers.items():
+        close(own[layer], -np.einsum("np,np->n", c[:, where], deep.g[:40, where]))
+
+
+def test_of_blocks_scores_by_layers_are_those_of_each_alone(deep):
+    options = {**OPTIONS, "curvature": "ekfac"}
+    found = influence(*deep.asked(), per_layer=True, **options)
+    close(sum(found.values()), influence(*deep.asked(), **options), 1e-12)
+    for layer, scores in found.items():
+        close(scores, influence(*deep.asked(), weights=f"{layer}.*", **options), 1e-4)
+
+
+def truncated(deep, rank):
+    """The scores with each weight's part of the answers as its first singular values have it."""
+    answers = deep.answers()
+    for where, shape in deep.matrices:
+        u, values, vt = np.linalg.svd(answers[:, where].reshape(-1, *shape))
+        values[:, rank:] = 0
+        k = values.shape[1]
+        answers[:, where] = ((u[:, :, :k] * values[:, None]) @ vt[:, :k]).reshape(8, -1)
+    return -answers @ deep.g[:40].T
+
+
+def test_answers_of_low_rank(deep):
+    """Of 3 x 8 numbers two singular values are 22, of 8 x 6 three are 42."""
+    exact = influence(*deep.asked(), **OPTIONS)
+    errors = []
+    for rank in (1, 2):
+        found = influence(*deep.asked(), query_rank=rank, **OPTIONS)
+        close(found, truncated(deep, rank))
+        errors.append(np.abs(found - exact).max())
+    assert errors[0] > 1.5 * errors[1] > 0.01 * np.abs(exact).max()
+    for rank in (4, 100):
+        close(influence(*deep.asked(), query_rank=rank, **OPTIONS), exact, 1e-12)
+    parts = influence(*deep.asked(), query_rank=2, per_layer=True, **OPTIONS)
+    close(sum(parts.values()), found, 1e-12)
+
+
+def test_answers_of_low_rank_hold_what_they_say(deep):
+    """And nothing of the vectors they were cut from."""
+    rows = np.ones((5, 83))
+    kept = [_Answer.of(rows[:, where], shape, 2) for where, shape in deep.matrices]
+    kept.append(_Answer.of(rows[:, 80:], (3,), 2))
+    assert [sum(one.size for one in each.parts) for each in kept] == [5 * 28, 5 * 22, 15]
+    assert all(one.base is None or one.base.size <= one.size for each in kept for one in each.parts)
 
 
 # --- derivatives of single samples ----------------------------------------------------------------

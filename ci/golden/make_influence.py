@@ -1,7 +1,7 @@
 """Writes tests/golden/influence.npz: influence scores of small networks by kronfluence, in float64.
 
 For each network the weights, training and query data, and for each strategy ("ekfac", "kfac") the
-pairwise scores and the self-scores, with the empirical Fisher information, which draws nothing.
+pairwise scores, whole and by modules, and the self-scores, with the empirical Fisher information, which draws nothing.
 kronfluence has weight and bias of a layer in one block, and no minus sign; it divides the factor of
 a convolution's gradients by the positions too, which matters to "kfac" alone. ReLU, since
 MindSpore's float32 tanh is off by more than is compared here. Run: ``python
@@ -80,27 +80,37 @@ def scores(net, task, train, queries, strategy):
             per_device_batch_size=20,
             factor_args=FactorArguments(strategy=strategy, use_empirical_fisher=True, **FACTORS),
         )
-        given = ScoreArguments(
-            damping_factor=DAMPING,
-            score_dtype=torch.float64,
-            precondition_dtype=torch.float64,
-            per_sample_gradient_dtype=torch.float64,
+        given, by_modules = (
+            ScoreArguments(
+                damping_factor=DAMPING,
+                score_dtype=torch.float64,
+                precondition_dtype=torch.float64,
+                per_sample_gradient_dtype=torch.float64,
+                compute_per_module_scores=apart,
+            )
+            for apart in (False, True)
         )
-        analyzer.compute_pairwise_scores(
-            "pairs",
-            "factors",
-            queries,
-            train,
-            per_device_query_batch_size=QUERIES,
-            per_device_train_batch_size=20,
-            score_args=given,
-        )
+        for called, arguments in (("pairs", given), ("modules", by_modules)):
+            analyzer.compute_pairwise_scores(
+                called,
+                "factors",
+                queries,
+                train,
+                per_device_query_batch_size=QUERIES,
+                per_device_train_batch_size=20,
+                score_args=arguments,
+            )
         analyzer.compute_self_scores(
             "own", "factors", train, per_device_train_batch_size=20, score_args=given
         )
         return (
             analyzer.load_pairwise_scores("pairs")["all_modules"].numpy(),
             analyzer.load_self_scores("own")["all_modules"].numpy(),
+            {
+                name: one.numpy()
+                for name, one in analyzer.load_pairwise_scores("modules").items()
+                if name != "all_modules"
+            },
         )
 
 
@@ -119,7 +129,7 @@ def main():
         arrays |= {f"{name}/x": x.numpy(), f"{name}/y": y.numpy()}
         for strategy in ("ekfac", "kfac"):
             torch.manual_seed(number)
-            pairs, own = scores(
+            pairs, own, modules = scores(
                 make(),
                 Of(classes),
                 TensorDataset(x[:ROWS], y[:ROWS]),
@@ -127,6 +137,7 @@ def main():
                 strategy,
             )
             arrays |= {f"{name}/{strategy}/pairs": pairs, f"{name}/{strategy}/self": own}
+            arrays |= {f"{name}/{strategy}/modules/{key}": one for key, one in modules.items()}
             print(name, strategy, pairs.shape, own.shape, pairs.dtype, np.abs(pairs).max())
     np.savez_compressed(TARGET, **arrays)
     print(TARGET, len(arrays), TARGET.stat().st_size)
