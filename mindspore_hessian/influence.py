@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from mindspore import nn
 from scipy.linalg import LinAlgError, solve
 
+from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import (
     as_reals,
@@ -25,7 +27,8 @@ from mindspore_hessian.estimators.solve import check_preconditioner
 from mindspore_hessian.linops import Operator, inverse
 from mindspore_hessian.operators import weights as weight_choice
 from mindspore_hessian.operators.checks import check_cell, check_trained
-from mindspore_hessian.operators.data import Data
+from mindspore_hessian.operators.data import Data, leaves
+from mindspore_hessian.operators.distributed import communicator
 from mindspore_hessian.operators.ggn import GGNOperator
 from mindspore_hessian.operators.hessian import HessianOperator
 from mindspore_hessian.operators.kfac import EKFACOperator, KFACOperator
@@ -70,6 +73,7 @@ class _Question:
         preconditioner: Any,
         rank: Any,
         per_layer: Any,
+        distributed: Any,
         progress: Any,
         options: dict[str, Any],
     ):
@@ -99,11 +103,14 @@ class _Question:
             )
         self._curvature, self._options, self.per_layer = curvature, options, per_layer
         self._check_solving(preconditioner, rank)
+        self.comm = communicator(distributed, np.dtype(np.float64))
+        if distributed and not isinstance(curvature, Operator):
+            self._options = {**options, "distributed": True}
         self.train = Data(train, network, True)
         self._raw = train
 
     def _check_solving(self, preconditioner: Any, rank: Any) -> None:
-        """How the systems are solved: `_dense`, and else the options of `inverse`."""
+        """How the systems are solved: `_dense` or `iterative`, and the options of `inverse`."""
         structured = (
             self._curvature.structured
             if isinstance(self._curvature, Operator)
@@ -119,6 +126,7 @@ class _Question:
                 )
         small = self.method == "auto" and preconditioner is None and self.size <= _DENSE
         self._dense = not structured and (self.method == "dense" or small)
+        self.iterative = not (structured or self._dense)
         self._system = {"tol": self.tol, "preconditioner": preconditioner, "rank": rank}
 
     def operator(self) -> Operator:
@@ -149,7 +157,7 @@ class _Question:
         """Of the losses of single samples, a batch at a time, (samples, weights)."""
         runner = BatchRunner(self.network, self.loss_fn, self.space)
         samples = Samples(runner)
-        with bar(what, data.count() or 0, self.progress) as shown_bar:
+        with bar(what, data.count() or 0, self.progress, self.comm.rank) as shown_bar:
             for batch in data:
                 if not batch.targets:
                     raise ValueError(
@@ -166,7 +174,10 @@ class _Question:
         """Of the test samples all at once, by places; or, where they are truncated, a batch at a
         time.
         """
-        batches = self.gradients("test", Data(test, self.network, True))
+        data = Data(test, self.network, True)
+        if self.comm.size > 1:
+            self._check_same(data)
+        batches = self.gradients("test", data)
         if rank is None:
             batches = iter([np.concatenate(list(batches))])
         solved = self.solver()
@@ -175,9 +186,28 @@ class _Question:
             for rows in map(solved, batches)
         ]
 
-    def result(self, parts: list[dict[str, np.ndarray]]) -> Any:
-        """Minus the scores of the training batches together; by layers where that was asked for."""
-        scores = {name: -np.concatenate([one[name] for one in parts], axis=-1) for name in parts[0]}
+    def _check_same(self, test: Data) -> None:
+        """Raise, on each process, where they have not all the same test samples."""
+        with self.comm.together(self.comm.size):
+            token = 0
+            for batch in test:
+                for leaf in leaves((batch.args, batch.kwargs, batch.targets)):
+                    token = zlib.crc32(_compat.to_numpy(leaf).tobytes(), token)
+        if len(np.unique(self.comm.joined(np.array([token], float)))) > 1:
+            raise ValueError(
+                "test must be the same on all processes (train is what they share), but differs"
+            )
+
+    def scores(
+        self, parts: Callable[[np.ndarray], Iterable[np.ndarray]], places: list[_Place]
+    ) -> Any:
+        """Minus what `parts` makes of the gradients of each training batch, by places, for the
+        samples of all processes; by layers where that was asked for.
+        """
+        with self.comm.together(self.comm.size):
+            found = [_by_name(places, parts(rows)) for rows in self.gradients("train", self.train)]
+            own = {name: np.concatenate([one[name].T for one in found]) for name in found[0]}
+        scores = {name: -self.comm.joined(rows).T for name, rows in own.items()}
         return scores if self.per_layer else scores[""]
 
 
@@ -281,6 +311,7 @@ def influence(
     rank: int = 50,
     per_layer: bool = False,
     query_rank: int | None = None,
+    distributed: bool = False,
     progress: bool | None = None,
     **options: Any,
 ) -> Any:
@@ -321,6 +352,10 @@ def influence(
             test sample, and solve for the test samples of a batch at a time. What has one axis
             (biases, scales) is kept whole, and so is a matrix of which that many values are no
             fewer numbers. None: the answers as they are.
+        distributed: `train` is the part of this process, and `test` the same on all processes of
+            the job; the curvature is that of all parts (one that is an operator must have been made
+            so). The scores are of the training samples of all processes, in the order of their
+            ranks, on each of them.
         progress: as `HessianOperator` has it.
         **options: of the curvature, as its operator has them.
 
@@ -331,8 +366,8 @@ def influence(
     Raises:
         TypeError, ValueError: a wrong argument; a singular curvature; a system that is not solved
             to `tol`; a gradient with NaN or Inf.
-        NotDeterministicError, NotCompilableError, MissingRuleError: as the operator of the
-            curvature.
+        NotDeterministicError, NotCompilableError, MissingRuleError, DistributedError: as the
+            operator of the curvature.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
@@ -367,6 +402,7 @@ def influence(
         preconditioner=preconditioner,
         rank=rank,
         per_layer=per_layer,
+        distributed=distributed,
         progress=progress,
         options=options,
     )
@@ -374,12 +410,7 @@ def influence(
         check_integer("query_rank", query_rank, 1)
     places = _places(question.space, per_layer, query_rank is not None)
     answers = question.answers(test, places, query_rank)
-    return question.result(
-        [
-            _by_name(places, _times(answers, places, rows))
-            for rows in question.gradients("train", question.train)
-        ]
-    )
+    return question.scores(lambda rows: _times(answers, places, rows), places)
 
 
 @interruptible
@@ -396,6 +427,7 @@ def self_influence(
     preconditioner: Any = None,
     rank: int = 50,
     per_layer: bool = False,
+    distributed: bool = False,
     progress: bool | None = None,
     **options: Any,
 ) -> Any:
@@ -406,16 +438,16 @@ def self_influence(
 
     Args:
         network, loss_fn, train, curvature, damping, weights, method, tol, preconditioner, rank,
-            per_layer, progress, **options: as `influence` has them; "iterative" solves for the
-            samples of a batch together.
+            per_layer, distributed, progress, **options: as `influence` has them; "iterative" solves
+            for the samples of a batch together, and is not for `distributed`.
 
     Returns:
         (samples,), float64, in the order of the data; none positive where the curvature is
         positive. For `per_layer` a dict of these, by the names of the layers.
 
     Raises:
-        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError: as
-            `influence`.
+        TypeError, ValueError, NotDeterministicError, NotCompilableError, MissingRuleError,
+            DistributedError: as `influence`.
 
     Supported Platforms:
         ``Ascend`` ``GPU`` ``CPU``
@@ -445,12 +477,17 @@ def self_influence(
         preconditioner=preconditioner,
         rank=rank,
         per_layer=per_layer,
+        distributed=distributed,
         progress=progress,
         options=options,
     )
+    if distributed and question.iterative:
+        raise ValueError(
+            "distributed=True is not for systems that are solved by iteration, of which each process "
+            "has its own: take curvature 'kfac' or 'ekfac', or method='dense'"
+        )
     places, solved = _places(question.space, per_layer, False), question.solver()
-    each = ((rows, solved(rows)) for rows in question.gradients("train", question.train))
-    return question.result([_by_name(places, _squares(places, *pair)) for pair in each])
+    return question.scores(lambda rows: _squares(places, rows, solved(rows)), places)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1892,6 +1892,7 @@ OF_INFLUENCE = {
     },
     "rank": named(NO_COUNT, "rank", preconditioner="nystrom"),
     "per_layer": NO_BOOL,
+    "distributed": {**NO_BOOL, "without a job": Bad(True, "distributed=True.*msrun")},
     "progress": NO_PROGRESS,
     "weights": {
         "an int": 3,

@@ -1,5 +1,5 @@
 """What test_distributed.py runs in each process of an msrun job: ``distributed_job.py
-agree|raise|die``.
+agree|influence|raise|die``.
 """
 
 from __future__ import annotations
@@ -63,6 +63,43 @@ def agree(rank):
     close(fisher @ vector, H @ vector, 1e-14)
 
 
+def influences(rank):
+    """Each process has the scores of all training samples, in the order of the ranks."""
+    g = 2 * (X.sum(1, keepdims=True) - Y) * X
+    damped = np.linalg.inv(H + 0.1 * np.eye(3))
+    tests = Tensor(X[:4]), Tensor(Y[:4])
+    options = {"damping": 0.1, "distributed": True, "progress": False}
+    given = network("float64"), squared, batches(rank, "float64")
+    for how in (
+        {"method": "dense"},
+        {"method": "iterative", "tol": 1e-12},
+        {"method": "iterative", "tol": 1e-12, "query_rank": 1},
+        {"curvature": "ekfac", "likelihood": "gaussian"},
+    ):
+        close(mh.influence(*given, tests, **options, **how), -g[:4] @ damped @ g.T, 1e-10)
+        if how.get("method") != "iterative":
+            own = mh.self_influence(*given, **options, **how)
+            close(own, -np.einsum("np,pq,nq->n", g, damped, g), 1e-10)
+    layers = mh.influence(*given, tests, per_layer=True, **options)
+    assert [one.shape for one in layers.values()] == [(4, 8)]
+    for call, says in (
+        (
+            lambda: mh.influence(*given, batches(rank, "float64"), **options),
+            "test must be the same",
+        ),
+        (
+            lambda: mh.self_influence(*given, method="iterative", **options),
+            "distributed=True is not",
+        ),
+    ):
+        try:
+            call()
+        except ValueError as err:
+            assert says in str(err), err
+        else:
+            raise AssertionError(says)
+
+
 def close(got, want, tolerance):
     error = np.abs(np.asarray(got) - want).max() / np.abs(want).max()
     assert error <= tolerance, f"off by {error:.2g}, more than {tolerance:.2g}"
@@ -103,7 +140,7 @@ def dies(*_):
     os._exit(17)
 
 
-JOBS = {"agree": agree, "raise": fail(raises), "die": fail(dies)}
+JOBS = {"agree": agree, "influence": influences, "raise": fail(raises), "die": fail(dies)}
 
 if __name__ == "__main__":
     try:

@@ -67,6 +67,12 @@ def test_two_processes_equal_one(tmp_path):
     assert ["trace:" in log for log in logs] == [True, False]  # the progress bar
 
 
+def test_influence_of_the_training_data_of_two_processes(tmp_path):
+    logs, _ = launch("influence", tmp_path)
+    for log in logs:
+        assert "DONE" in log, log[-3000:]
+
+
 @pytest.mark.full_run
 def test_a_rank_that_raises_stops_the_other_at_once(tmp_path):
     (other, failed), _ = launch("raise", tmp_path)

@@ -36,6 +36,15 @@ class Communicator:
         """The sum of the processes' arrays, the same on each."""
         return array
 
+    def joined(self, array: np.ndarray) -> np.ndarray:
+        """The processes' arrays one after another along the first axis, the same on each. Its first
+        sum is of as many numbers as there are processes.
+        """
+        counts = self.total(np.eye(self.size)[self.rank] * len(array)).astype(int)
+        whole, start = np.zeros((counts.sum(), *array.shape[1:])), counts[: self.rank].sum()
+        whole[start : start + len(array)] = array
+        return self.total(whole)
+
     @contextlib.contextmanager
     def together(self, count: int) -> Iterator[None]:
         """Around the work before a `total` of `count` numbers: where it fails, the other processes
