@@ -1834,6 +1834,14 @@ LAPLACE = {
             "sigma_noise": {**NO_POSITIVE_OR_NONE, "for classes": 0.5},
         },
     ),
+    "Laplace.evidence_gradient": (
+        of_laplace,
+        {"name": "evidence_gradient"},
+        {
+            "prior_precision": without(NO_PRIOR, "None"),
+            "sigma_noise": {**NO_POSITIVE_OR_NONE, "for classes": 0.5},
+        },
+    ),
     "Laplace.optimize_prior_precision": (
         of_laplace,
         {"name": "optimize_prior_precision"},

@@ -93,6 +93,9 @@ def test_it_equals_laplace_torch(golden, dtype, likelihood, weights, structure):
         compared += 1
         found.prior_precision = prior(kind, len(found.parameters))
         close(found.log_marginal_likelihood(), golden[f"{key}/evidence"], rtol)
+        by_prior, by_noise = found.evidence_gradient()
+        close(by_prior, golden[f"{key}/slope"], rtol)
+        close(by_noise, golden.get(f"{key}/noise", 0.0), rtol)
         close(found.functional_variance(new), golden[f"{key}/variance"], rtol)
         close(
             found.functional_variance(new, diagonal=True),
@@ -207,6 +210,40 @@ def test_the_best_prior_is_where_the_evidence_is_flat_and_largest(
     assert found.log_marginal_likelihood() == best
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "structure", "weights"),
+    [
+        ("classification", "full", None),
+        ("classification", "kron", None),
+        ("regression", "full", "last_layer"),
+        ("regression", "kron", "last_layer"),
+        ("regression", "diag", "last_layer"),
+        ("regression", "lowrank", "last_layer"),
+    ],
+)
+def test_the_gradient_of_the_evidence_is_what_differences_say(
+    golden, likelihood, structure, weights
+):
+    _, found, _ = posterior(golden, likelihood, structure, weights, rank=5)
+    noisy, h = likelihood == "regression", 1e-4
+    for count in (1, len(found.parameters), found.size)[: 2 if structure == "kron" else 3]:
+        prior, sigma = np.linspace(0.5, 2.0, count), 0.7 if noisy else 1.0
+        by_prior, by_noise = found.evidence_gradient(prior, sigma)
+        assert by_prior.shape == (count,)
+        slopes = [
+            found.log_marginal_likelihood(prior * np.exp(h * unit), sigma)
+            - found.log_marginal_likelihood(prior * np.exp(-h * unit), sigma)
+            for unit in np.eye(count)
+        ]
+        close(by_prior, np.array(slopes) / (2 * h), 1e-7)
+        if noisy:
+            more, less = (found.log_marginal_likelihood(prior, sigma * np.exp(d)) for d in (h, -h))
+            close(by_noise, (more - less) / (2 * h), 1e-7)
+        else:
+            assert by_noise == 0
+    assert found.prior_precision == found.sigma_noise == 1  # what was set remains
+
+
 def test_the_evidence_of_a_linear_model_is_the_gaussian_integral():
     """log N(y; 0, X X^T / d + sigma^2 I): for a network that is at the posterior's mode, where
     Laplace is exact.
@@ -223,6 +260,13 @@ def test_the_evidence_of_a_linear_model_is_the_gaussian_integral():
     whole = x @ x.T / d + sigma**2 * np.eye(9)
     expected = -0.5 * (y.T @ np.linalg.solve(whole, y) + np.linalg.slogdet(2 * np.pi * whole)[1])
     close(found.log_marginal_likelihood(), expected.item(), 1e-10)
+    solved = np.linalg.solve(whole, y)  # and the weights at the mode move nothing, to first order
+    slopes = [
+        0.5 * (solved.T @ change @ solved - np.trace(np.linalg.solve(whole, change))).item()
+        for change in (-x @ x.T / d, 2 * sigma**2 * np.eye(9))
+    ]
+    by_prior, by_noise = found.evidence_gradient()
+    close(np.append(by_prior, by_noise), np.array(slopes), 1e-10)
 
 
 # --- the last layer -------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 For each likelihood the weights, two batches and test inputs; for each set of weights ("last_layer",
 "all"), structure ("full", "kron", "diag") and prior precision (a number, or one for each Parameter)
-the log marginal likelihood, the functional variance, and the predictives. ReLU, since MindSpore's
+the log marginal likelihood, its derivatives by the logarithms of prior precision and noise, the
+functional variance, and the predictives. ReLU, since MindSpore's
 float32 tanh is off by more than is compared here. Run: ``python ci/golden/make_laplace.py``
 """
 
@@ -47,6 +48,24 @@ def layered(sizes, structure, weights):
     return None if structure == "kron" else torch.repeat_interleave(each, torch.tensor(sizes))
 
 
+def slopes(la, key, likelihood, prior, sizes):
+    """Of the evidence, by the logarithm of each number of the prior, or of each Parameter's, and of
+    the noise.
+    """
+    prior, noise = prior.clone().requires_grad_(), torch.tensor(SIGMA, requires_grad=True)
+    regression = likelihood == "regression"
+    leaves = (prior, noise) if regression else (prior,)
+    evidence = la.log_marginal_likelihood(prior, noise if regression else None)
+    found = [
+        (leaf * slope).detach().reshape(-1)
+        for leaf, slope in zip(leaves, torch.autograd.grad(evidence, leaves), strict=True)
+    ]
+    if len(found[0]) == sum(sizes):
+        found[0] = torch.stack([part.sum() for part in found[0].split(sizes)])
+    names = ("slope", "noise")[: len(found)]
+    return {f"{key}/{name}": one.numpy() for name, one in zip(names, found, strict=True)}
+
+
 def main():
     arrays = {}
     for likelihood, outputs in (("classification", 3), ("regression", 2)):
@@ -85,6 +104,7 @@ def main():
                             f"{key}/{link}": la(new, link_approx=link).detach().numpy()
                             for link in ("probit", "bridge")
                         }
+                    arrays |= slopes(la, key, likelihood, prior, sizes)
     np.savez_compressed(TARGET, **arrays)
     print(TARGET, len(arrays), TARGET.stat().st_size)
 

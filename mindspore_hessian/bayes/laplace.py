@@ -424,11 +424,14 @@ class Laplace:
             )
         return values
 
+    def _shares(self, count: int) -> list[int]:
+        """How many weights each of so many numbers of a prior is for."""
+        shares = {self.size: [1] * self.size, 1: [self.size]}
+        return (shares | {len(self.parameters): list(self._space.sizes)})[count]
+
     def _spread_prior(self, values: np.ndarray) -> np.ndarray:
         """One for each weight."""
-        if len(values) == len(self.parameters):
-            return np.repeat(values, self._space.sizes)
-        return np.broadcast_to(values, self.size) if len(values) == 1 else values
+        return np.repeat(values, self._shares(len(values)))
 
     def _at(self, prior: np.ndarray, sigma: float) -> Any:
         return self._curvature.at(1 / sigma**2, self._spread_prior(prior))
@@ -452,6 +455,15 @@ class Laplace:
             sigma * np.sqrt(2 * np.pi)
         )
 
+    def _asked(self, prior_precision: Any, sigma_noise: float | None) -> tuple[np.ndarray, float]:
+        """Prior and noise, checked; those that are set where None."""
+        prior = self._prior
+        if prior_precision is not None:
+            prior = self._checked_prior(_prior_values(prior_precision))
+        sigma = self._sigma if sigma_noise is None else sigma_noise
+        self._check_noise(sigma)
+        return prior, float(sigma)
+
     def log_marginal_likelihood(
         self, prior_precision: Any = None, sigma_noise: float | None = None
     ) -> float:
@@ -461,19 +473,72 @@ class Laplace:
         Args:
             prior_precision, sigma_noise: others than those set, which remain.
         """
-        prior = (
-            self._prior
-            if prior_precision is None
-            else self._checked_prior(_prior_values(prior_precision))
+        prior, sigma = self._asked(prior_precision, sigma_noise)
+        set_ones = prior_precision is None and sigma_noise is None
+        return self._evidence(self.posterior if set_ones else self._at(prior, sigma), prior, sigma)
+
+    def _evidence(self, posterior: Any, prior: np.ndarray, sigma: float) -> float:
+        each = self._spread_prior(prior)
+        return self.log_likelihood(sigma) - 0.5 * float(
+            posterior.logdet() - np.log(each).sum() + (each * self.mean**2).sum()
         )
-        sigma = self._sigma if sigma_noise is None else sigma_noise
-        likely, each = self.log_likelihood(sigma), self._spread_prior(prior)
-        own = (
-            self.posterior
-            if prior_precision is None and sigma_noise is None
-            else self._at(prior, sigma)
-        )
-        return likely - 0.5 * float(own.logdet() - np.log(each).sum() + (each * self.mean**2).sum())
+
+    def evidence_gradient(
+        self, prior_precision: Any = None, sigma_noise: float | None = None
+    ) -> tuple[np.ndarray, float]:
+        r"""The derivatives of `log_marginal_likelihood`, at fixed weights, by the logarithms of the
+        prior's precision and of the noise.
+
+        With d the number of the prior that is for the weights B, N samples and K outputs:
+
+        .. math::
+            \frac{\partial}{\partial \log d} = \frac12 \sum_{i \in B}
+            (1 - d\, (P^{-1})_{ii} - d\, w_i^2), \qquad
+            \frac{\partial}{\partial \log\sigma} = \frac{|y - f|^2}{\sigma^2} - N K
+            + \sum_i (1 - d_i (P^{-1})_{ii})
+
+        Where the first is 0, d is the number of weights that the data determine over the sum of
+        their squares (MacKay). Costs the posterior's variances, by its structure: for "full"
+        :math:`O(n^3)`, for "lowrank" :math:`O(n k^2)`, else about what the posterior does.
+
+        Args:
+            prior_precision, sigma_noise: others than those set, which remain.
+
+        Returns:
+            By the logarithm of each number of the prior, (1,), (Parameters,) or (weights,), and by
+            that of the noise, 0 for a classification.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong.
+
+        Source:
+            D. MacKay, Bayesian interpolation, Neural Computation 4(3), 1992.
+
+        Examples:
+            >>> import mindspore as ms
+            >>> from mindspore import nn
+            >>> from mindspore_hessian import Laplace
+            >>> net = nn.SequentialCell(nn.Dense(1, 1, weight_init="ones", has_bias=False))
+            >>> x = ms.Tensor([[1.0], [2.0]])
+            >>> posterior = Laplace(net, (x, x), "regression", prior_precision=1.0)
+            >>> by_prior, by_noise = posterior.evidence_gradient()
+            >>> print(by_prior.round(4), round(by_noise, 4))  # (1 - 1/6 - 1) / 2, and 5/6 - 2
+            [-0.0833] -1.1667
+        """
+        prior, sigma = self._asked(prior_precision, sigma_noise)
+        return self._gradient(self._at(prior, sigma), prior, sigma)
+
+    def _gradient(
+        self, posterior: Any, prior: np.ndarray, sigma: float
+    ) -> tuple[np.ndarray, float]:
+        each = self._spread_prior(prior)
+        known = 1 - each * posterior.variances()
+        owner = np.repeat(np.arange(len(prior)), self._shares(len(prior)))
+        by_prior = np.bincount(owner, 0.5 * (known - each * self.mean**2), len(prior))
+        if not self.likelihood.noisy:
+            return by_prior, 0.0
+        terms = self.num_data * self.num_outputs
+        return by_prior, float(2 * self.misfit / sigma**2 - terms + known.sum())
 
     @interruptible
     def optimize_prior_precision(
@@ -505,48 +570,31 @@ class Laplace:
                 "per='weights' is not for structure='kron', which takes one prior precision for "
                 "each Parameter at most: per='layers'"
             )
-        sizes = {"number": [self.size], "layers": self._space.sizes, "weights": [1] * self.size}[
-            per
-        ]
-        number = len(sizes)
-        owner = np.repeat(np.arange(number), sizes)
-        start = np.bincount(owner, np.log(self._spread_prior(self._prior))) / np.bincount(owner)
+        count = {"number": 1, "layers": len(self.parameters), "weights": self.size}[per]
+        shares = self._shares(count)
+        owner = np.repeat(np.arange(count), shares)
+        start = np.bincount(owner, np.log(self._spread_prior(self._prior))) / shares
         found = minimize(
-            lambda line: self._slope(line, owner, number, noise),
+            lambda line: self._descent(line, count, noise),
             np.append(start, [np.log(self._sigma)] * noise),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(-_WITHIN, _WITHIN)] * (number + noise),
+            bounds=[(-_WITHIN, _WITHIN)] * (count + noise),
             options={"maxiter": max_iterations},
         )
-        self.prior_precision = np.exp(found.x[:number])
+        self.prior_precision = np.exp(found.x[:count])
         if noise:
-            self.sigma_noise = float(np.exp(found.x[number]))
+            self.sigma_noise = float(np.exp(found.x[count]))
         return self.log_marginal_likelihood()
 
-    def _slope(
-        self, line: np.ndarray, owner: np.ndarray, number: int, noise: bool
-    ) -> tuple[float, np.ndarray]:
-        """Minus the evidence, and its gradient by the logarithms of the precisions and of the
-        noise.
+    def _descent(self, line: np.ndarray, count: int, noise: bool) -> tuple[float, np.ndarray]:
+        """Minus the evidence, and minus its gradient, by so many logarithms of precisions and that
+        of the noise.
         """
-        prior, sigma = np.exp(line[:number]), float(np.exp(line[number])) if noise else self._sigma
-        each = prior[owner]
-        own = self._curvature.at(1 / sigma**2, each)
-        kept = each * own.variances()
-        value = self.log_likelihood(sigma) - 0.5 * float(
-            own.logdet() - np.log(each).sum() + (each * self.mean**2).sum()
-        )
-        slope = np.bincount(owner, 0.5 * (1 - kept - each * self.mean**2), number)
-        if noise:
-            slope = np.append(
-                slope,
-                2 * self.misfit / sigma**2
-                - self.num_data * self.num_outputs
-                + self.size
-                - kept.sum(),
-            )
-        return -value, -slope
+        prior, sigma = np.exp(line[:count]), float(np.exp(line[count])) if noise else self._sigma
+        own = self._at(prior, sigma)
+        by_prior, by_noise = self._gradient(own, prior, sigma)
+        return -self._evidence(own, prior, sigma), -np.append(by_prior, [by_noise] * noise)
 
     # --- predictions ------------------------------------------------------------------------------
 
