@@ -248,12 +248,12 @@ class _Answer(NamedTuple):
 
     @classmethod
     def of(cls, rows: np.ndarray, shape: tuple[int, ...], rank: int | None) -> _Answer:
-        """Truncated, where that is of a matrix and holds fewer numbers. Nothing else of the vectors
-        that rows are cut from is kept.
+        """Truncated, where that is of a matrix and holds fewer numbers; then nothing else is kept of
+        the vectors that rows are cut from.
         """
         size = rows.shape[1]
         if rank is None or len(shape) < 2 or rank * (shape[0] + size // shape[0]) >= size:
-            return cls((np.ascontiguousarray(rows),))
+            return cls((rows if rank is None else np.ascontiguousarray(rows),))
         u, values, vt = np.linalg.svd(rows.reshape(len(rows), shape[0], -1), full_matrices=False)
         return cls((u[:, :, :rank] * values[:, None, :rank], np.ascontiguousarray(vt[:, :rank])))
 
@@ -344,7 +344,8 @@ def influence(
         tol: of the relative residual of each system, for "iterative": about what float32 reaches
             where d is 1e-4 of the largest eigenvalue. The scores are as near, or nearer.
         preconditioner, rank: for "iterative", as `solve` has them: "nystrom", or an operator that
-            approximates :math:`(C + d I)^{-1}`. "auto" is then iterative.
+            approximates :math:`(C + d I)^{-1}`, such as ``inverse(KFACOperator(...), d)``. "auto" is
+            then iterative.
         per_layer: the scores of each layer, whose sum is that of the whole: the part of the inner
             product that is by the layer's weights.
         query_rank: keep of the answers of each weight matrix, (outputs, inputs) or a convolution's

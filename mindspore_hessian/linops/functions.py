@@ -46,12 +46,11 @@ class Inverse(Composed):
         return inverse(nystrom(self.parts[0], self._rank, progress=False), self.damping)
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
-        if matrix.shape[1] > 1:  # all of them together
+        if self.positive or matrix.shape[1] > 1:  # all of them together
             found = self._solved(matrix, "cg")
-            if self.positive or found.stopped_by != "negative curvature":
+            if found.stopped_by != "negative curvature":
                 return self._checked(found, "cg")
-        method: Literal["cg", "minres"] = "cg" if self.positive else "minres"
-        each = [self._checked(self._solved(one, method), method) for one in matrix.T]
+        each = [self._checked(self._solved(one, "minres"), "minres") for one in matrix.T]
         return np.stack(each, axis=1)
 
     def _solved(self, b: np.ndarray, method: Literal["cg", "minres"]) -> Solution:
@@ -61,7 +60,7 @@ class Inverse(Composed):
             self.damping,
             method,
             self.tol,
-            self.max_products * (b.shape[1] if b.ndim == 2 else 1),
+            self.max_products * (b.size // len(b)),
             progress=False,
             preconditioner=self.preconditioner,
         )
@@ -92,8 +91,8 @@ def inverse(
     Exact, and with structure of its own, for an operator with structure: see `Diagonal`,
     `BlockDiagonal`, `Kronecker` and `LowRank` of `mindspore_hessian.linops`. Its products then cost
     about what those of A do. For any other operator a product solves systems with `solve`, by
-    conjugate gradients for all columns together. Where A is not known to be positive and these meet
-    a direction of negative curvature, and for a single column, MINRES solves one system after
+    conjugate gradients for all columns together; where these meet a direction of negative curvature,
+    and for a single column of an A that is not known to be positive, by MINRES for one after
     another. An error is raised where one does not converge: there is no inverse in part.
 
     Args:
