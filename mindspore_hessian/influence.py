@@ -175,28 +175,20 @@ class _Question:
         time.
         """
         data = Data(test, self.network, True)
-        if self.comm.size > 1:
-            self._check_same(data)
         batches = self.gradients("test", data)
-        if rank is None:
-            batches = iter([np.concatenate(list(batches))])
+        with self.comm.together(self.comm.size):
+            if rank is None:
+                batches = iter([np.concatenate(list(batches))])
+            token = 0.0 if self.comm.size == 1 else _token(data)
+        if len(np.unique(self.comm.joined(np.array([token])))) > 1:
+            raise ValueError(
+                "test must be the same on all processes (train is what is shared out), but differs"
+            )
         solved = self.solver()
         return [
             [_Answer.of(rows[:, place.where], place.shape, rank) for place in places]
             for rows in map(solved, batches)
         ]
-
-    def _check_same(self, test: Data) -> None:
-        """Raise, on each process, where they have not all the same test samples."""
-        with self.comm.together(self.comm.size):
-            token = 0
-            for batch in test:
-                for leaf in leaves((batch.args, batch.kwargs, batch.targets)):
-                    token = zlib.crc32(_compat.to_numpy(leaf).tobytes(), token)
-        if len(np.unique(self.comm.joined(np.array([token], float)))) > 1:
-            raise ValueError(
-                "test must be the same on all processes (train is what they share), but differs"
-            )
 
     def scores(
         self, parts: Callable[[np.ndarray], Iterable[np.ndarray]], places: list[_Place]
@@ -209,6 +201,15 @@ class _Question:
             own = {name: np.concatenate([one[name].T for one in found]) for name in found[0]}
         scores = {name: -self.comm.joined(rows).T for name, rows in own.items()}
         return scores if self.per_layer else scores[""]
+
+
+def _token(data: Data) -> float:
+    """Of the numbers of all batches."""
+    token = 0
+    for batch in data:
+        for leaf in leaves((batch.args, batch.kwargs, batch.targets)):
+            token = zlib.crc32(_compat.to_numpy(leaf).tobytes(), token)
+    return float(token)
 
 
 class _Place(NamedTuple):

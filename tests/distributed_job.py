@@ -94,7 +94,7 @@ def influences(rank):
     ):
         try:
             call()
-        except ValueError as err:
+        except (ValueError, mh.DistributedError) as err:
             assert says in str(err), err
         else:
             raise AssertionError(says)
