@@ -1,15 +1,21 @@
-"""The notebooks in examples/ hold no outputs, and run; each of them checks its own numbers."""
+"""The notebooks in examples/ hold the outputs of their present source, and run; each of them checks its
+own numbers.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from full import FULL
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "ci"))
+import notebooks  # noqa: E402
+
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 QUICK = ("05_influence",)
 SECONDS = 240  # that a cell may take on a busy machine
@@ -35,14 +41,29 @@ def test_the_notebooks_are_there():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_a_notebook_is_stripped(path):
+def test_a_notebook_holds_the_outputs_of_its_source(path):
     notebook = json.loads(path.read_text())
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == []
-            assert cell["execution_count"] is None
+    assert notebook["metadata"][notebooks.KEY] == notebooks.digest(notebook), (
+        f"its code has changed: bash ci/notebooks.sh {path.stem}"
+    )
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert notebook["cells"][0]["cell_type"] == "markdown"
+    kinds = {kind for kind in sum(kinds_of(notebook), ()) if kind}
+    assert "stdout" in kinds <= {"stdout", *notebooks.KEPT}
+    assert (notebooks.PICTURE in kinds) == ("plot" in path.read_text())
+
+
+def kinds_of(notebook):
+    """What each code cell gives: the kind of each output."""
+    return [
+        tuple(
+            next((kind for kind in notebooks.KEPT if kind in one.get("data", ())), one.get("name"))
+            for one in cell["outputs"]
+            if one.get("name") != "stderr"
+        )
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,23 +86,13 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
         pytest.importorskip(
             needed, reason=f"{needed} is not installed: pip install mindspore-hessian[examples]"
         )
-    import nbclient
     import nbformat
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("MS_DEV_USE_PY_BPROP", raising=False)  # this process has it from the library
-    monkeypatch.setenv(
-        "MPLBACKEND", "module://matplotlib_inline.backend_inline"
-    )  # not the Agg of other tests
+    for name in ("PYTHONPATH", "MPLBACKEND"):  # which `run` sets
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    nbclient.NotebookClient(
-        notebook,
-        timeout=SECONDS,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
-    ).execute()
-    printed = [
-        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
-    ]
-    assert any(output.output_type == "stream" and output.name == "stdout" for output in printed)
+    stored = kinds_of(notebook)
+    notebooks.run(notebook, str(tmp_path), SECONDS)
+    assert kinds_of(notebook) == stored
