@@ -20,8 +20,8 @@ def set_progress(progress: bool | None) -> None:
     Args:
         progress: False for none at all, also where a call asks for one; True for bars at once;
             None, as at the start: for what takes more than two seconds, on a terminal or in a
-                notebook, not in a file of logs. The
-            environment's ``TQDM_DISABLE=1`` is the same as False.
+            notebook, not in a file of logs. The environment's ``TQDM_DISABLE=1`` is the same as
+            False.
 
     Raises:
         TypeError: `progress` is neither None nor a bool.

@@ -189,37 +189,25 @@ def configure(
         jit_level: "O0" or "O1", the optimisation level with which the transforms are compiled.
         deterministic: same result, bit for bit, at every run. MindSpore takes it once per process.
         precision: how float32 matrix products and convolutions are computed. Second derivatives
-            difference nearly equal numbers: use "highest".
-
-            =========== ============================ ============================
-            =================== precision   GPU                          Ascend
-            CPU =========== ============================ ============================
-            =================== "highest"   float32                      float32
-            float32 "default"   convolutions in TF32         convolutions in HF32         float32
-            (ignored) "high"      products and convolutions    products and convolutions    float32
-            (ignored)
-                        in TF32                      in HF32
-            =========== ============================ ============================
-            ===================
-
+            difference nearly equal numbers: use "highest". That is float32 for all of them;
+            "default" computes convolutions in TF32 on a GPU and in HF32 on Ascend, "high" matrix
+            products too. The CPU computes in float32 whatever is asked.
             TF32 keeps 10 of the 23 mantissa bits of float32, HF32 about as many. Ascend takes it
             once per process.
         pin_threads: True gives each thread in which MindSpore computes on the CPU a core of its
             own, among those that the process may use; False lets them go again. Left alone, two of
             them often share a core, which doubles the time of a matrix product. For a process that
-            has its cores to itself: two processes
-                that pin to the
-            same cores get in each other's way. It runs a small kernel, as the threads are there
-            only then. Linux only (elsewhere ignored, as on GPU and Ascend).
+            has its cores to itself: two processes that pin to the same cores get in each other's
+            way. It runs a small kernel, as the threads are there only then. Linux only (elsewhere
+            ignored, as on GPU and Ascend).
         max_cpu_isa: "AVX2" keeps oneDNN, which computes convolutions and matrix products on the
             CPU, to these instructions, "ALL" lets it use every one. With AVX-512, MindSpore 2.9 and
             2.10 run a convolution by oneDNN's reference loop: one of 64 channels, 32 x 32, took 520
-            to 840 ms, and 5 to 12 ms
-                with "AVX2"; a
-            product of 1024 x 1024 matrices about 10% longer (ci/bench/convolution.py). Importing
-            this package sets "AVX2" on such a CPU, unless ``MINDSPORE_HESSIAN_CPU_ISA=ALL`` or a
-            variable of oneDNN's is in the environment. oneDNN takes it before its first kernel (x86
-            on Linux; elsewhere ignored, as on GPU and Ascend).
+            to 840 ms, and 5 to 12 ms with "AVX2"; a product of 1024 x 1024 matrices about 10%
+            longer (ci/bench/convolution.py). Importing this package sets "AVX2" on such a CPU,
+            unless ``MINDSPORE_HESSIAN_CPU_ISA=ALL`` or a variable of oneDNN's is in the
+            environment. oneDNN takes it before its first kernel (x86 on Linux; elsewhere ignored,
+            as on GPU and Ascend).
 
     Returns:
         `DeviceInfo`, also when nothing changed.

@@ -656,8 +656,8 @@ class Laplace:
 
         Returns:
             Of a classification: probabilities, (samples, classes). Of a regression: the mean,
-                (samples, outputs), and
-            the covariance with that of the noise, (samples, outputs, outputs). float64.
+                (samples, outputs), and the covariance with that of the noise, (samples, outputs,
+                outputs). float64.
 
         Raises:
             TypeError, ValueError: an argument is wrong; the network's weights have changed.

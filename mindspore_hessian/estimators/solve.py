@@ -97,13 +97,11 @@ def solve(
             preconditioner.
         preconditioner: for "cg" and "minres", an operator M that approximates
             :math:`(H + d I)^{-1}` (for an indefinite H: the inverse of its absolute value) and is
-            positive definite, such as
-            ``inverse(KFACOperator(...), damping)``, or "nystrom": of `rank` random columns, for an
-                H without negative
-            eigenvalues that decay. It pays where many steps are needed, which is not known
-            beforehand; a poor one costs steps. The products for "nystrom" count with the others;
-            the residual is the true one. "minres" then minimises :math:`r^T M r`, and its "least
-            squares" is meant in that norm.
+            positive definite, such as ``inverse(KFACOperator(...), damping)``, or "nystrom": of
+            `rank` random columns, for an H without negative eigenvalues that decay. It pays where
+            many steps are needed, which is not known beforehand; a poor one costs steps. The
+            products for "nystrom" count with the others; the residual is the true one. "minres"
+            then minimises :math:`r^T M r`, and its "least squares" is meant in that norm.
         rank: of "nystrom"; n, where that is less.
 
     Returns:

@@ -100,7 +100,7 @@ def inverse(
         damping: d, any finite number. It is added to A as it is, once.
         heuristic: split the damping over the factors of Kronecker products, as Martens and Grosse
             do: an approximation whose factors are inverted apart. Only for an operator with
-                structure.
+            structure.
         tol: of `solve`, where it is used.
         max_products: of `solve` for each column, where it is used; at least 2.
         preconditioner, rank: of `solve`, where it is used; "nystrom" is made once, for all products

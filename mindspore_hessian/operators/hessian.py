@@ -22,8 +22,7 @@ class HessianOperator(CurvatureOperator):
         data: a ``mindspore.dataset`` pipeline, a list of batches, or one batch: a tuple ``(x, y)``
             or ``(x1, ..., y)``; ``(x, y)`` with x a tuple or a dict, which the network gets as its
             arguments; or a dict of columns, of which one is called label, labels, target, targets
-            or y (in a pipeline: else
-                the last).
+            or y (in a pipeline: else the last).
         weights: Parameters, a pattern of names (``"*.weight"``), or a list of these; None: all
             trainable.
         block_diagonal: "layer" or "parameter": only these diagonal blocks.
@@ -37,9 +36,8 @@ class HessianOperator(CurvatureOperator):
             mode).
         chunk_size: columns of a matrix that are multiplied at once. None: up to 64, as memory
             allows, of a matrix that has enough for that to pay: more than 4, on the CPU more than
-                2,048 (the first product of several columns
-            at once compiles for seconds). Where thousands of columns come in small matrices, give
-            the number that those have, 5 or more.
+            2,048 (the first product of several columns at once compiles for seconds). Where
+            thousands of columns come in small matrices, give the number that those have, 5 or more.
         distributed: sum over the processes of an ``msrun`` job, each of which holds its shard of
             the data.
         check_deterministic: compare two passes over the data, and the symmetry of two products,

@@ -116,8 +116,7 @@ def minimize(
 
     Returns:
         scipy's ``OptimizeResult``: `x` like `x0` (or the weights) in structure and dtype; `fun`,
-            `jac`, `nit`,
-        `success`, `message` and the rest as scipy gives them, flat and in numpy.
+            `jac`, `nit`, `success`, `message` and the rest as scipy gives them, flat and in numpy.
 
     Raises:
         TypeError, ValueError: a wrong argument; an option or a constraint that the method does not

@@ -90,8 +90,7 @@ class HessianLeave(PrimitiveWithInfer):
     Args:
         otherwise: where a primitive has no forward rule, ``otherwise(number, *given)`` gives the
             three in another way, of the other inputs of this primitive: the number of the output,
-                the point, the directions.
-            None: that is refused.
+            the point, the directions. None: that is refused.
     """
 
     @prim_attr_register

@@ -116,8 +116,7 @@ def hessian_diag(
 
     Returns:
         ``diag_fn(*args)``: shaped like what is differentiated (a Tensor; a tuple for a tuple of
-            positions or
-        weights); with `has_aux`, ``(diagonal, aux)``.
+            positions or weights); with `has_aux`, ``(diagonal, aux)``.
 
     Raises:
         TypeError, ValueError, NotCompilableError, MissingRuleError: as `hessian`.

@@ -184,33 +184,26 @@ def hessian(
         weights: Parameters to differentiate: one, or a list, tuple or ParameterTuple.
         mode: ``"auto"``: the product above, batched over the identity; the inputs are not copied,
             and where a primitive cannot be batched the products run one after another
-            (`FallbackWarning`). ``"fwdfwd"``,
-            ``"fwdrev"``, ``"revfwd"``, ``"revrev"``: outer over inner,
-                ``mindspore.jacfwd``/``jacrev`` of
-            ``jacfwd``/``jacrev``; for dtypes other than float32, several outputs and weights, the
-            same compositions of ours.
+            (`FallbackWarning`). ``"fwdfwd"``, ``"fwdrev"``, ``"revfwd"``, ``"revrev"``: outer over
+            inner, ``mindspore.jacfwd``/``jacrev`` of ``jacfwd``/``jacrev``; for dtypes other than
+            float32, several outputs and weights, the same compositions of ours.
         chunk_size: with ``"auto"``, compute so many rows at a time: less memory, the same result.
         sparse: True for a scalar function, in float32 or float64, whose Hessian has few entries in
             a row (a chain, a mesh, a sum over neighbours): it costs a product for each group of
-                columns that have no row in common,
-            three for a tridiagonal Hessian of any size, and one more. The pattern is found at the
-            first call by random products (about ``4 log2(N)`` for a tridiagonal one) and kept by
-            the returned function; a product with a random vector checks the matrix at each call,
-            and the pattern is found anew where a point needs more. Or the pattern itself: a scipy
-            sparse matrix or an array of shape (N, N), not zero
-                where the Hessian
-            may be.
+            columns that have no row in common, three for a tridiagonal Hessian of any size, and one
+            more. The pattern is found at the first call by random products (about ``4 log2(N)`` for
+            a tridiagonal one) and kept by the returned function; a product with a random vector
+            checks the matrix at each call, and the pattern is found anew where a point needs more.
+            Or the pattern itself: a scipy sparse matrix or an array of shape (N, N), nonzero
+            wherever the Hessian may be.
 
     Returns:
         ``hess_fn(*args)``. One position and one output: a Tensor of shape ``out.shape + x.shape +
-            x.shape``. A tuple
-        of positions: nested tuples ``H[i][j]`` of shape ``out.shape + x_i.shape + x_j.shape``. With
-            `weights`: the
-        same over the weights; positions first, then weights, where both are given. Several outputs:
-        a tuple of these.
-        With `has_aux`: ``(H, aux)``. The dtype is that of x_j. With `sparse`: a
-            ``scipy.sparse.csr_array`` of shape
-        (N, N) over all N entries of what is differentiated, in this order.
+            x.shape``. A tuple of positions: nested tuples ``H[i][j]`` of shape ``out.shape +
+            x_i.shape + x_j.shape``. With `weights`: the same over the weights; positions first,
+            then weights, where both are given. Several outputs: a tuple of these. With `has_aux`:
+            ``(H, aux)``. The dtype is that of x_j. With `sparse`: a ``scipy.sparse.csr_array`` of
+            shape (N, N) over all N entries of what is differentiated, in this order.
 
     Raises:
         TypeError: a wrong type or dtype, an integer input to differentiate.

@@ -123,17 +123,14 @@ def jacobian(
         mode: ``"rev"`` (a reverse pass for each output entry); ``"fwd"``, one forward pass that
             carries the derivatives by every input entry, better where inputs are fewer than outputs
             (where a primitive has no forward rule, with a warning, and over weights: a product of
-            three gradients for each entry); or
-                ``"auto"``, which is
-            ``"rev"``. Inside your own graph it is ``"rev"``.
+            three gradients for each entry); or ``"auto"``, which is ``"rev"``. Inside your own
+            graph it is ``"rev"``.
         chunk_size: with ``"auto"`` or ``"rev"``, so many output entries at a time.
 
     Returns:
         ``jac_fn(*args)``. One position and one output: a Tensor of shape ``out.shape + x.shape``; a
-            tuple of
-        positions or weights: a tuple of these; several outputs: a tuple over the outputs. With
-            `has_aux`:
-        ``(J, aux)``.
+            tuple of positions or weights: a tuple of these; several outputs: a tuple over the
+            outputs. With `has_aux`: ``(J, aux)``.
 
     Raises:
         TypeError, ValueError, NotCompilableError, MissingRuleError: as `hessian`.

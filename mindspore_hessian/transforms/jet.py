@@ -97,8 +97,7 @@ def jet(fn: Any, primals: Any, series: Any) -> Any:
 
     Returns:
         ``(value, derivatives)``: like the output of `fn`; and the tuple of the derivatives of
-            orders 1, 2, ... of it,
-        for a tuple of outputs a tuple of these.
+            orders 1, 2, ... of it, for a tuple of outputs a tuple of these.
 
     Raises:
         TypeError, ValueError, NotCompilableError: as `hvp`.

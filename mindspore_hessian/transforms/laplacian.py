@@ -181,8 +181,7 @@ def laplacian(
 
     Returns:
         ``lap_fn(*args)``: shaped like the output of `fn`; with `in_axes`, the samples come first;
-            with `has_aux`,
-        ``(laplacian, aux)``.
+            with `has_aux`, ``(laplacian, aux)``.
 
     Raises:
         TypeError, ValueError, NotCompilableError: as `hessian`.
