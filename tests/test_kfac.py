@@ -239,7 +239,6 @@ class Convolutions(nn.Cell):
         return self.out(self.line(h.reshape(h.shape[0], h.shape[1], -1)).reshape(h.shape[0], -1))
 
 
-@pytest.mark.full_run
 def test_convolutions_are_exact_for_one_position_and_ekfac_is_nearer():
     rng = np.random.default_rng(1)
     net, loss = Convolutions(), nn.MSELoss()
@@ -262,6 +261,69 @@ def test_convolutions_are_exact_for_one_position_and_ekfac_is_nearer():
     assert (
         relative_error(ekfac.trace(), np.trace(exact)) < 1e-4
     )  # the eigenvalues are those of the whole diagonal
+
+
+class Sequences(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Dense(3, 4), nn.Dense(4, 2)
+
+    def construct(self, x):
+        return self.out(ops.tanh(self.first(x)).mean(1))
+
+
+class Pictures(nn.Cell):
+    def __init__(self, **options):
+        super().__init__()
+        self.first, self.out = nn.Conv2d(2, 4, 3, has_bias=True, **options), nn.Dense(4, 2)
+
+    def construct(self, x):
+        return self.out(ops.tanh(self.first(x)).mean((2, 3)))
+
+
+class Signals(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Conv1d(2, 4, 3, dilation=2, has_bias=True), nn.Dense(4, 2)
+
+    def construct(self, x):
+        return self.out(ops.tanh(self.first(x)).mean(2))
+
+
+SHARING = {
+    "sequences": (Sequences, (4, 3)),
+    "valid": (lambda: Pictures(pad_mode="valid"), (2, 6, 5)),
+    "same, strides": (lambda: Pictures(pad_mode="same", stride=(2, 3)), (2, 5, 6)),
+    "padding": (lambda: Pictures(pad_mode="pad", padding=(1, 0, 2, 1), dilation=2), (2, 6, 7)),
+    "groups": (lambda: Pictures(pad_mode="valid", group=2), (2, 4, 5)),
+    "one axis": (Signals, (2, 9)),
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_ekfac_has_the_squares_of_samples_whose_positions_are_summed(name):
+    """Weights that several positions share, few enough for numpy and not: by the definition."""
+    make, shape = SHARING[name]
+    rng = np.random.default_rng(2)
+    net, loss = make(), nn.CrossEntropyLoss()
+    data = (
+        Tensor(rng.normal(size=(5, *shape)).astype(np.float32)),
+        Tensor([0, 1, 1, 0, 1], ms.int32),
+    )
+    op = mh.EKFACOperator(net, loss, data, fisher="empirical", separate_bias=True, **OFF)
+    samples = mh.per_sample_gradients(net, loss, data)
+    assert relative_error(op.trace(), (samples**2).sum() / 5) < 1e-5
+    a, g = (np.reshape(one, (-1, *one.shape[-2:])) for one in op.factors["first"])
+    part = slice(0, net.first.weight.size)
+    each = samples[:, part].reshape(5, len(g), g.shape[-1], -1).swapaxes(0, 1)
+    expected = np.zeros((part.stop, part.stop))
+    for number, (own_a, own_g, rows) in enumerate(zip(a, g, each, strict=True)):
+        qa, qg = np.linalg.eigh(own_a)[1], np.linalg.eigh(own_g)[1]
+        values = ((qg.T @ rows @ qa) ** 2).mean(0).ravel()
+        basis, size = np.kron(qg, qa), values.size
+        here = slice(number * size, (number + 1) * size)
+        expected[here, here] = (basis * values) @ basis.T
+    assert relative_error(op.to_dense()[part, part], expected) < 1e-4
 
 
 class Words(nn.Cell):

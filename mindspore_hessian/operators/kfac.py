@@ -112,7 +112,28 @@ def _add(total: list[Any], moments: Iterable[np.ndarray], start: int) -> None:
 
 def _gram(rows: np.ndarray) -> np.ndarray:
     """The sum of outer products of rows, (groups, samples, features)."""
-    return rows.swapaxes(1, 2) @ rows
+    return np.stack([own.T @ own for own in rows])  # each of two axes: numpy computes half of it
+
+
+def _lines(rows: np.ndarray) -> np.ndarray:
+    """Rows of (groups, samples, positions, features) one under another."""
+    return rows.reshape(len(rows), -1, rows.shape[-1])
+
+
+def _weighted_gram(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """That of (groups, samples, positions, features), each row with what its terms of the loss count,
+    as `layers` has it."""
+    samples, positions = rows.shape[1:3]
+    if weights.size == samples * positions:
+        each = weights.ravel()
+    elif samples % len(weights) == 0:
+        share = samples * positions // len(weights)
+        each = np.repeat(weights.sum(1) / share, share)
+    else:
+        each = np.full(samples * positions, weights.mean())
+    if (each == each[0]).all():
+        return each[0] * _gram(_lines(rows))
+    return _gram(_lines(rows) * np.sqrt(each)[:, None].astype(rows.dtype))
 
 
 def _gram_of_means(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -129,15 +150,30 @@ def _gram_of_means(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (means * each[None, :, None]).swapaxes(1, 2) @ means
 
 
+def _squares(passed: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """The sum over samples of the squares of their gradients, which are sums over positions of g a^T,
+    (groups, outputs, inputs)."""
+    groups, samples, positions, inputs = seen.shape
+    if positions == 1:
+        return (passed[:, :, 0] ** 2).swapaxes(1, 2) @ (seen[:, :, 0] ** 2)
+    total = np.zeros((groups, passed.shape[-1], inputs), seen.dtype)
+    step = max(1, _BYTES // (8 * total.size))
+    for start in range(0, samples, step):
+        some = slice(start, start + step)
+        total += ((passed[:, some].swapaxes(2, 3) @ seen[:, some]) ** 2).sum(1)
+    return total
+
+
 _OF_INPUTS: dict[str, Callable] = {
     "moments": lambda total, weights: total,
     "rows": lambda total, weights: _gram(total),
+    "raw": _weighted_gram,
     "sums": _gram_of_means,
 }
 _OF_GRADIENTS: dict[str, Callable] = {
     "moments": lambda total: total,
     "squares": lambda total: total,
-    "rows": _gram,
+    "rows": lambda total: _gram(_lines(total)),
     "sums": lambda total: _gram(total.astype(np.float64)),
     "samples": lambda total: (total.astype(np.float64) ** 2).sum(1),
 }
@@ -321,18 +357,23 @@ class Views:
 
     def by_rows(self, place: int) -> bool:
         """Whether the graph gives the rows of a layer, and numpy multiplies them: on the CPU, where
-        that takes half the time, if they take no more than a few times the memory of the product.
+        that takes half the time, if they take no more than a few times the memory of the product, or
+        if numpy has to unfold them.
         """
         tap = self.taps.taps[place]
         alone = all(taps == (place,) for taps in self.combinations if place in taps)
-        few = tap.rows <= _ROWS * max(tap.widths)
+        most = _BYTES // (8 * max(tap.widths)) if tap.kind.unfolded else _ROWS * max(tap.widths)
         return (
             alone
-            and few
+            and tap.rows <= most
             and tap.calls == 1
             and not tap.kind.indexed
             and device_info().backend == "CPU"
         )
+
+    def _inputs(self, place: int, otherwise: str) -> str:
+        """How the graph gives the rows of the inputs of such a layer."""
+        return "raw" if self.taps.taps[place].kind.unfolded else otherwise
 
     @interruptible
     def factors(self, how: str) -> list[np.ndarray]:
@@ -346,13 +387,16 @@ class Views:
             "rows" if how == "moments" and self.by_rows(place) else how
             for place in range(len(self.taps.taps))
         ]
+        seen = [
+            self._inputs(place, "rows") if way == "rows" else way for place, way in enumerate(ways)
+        ]
         total: list[Any] = [None] * (2 * len(self.combinations))
         with self.op.risk.comm.together(1):
             for batch, weights, terms, vectors in self._chunks("factors", ways):
                 first = vectors.start == 0
-                inputs = ways if first else ["nothing"] * len(ways)
+                inputs = seen if first else ["nothing"] * len(ways)
                 parts = self._statistics(batch, inputs, ways, vectors.rows, terms)
-                moments = self._moments(parts, ways if first else None, ways, vectors, weights)
+                moments = self._moments(parts, seen if first else None, ways, vectors, weights)
                 _add(total, moments, 0 if first else len(self.combinations))
         return self._joined(total)
 
@@ -365,7 +409,9 @@ class Views:
             ways: "squares" or "samples", for each tap.
         """
         rows = [self.by_rows(place) and way == "squares" for place, way in enumerate(ways)]
-        inputs = ["plain" if own else "nothing" for own in rows]
+        inputs = [
+            self._inputs(place, "plain") if own else "nothing" for place, own in enumerate(rows)
+        ]
         gradients = ["rows" if own else way for own, way in zip(rows, ways, strict=True)]
         columns = {
             place: [basis.astype(self.op.dtype) for basis in bases[place]]
@@ -376,15 +422,15 @@ class Views:
         with self.op.risk.comm.together(1):
             for batch, weights, terms, vectors in self._chunks("eigenvalues", gradients):
                 if vectors.start == 0:
-                    seen: dict[int, np.ndarray] = {}  # squares of the inputs in their basis
+                    seen: dict[int, np.ndarray] = {}  # the inputs in their basis
                 own = inputs if vectors.start == 0 else ["nothing"] * len(inputs)
                 parts = self._statistics(batch, own, gradients, vectors.rows, terms)
                 middle = len(parts) - len(ways)
                 for place, (p, q) in columns.items():
                     if place not in seen:
-                        seen[place] = (parts[place] @ p) ** 2
-                    squares = (parts[middle + place] @ q) ** 2
-                    parts[middle + place] = squares.swapaxes(1, 2) @ seen[place]
+                        seen[place] = parts[place] @ p[:, None]
+                    passed = parts[middle + place] @ q[:, None]
+                    parts[middle + place] = _squares(passed, seen[place])
                 _add(total, self._moments(parts, None, ways, vectors, weights), 0)
         return self._joined(total)
 
@@ -409,7 +455,15 @@ class Views:
     ) -> list[np.ndarray]:
         seen = any(one != "nothing" for one in inputs)
         program = Program("layers", layers.statistics(self.taps, seen), (seen,))
-        return self._run(batch, inputs, gradients, program, vectors, terms)
+        parts = self._run(batch, inputs, gradients, program, vectors, terms)
+        for place, (tap, how) in enumerate(zip(self.taps.taps, inputs, strict=True)):
+            if how == "raw":
+                assert tap.kind.unfolded is not None
+                rows = tap.kind.unfolded(tap.cell, parts[place])
+                if rows.shape[1] % batch.size == 0:  # as many samples as the batch has
+                    rows = rows.reshape(len(rows), batch.size, -1, rows.shape[-1])
+                parts[place] = rows
+        return parts
 
     def _joined(self, total: list[np.ndarray]) -> list[np.ndarray]:
         """The sums over all processes."""
