@@ -2244,7 +2244,14 @@ OPTIM = {
             "max_products": NO_COUNT,
             "max_trials": NO_COUNT,
             "curvature": {**without(NO_OBJECT, "None"), "of another size": MATRIX},
-            "preconditioner": {**without(NO_OBJECT, "None"), "of another size": MATRIX},
+            "preconditioner": {
+                **without(NO_OBJECT, "None"),
+                "of another size": MATRIX,
+                "a name": "jacobi",
+                "for a Hessian": Bad("nystrom", "preconditioner 'nystrom' .*HessianOperator"),
+            },
+            "rank": NO_COUNT,
+            "seed": NO_SEED,
         },
     ),
     "optim.NewtonCG.fit": (

@@ -167,6 +167,136 @@ def test_an_exact_preconditioner_needs_one_product():
         optim.NewtonCG(op, preconditioner=-np.eye(20)).step()
 
 
+def nystrom(matrix, rank):
+    """A X (X^T A X)^+ X^T A for the columns of seed 0: eigenvalues, falling, and eigenvectors."""
+    columns = [
+        np.random.default_rng(np.random.SeedSequence(0, spawn_key=(k,))).standard_normal(
+            len(matrix)
+        )
+        for k in range(rank)
+    ]
+    x = np.linalg.qr(np.stack(columns, 1))[0]
+    image = matrix @ x
+    values, vectors = np.linalg.eigh(image @ np.linalg.pinv(x.T @ image) @ image.T)
+    return values[: -rank - 1 : -1], vectors[:, : -rank - 1 : -1]
+
+
+def steihaug(matrix, g, radius, tol):
+    """Within the radius: the point where plain conjugate gradients end, for a residual whose norm
+    `tol` measures and bounds.
+    """
+    s, r, d = np.zeros_like(g), g, -g
+    for _ in range(50):
+        image = matrix @ d
+        bend = d @ image
+        length = r @ r / bend if bend > 0 else np.inf
+        if not np.linalg.norm(s + length * d) < radius:
+            a, b, c = d @ d, s @ d, s @ s - radius**2
+            return s + (np.sqrt(b**2 - a * c) - b) / a * d
+        s, new = s + length * d, r + length * image
+        if tol(new):
+            return s
+        d, r = -new + (new @ new) / (r @ r) * d, new
+    return s
+
+
+def test_iterates_with_a_nystrom_preconditioner_are_those_of_numpy():
+    """Which works in the other variable L s, where the preconditioner is L^-2."""
+    rank, damping, radius, w, moved = 6, 1e-2, 0.5, START, 0
+    solver = optim.NewtonCG(
+        operator(mh.GGNOperator), radius, damping=damping, preconditioner="nystrom", rank=rank
+    )
+    for _ in range(12):
+        g, j = gradient(w), jacobian(w)
+        matrix = 2 / 16 * j.T @ j
+        values, vectors = nystrom(matrix, rank)
+        grown = (values + damping) / (values[-1] + damping)
+        root = np.eye(20) + (vectors * (np.sqrt(grown) - 1)) @ vectors.T
+        back = np.linalg.inv(root)
+        curved = matrix + damping * np.eye(20)
+        most = min(0.5, np.sqrt(np.linalg.norm(g))) * np.linalg.norm(g)
+        while True:
+            s = back @ steihaug(
+                back @ curved @ back,
+                back @ g,
+                radius,
+                lambda r, root=root, most=most: np.linalg.norm(root @ r) < most,
+            )
+            gain = (value(w) - value(w + s)) / -(g @ s + s @ curved @ s / 2)
+            if gain < 0.25:
+                radius = radius / 4
+            elif gain > 0.75 and np.linalg.norm(root @ s) > 0.999 * radius:
+                radius = 2 * radius
+            if gain > 0.15:
+                break
+        w = w + s
+        assert solver.step() == pytest.approx(value(w), rel=1e-8)
+        np.testing.assert_allclose(solver.weights.point(), w, rtol=1e-8, atol=1e-8)
+        assert solver.radius == pytest.approx(radius)
+        assert solver.last.products > rank
+        moved += solver.last.ended == "boundary"
+    assert 0 < moved < 12
+
+
+def ill_conditioned(dtype):
+    """A linear network of 60 inputs of very different scales, and few products away from its
+    answer.
+    """
+    rng = np.random.default_rng(1)
+    turn = np.linalg.qr(rng.standard_normal((60, 60)))[0]
+    x = rng.standard_normal((100, 60)) * 10.0 ** -(np.arange(60) / 12) @ turn
+    net = nn.Dense(60, 1, weight_init="zeros", has_bias=False, dtype=dtype)
+    y = 1e-3 * x @ rng.standard_normal((60, 1))
+    return mh.GGNOperator(
+        net,
+        mean_square,
+        (Tensor(x, dtype), Tensor(y, dtype)),
+        reduction="mean",
+        check_deterministic=False,
+    )
+
+
+@pytest.mark.parametrize("dtype", [ms.float64, ms.float32])
+def test_nystrom_saves_steps_where_eigenvalues_decay(dtype):
+    options = {"damping": 1e-6, "max_products": 300}
+    plain, aided = (
+        optim.NewtonCG(ill_conditioned(dtype), 100.0, **options, **more)
+        for more in ({}, {"preconditioner": "nystrom", "rank": 30})
+    )
+    plain.step(), aided.step()
+    assert plain.last.ended == aided.last.ended == "tol"
+    assert aided.last.products - 30 < plain.last.products / 2
+
+
+def test_nystrom_is_renewed_where_the_point_moves_and_knows_no_more_than_there_is():
+    """16 samples of one output: 16 eigenvalues, and no damping."""
+    solver = optim.NewtonCG(operator(mh.GGNOperator), preconditioner="nystrom", rank=50)
+    solver.step()
+    assert solver.last.accepted and solver.last.products > 20
+    solver.radius, solver.max_radius, solver.max_trials = 1e9, 1e9, 1
+    steps = [(solver.step(), solver.last.accepted, solver.last.products) for _ in range(2)]
+    (_, accepted, first), (_, _, second) = steps
+    assert not accepted and second == first - 20
+
+
+def test_nystrom_is_not_for_a_hessian():
+    with pytest.raises(ValueError, match="^preconditioner 'nystrom' needs.*HessianOperator"):
+        optim.NewtonCG(operator(), preconditioner="nystrom")
+    net = Net()
+    optim.NewtonCG(
+        operator(net=net), curvature=operator(mh.GGNOperator, net), preconditioner="nystrom"
+    )
+
+    def concave(out, y):
+        return -((out - y) ** 2).mean()
+
+    op = mh.GGNOperator(Net(), concave, DATA, reduction="mean", check_deterministic=False)
+    solver = optim.NewtonCG(op, preconditioner="nystrom")
+    with pytest.raises(ValueError, match="^curvature must have no negative eigenvalues"):
+        solver.step()
+    np.testing.assert_array_equal(solver.weights.point(), START)
+
+
 @pytest.mark.full_run
 def test_a_fit_and_its_state(tmp_path):
     solver = optim.NewtonCG(operator())
