@@ -2211,6 +2211,15 @@ OPTIM = {
             },
             "seed": NO_SEED,
             "clip_norm": NO_POSITIVE_OR_NONE,
+            "accumulate": {
+                **NO_COUNT,
+                "with an adaptive K-FAC": Bad(
+                    2,
+                    "accumulate",
+                    also={"optimizer": Made(lambda: mh.optim.KFAC(NET, adaptive=True))},
+                ),
+            },
+            "distributed": {**NO_BOOL, "without a job": Bad(True, "joined no job")},
         },
     ),
     "optim.TrainStep()": (

@@ -1,5 +1,5 @@
 """What test_distributed.py runs in each process of an msrun job: ``distributed_job.py
-agree|influence|raise|die``.
+agree|influence|train|stops|raise|die``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import sys
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from full import FULL
+from mindspore import Tensor, nn, ops
 
 import mindspore_hessian as mh
+from mindspore_hessian import optim
 
 RNG = np.random.default_rng(3)
 X, Y = RNG.standard_normal((8, 3)), RNG.standard_normal((8, 1))
@@ -100,6 +102,88 @@ def influences(rank):
             raise AssertionError(says)
 
 
+def cross_entropy(out, y):
+    """In float64 too, which MindSpore's own does not take on CPU."""
+    chosen = ops.gather_elements(out, 1, y.reshape(-1, 1).astype(ms.int64))
+    return (ops.log(ops.exp(out).sum(1)) - chosen.reshape(-1)).mean()
+
+
+OPTIMIZERS = {
+    "AdaHessian": lambda net: optim.AdaHessian(net.trainable_params(), 0.1),
+    "Sophia": lambda net: optim.Sophia(net.trainable_params(), 0.02, update_interval=2),
+    "drawn labels": lambda net: optim.Sophia(
+        net.trainable_params(), 0.02, update_interval=2, estimator="gnb"
+    ),
+    "KFAC": lambda net: optim.KFAC(net, 0.05, likelihood="categorical", norm_constraint=None),
+    "KFAC, exact": lambda net: optim.KFAC(
+        net, 0.05, likelihood="categorical", fisher="exact", inverse_update_period=2
+    ),
+}
+
+
+TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
+CASES = [(name, "float64") for name in (OPTIMIZERS if FULL else ("AdaHessian", "KFAC"))]
+CASES += [("AdaHessian", "float32"), ("KFAC", "float32")] if FULL else []
+
+
+def trained(name, dtype, steps, **options):
+    """The weights after some steps, of batches that `steps` gives."""
+    start = np.random.default_rng(1)
+    sizes, kind = ((5, 3), (3, 5)), getattr(ms, dtype)
+    net = nn.SequentialCell(
+        *(
+            cell
+            for rows, columns in sizes
+            for cell in (
+                nn.Dense(
+                    columns,
+                    rows,
+                    weight_init=Tensor(start.standard_normal((rows, columns)), kind),
+                    bias_init=Tensor(start.standard_normal(rows), kind),
+                    dtype=kind,
+                ),
+                nn.Tanh(),
+            )
+        )
+    )
+    step = optim.TrainStep(net, cross_entropy, OPTIMIZERS[name](net), 3, clip_norm=0.5, **options)
+    for rows in steps:
+        step(Tensor(X[rows], kind), Tensor(np.arange(8)[rows] % 3, ms.int32))
+    assert int(step.optimizer.skipped) == 0
+    return np.concatenate([p.asnumpy().astype(float).ravel() for p in net.trainable_params()])
+
+
+def train(rank):
+    """Each process has half of each batch, or two quarters."""
+    whole, half = [slice(None)] * 6, [slice(4 * rank, 4 * rank + 4)] * 6
+    quarters = [slice(start + 2 * rank, start + 2 * rank + 2) for start in (0, 4)] * 6
+    for name, dtype in CASES:
+        alone = trained(name, dtype, whole)
+        close(trained(name, dtype, half, distributed=True), alone, TOLERANCES[dtype])
+        print("EQUAL", name, dtype, flush=True)
+        if name == "KFAC" and dtype == "float64":
+            shared = trained(name, dtype, quarters, distributed=True, accumulate=2)
+            close(shared, alone, TOLERANCES[dtype])
+    net = network("float64")
+    ms.ops.assign(net.weight, net.weight + rank)
+    step = optim.TrainStep(net, squared, optim.AdaHessian(net.trainable_params()), distributed=True)
+    try:
+        step(*batches(rank, "float64")[0])
+    except ValueError as err:
+        print("REFUSED", err, flush=True)
+    assert int(step.optimizer.global_step[0]) == 0
+
+
+def stops(rank):
+    """Rank 1 fails at the second step."""
+    net = network("float32")
+    step = optim.TrainStep(net, squared, optim.AdaHessian(net.trainable_params()), distributed=True)
+    data = batches(rank, "float32")[0]
+    step(*data)
+    step(*data if rank == 0 else (data[0], "no Tensor"))
+    print("NOT REACHED")
+
+
 def close(got, want, tolerance):
     error = np.abs(np.asarray(got) - want).max() / np.abs(want).max()
     assert error <= tolerance, f"off by {error:.2g}, more than {tolerance:.2g}"
@@ -140,7 +224,14 @@ def dies(*_):
     os._exit(17)
 
 
-JOBS = {"agree": agree, "influence": influences, "raise": fail(raises), "die": fail(dies)}
+JOBS = {
+    "agree": agree,
+    "influence": influences,
+    "train": train,
+    "stops": stops,
+    "raise": fail(raises),
+    "die": fail(dies),
+}
 
 if __name__ == "__main__":
     try:

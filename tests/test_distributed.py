@@ -46,7 +46,7 @@ def launch(job, folder):
             JOB,
             job,
         ],
-        seconds=240,
+        seconds=480,
         env=environment,
         cwd=folder,
         stdout=subprocess.DEVNULL,
@@ -71,6 +71,22 @@ def test_influence_of_the_training_data_of_two_processes(tmp_path):
     logs, _ = launch("influence", tmp_path)
     for log in logs:
         assert "DONE" in log, log[-3000:]
+
+
+def test_training_in_two_processes_equals_that_in_one(tmp_path):
+    logs, _ = launch("train", tmp_path)
+    for log in logs:
+        assert "DONE" in log, log[-3000:]
+        assert log.count("EQUAL") == (7 if FULL else 2)
+        assert "REFUSED network must have the same weights in each process" in log
+
+
+@pytest.mark.full_run
+def test_a_rank_that_fails_at_a_training_step_stops_the_other(tmp_path):
+    (other, failed), _ = launch("stops", tmp_path)
+    assert "ERROR TypeError: inputs must be Tensors" in failed
+    assert "ERROR DistributedError: rank 0 of 2 stops, because rank 1 failed" in other
+    assert "NOT REACHED" not in other + failed
 
 
 @pytest.mark.full_run

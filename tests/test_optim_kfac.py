@@ -244,6 +244,25 @@ def test_trajectories_are_the_rules(name):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("name", ["Monte-Carlo", "exact", "its options"])
+def test_four_calls_are_one_of_the_whole_batch(name):
+    if name == "Monte-Carlo" and not FULL:
+        pytest.skip("in the full run")
+    given, own = CASES[name]
+    net, rule = mlp(), Rule(**own)
+    options = {"learning_rate": 0.05, "norm_constraint": None, "likelihood": "gaussian", **given}
+    optimizer = optim.KFAC(net, **options)
+    step = optim.TrainStep(net, mean_square, optimizer, seed=3, accumulate=4)
+    losses = [
+        float(step(DATA[0][start : start + 4], DATA[1][start : start + 4]))
+        for _ in range(20)
+        for start in range(0, 16, 4)
+    ]
+    np.testing.assert_allclose(weights(net), rule.run(20), rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(np.reshape(losses, (-1, 4)).mean(1), rule.losses, rtol=1e-6)
+    assert int(optimizer.global_step[0]) == 20 and int(optimizer.skipped) == 0
+
+
 # --- the factors ----------------------------------------------------------------------------------
 
 
@@ -614,6 +633,20 @@ def test_wrong_arguments(options, error):
         optim.KFAC(mlp(), **options)
 
 
+def test_nan_in_one_of_the_calls_leaves_the_factors_as_they_were():
+    net = mlp()
+    optimizer = optim.KFAC(net, 0.05, likelihood="gaussian")
+    step = optim.TrainStep(net, mean_square, optimizer, accumulate=2)
+    step(*DATA), step(*DATA)
+    there, state = weights(net), optimizer.moments.asnumpy().copy()
+    step(*DATA), step(DATA[0] * float("nan"), DATA[1])
+    np.testing.assert_array_equal(weights(net), there)
+    np.testing.assert_array_equal(optimizer.moments.asnumpy(), state)
+    assert int(optimizer.skipped) == 1 and int(optimizer.global_step[0]) == 2
+    step(*DATA), step(*DATA)
+    assert np.isfinite(weights(net)).all() and (weights(net) != there).all()
+
+
 def test_wrong_uses():
     net = mlp()
     with pytest.raises(TypeError, match="network must be an nn.Cell"):
@@ -627,5 +660,7 @@ def test_wrong_uses():
         optim.TrainStep(net, None, optimizer)
     with pytest.raises(ValueError, match="clip_norm"):
         optim.TrainStep(net, mean_square, optim.KFAC(net, adaptive=True), clip_norm=1.0)
+    with pytest.raises(ValueError, match="^accumulate is not for KFAC with adaptive=True"):
+        optim.TrainStep(net, mean_square, optim.KFAC(net, adaptive=True), accumulate=2)
     with pytest.raises(ValueError, match="likelihood of this loss is not known"):
         optim.TrainStep(net, mean_square, optimizer)(*DATA)

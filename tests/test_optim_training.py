@@ -467,3 +467,129 @@ def test_adahessian_alone_says_where_it_goes():
     net = Net()
     with pytest.raises(ValueError, match="TrainStep"):
         optim.AdaHessian(net.trainable_params())(tuple(net.trainable_params()))
+
+
+# --- several calls for one update -----------------------------------------------------------------
+
+
+PARTS = [(Tensor(X[start : start + 4]), Tensor(Y[start : start + 4])) for start in range(0, 16, 4)]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_four_calls_are_one_of_the_whole_batch(name, mode):
+    if (mode == "PYNATIVE_MODE" or "options" in name) and not FULL:
+        pytest.skip("in the full run")
+    make, expected = RULES[name]
+    net = Net()
+    step = optim.TrainStep(net, mean_square, make(net.trainable_params()), seed=3, accumulate=4)
+    before = flat(net)
+    for number in range(400):
+        step(*PARTS[number % 4])
+        if number == 2:
+            np.testing.assert_array_equal(flat(net), before)
+    np.testing.assert_allclose(flat(net), expected(), rtol=1e-10, atol=1e-12)
+    assert int(step.optimizer.global_step[0]) == 100 and int(step.optimizer.skipped) == 0
+
+
+def test_drawn_labels_of_four_calls_are_those_of_the_whole_batch():
+    """The gradient for drawn labels is averaged before it is squared."""
+    found, y = [], Tensor(np.arange(16) % 3, ms.int32)
+    for calls in (1, 4):
+        net = nn.Dense(2, 3, weight_init=Tensor(np.ones((3, 2))), has_bias=False, dtype=ms.float64)
+        optimizer = optim.Sophia(
+            net.trainable_params(), estimator="gnb", update_interval=2, loss_scale=8.0
+        )
+        step = optim.TrainStep(net, cross_entropy, optimizer, seed=5, accumulate=calls)
+        for _ in range(5):
+            for start in range(0, 16, 16 // calls):
+                step(Tensor(X[start : start + 16 // calls]), y[start : start + 16 // calls])
+        found.append([optimizer.curvature[0].asnumpy().copy(), net.weight.asnumpy().copy()])
+    assert found[0][0].max() > 0
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+@pytest.mark.full_run
+def test_the_mean_of_the_calls_is_clipped():
+    found = []
+    for calls in (1, 4):
+        net = Net()
+        optimizer = optim.AdaHessian(net.trainable_params(), 0.1)
+        step = optim.TrainStep(net, mean_square, optimizer, clip_norm=0.1, accumulate=calls)
+        for _ in range(3):
+            for one in PARTS if calls > 1 else [DATA]:
+                step(*one)
+        found.append(flat(net))
+    np.testing.assert_allclose(*found, rtol=1e-10)
+
+
+@pytest.mark.full_run
+def test_calls_for_an_optimizer_without_curvature():
+    net = nn.Dense(2, 1, weight_init="ones", has_bias=False)
+    step = optim.TrainStep(net, mean_square, nn.SGD(net.trainable_params(), 0.5), accumulate=4)
+    for x, y in PARTS:
+        step(x.astype(ms.float32), y.reshape(-1, 1).astype(ms.float32))
+    expected = 1 - 0.5 * 2 * X.T @ (X.sum(1) - Y) / 16
+    np.testing.assert_allclose(net.weight.asnumpy()[0], expected, rtol=1e-5)
+
+
+def test_nan_in_one_of_the_calls_is_a_step_not_taken():
+    net, bad = Net(), X[:4] * np.nan
+    optimizer = optim.AdaHessian(net.trainable_params())
+    step = optim.TrainStep(net, mean_square, optimizer, accumulate=2)
+    there = flat(net)
+    step(Tensor(bad), PARTS[0][1]), step(*PARTS[1])
+    np.testing.assert_array_equal(flat(net), there)
+    assert int(optimizer.skipped) == 1
+    step(*PARTS[0]), step(*PARTS[1])
+    assert np.isfinite(flat(net)).all() and (flat(net) != there).all()
+
+
+@pytest.mark.parametrize("kind", ["Sophia", "KFAC"])
+def test_a_checkpoint_between_two_calls_has_what_they_gave(tmp_path, kind):
+    def fresh():
+        net = Net() if kind == "Sophia" else nn.Dense(2, 1, dtype=ms.float64, weight_init="ones")
+        make = {
+            "Sophia": lambda: optim.Sophia(net.trainable_params(), 0.01, update_interval=2),
+            "KFAC": lambda: optim.KFAC(net, 0.01, likelihood="gaussian"),
+        }
+        return net, optim.TrainStep(net, mean_square, make[kind](), 7, accumulate=3)
+
+    def take(step, calls):
+        for number in calls:
+            x, y = PARTS[number % 4]
+            step(x, y if kind == "Sophia" else y.reshape(-1, 1))
+
+    net, step = fresh()
+    take(step, range(4))
+    ms.save_checkpoint(step, str(tmp_path / "step.ckpt"))
+    take(step, range(4, 10))
+    again, resumed = fresh()
+    stored = ms.load_checkpoint(str(tmp_path / "step.ckpt"))
+    assert ms.load_param_into_net(resumed, stored) == ([], [])
+    take(resumed, range(4, 10))
+    np.testing.assert_array_equal(flat(again), flat(net))
+    assert int(step.optimizer.global_step[0]) == 3
+
+
+def test_an_update_that_was_interrupted_is_begun_anew(monkeypatch):
+    def interrupted(self, curved):
+        raise KeyboardInterrupt
+
+    found = []
+    for interrupt in (True, False):
+        net = Net()
+        optimizer = optim.AdaHessian(net.trainable_params(), 0.1)
+        step = optim.TrainStep(net, mean_square, optimizer, accumulate=2)
+        step(*PARTS[0]), step(*PARTS[1])
+        there = flat(net)
+        if interrupt:
+            with monkeypatch.context() as patched:
+                patched.setattr(type(step.sums), "totals", interrupted)
+                step(*PARTS[0])
+                with pytest.raises(KeyboardInterrupt):
+                    step(*PARTS[1])
+            np.testing.assert_array_equal(flat(net), there)
+        step(*PARTS[2]), step(*PARTS[3])
+        found.append(flat(net))
+    np.testing.assert_array_equal(*found)

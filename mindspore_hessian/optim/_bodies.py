@@ -116,71 +116,98 @@ def _with_output(network, loss_fn, scale):
     return [None, two, three, four]
 
 
-def base(network, loss_fn, optimizer, count, clip_norm, has_output=False):
-    """``(value and gradients, clipped gradients, outcome)``, as MindSpore compiles them;
-    `has_output`: the value goes with the network's output."""
+def value_and_gradients(network, loss_fn, optimizer, count, has_output=False):
+    """The loss of `count` inputs and its gradients, as MindSpore compiles them; `has_output`: the
+    loss goes with the network's output."""
     scale = getattr(optimizer, "scale", 1.0)
     loss = (_with_output if has_output else _losses)(network, loss_fn, scale)[count - 1]
-    weights = optimizer.parameters
+    return ms.value_and_grad(loss, None, optimizer.parameters, has_output)
 
-    def checked(value):
-        if value.size != 1:
-            raise ValueError(
-                f"loss_fn must return one number, but its value has shape {value.shape}"
-            )
-        return value
 
-    value_and_grad = ms.value_and_grad(loss, None, weights, has_output)
+def one_number(value):
+    """The loss, checked. MindSpore compiles this."""
+    if value.size != 1:
+        raise ValueError(f"loss_fn must return one number, but its value has shape {value.shape}")
+    return value
+
+
+def telling(optimizer):
+    """``told(value, done)``: the loss without its scale, after what is done."""
+    scale = getattr(optimizer, "scale", 1.0)
+
+    def told(value, done):
+        return ops.depend(one_number(value) / scale, done)
+
+    return told
+
+
+def clipping(optimizer, clip_norm):
+    """``clipped(gradients)``."""
+    scale = getattr(optimizer, "scale", 1.0)
 
     def clipped(gradients):
         if clip_norm is None:
             return gradients
         return ops.clip_by_global_norm(gradients, clip_norm * scale)
 
-    def outcome(value, done):
-        return ops.depend(checked(value) / scale, done)
-
-    return value_and_grad, clipped, outcome
+    return clipped
 
 
-def _plain(network, loss_fn, optimizer, count, clip_norm):
-    value_and_grad, clipped, outcome = base(network, loss_fn, optimizer, count, clip_norm)
+def pieces_of(parameters: Any) -> tuple:
+    """Where each Parameter is in a flat line, its shape and dtype."""
+    pieces, start = [], 0
+    for parameter in parameters:
+        pieces.append((start, start + parameter.size, tuple(parameter.shape), parameter.dtype))
+        start += parameter.size
+    return tuple(pieces)
 
-    def step(*tensors):
+
+def cut(line, pieces, number):
+    """The pieces of a line, divided by a number. MindSpore compiles this."""
+    out = ()
+    for piece in pieces:
+        part = line[piece[0] : piece[1]].reshape(piece[2])
+        if number != 1:
+            part = part / number
+        out = out + (part.astype(piece[3]),)
+    return out
+
+
+# --- what an optimizer takes: the loss, gradients, and what its curvature is made of ---------------
+
+
+def _plain(network, loss_fn, optimizer, count):
+    value_and_grad = value_and_gradients(network, loss_fn, optimizer, count)
+
+    def measure(*tensors):
         value, gradients = value_and_grad(*tensors)
-        return outcome(value, optimizer(clipped(gradients)))
+        return value, gradients, ()
 
-    return step
+    return measure
 
 
-def _hutchinson(network, loss_fn, optimizer, count, clip_norm):
+def _hutchinson(network, loss_fn, optimizer, count):
     """z * Hz: the derivative of ``value_and_grad`` itself, so that the loss is evaluated once
     (running means of batch norm move once)."""
-    value_and_grad, clipped, outcome = base(network, loss_fn, optimizer, count, clip_norm)
+    value_and_grad = value_and_gradients(network, loss_fn, optimizer, count)
     weights, product = optimizer.parameters, ops.GradOperation(get_by_list=True, sens_param=True)
-    parts, start = [], 0
-    for parameter in weights:
-        parts.append((start, start + parameter.size, tuple(parameter.shape), parameter.dtype))
-        start += parameter.size
-    parts = tuple(parts)
+    pieces = pieces_of(weights)
 
-    def step(*tensors):
-        inputs, signs = tensors[:count], ()
-        for part in parts:
-            signs = signs + (tensors[count][part[0] : part[1]].reshape(part[2]).astype(part[3]),)
+    def measure(*tensors):
+        inputs, signs = tensors[:count], cut(tensors[count], pieces, 1)
         value, gradients = value_and_grad(*inputs)
         images = product(value_and_grad, weights)(*inputs, (ops.zeros_like(value), signs))
         curvature = ()
-        for number in range(len(parts)):
+        for number in range(len(pieces)):
             curvature = curvature + (signs[number] * images[number],)
-        return outcome(value, optimizer(clipped(gradients), curvature))
+        return value, gradients, curvature
 
-    return step
+    return measure
 
 
-def _gnb(network, loss_fn, optimizer, count, clip_norm):
-    """B g^2, where g is the gradient for labels that are drawn from the model's softmax."""
-    value_and_grad, clipped, outcome = base(network, loss_fn, optimizer, count, clip_norm)
+def _gnb(network, loss_fn, optimizer, count):
+    """The gradient for labels that are drawn from the model's softmax."""
+    value_and_grad = value_and_gradients(network, loss_fn, optimizer, count)
 
     def of_drawn(out, chance):
         if out.ndim != chance.ndim + 1 or out.shape[:1] + out.shape[2:] != chance.shape:
@@ -199,15 +226,76 @@ def _gnb(network, loss_fn, optimizer, count, clip_norm):
         optimizer.parameters,
     )
 
-    def step(*tensors):
+    def measure(*tensors):
         inputs, chance = tensors[:count], tensors[count]
         value, gradients = value_and_grad(*inputs)
-        curvature = ()
-        for g in slope(*(inputs[:-1] + (chance,))):
-            curvature = curvature + (g * g * chance.size,)
-        return outcome(value, optimizer(clipped(gradients), curvature))
+        return value, gradients, slope(*(inputs[:-1] + (chance,)))
+
+    return measure
+
+
+def _as_they_are(estimates, labels):
+    return estimates
+
+
+def _squares(estimates, labels):
+    """B g^2, for B labels."""
+    out = ()
+    for g in estimates:
+        out = out + ((g * g * labels).astype(g.dtype),)
+    return out
+
+
+BODIES = {"plain": _plain, "hutchinson": _hutchinson, "gnb": _gnb}
+CURVATURES = {"plain": _as_they_are, "hutchinson": _as_they_are, "gnb": _squares}
+
+
+# --- the graphs of a step -------------------------------------------------------------------------
+
+
+def whole(kind: str, network, loss_fn, optimizer, count, clip_norm):
+    """``step(*tensors)``: the loss, and the optimizer's step."""
+    measure, told = BODIES[kind](network, loss_fn, optimizer, count), telling(optimizer)
+    curvature, update = CURVATURES[kind], _update(optimizer, clip_norm)
+
+    def step(*tensors):
+        value, gradients, estimates = measure(*tensors)
+        return told(value, update(gradients, curvature(estimates, tensors[-1].size)))
 
     return step
 
 
-BODIES = {"plain": _plain, "hutchinson": _hutchinson, "gnb": _gnb}
+def part(kind: str, network, loss_fn, optimizer, count, sums):
+    """``step(*tensors)``: the loss, and all that the optimizer takes into the sums."""
+    measure, told = BODIES[kind](network, loss_fn, optimizer, count), telling(optimizer)
+
+    def step(*tensors):
+        value, gradients, estimates = measure(*tensors)
+        return told(value, sums.added(one_number(value), gradients, estimates, tensors[-1].size))
+
+    return step
+
+
+def finish(kind: str, optimizer, sums, clip_norm):
+    """``step(value, *totals)``: the optimizer's step with what is in the sums."""
+    update, curvature = _update(optimizer, clip_norm), CURVATURES[kind]
+    curved = kind != "plain"
+
+    def step(*tensors):
+        _, gradients, line, rows = sums.means(tensors[1:])
+        estimates = cut(line, sums.pieces, 1) if curved else ()
+        done = update(gradients, curvature(estimates, rows))
+        return ops.depend(tensors[0], sums.cleared(done))
+
+    return step
+
+
+def _update(optimizer, clip_norm):
+    clipped = clipping(optimizer, clip_norm)
+
+    def update(gradients, curvature):
+        if len(curvature) == 0:
+            return (optimizer(clipped(gradients)),)
+        return (optimizer(clipped(gradients), curvature),)
+
+    return update

@@ -18,7 +18,15 @@ from mindspore_hessian.operators.cotangents import cotangents, in_graph, noise, 
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.kfac import APPROXIMATIONS, Views
-from mindspore_hessian.optim._bodies import Graphs, base, compiled
+from mindspore_hessian.optim._bodies import (
+    Graphs,
+    clipping,
+    compiled,
+    one_number,
+    telling,
+    value_and_gradients,
+)
+from mindspore_hessian.optim._sums import Sums
 from mindspore_hessian.optim.kfac import KFAC, Block, preconditioned, row_of_moments
 from mindspore_hessian.transforms import compose
 
@@ -27,7 +35,13 @@ class KFACStep:
     """What `TrainStep` does with a `KFAC`; the arguments are its own, checked."""
 
     def __init__(
-        self, network: nn.Cell, loss_fn: Any, optimizer: KFAC, seed: int, clip_norm: float | None
+        self,
+        network: nn.Cell,
+        loss_fn: Any,
+        optimizer: KFAC,
+        seed: int,
+        clip_norm: float | None,
+        sums: Sums | None,
     ):
         if optimizer.of_network is not network:
             raise ValueError("optimizer must be a KFAC of this network: optim.KFAC(network)")
@@ -42,30 +56,26 @@ class KFACStep:
                 "gradient as it is: leave it out"
             )
         self.network, self.loss_fn, self.optimizer = network, loss_fn, optimizer
-        self.seed, self.clip_norm = seed, clip_norm
+        self.seed, self.clip_norm, self.sums = seed, clip_norm, sums
         self.graphs = Graphs(network, loss_fn)
         self.token: tuple = ()  # what network and loss captured at the last step
         self.outputs: dict[Any, tuple[int, ...]] = {}
         self.terms: dict[tuple[int, ...], Parameter] = {}
         self.op: Any = None
 
-    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...], check: Callable[[tuple], None]) -> Tensor:
         optimizer, done = self.optimizer, int(_compat.to_numpy(self.optimizer.global_step)[0])
-        if inputs[0].ndim == 0:
-            raise ValueError(
-                "inputs must have samples along their first axis, but the first of them has no axes"
-            )
-        batch = Batch(inputs[:-1], {}, inputs[-1:], int(inputs[0].shape[0]))
-        token = self.graphs.token()
-        if token != self.token:
-            self._look(inputs)
-            self.terms.clear()
-            self.outputs.clear()
-            self.token = token
         seen = (
             done % optimizer.curvature_update_period == 0 or optimizer.read(optimizer.weight) == 0.0
         )
-        value, taken, *gradients = self._measure(batch, inputs, done, seen)
+        with contextlib.nullcontext() if self.sums is None else self.sums.together(seen):
+            batch = self._batch(inputs, check)
+            value, taken, *gradients = self._measure(batch, inputs, done, seen)
+        if self.sums is not None:
+            if not self.sums.due():
+                return value
+            tensors = (value, *self.sums.totals(seen))
+            taken, *gradients = self._run(("fold", seen), lambda: _folding(self, seen), tensors)
         if (
             done % optimizer.inverse_update_period == 0 or not optimizer.read(optimizer.inverted)
         ) and (optimizer.read(optimizer.weight)):
@@ -74,6 +84,23 @@ class KFACStep:
             return self._adaptive(batch, done, value, tuple(gradients))
         self._update(tuple(gradients), taken, np.zeros(2))
         return value
+
+    def _batch(self, inputs: tuple[Tensor, ...], check: Callable[[tuple], None]) -> Batch:
+        """The inputs, checked; where network or loss are others than before, these are looked
+        at.
+        """
+        check(inputs)
+        if inputs[0].ndim == 0:
+            raise ValueError(
+                "inputs must have samples along their first axis, but the first of them has no axes"
+            )
+        token = self.graphs.token()
+        if token != self.token:
+            self._look(inputs)
+            self.terms.clear()
+            self.outputs.clear()
+            self.token = token
+        return Batch(inputs[:-1], {}, inputs[-1:], int(inputs[0].shape[0]))
 
     # --- the first step ---------------------------------------------------------------------------
 
@@ -185,7 +212,9 @@ class KFACStep:
             with _evaluating(self.network):
                 self.outputs[key] = self.op.risk.output(batch).shape
         generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(done,)))
-        yield Tensor(noise(self.op, self.outputs[key], generator))
+        rows, *others = self.outputs[key]
+        before = 0 if self.sums is None else self.sums.before(rows)
+        yield Tensor(noise(self.op, (before + rows, *others), generator)[before:])
 
     def _terms(self, batch: Batch) -> Parameter:
         """The weights of the terms of the loss."""
@@ -202,7 +231,7 @@ class KFACStep:
     def _update(self, gradients: tuple, taken: Any, best: np.ndarray) -> None:
         """The step; with `adaptive`, of these multiples of the direction and the last step."""
         coefficients = (Tensor(best * [-1.0, 1.0]),) if self.optimizer.adaptive else ()
-        self._run("update", lambda: _updating(self), (*gradients, taken, *coefficients))
+        self._run(("update",), lambda: _updating(self), (*gradients, taken, *coefficients))
 
     def _statistics(self) -> tuple[list[str], list[str]]:
         """Those of the inputs and of the gradients, for each layer."""
@@ -233,13 +262,14 @@ class KFACStep:
             ):
                 return compiled(make(), tensors)
 
-        token = () if key in ("update", "direct") else self.token  # these see no network
+        seeing = key[0] in ("plain", "curved", "more")
+        token = self.token if seeing else ()  # others see no network
         return self.graphs.graph(key, token, compile_it)(tensors)
 
     def _adaptive(self, batch: Batch, done: int, value: Tensor, gradients: tuple) -> Tensor:
         """Rate and momentum by the quadratic model, and the damping by how the loss changes."""
         optimizer, size = self.optimizer, self.optimizer.size
-        found = self._run("direct", lambda: _directing(self), gradients)
+        found = self._run(("direct",), lambda: _directing(self), gradients)
         parts = [_compat.to_numpy(part).astype(np.float64) for part in found]
         g, p = (
             np.concatenate([one.ravel() for one in part]) for part in (parts[:size], parts[size:])
@@ -340,25 +370,20 @@ def _minimum(matrix: np.ndarray, slope: np.ndarray) -> np.ndarray | None:
 
 
 def _plain(step: KFACStep, count: int):
-    value_and_grad, clipped, outcome = base(
-        step.network, step.loss_fn, step.optimizer, count, step.clip_norm
-    )
-    optimizer = step.optimizer
+    value_and_grad = value_and_gradients(step.network, step.loss_fn, step.optimizer, count)
+    give = _giving(step)
 
     def measure(*tensors):
         value, gradients = value_and_grad(*tensors)
-        taken = optimizer.finite((value,) + gradients)
-        return (outcome(value, taken), taken) + clipped(gradients)
+        return give(value, gradients, (), tensors[-1].shape[0])
 
     return measure
 
 
 def _curved(step: KFACStep, count: int, terms: Parameter):
-    """The loss, its gradients, and the moments into the averages."""
-    value_and_grad, clipped, outcome = base(
-        step.network, step.loss_fn, step.optimizer, count, step.clip_norm, True
-    )
-    optimizer = step.optimizer
+    """The loss, its gradients, and the moments."""
+    optimizer, give = step.optimizer, _giving(step)
+    value_and_grad = value_and_gradients(step.network, step.loss_fn, optimizer, count, True)
     moments = layers.statistics(step.taps, True)(Function(step.network, count - 1), None)
     vector = None if optimizer.fisher == "exact" else in_graph(step.op)
     row = row_of_moments(optimizer, step.blocks, step.places, True, terms)
@@ -369,24 +394,65 @@ def _curved(step: KFACStep, count: int, terms: Parameter):
         if vector is not None:
             u = ops.stop_gradient(vector(out, tensors[count - 1 : count], u, terms))
         found = row(moments(*(inputs + (ops.expand_dims(u, 0),))))
-        taken, done = optimizer.averaged(found, value, gradients)
-        return (ops.depend(outcome(value, taken), done), taken) + clipped(gradients)
+        return give(value, gradients, (found,), out.shape[0])
 
     return measure
 
 
+def _giving(step: KFACStep):
+    """``give(value, gradients, moments, rows)``: the moments into the averages, and what goes on;
+    or all into the sums.
+    """
+    optimizer, sums, told = step.optimizer, step.sums, telling(step.optimizer)
+    clipped = clipping(optimizer, step.clip_norm)
+
+    def at_once(value, gradients, moments, rows):
+        if len(moments) == 0:
+            taken = optimizer.finite((value,) + gradients)
+            return (told(value, taken), taken) + clipped(gradients)
+        taken, done = optimizer.averaged(moments[0], value, gradients)
+        return (told(value, done), taken) + clipped(gradients)
+
+    def later(value, gradients, moments, rows):
+        done = sums.added(one_number(value), gradients, moments, rows)
+        return told(value, done), optimizer.finite((value,))
+
+    return at_once if sums is None else later
+
+
 def _more(step: KFACStep, count: int, terms: Parameter):
     """The gradients' moments for another vector at the output."""
-    optimizer = step.optimizer
+    optimizer, sums = step.optimizer, step.sums
     moments = layers.statistics(step.taps, False)(Function(step.network, count), None)
     row = row_of_moments(optimizer, step.blocks, step.places, False, terms)
 
     def more(*tensors):
         found = row(moments(*(tensors[:count] + (ops.expand_dims(tensors[count], 0),))))
+        if sums is not None:
+            return ops.depend(tensors[count + 1], sums.more((found,)))
         taken, done = optimizer.added_to(found, tensors[count + 1])
         return ops.depend(taken, done)
 
     return more
+
+
+def _folding(step: KFACStep, seen: bool):
+    """Out of the sums: whether all is finite, the clipped gradients, and the moments into the
+    averages.
+    """
+    optimizer, sums = step.optimizer, step.sums
+    clipped = clipping(optimizer, step.clip_norm)
+
+    def fold(*tensors):
+        value, gradients, line, _ = sums.means(tensors[1:])
+        if seen:
+            taken, done = optimizer.averaged(line, value, gradients)
+        else:
+            taken, done = optimizer.finite((value,) + gradients), ()
+        gradients = clipped(gradients)
+        return (ops.depend(taken, sums.cleared((taken, done, gradients))),) + gradients
+
+    return fold
 
 
 def _updating(step: KFACStep):

@@ -10,10 +10,11 @@ from mindspore import Tensor, nn
 
 from mindspore_hessian import _compat
 from mindspore_hessian._interrupt import interruptible
-from mindspore_hessian.arguments import check_integer, check_real, shown
-from mindspore_hessian.optim._bodies import BODIES, Graphs, compiled
+from mindspore_hessian.arguments import check_bool, check_integer, check_real, shown
+from mindspore_hessian.optim._bodies import Graphs, compiled, finish, part, whole
 from mindspore_hessian.optim._kfac_step import KFACStep
 from mindspore_hessian.optim._optimizer import CurvedOptimizer
+from mindspore_hessian.optim._sums import Sums
 from mindspore_hessian.optim.kfac import KFAC
 
 _MOST = 4  # inputs of a step
@@ -27,11 +28,21 @@ def probe(seed: int, step: int, size: int) -> np.ndarray:
     return 2 * bits.astype(np.int8) - 1
 
 
-def uniforms(seed: int, step: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The numbers in [0, 1) that the labels of a step are drawn with, in float32."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).random(
-        shape, np.float32
-    )
+def uniforms(seed: int, step: int, shape: tuple[int, ...], before: int = 0) -> np.ndarray:
+    """The numbers in [0, 1) that the labels of a step are drawn with, in float32, but for the first
+    ones.
+    """
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,)))
+    size = int(np.prod(shape, dtype=np.int64))
+    return generator.random(before + size, np.float32)[before:].reshape(shape)
+
+
+def _estimated(optimizer: nn.Optimizer) -> int:
+    """How many numbers its estimate of the curvature has."""
+    if isinstance(optimizer, KFAC):
+        return optimizer.moments.size
+    known = isinstance(optimizer, CurvedOptimizer)
+    return sum(parameter.size for parameter in optimizer.parameters) if known else 0
 
 
 class TrainStep(nn.Cell):
@@ -42,6 +53,15 @@ class TrainStep(nn.Cell):
     curvature at every k-th step only, there are two graphs, with and without. In both modes the
     step is compiled, for each shape of inputs and each setting of training flags anew; networks
     need no change.
+
+    With `accumulate`, so many calls make one update, of the mean of their gradients and of what they
+    say of the curvature: what one batch of all their samples gives, where the loss is a mean over
+    samples, the calls have equally many of them, and the network takes samples one by one (batch
+    norm in training does not). The random vector is the same in all of them, labels are drawn for
+    each sample, and squared is the mean (Gauss-Newton-Bartlett). It costs a copy of the weights, or
+    two, and a pass over them. With `distributed`, the processes that ``msrun`` started, each with a
+    batch of its own, do the same together; the weights must be alike at the start, and remain so.
+    There is one exchange for each update, of all gradients and estimates, by way of the host.
 
     The random vector of a step depends on `seed` and on ``optimizer.global_step`` alone, so that
     training goes on from a checkpoint of this Cell (weights, moments, step) as if it had not
@@ -56,18 +76,24 @@ class TrainStep(nn.Cell):
             network with the first batch.
         seed: of the random vectors.
         clip_norm: the gradients are scaled to at most this norm, over all weights together; None
-            for no clipping.
+            for no clipping. With several calls or processes their mean is scaled.
+        accumulate: how many calls make one update. ``optimizer.global_step``, and with it schedules,
+            counts updates. Not more than 1 with an adaptive `KFAC`.
+        distributed: the calls of all processes of the job (see `distributed.session`) make one
+            update. Not with an adaptive `KFAC`.
 
     Inputs:
         Up to four Tensors, with the target last.
 
     Outputs:
-        Tensor, the loss before the step. Where it, a gradient or the curvature is NaN or Inf, the
-        three leave weights and moments as they are, and count it in ``optimizer.skipped``.
+        Tensor, the loss of this call's batch, before the step. Where it, a gradient or the curvature
+        is NaN or Inf, the three leave weights and moments as they are, and count it in
+        ``optimizer.skipped``; with several calls or processes that is so for all of them.
 
     Raises:
-        TypeError, ValueError: a wrong argument.
+        TypeError, ValueError: a wrong argument; at the first update, processes with unlike weights.
         NotCompilableError, MissingRuleError: at the first step, as `grad_and_hvp`.
+        DistributedError: the process is in no job, or another process failed.
 
     Supported Platforms:
         ``CPU`` (tested); ``Ascend`` ``GPU`` (not run on a device). Not in data sink mode, nor in a
@@ -89,6 +115,14 @@ class TrainStep(nn.Cell):
         >>> losses = [float(step(x, y).asnumpy()) for _ in range(30)]
         >>> print(losses[0] > losses[-1], optimizer.global_step.asnumpy())
         True [30]
+
+        Two calls for one update:
+
+        >>> optimizer = optim.AdaHessian(net.trainable_params(), 0.02)
+        >>> step = optim.TrainStep(net, nn.CrossEntropyLoss(), optimizer, accumulate=2)
+        >>> losses = [step(x[row : row + 1], y[row : row + 1]) for row in (0, 1)]
+        >>> print(optimizer.global_step.asnumpy())
+        [1]
     """
 
     def __init__(
@@ -99,6 +133,8 @@ class TrainStep(nn.Cell):
         seed: int = 0,
         *,
         clip_norm: float | None = None,
+        accumulate: int = 1,
+        distributed: bool = False,
     ):
         if not isinstance(network, nn.Cell):
             raise TypeError(f"network must be an nn.Cell, but got {shown(network)}")
@@ -122,8 +158,20 @@ class TrainStep(nn.Cell):
                 f"{', '.join(map(repr, others[:3]))}"
             )
         self._check_kind(optimizer, loss_fn)
+        check_integer("accumulate", accumulate, 1)
+        check_bool("distributed", distributed)
+        sums = None
+        if accumulate > 1 or distributed:
+            if getattr(optimizer, "adaptive", False):
+                raise ValueError(
+                    f"{'accumulate' if accumulate > 1 else 'distributed'} is not for KFAC with "
+                    "adaptive=True, whose quadratic model is of one batch: leave one of them out"
+                )
+            sums = Sums(
+                optimizer.parameters, _estimated(optimizer), int(accumulate), bool(distributed)
+            )
         kfac = (
-            KFACStep(network, loss_fn, optimizer, int(seed), clip_norm)
+            KFACStep(network, loss_fn, optimizer, int(seed), clip_norm, sums)
             if isinstance(optimizer, KFAC)
             else None
         )
@@ -135,6 +183,7 @@ class TrainStep(nn.Cell):
             int(seed),
             clip_norm,
         )
+        self.sums = sums
         if isinstance(loss_fn, nn.Cell):
             self.loss_fn = loss_fn
         object.__setattr__(self, "_loss", loss_fn)
@@ -156,12 +205,30 @@ class TrainStep(nn.Cell):
 
     @interruptible
     def __call__(self, *inputs: Any) -> Tensor:
-        self._check_inputs(inputs)
+        if self.sums is not None and self.sums.due():  # an update that was interrupted: anew
+            self.sums.emptied()
         if self._kfac is not None:
-            return self._kfac(inputs)
+            return self._kfac(inputs, self._check_inputs)
         done = int(_compat.to_numpy(self.optimizer.global_step)[0])
-        kind, noise = self._noise(done, inputs)
-        tensors = (*inputs, *noise)
+        kind, sums = self._kind(done), self.sums
+        if sums is None:
+            return self._run(kind, done, inputs)
+        curved = kind != "plain"
+        with sums.together(curved):
+            value = self._run(kind, done, inputs)
+        if not sums.due():
+            return value
+        tensors = (value, *sums.totals(curved))
+
+        def make() -> Any:
+            return compiled(finish(kind, self.optimizer, sums, self.clip_norm), tensors)
+
+        return self._graphs.graph(("update", kind), (), make)(tensors)
+
+    def _run(self, kind: str, done: int, inputs: tuple) -> Tensor:
+        """The step, or what it takes into the sums."""
+        self._check_inputs(inputs)
+        tensors = (*inputs, *self._noise(kind, done, inputs))
         key = (
             kind,
             len(inputs),
@@ -170,10 +237,9 @@ class TrainStep(nn.Cell):
         )
 
         def make() -> Any:
-            body = BODIES[kind]
-            return compiled(
-                body(self.network, self._loss, self.optimizer, len(inputs), self.clip_norm), tensors
-            )
+            given = (kind, self.network, self._loss, self.optimizer, len(inputs))
+            body = whole(*given, self.clip_norm) if self.sums is None else part(*given, self.sums)
+            return compiled(body, tensors)
 
         return self._graphs.graph(key, self._graphs.token(), make)(tensors)
 
@@ -190,17 +256,24 @@ class TrainStep(nn.Cell):
                     f"inputs must be Tensors, but input {number} is a {type(value).__name__}"
                 )
 
-    def _noise(self, done: int, inputs: tuple) -> tuple[str, tuple[Tensor, ...]]:
-        """What kind of step it is, and the random Tensor that it takes."""
-        if not isinstance(self.optimizer, CurvedOptimizer) or done % self.optimizer.update_interval:
-            return "plain", ()
-        if self.optimizer.estimator == "gnb":
+    def _kind(self, done: int) -> str:
+        """What kind of step it is."""
+        optimizer = self.optimizer
+        curved = isinstance(optimizer, CurvedOptimizer) and done % optimizer.update_interval == 0
+        return optimizer.estimator if curved else "plain"
+
+    def _noise(self, kind: str, done: int, inputs: tuple) -> tuple[Tensor, ...]:
+        """The random Tensor that a step takes."""
+        if kind == "plain":
+            return ()
+        if kind == "gnb":
             if inputs[-1].dtype not in _LABELS:
                 raise TypeError(
                     "estimator='gnb' draws labels, so the last of inputs must be labels, int32 or "
                     f"int64, but it has dtype {inputs[-1].dtype}. For other targets: "
                     "estimator='hutchinson'"
                 )
-            return "gnb", (Tensor(uniforms(self.seed, done, tuple(inputs[-1].shape))),)
+            before = 0 if self.sums is None else self.sums.before(inputs[-1].size)
+            return (Tensor(uniforms(self.seed, done, tuple(inputs[-1].shape), before)),)
         size = sum(parameter.size for parameter in self.optimizer.parameters)
-        return "hutchinson", (Tensor(probe(self.seed, done, size)),)
+        return (Tensor(probe(self.seed, done, size)),)
