@@ -2187,6 +2187,8 @@ OPTIM = {
             "adaptive": NO_BOOL,
             "damping_interval": NO_COUNT,
             "min_damping": NO_POSITIVE,
+            "burn_in": without(NO_COUNT, "zero"),
+            "background": NO_BOOL,
             "loss_scale": NO_POSITIVE,
         },
     ),

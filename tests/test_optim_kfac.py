@@ -9,6 +9,8 @@ from full import FULL
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindspore_hessian import FallbackWarning, KFACOperator, optim
+from mindspore_hessian.optim import _background, _kfac_step
+from mindspore_hessian.optim.kfac import Block
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((16, 3)), RNG.standard_normal((16, 2))
@@ -48,7 +50,8 @@ def extended(a):
 
 
 def normals(seed, step):
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).standard_normal(
+    key = step if isinstance(step, tuple) else (step,)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)).standard_normal(
         (N, C), np.float32
     )
 
@@ -88,6 +91,8 @@ class Rule:
         adaptive=False,
         interval=5,
         seed=3,
+        burn_in=0,
+        late=0,
     ):
         self.__dict__.update(locals())
         self.w = [
@@ -96,6 +101,7 @@ class Rule:
         ]
         self.v = [np.zeros_like(w) for w in self.w]
         self.factors, self.total, self.losses = [[0.0, 0.0], [0.0, 0.0]], 0.0, []
+        self.inverses, self.coming = None, {}  # inverses, by the step that they are used from
 
     def forward(self, w, x=X):
         h = np.tanh(extended(x) @ w[0].T)
@@ -122,19 +128,13 @@ class Rule:
             for back, a, w in zip(self.back(h, 2 * (out - Y) / (N * C)), rows, self.w, strict=True)
         ]
         if t % self.every == 0:
-            pulled = [self.back(h, u) for u in at_output(self.fisher, out, Y, t, self.seed)]
-            self.total = self.ema * self.total + 1 - self.ema
-            for layer, a in enumerate(rows):
-                new = a.T @ a / N, sum(part[layer].T @ part[layer] for part in pulled)
-                self.factors[layer] = [
-                    self.ema * old + (1 - self.ema) * one
-                    for old, one in zip(self.factors[layer], new, strict=True)
-                ]
+            self.average(h, out, t)
         if t % self.period == 0:
-            self.inverses = [
+            self.coming[t + self.late if t else 0] = [
                 split_inverse(*(one / self.total for one in pair), self.damping + self.l2)
                 for pair in self.factors
             ]
+        self.inverses = self.coming.pop(t, None) or self.inverses
         p = [right @ one @ left for one, (left, right) in zip(g, self.inverses, strict=True)]
         if self.adaptive:
             self.adapt(t, h, g, p)
@@ -145,6 +145,16 @@ class Rule:
             self.momentum * v - self.rate * share * one for v, one in zip(self.v, p, strict=True)
         ]
         self.w = [w - self.rate * self.decay * w + v for w, v in zip(self.w, self.v, strict=True)]
+
+    def average(self, h, out, draws):
+        pulled = [self.back(h, u) for u in at_output(self.fisher, out, Y, draws, self.seed)]
+        self.total = self.ema * self.total + 1 - self.ema
+        for layer, a in enumerate((extended(X), extended(h))):
+            new = a.T @ a / N, sum(part[layer].T @ part[layer] for part in pulled)
+            self.factors[layer] = [
+                self.ema * old + (1 - self.ema) * one
+                for old, one in zip(self.factors[layer], new, strict=True)
+            ]
 
     def adapt(self, t, h, g, p):
         inner = lambda a, b: sum((one * other).sum() for one, other in zip(a, b, strict=True))  # noqa: E731
@@ -180,6 +190,8 @@ class Rule:
             )
 
     def run(self, steps):
+        for number in range(self.burn_in):
+            self.average(*self.forward(self.w), (0, number + 1))
         for t in range(steps):
             self.step(t)
         return np.concatenate([part.ravel() for w in self.w for part in (w[:, :-1], w[:, -1])])
@@ -261,6 +273,115 @@ def test_four_calls_are_one_of_the_whole_batch(name):
     np.testing.assert_allclose(weights(net), rule.run(20), rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(np.reshape(losses, (-1, 4)).mean(1), rule.losses, rtol=1e-6)
     assert int(optimizer.global_step[0]) == 20 and int(optimizer.skipped) == 0
+
+
+def trained(steps, rule, calls=None, **given):
+    net = mlp()
+    options = {"learning_rate": 0.05, "norm_constraint": None, "likelihood": "gaussian", **given}
+    optimizer = optim.KFAC(net, **options)
+    step = optim.TrainStep(net, mean_square, optimizer, seed=3)
+    for _ in range(calls or steps):
+        step(*DATA)
+    np.testing.assert_allclose(weights(net), rule.run(steps), rtol=1e-10, atol=1e-11)
+    assert int(optimizer.global_step[0]) == steps and int(optimizer.skipped) == 0
+    return optimizer
+
+
+def test_burn_in_steps_average_the_factors_alone():
+    optimizer = trained(20, Rule(burn_in=4, period=3), 24, burn_in=4, inverse_update_period=3)
+    assert int(optimizer.burned) == 4
+    net = mlp()
+    step = optim.TrainStep(net, mean_square, optim.KFAC(net, likelihood="gaussian", burn_in=2))
+    there = weights(net)
+    step(*DATA), step(DATA[0] * float("nan"), DATA[1]), step(*DATA)
+    np.testing.assert_array_equal(weights(net), there)
+    assert int(step.optimizer.skipped) == 1 and int(step.optimizer.burned) == 2
+    step(*DATA)
+    assert (weights(net) != there).all()
+
+
+class Late(_background.Task):
+    """Ready when it is asked for the third time."""
+
+    asked = 0
+
+    def ready(self):
+        self.asked += 1
+        return self.asked > 2
+
+
+def test_inverses_of_the_background_are_used_when_they_are_ready(monkeypatch):
+    monkeypatch.setattr(_kfac_step, "Task", Late)
+    optimizer = trained(20, Rule(late=3, period=5), background=True, inverse_update_period=5)
+    assert int(optimizer.inverted) == 4 and int(optimizer.awaited) == 0
+
+
+def background_step(net, **options):
+    optimizer = optim.KFAC(
+        net, 0.05, likelihood="gaussian", background=True, inverse_update_period=2, **options
+    )
+    return optim.TrainStep(net, mean_square, optimizer, 7)
+
+
+def test_a_background_that_is_in_time_changes_nothing(monkeypatch):
+    """But that inverses are used a step later."""
+
+    class Prompt(_background.Task):
+        def ready(self):
+            self._thread.join()
+            return super().ready()
+
+    monkeypatch.setattr(_kfac_step, "Task", Prompt)
+    trained(12, Rule(late=1, period=2), background=True, inverse_update_period=2)
+
+
+@pytest.mark.parametrize("error", [ValueError("a factor is bad"), MemoryError("too large")])
+def test_what_fails_in_the_background_is_one_error_and_training_goes_on(monkeypatch, error):
+    net = mlp()
+    step = background_step(net)
+    step(*DATA), step(*DATA)
+
+    def fails(self, factors, damping, aside):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Block, "inverses", fails)
+        step(*DATA)
+        step._kfac.task._thread.join()
+        there, text = weights(net), "^a factor is bad$"
+        if isinstance(error, MemoryError):
+            text = "in a thread beside the training failed with MemoryError: too large"
+        with pytest.raises((ValueError, RuntimeError), match=text):
+            step(*DATA)
+    np.testing.assert_array_equal(weights(net), there)
+    assert int(step.optimizer.inverted) == 1
+    for _ in range(4):
+        step(*DATA)
+        if step._kfac.task is not None:
+            step._kfac.task._thread.join()
+    assert int(step.optimizer.inverted) > 1 and (weights(net) != there).all()
+
+
+def test_a_checkpoint_while_inverses_are_on_their_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(_kfac_step, "Task", Late)
+    net = mlp()
+    step = background_step(net)
+    for _ in range(3):
+        step(*DATA)
+    assert int(step.optimizer.awaited) == 1
+    ms.save_checkpoint(step, str(tmp_path / "step.ckpt"))
+    stored = ms.load_checkpoint(str(tmp_path / "step.ckpt"))
+    resumed = background_step(mlp())
+    assert ms.load_param_into_net(resumed, stored) == ([], [])
+    before = resumed.optimizer.inverses[0].asnumpy().copy()
+    for _ in range(6):
+        resumed(*DATA)
+    assert int(resumed.optimizer.inverted) == 2
+    assert (resumed.optimizer.inverses[0].asnumpy() != before).any()
+    task = step._kfac.task
+    ms.load_param_into_net(step, stored)  # while its own are on their way: these are not taken
+    step(*DATA)
+    assert step._kfac.task is not task
 
 
 # --- the factors ----------------------------------------------------------------------------------
@@ -623,6 +744,8 @@ def test_a_network_without_a_layer_that_is_known_is_refused():
         ({"damping_interval": 0}, "damping_interval"),
         ({"norm_constraint": 0.0}, "norm_constraint"),
         ({"adaptive": 1}, "adaptive"),
+        ({"burn_in": -1}, "burn_in"),
+        ({"background": "yes"}, "background"),
         ({"adaptive": True, "weight_decay": 0.1}, "weight_decay"),
         ({"params": [Parameter(Tensor(1.0), name="other")]}, "params"),
         ({"loss_scale": 0.0}, "loss_scale"),

@@ -18,6 +18,7 @@ from mindspore_hessian.operators.cotangents import cotangents, in_graph, noise, 
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.kfac import APPROXIMATIONS, Views
+from mindspore_hessian.optim._background import Task
 from mindspore_hessian.optim._bodies import (
     Graphs,
     clipping,
@@ -62,28 +63,68 @@ class KFACStep:
         self.outputs: dict[Any, tuple[int, ...]] = {}
         self.terms: dict[tuple[int, ...], Parameter] = {}
         self.op: Any = None
+        self.task: Task | None = None
 
     def __call__(self, inputs: tuple[Tensor, ...], check: Callable[[tuple], None]) -> Tensor:
         optimizer, done = self.optimizer, int(_compat.to_numpy(self.optimizer.global_step)[0])
+        burned = optimizer.read(optimizer.burned)
+        burning = burned < optimizer.burn_in
         seen = (
-            done % optimizer.curvature_update_period == 0 or optimizer.read(optimizer.weight) == 0.0
+            burning
+            or done % optimizer.curvature_update_period == 0
+            or optimizer.read(optimizer.weight) == 0.0
         )
+        self._collect()
         with contextlib.nullcontext() if self.sums is None else self.sums.together(seen):
             batch = self._batch(inputs, check)
-            value, taken, *gradients = self._measure(batch, inputs, done, seen)
+            draws = (done, 1 + burned) if burning else (done,)
+            value, taken, *gradients = self._measure(batch, inputs, draws, seen)
         if self.sums is not None:
             if not self.sums.due():
                 return value
             tensors = (value, *self.sums.totals(seen))
             taken, *gradients = self._run(("fold", seen), lambda: _folding(self, seen), tensors)
-        if (
-            done % optimizer.inverse_update_period == 0 or not optimizer.read(optimizer.inverted)
-        ) and (optimizer.read(optimizer.weight)):
-            optimizer.invert(self.blocks)
+        if burning:
+            optimizer.count(optimizer.burned if _compat.to_numpy(taken) else optimizer.skipped)
+            return value
+        self._invert(done)
         if optimizer.adaptive and bool(_compat.to_numpy(taken)):
             return self._adaptive(batch, done, value, tuple(gradients))
         self._update(tuple(gradients), taken, np.zeros(2))
         return value
+
+    # --- the inverses -----------------------------------------------------------------------------
+
+    def _invert(self, done: int) -> None:
+        """Where it is time: the inverses, now or in the background."""
+        optimizer = self.optimizer
+        first = not optimizer.read(optimizer.inverted)
+        if not optimizer.read(optimizer.weight):
+            return
+        if first or (done % optimizer.inverse_update_period == 0 and not optimizer.background):
+            optimizer.take(optimizer.inverting(self.blocks)())
+        elif done % optimizer.inverse_update_period == 0 and self.task is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        optimizer = self.optimizer
+        self.task = Task(optimizer.inverting(self.blocks, True), optimizer.moments.data_ptr())
+        optimizer.count(optimizer.awaited, 1 - optimizer.read(optimizer.awaited))
+
+    def _collect(self) -> None:
+        """Take the inverses that are ready; begin anew where a checkpoint that was loaded waits for
+        them.
+        """
+        optimizer, task = self.optimizer, self.task
+        if task is not None and task.of != optimizer.moments.data_ptr():
+            task = self.task = None  # another state was loaded meanwhile
+        if task is None:
+            if optimizer.background and optimizer.read(optimizer.awaited) and self.op is not None:
+                self._begin()
+        elif task.ready():
+            self.task = None
+            optimizer.count(optimizer.awaited, -optimizer.read(optimizer.awaited))
+            optimizer.take(task.value())
 
     def _batch(self, inputs: tuple[Tensor, ...], check: Callable[[tuple], None]) -> Batch:
         """The inputs, checked; where network or loss are others than before, these are looked
@@ -167,7 +208,9 @@ class KFACStep:
 
     # --- the gradient and the factors -------------------------------------------------------------
 
-    def _measure(self, batch: Batch, inputs: tuple[Tensor, ...], done: int, seen: bool) -> Any:
+    def _measure(
+        self, batch: Batch, inputs: tuple[Tensor, ...], draws: tuple[int, ...], seen: bool
+    ) -> Any:
         count, key = (
             len(inputs),
             (
@@ -177,7 +220,7 @@ class KFACStep:
         )
         if not seen:
             return self._run(("plain", key), lambda: _plain(self, count), inputs)
-        noises, terms = self._noises(batch, done, key), self._terms(batch)
+        noises, terms = self._noises(batch, draws, key), self._terms(batch)
         out = self._run(
             ("curved", key),
             lambda: _curved(self, count, terms),
@@ -195,7 +238,7 @@ class KFACStep:
             )
         return out
 
-    def _noises(self, batch: Batch, done: int, key: Any) -> Iterator[Tensor]:
+    def _noises(self, batch: Batch, draws: tuple[int, ...], key: Any) -> Iterator[Tensor]:
         """What the graph takes for the draws of the step; the gradients at the output themselves
         for "exact".
         """
@@ -211,7 +254,7 @@ class KFACStep:
         if key not in self.outputs:
             with _evaluating(self.network):
                 self.outputs[key] = self.op.risk.output(batch).shape
-        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(done,)))
+        generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=draws))
         rows, *others = self.outputs[key]
         before = 0 if self.sums is None else self.sums.before(rows)
         yield Tensor(noise(self.op, (before + rows, *others), generator)[before:])
@@ -298,9 +341,7 @@ class KFACStep:
             if not np.isfinite(after):
                 for parameter, old in kept:
                     _compat.assign(parameter, old)
-                _compat.assign(
-                    optimizer.skipped, np.array(optimizer.read(optimizer.skipped) + 1, np.int32)
-                )
+                optimizer.count(optimizer.skipped)
             change = after - before[0] + optimizer.l2 / 2 * (self._norm() - before[1])
             optimizer.adapt(change, float(slope @ best + best @ model @ best / 2))
         return value

@@ -8,6 +8,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+import scipy.linalg
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from scipy.linalg import lapack
 
@@ -98,22 +99,25 @@ class Block:
             out[0] = a[:-1] if self.diagonal else a if self.bias is not None else a[:, :-1, :-1]
         return out
 
-    def inverses(self, factors: list[np.ndarray], damping: float) -> tuple[np.ndarray, ...]:
-        """Those of A, where there is one, and G, with the damping split between them."""
+    def inverses(
+        self, factors: list[np.ndarray], damping: float, aside: bool = False
+    ) -> tuple[np.ndarray, ...]:
+        """Those of A, where there is one, and G, with the damping split between them. `aside`: in a
+        thread.
+        """
+
+        def inverse(matrix: np.ndarray, share: float) -> np.ndarray:
+            return _inverse(self.name, matrix, share, aside)
+
         if self.a is None:
-            return (np.stack([_inverse(self.name, one, damping) for one in factors[0]]),)
+            return (np.stack([inverse(one, damping) for one in factors[0]]),)
         a, g = factors
         if self.diagonal:
             right, left = _split(float(a.mean()), _mean(g[0]), damping)
-            return 1.0 / (a + right), _inverse(self.name, g[0], left)[None]
+            return 1.0 / (a + right), inverse(g[0], left)[None]
         parts = [_split(_mean(one), _mean(other), damping) for one, other in zip(a, g, strict=True)]
         return tuple(
-            np.stack(
-                [
-                    _inverse(self.name, one, part[side])
-                    for one, part in zip(both, parts, strict=True)
-                ]
-            )
+            np.stack([inverse(one, part[side]) for one, part in zip(both, parts, strict=True)])
             for side, both in enumerate((a, g))
         )
 
@@ -131,15 +135,33 @@ def _split(a: float, g: float, damping: float) -> tuple[float, float]:
     return pi * np.sqrt(damping), np.sqrt(damping) / pi
 
 
-def _inverse(name: str, matrix: np.ndarray, damping: float) -> np.ndarray:
-    """(matrix + damping I)^-1; eigenvalues that are negative by rounding count as 0."""
-    shifted = (matrix + matrix.T) / 2
-    shifted[np.diag_indices_from(shifted)] += damping
-    root, failed = lapack.dpotrf(shifted, lower=1)
+def _positive_inverse(matrix: np.ndarray) -> np.ndarray | None:
+    """The inverse; None where the matrix is not positive definite."""
+    root, failed = lapack.dpotrf(matrix, lower=1)
     if not failed:
         out, failed = lapack.dpotri(root, lower=1)
-        if not failed:
-            return np.tril(out) + np.tril(out, -1).T
+    return None if failed else np.tril(out) + np.tril(out, -1).T
+
+
+def _unlocked_inverse(matrix: np.ndarray) -> np.ndarray | None:
+    """The same for a thread: these let others run meanwhile, which LAPACK's two do not."""
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return None
+    out = scipy.linalg.inv(matrix, check_finite=False)
+    return (out + out.T) / 2
+
+
+def _inverse(name: str, matrix: np.ndarray, damping: float, aside: bool) -> np.ndarray:
+    """(matrix + damping I)^-1; eigenvalues that are negative by rounding count as 0. `aside`: in a
+    thread.
+    """
+    shifted = (matrix + matrix.T) / 2
+    shifted[np.diag_indices_from(shifted)] += damping
+    out = (_unlocked_inverse if aside else _positive_inverse)(shifted)
+    if out is not None:
+        return out
     values, vectors = np.linalg.eigh(shifted)
     values -= damping
     if values[0] < -1e-3 * values[-1]:
@@ -212,6 +234,11 @@ class KFAC(CurvedOptimizer):
         adaptive: see above.
         damping_interval: k.
         min_damping: the least that `adaptive` makes of the damping.
+        burn_in: so many steps before the first one, which only average the factors: they move no
+            weight, and are not in ``optimizer.global_step``.
+        background: the inverses are found in a thread while training goes on with those before, and
+            are used from the next step after they are there: runs are then not alike to the bit.
+            The first ones are waited for. A checkpoint meanwhile has them begun anew.
         loss_scale: what the loss was multiplied with; the gradients are divided by it.
 
     Attributes:
@@ -223,6 +250,7 @@ class KFAC(CurvedOptimizer):
         TypeError, ValueError: a wrong argument, or a network without a layer that is known; at the
             first step, a loss without a likelihood, or no layer that can be covered; at a step,
             factors that are indefinite.
+        RuntimeError: at a step, what went wrong in the thread of `background` before it.
 
     Supported Platforms:
         ``CPU`` (tested); ``Ascend`` ``GPU`` (not run on a device)
@@ -244,6 +272,14 @@ class KFAC(CurvedOptimizer):
         >>> losses = [float(step(x, y).asnumpy()) for _ in range(50)]
         >>> print(losses[0] > 10 * losses[-1])
         True
+
+        Two steps that only average the factors, and inverses in the background:
+
+        >>> optimizer = optim.KFAC(net, learning_rate=0.1, burn_in=2, background=True)
+        >>> step = optim.TrainStep(net, nn.MSELoss(), optimizer)
+        >>> losses = [step(x, y) for _ in range(5)]
+        >>> print(optimizer.burned.asnumpy(), optimizer.global_step.asnumpy())
+        2 [3]
     """
 
     estimator = "kfac"
@@ -268,6 +304,8 @@ class KFAC(CurvedOptimizer):
         adaptive: bool = False,
         damping_interval: int = 5,
         min_damping: float = 1e-8,
+        burn_in: int = 0,
+        background: bool = False,
         loss_scale: float = 1.0,
     ):
         if not isinstance(network, nn.Cell):
@@ -289,6 +327,8 @@ class KFAC(CurvedOptimizer):
         check_choice("fisher", fisher, FISHERS)
         if likelihood is not None:
             check_choice("likelihood", likelihood, LIKELIHOODS)
+        check_integer("burn_in", burn_in, 0)
+        check_bool("background", background)
         check_bool("adaptive", adaptive)
         if adaptive and (isinstance(weight_decay, nn.Cell) or weight_decay):
             raise ValueError(
@@ -314,6 +354,7 @@ class KFAC(CurvedOptimizer):
             int(inverse_update_period),
             int(damping_interval),
         )
+        self.burn_in, self.background = int(burn_in), bool(background)
         self.l2, self.min_damping = float(l2_reg), float(min_damping)
         self.l2_reg, self.momentum = constant(l2_reg), constant(momentum)
         self.kept, self.added, self.unit = (
@@ -363,7 +404,12 @@ class KFAC(CurvedOptimizer):
         self.weight = Parameter(
             constant(0.0), name="kfac_weight", requires_grad=False
         )  # of what is in the averages
-        self.inverted = Parameter(Tensor(0, ms.int32), name="kfac_inverted", requires_grad=False)
+
+        def number(name: str) -> Parameter:
+            return Parameter(Tensor(0, ms.int32), name=name, requires_grad=False)
+
+        self.inverted, self.burned = number("kfac_inverted"), number("kfac_burned")
+        self.awaited = number("kfac_awaited")  # 1 while inverses are on their way
 
     # --- on the host ------------------------------------------------------------------------------
 
@@ -371,9 +417,11 @@ class KFAC(CurvedOptimizer):
         """A number of the state."""
         return _compat.to_numpy(parameter).reshape(-1)[0].item()
 
-    def invert(self, blocks: list[Block]) -> None:
-        """Find the inverses of these blocks from the averages as they are; nothing changes where
-        that fails.
+    def inverting(
+        self, blocks: list[Block], aside: bool = False
+    ) -> Callable[[], dict[int, np.ndarray]]:
+        """``found()``: the inverses of these blocks, of the averages as they are now, by their
+        places. It is numpy alone. `aside`: in a thread.
         """
         damping, weight = self.read(self.damping) + self.l2, self.read(self.weight)
         if not (np.isfinite(damping) and damping > 0.0):
@@ -382,16 +430,27 @@ class KFAC(CurvedOptimizer):
                 "The weights are as they were"
             )
         row = _compat.to_numpy(self.moments).astype(np.float64)
-        found: dict[int, np.ndarray] = {}
-        for block in blocks:
-            places = [place for place in (block.a, block.g) if place is not None]
-            found.update(
-                zip(places, block.inverses(block.factors(row, weight), damping), strict=True)
-            )
+
+        def found() -> dict[int, np.ndarray]:
+            out: dict[int, np.ndarray] = {}
+            for block in blocks:
+                places = [place for place in (block.a, block.g) if place is not None]
+                inverses = block.inverses(block.factors(row, weight), damping, aside)
+                out.update(zip(places, inverses, strict=True))
+            return out
+
+        return found
+
+    def take(self, found: dict[int, np.ndarray]) -> None:
+        """Go on with these inverses."""
         for place, value in found.items():
             parameter = self.inverses[place]
             _compat.assign(parameter, value.astype(numpy_dtype(parameter.dtype)))
-        _compat.assign(self.inverted, np.array(self.read(self.inverted) + 1, np.int32))
+        self.count(self.inverted)
+
+    def count(self, parameter: Parameter, by: int = 1) -> None:
+        """Add to a number of the state."""
+        _compat.assign(parameter, np.array(self.read(parameter) + by, np.int32))
 
     def adapt(self, change: float, predicted: float) -> None:
         """Set the damping for the next steps, from how the loss changed, and what the model

@@ -80,7 +80,7 @@ class TrainStep(nn.Cell):
         accumulate: how many calls make one update. ``optimizer.global_step``, and with it schedules,
             counts updates. Not more than 1 with an adaptive `KFAC`.
         distributed: the calls of all processes of the job (see `distributed.session`) make one
-            update. Not with an adaptive `KFAC`.
+            update. Not with a `KFAC` that is adaptive, or has its inverses found in the background.
 
     Inputs:
         Up to four Tensors, with the target last.
@@ -166,6 +166,11 @@ class TrainStep(nn.Cell):
                 raise ValueError(
                     f"{'accumulate' if accumulate > 1 else 'distributed'} is not for KFAC with "
                     "adaptive=True, whose quadratic model is of one batch: leave one of them out"
+                )
+            if distributed and getattr(optimizer, "background", False):
+                raise ValueError(
+                    "distributed is not for KFAC with background=True, since the processes would "
+                    "take their inverses at different steps: leave one of them out"
                 )
             sums = Sums(
                 optimizer.parameters, _estimated(optimizer), int(accumulate), bool(distributed)
