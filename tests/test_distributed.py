@@ -78,7 +78,7 @@ def test_training_in_two_processes_equals_that_in_one(tmp_path):
     for log in logs:
         assert "DONE" in log, log[-3000:]
         assert log.count("EQUAL") == (7 if FULL else 2)
-        assert "REFUSED network must have the same weights in each process" in log
+        assert "REFUSED network must be the same in each process, but its weights differ" in log
 
 
 @pytest.mark.full_run

@@ -189,6 +189,8 @@ class KFACStep:
                 f"KFAC has no Kronecker factors for {said}{rest}: these get the plain gradient",
                 FallbackWarning,
             )
+        if self.sums is not None:
+            self.sums.expect(", ".join(block.name for block in self.blocks))
         self.taps = taps.only([taps.taps[number] for number in self.places])
         self.op = op
         trained = {id(p) for p in optimizer.parameters}

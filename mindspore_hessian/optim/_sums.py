@@ -38,7 +38,7 @@ class Sums(nn.Cell):
         object.__setattr__(self, "comm", comm)
         object.__setattr__(self, "weights", tuple(parameters))
         self.every, self.calls = calls, calls * comm.size
-        self.checked = comm.size == 1
+        self.checked, self.label = comm.size == 1, ""
 
         def line(name: str, size: int) -> Parameter:
             return Parameter(Tensor(np.zeros(size), self.dtype), name=name, requires_grad=False)
@@ -64,11 +64,15 @@ class Sums(nn.Cell):
         size = self.gradients.size + (self.estimates.size if curved else 0)
         return self.comm.together(size + 1 + _DIGEST)
 
+    def expect(self, label: str) -> None:
+        """At the next update all processes must have this label, and the same weights."""
+        self.checked, self.label = self.comm.size == 1, label
+
     def totals(self, curved: bool) -> tuple[Tensor, ...]:
         """The lines, summed over all processes; nothing where there is one only.
 
         Raises:
-            ValueError: the processes have not the same weights.
+            ValueError: the processes have not the same weights and label.
             DistributedError: a process failed.
         """
         if self.comm.size == 1:
@@ -79,8 +83,9 @@ class Sums(nn.Cell):
         total = self.comm.total(np.concatenate([*own, digest]))
         if (total[-_DIGEST:] != self.comm.size * digest).any():
             raise ValueError(
-                "network must have the same weights in each process, but they differ: set the same "
-                "seed before it is made, or load the same checkpoint. Nothing has changed"
+                "network must be the same in each process, but its weights differ (or the layers "
+                "that K-FAC covers): set the same seed before it is made, or load the same "
+                "checkpoint. Nothing has changed"
             )
         self.checked = True
         ends = np.cumsum([one.size for one in own])
@@ -93,7 +98,7 @@ class Sums(nn.Cell):
         )
 
     def _digest(self) -> np.ndarray:
-        whole = hashlib.blake2b(digest_size=_DIGEST)
+        whole = hashlib.blake2b(self.label.encode(), digest_size=_DIGEST)
         for weight in self.weights:
             whole.update(np.ascontiguousarray(_compat.to_numpy(weight)).tobytes())
         return np.frombuffer(whole.digest(), np.uint8).astype(np.float64)
