@@ -770,3 +770,23 @@ def test_weights_from_anything_that_gives_them(name):
     np.testing.assert_allclose(
         mh.jacobian(f, weights=WEIGHTS[name](net))(x)[0].asnumpy(), [12, 54], rtol=1e-5
     )
+
+
+def test_an_embedding_is_the_same_when_its_table_is_trained():
+    """MindSpore keeps the Tensor that the table was made of, and both have one memory."""
+
+    class Reads(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(3, 2)
+
+        def construct(self, x):
+            return self.table(x) + self.table.init_tensor[0]
+
+    changed = []
+    for net in (nn.Embedding(3, 2), nn.SequentialCell(nn.Embedding(3, 2)), Reads()):
+        before = Captures(net).token
+        table = next(iter(net.get_parameters()))
+        ops.assign(table, table + 1.0)
+        changed.append(Captures(net).token != before)
+    assert changed == [False, False, True]

@@ -719,6 +719,10 @@ class Captures:
         ):  # its code may read attributes of the Cells it was given
             self._opened.update(map(id, (space.get("_cells") or {}).values()))
         own = itertools.filterfalse(_bare_cell().__contains__, space)
+        if kind.construct is nn.Embedding.construct and "init_tensor" in space:
+            # made into the table, whose memory it shares: it changes in training, and is not read
+            own = itertools.filterfalse("init_tensor".__eq__, own)
+            self._member("init_tensor", space["init_tensor"], path)
         if _is_open(kind) or id(cell) in self._opened:
             self._all(own, space, path)
         else:
