@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindspore_hessian import FallbackWarning, KFACOperator, optim
 from mindspore_hessian.optim import _background, _kfac_step
-from mindspore_hessian.optim.kfac import Block
+from mindspore_hessian.optim.kfac import Block, Scales
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((16, 3)), RNG.standard_normal((16, 2))
@@ -418,6 +418,23 @@ class Words(nn.Cell):
         return self.head(ops.tanh(self.inner(ops.tanh(self.inner(x)))))
 
 
+class Normed(nn.Cell):
+    """Layer norms over sequences: one that is a layer, one that is called twice, and one whose scale
+    is used elsewhere too; and a Parameter of its own.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(7, 6), nn.Dense(6, 6), nn.Dense(6, 3)
+        self.norm, self.twice, self.tied = (nn.LayerNorm((6,)) for _ in range(3))
+        self.own = Parameter(Tensor(np.linspace(0.5, 1.5, 6), ms.float32), name="own")
+
+    def construct(self, x):
+        x = self.norm(self.inner(self.table(x)))
+        x = self.twice(ops.tanh(self.twice(ops.tanh(x))) * self.own)
+        return self.head(self.tied(x).mean(1) * self.tied.gamma)
+
+
 IMAGES, LABELS = (
     RNG.standard_normal((8, 1, 8, 8)).astype(np.float32),
     RNG.integers(0, 3, 8).astype(np.int32),
@@ -426,20 +443,30 @@ INDICES = RNG.integers(0, 7, (8, 5)).astype(np.int32)
 WEIGHTED = nn.CrossEntropyLoss(ignore_index=2)
 NETWORKS = {
     "convolutions": (Vision, IMAGES, nn.CrossEntropyLoss()),
+    "layer norms": (Normed, INDICES, nn.CrossEntropyLoss()),
     "indices": (Words, INDICES, nn.CrossEntropyLoss()),
     "ignored targets": (Words, INDICES, WEIGHTED),
     "a sum": (Words, INDICES, nn.CrossEntropyLoss(reduction="sum")),
 }
 
 
-@pytest.mark.parametrize("approx", ["expand", "reduce"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "approx"),
+    [
+        (name, approx)
+        for name in NETWORKS
+        for approx in ("expand", "reduce")
+        if (name, approx) != ("layer norms", "reduce")  # the norms' own are the same in both
+    ],
+)
 @pytest.mark.filterwarnings("ignore::mindspore_hessian.FallbackWarning")
 def test_one_step_is_that_with_the_operators_factors(name, approx):
     """In evaluation mode, with the factors of `KFACOperator`, which has its own tests."""
     kind, x, loss = NETWORKS[name]
     ms.set_seed(1)
     net = kind().set_train(False)
+    if "norm.gamma" in net.parameters_dict():  # as one that starts at 0
+        ops.assign(net.norm.gamma, Tensor(np.arange(net.norm.gamma.size) / 2.0, ms.float32))
     data, damping = (Tensor(x), Tensor(LABELS)), 0.1
     value_and_grad = ms.value_and_grad(lambda x, y: loss(net(x), y), None, net.trainable_params())
     before = {p.name: p.asnumpy().astype(float) for p in net.trainable_params()}
@@ -464,8 +491,28 @@ def test_one_step_is_that_with_the_operators_factors(name, approx):
         approx=approx,
         fisher="exact" if name == "indices" else "empirical",
     )
-    optim.TrainStep(net, loss, optimizer)(*data)
-    for block in optimizer.blocks:
+    step = optim.TrainStep(net, loss, optimizer)
+    step(*data)
+    diagonal = dict(
+        zip(
+            [p.name for p in op.fisher_operator.weights],
+            np.split(op.diagonal(), np.cumsum([p.size for p in op.fisher_operator.weights])[:-1]),
+            strict=True,
+        )
+    )
+    found = {block.name for block in optimizer.blocks if isinstance(block, Scales)}
+    covered = {place for block in step._kfac.blocks for place in block.places}
+    scales = {optimizer.parameters[place].name for place in covered} & {
+        name for name in gradient if name.endswith(("gamma", "beta"))
+    }
+    assert scales == ({"norm.gamma", "norm.beta"} if found else set())
+    for name_of in scales:
+        p = net.parameters_dict()[name_of]
+        expected = -0.1 * gradient[name_of] / (diagonal[name_of] + damping)
+        np.testing.assert_allclose(
+            p.asnumpy() - before[name_of], expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max()
+        )
+    for block in (one for one in optimizer.blocks if not isinstance(one, Scales)):
         weight = optimizer.parameters[block.weight].name
         a, g = op.factors[weight.rpartition(".")[0]]
         joint = (
@@ -495,7 +542,6 @@ def test_one_step_is_that_with_the_operators_factors(name, approx):
             np.testing.assert_allclose(
                 found, step[:, :, -1].ravel(), rtol=2e-3, atol=2e-3 * np.abs(step).max()
             )
-    covered = {place for block in optimizer.blocks for place in block.places}
     for place, p in enumerate(optimizer.parameters):
         if place not in covered:  # the plain gradient
             np.testing.assert_allclose(
@@ -534,22 +580,51 @@ def test_draws_are_of_the_likelihood():
 # --- in training ----------------------------------------------------------------------------------
 
 
-def test_a_network_with_batch_norm_trains_and_says_once_what_is_not_covered():
+@pytest.mark.filterwarnings("error::mindspore_hessian.FallbackWarning")
+def test_a_network_with_batch_norm_trains():
     ms.set_seed(0)
     net, loss = Vision().set_train(), nn.CrossEntropyLoss()
     data = Tensor(IMAGES), Tensor(LABELS)
     reference, plain = Vision().set_train(), nn.SGD
     ms.load_param_into_net(reference, net.parameters_dict())
     step = optim.TrainStep(net, loss, optim.KFAC(net, 0.05, damping=0.01))
-    with pytest.warns(FallbackWarning, match="norm.gamma .* plain gradient") as caught:
-        losses = [float(step(*data))]
-    assert len(caught) == 1 and net.norm.training
+    losses = [float(step(*data))]
+    assert net.norm.training
     optim.TrainStep(reference, loss, plain(reference.trainable_params(), 0.0))(*data)
     found, expected = (one.norm.moving_mean.asnumpy() for one in (net, reference))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
     losses += [float(step(*data)) for _ in range(30)]
     assert losses[-1] < 0.2 * losses[0] and int(step.optimizer.skipped) == 0
     step(data[0][:5], data[1][:5])  # another size of batch
+
+
+def test_one_warning_says_what_gets_the_plain_gradient():
+    net = Normed().set_train()
+    step = optim.TrainStep(net, nn.CrossEntropyLoss(), optim.KFAC(net, 0.05, damping=0.01))
+    with pytest.warns(FallbackWarning, match="twice.gamma .* plain gradient") as caught:
+        losses = [float(step(Tensor(INDICES), Tensor(LABELS))) for _ in range(30)]
+    assert len(caught) == 1 and "own" in str(caught[0].message)
+    assert " norm.gamma" not in str(caught[0].message)
+    assert losses[-1] < 0.7 * losses[0] and int(step.optimizer.skipped) == 0
+
+
+@pytest.mark.full_run
+def test_the_diagonal_behind_batch_statistics_is_of_what_is_normalised():
+    """In training, one step: of the samples' gradients as they are by the batch's statistics."""
+    ms.set_seed(0)
+    net = nn.SequentialCell(nn.Dense(3, 4), nn.BatchNorm1d(4), nn.Dense(4, 2)).set_train()
+    x, y = Tensor(X, ms.float32), Tensor(Y, ms.float32)
+    optimizer = optim.KFAC(net, 0.0, fisher="empirical", likelihood="gaussian")
+    optim.TrainStep(net, mean_square, optimizer)(x, y)
+    block = next(one for one in optimizer.blocks if isinstance(one, Scales))
+    row = optimizer.moments.asnumpy().astype(float)
+    found = block.factors(row, float(optimizer.weight.asnumpy()))[0]
+    rows = X @ net[0].weight.asnumpy().T + net[0].bias.asnumpy()
+    apart = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + net[1].eps)
+    out = apart @ net[2].weight.asnumpy().T + net[2].bias.asnumpy()
+    g = 2 * (out - Y) / (N * C) * np.sqrt(N * C) @ net[2].weight.asnumpy()
+    expected = np.stack([((g * apart) ** 2).sum(0), (g**2).sum(0)])
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 @pytest.mark.full_run

@@ -167,6 +167,7 @@ class Kind:
             nothing.
         unfolded: ``unfolded(cell, x)``: the rows, each followed by a 1, of the input as it is, by
             numpy; None where a graph has them at no cost.
+        scales: the weight multiplies normalised inputs entry by entry, and the bias is added.
     """
 
     classes: tuple[type, ...]
@@ -178,6 +179,7 @@ class Kind:
     refuses: Callable[[nn.Cell], str | None] = lambda cell: None
     inside: Callable[[nn.Cell, Callable], Callable] | None = None
     unfolded: Callable[[nn.Cell, np.ndarray], np.ndarray] | None = None
+    scales: bool = False
 
 
 def _groups(cell: nn.Cell) -> int:
@@ -318,6 +320,62 @@ KINDS = (
         refuses=_refuses_embedding,
     ),
 )
+
+
+def _deviations(a, axes, eps):
+    """Rows minus their mean over some axes, divided by the root of their variance."""
+    apart = a - a.mean(axes, keep_dims=True)
+    return apart / ops.sqrt(ops.square(apart).mean(axes, keep_dims=True) + eps)
+
+
+def _of_batch_norm(cell: nn.Cell) -> Callable:
+    """What a batch norm multiplies with its scale, by the statistics that it takes."""
+    rows, always, eps = _features_second(1), cell.use_batch_statistics, float(cell.eps)
+    mean, variance = cell.moving_mean, cell.moving_variance
+
+    def normalised(x):
+        a = rows(x)
+        own = cell.training if always is None else always
+        if own:
+            return _deviations(a, (1, 2), eps)
+        return (a - mean.astype(a.dtype)) / ops.sqrt(variance.astype(a.dtype) + eps)
+
+    return normalised
+
+
+def _of_layer_norm(cell: nn.Cell) -> Callable:
+    rows, eps = _features_last(1), float(cell.epsilon)
+
+    def normalised(x):
+        return _deviations(rows(x), (3,), eps)
+
+    return normalised
+
+
+def _refuses_axes(cell: nn.Cell) -> str | None:
+    last = len(cell.normalized_shape) == 1 and cell.begin_norm_axis == cell.begin_params_axis == -1
+    return None if last else "it takes several axes together"
+
+
+SCALES = (
+    Kind(
+        (nn.BatchNorm1d, nn.BatchNorm2d),
+        _of_batch_norm,
+        lambda cell: _features_second(1),
+        "gamma",
+        "beta",
+        scales=True,
+    ),
+    Kind(
+        (nn.LayerNorm,),
+        _of_layer_norm,
+        lambda cell: _features_last(1),
+        "gamma",
+        "beta",
+        refuses=_refuses_axes,
+        scales=True,
+    ),
+)
 NORMS = tuple(
     cls
     for cls in (
@@ -337,15 +395,15 @@ NORMS = tuple(
 )
 
 
-def kind_of(cell: nn.Cell) -> Kind | None:
-    """The kind of a Cell that computes as one of the classes of `KINDS` does; None for any
+def kind_of(cell: nn.Cell, kinds: tuple[Kind, ...] = KINDS) -> Kind | None:
+    """The kind of a Cell that computes as one of the classes of `kinds` does; None for any
     other.
     """
     construct = type(cell).construct
     return next(
         (
             kind
-            for kind in KINDS
+            for kind in kinds
             for cls in kind.classes
             if isinstance(cell, cls) and construct is getattr(cls, "construct", None)
         ),
@@ -615,6 +673,26 @@ def _squares(given):
     return squares
 
 
+def _scale_sums(given):
+    """The gradients by a scale and the shift behind it, (2, features)."""
+
+    def sums(a, g, w, p, q):
+        return ops.stack(((a * g)[0].sum((0, 1)), g[0].sum((0, 1))))
+
+    return sums
+
+
+def _scale_squares(given):
+    """The sums over the samples of their squares, (2, features)."""
+    count = given.count
+
+    def squares(a, g, w, p, q):
+        g, a = _by_sample(g, count)[0], _by_sample(a, count)[0]
+        return ops.stack((ops.square((a * g).sum(1)).sum(0), ops.square(g.sum(1)).sum(0)))
+
+    return squares
+
+
 INPUTS = {
     "moments": _moments,
     "alike": _alike,
@@ -632,6 +710,8 @@ GRADIENTS = {
     "first": _first_sample,
     "samples": _samples,
     "squares": _squares,
+    "scale sums": _scale_sums,
+    "scale squares": _scale_squares,
 }
 
 
@@ -697,7 +777,9 @@ class Tap:
         """
         (wide, narrow), groups = self.widths, self.groups
         shapes: tuple[tuple[int, ...], ...] = (groups, wide + 1, wide + 1), (groups, narrow, narrow)
-        if samples is not None:
+        if self.kind.scales:
+            shapes = (1,), (2, narrow)
+        elif samples is not None:
             shapes = (groups, samples, wide + 1), (groups, samples, narrow)
         elif self.kind.indexed:
             shapes = (wide + 1,), shapes[1]
@@ -794,15 +876,18 @@ class Taps:
     Args:
         network: the Cell (or a function that calls Cells, with `cells`).
         parameters: those that are asked for; a layer that has none of them is left out.
+        kinds: of layers.
     """
 
-    def __init__(self, network: Any, parameters: tuple[Parameter, ...]):
+    def __init__(
+        self, network: Any, parameters: tuple[Parameter, ...], kinds: tuple[Kind, ...] = KINDS
+    ):
         wanted = {id(p) for p in parameters}
         self.network = network  # so that its id remains its own
         self.taps: tuple[Tap, ...] = ()
         self.refused: dict[str, str] = {}  # names of Cells, and why they are not looked at
         for name, cell in network.cells_and_names() if isinstance(network, nn.Cell) else ():
-            kind = kind_of(cell)
+            kind = kind_of(cell, kinds)
             if kind is None or not wanted & {id(p) for p in cell.get_parameters(expand=False)}:
                 continue
             why = kind.refuses(cell)

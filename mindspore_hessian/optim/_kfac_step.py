@@ -28,7 +28,7 @@ from mindspore_hessian.optim._bodies import (
     value_and_gradients,
 )
 from mindspore_hessian.optim._sums import Sums
-from mindspore_hessian.optim.kfac import KFAC, Block, preconditioned, row_of_moments
+from mindspore_hessian.optim.kfac import KFAC, Block, Scales, preconditioned, row_of_moments
 from mindspore_hessian.transforms import compose
 
 
@@ -150,6 +150,8 @@ class KFACStep:
         evaluation has them.
         """
         optimizer = self.optimizer
+        trained = {id(p) for p in optimizer.parameters}
+        self.statistics = [p for p in self.network.get_parameters() if id(p) not in trained]
         self._refuse_nan(inputs)
         own = (
             {} if optimizer.fisher == "empirical" else {"mc_samples": int(optimizer.fisher == "mc")}
@@ -168,23 +170,29 @@ class KFACStep:
                 **own,
             )
             views = Views(op, False)
-        cells = {id(tap.cell) for tap in views.taps.taps}
+        scaling = self._scales(op, inputs)
         taps = optimizer.taps
+        cells = {
+            id(tap.cell)
+            for tap in (*views.taps.taps, *(taps.taps[block.taps[0]] for block in scaling))
+        }
         self.places = {
             number: place
             for place, number in enumerate(
                 [number for number, tap in enumerate(taps.taps) if id(tap.cell) in cells]
             )
         }
-        others = {number for number, p in enumerate(optimizer.parameters) if p.name in views.others}
+        covered = {id(optimizer.parameters[at]) for block in scaling for at in block.places}
+        found = {name: o for name, o in views.others.items() if id(o.parameter) not in covered}
+        others = {number for number, p in enumerate(optimizer.parameters) if p.name in found}
         self.blocks: list[Block] = [
             block for block in optimizer.blocks if not others & set(block.places)
         ]
-        said = ", ".join(f"{name} ({one.why})" for name, one in list(views.others.items())[:5])
-        if not self.blocks:
+        said = ", ".join(f"{name} ({one.why})" for name, one in list(found.items())[:5])
+        if all(isinstance(block, Scales) for block in self.blocks):
             raise ValueError(f"KFAC has no layer to precondition: {said}")
-        if views.others:
-            rest = f" and {len(views.others) - 5} more" if len(views.others) > 5 else ""
+        if found:
+            rest = f" and {len(found) - 5} more" if len(found) > 5 else ""
             warn(
                 f"KFAC has no Kronecker factors for {said}{rest}: these get the plain gradient",
                 FallbackWarning,
@@ -193,8 +201,37 @@ class KFACStep:
             self.sums.expect(", ".join(block.name for block in self.blocks))
         self.taps = taps.only([taps.taps[number] for number in self.places])
         self.op = op
-        trained = {id(p) for p in optimizer.parameters}
-        self.statistics = [p for p in self.network.get_parameters() if id(p) not in trained]
+
+    def _scales(self, op: Any, inputs: tuple[Tensor, ...]) -> list[Scales]:
+        """Those of normalization layers that are called once, and explain the gradients of their
+        Parameters.
+        """
+        optimizer, size = self.optimizer, int(inputs[0].shape[0])
+        blocks = [block for block in optimizer.blocks if isinstance(block, Scales)]
+        if not blocks:
+            return []
+        taps = optimizer.taps.only([optimizer.taps.taps[block.taps[0]] for block in blocks])
+        batch, count = Batch(inputs[:-1], {}, inputs[-1:], size), len(blocks)
+        asked = [at for block in blocks for at in block.places]
+        build = layers.with_gradient(taps, tuple(optimizer.parameters[at] for at in asked))
+        program = Program("kfac.scales", build, (taps.token, size, *asked))
+        ways = ["calls"] * count, ["scale sums"] * count
+        with self._unmoved():
+            shape = op.risk.output(batch).shape
+            cotangent = np.random.default_rng(0).standard_normal(shape).astype(op.dtype)
+            with taps.installed(*ways, size, taps.weights((size, 1))):
+                parts = op.risk.run(batch, program, (Tensor(cotangent),))
+        parts = [_compat.to_numpy(part) for part in parts]
+        slopes = dict(zip(asked, parts[2 * count :], strict=True))
+        return [
+            block
+            for block, calls, rows in zip(blocks, parts, parts[count:], strict=False)
+            if round(float(np.ravel(calls)[0])) == 1
+            and all(
+                at is None or _alike(slopes[at], row)
+                for at, row in zip((block.weight, block.bias), rows, strict=True)
+            )
+        ]
 
     def _refuse_nan(self, inputs: tuple[Tensor, ...]) -> None:
         named = [
@@ -282,7 +319,11 @@ class KFACStep:
         """Those of the inputs and of the gradients, for each layer."""
         how = APPROXIMATIONS[self.optimizer.approx]
         of_inputs = "alike" if how == "moments" and not self.op._weighted else how
-        return [of_inputs] * len(self.taps.taps), [how] * len(self.taps.taps)
+        scaling = [tap.kind.scales for tap in self.taps.taps]
+        return (
+            ["nothing" if one else of_inputs for one in scaling],
+            ["scale squares" if one else how for one in scaling],
+        )
 
     def _run(
         self,
@@ -374,6 +415,13 @@ class KFACStep:
         """
         with _compat.kept(self.statistics):
             yield
+
+
+def _alike(slope: np.ndarray, explained: np.ndarray) -> bool:
+    """Whether a gradient is that which a layer explains, but for rounding."""
+    most = max(np.abs(slope).max(), np.abs(explained).max())
+    tolerance = 1e-8 if slope.dtype == np.float64 else 1e-3
+    return bool(np.abs(slope - explained).max() <= tolerance * most)
 
 
 @contextlib.contextmanager

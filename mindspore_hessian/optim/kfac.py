@@ -16,7 +16,7 @@ from mindspore_hessian import _compat
 from mindspore_hessian.arguments import check_bool, check_choice, check_integer, check_real, shown
 from mindspore_hessian.core.space import numpy_dtype, raveled
 from mindspore_hessian.operators import layers
-from mindspore_hessian.operators.kfac import APPROXIMATIONS, FISHERS, shared
+from mindspore_hessian.operators.kfac import APPROXIMATIONS, FISHERS, Shared, shared
 from mindspore_hessian.operators.likelihoods import LIKELIHOODS
 from mindspore_hessian.optim._optimizer import CurvedOptimizer, check_share, constant
 
@@ -122,6 +122,19 @@ class Block:
         )
 
 
+class Scales(Block):
+    """The diagonal of a normalization layer's scale (`weight`) and shift (`bias`): two rows."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return ((2, self.narrow),)
+
+    def inverses(
+        self, factors: list[np.ndarray], damping: float, aside: bool = False
+    ) -> tuple[np.ndarray, ...]:
+        return (1.0 / (factors[0] + damping),)
+
+
 def _mean(matrix: np.ndarray) -> float:
     """Of the eigenvalues."""
     return float(np.trace(matrix)) / len(matrix)
@@ -191,8 +204,9 @@ class KFAC(CurvedOptimizer):
     positions of a sample together. Every `inverse_update_period` steps the inverses are found, on
     the host in float64; the rest is two compiled graphs. It goes into a `TrainStep`.
 
-    Layers: those of `KFACOperator`. Other Parameters (batch norm, attention's own, those that are
-    used elsewhere too) get the plain gradient, with the same rate; one warning names them. The
+    Layers: those of `KFACOperator`. Scale and shift of batch and layer norms are divided by their
+    diagonal of the same curvature plus d. Other Parameters (attention's own, those that are used
+    elsewhere too) get the plain gradient, with the same rate; one warning names them. The
     factors take the samples as independent, also behind a batch norm.
 
     With `adaptive`, rate and momentum minimise the quadratic model of the loss on the batch,
@@ -373,11 +387,12 @@ class KFAC(CurvedOptimizer):
             )
 
     def _make_state(self, damping: float) -> None:
-        taps = layers.Taps(self.of_network, tuple(self.parameters))
+        kinds = (*layers.KINDS, *layers.SCALES)
+        taps = layers.Taps(self.of_network, tuple(self.parameters), kinds)
         for tap in taps.taps:
             tap.widen(taps.dtype)
         blocks = _blocks(taps, self.parameters, self.approx)
-        if not blocks:
+        if all(isinstance(block, Scales) for block in blocks):
             raise ValueError(
                 "network has no layer that K-FAC knows (Dense, Conv1d, 2d and 3d, Embedding) with "
                 "a Parameter to train"
@@ -538,16 +553,24 @@ class KFAC(CurvedOptimizer):
 def _blocks(taps: layers.Taps, parameters: Any, approx: str) -> list[Block]:
     """Those of the layers that are known."""
     places = {id(parameter): number for number, parameter in enumerate(parameters)}
-    biases = [one for one in shared(taps.taps, lambda tap: tap.bias) if id(one.parameter) in places]
+
+    def used(of: Callable[[layers.Tap], Parameter | None], scales: bool) -> list[Shared]:
+        return [
+            one
+            for one in shared(taps.taps, of)
+            if id(one.parameter) in places and taps.taps[one.taps[0]].kind.scales == scales
+        ]
+
+    weights, biases = used(lambda tap: tap.weight, False), used(lambda tap: tap.bias, False)
     out: list[Block] = []
     count = start = 0
 
     def add(name: str, where: tuple[int, ...], weight: int | None, bias: int | None) -> None:
         nonlocal count, start
         tap = taps.taps[where[0]]
-        (wide, narrow), alone = tap.widths, weight is None
+        (wide, narrow), alone = tap.widths, weight is None or tap.kind.scales
         out.append(
-            Block(
+            (Scales if tap.kind.scales else Block)(
                 name,
                 where,
                 weight,
@@ -565,9 +588,7 @@ def _blocks(taps: layers.Taps, parameters: Any, approx: str) -> list[Block]:
         count += 2 - alone
         start += sum(int(np.prod(shape)) for shape in out[-1].moments)
 
-    for weight in shared(taps.taps, lambda tap: tap.weight):
-        if id(weight.parameter) not in places:
-            continue
+    for weight in weights:
         own = next((one for one in biases if one.taps == weight.taps), None)
         if own is not None:
             biases = [one for one in biases if one is not own]
@@ -579,6 +600,16 @@ def _blocks(taps: layers.Taps, parameters: Any, approx: str) -> list[Block]:
         )
     for one in biases:
         add(one.parameter.name, one.taps, None, places[id(one.parameter)])
+    own_scale = {one.taps: one for one in used(lambda tap: tap.weight, True) if len(one.taps) == 1}
+    own_shift = {one.taps: one for one in used(lambda tap: tap.bias, True) if len(one.taps) == 1}
+    for where in dict.fromkeys((*own_scale, *own_shift)):
+        pair = [found.get(where) for found in (own_scale, own_shift)]
+        first = next(one for one in pair if one is not None)
+        add(
+            first.parameter.name,
+            where,
+            *(None if one is None else places[id(one.parameter)] for one in pair),
+        )
     return out
 
 
@@ -664,10 +695,9 @@ def row_of_moments(
             _summed(block, place, 0, of_inputs) if known and inputs else nothing(shape)
             for shape in a
         ]
+        moments = None if isinstance(block, Scales) else of_gradients
         pieces.append(
-            _summed(block, place, len(place) if inputs else 0, of_gradients)
-            if known
-            else nothing(g)
+            _summed(block, place, len(place) if inputs else 0, moments) if known else nothing(g)
         )
     every, dtype = chained(pieces), optimizer.taps.dtype
 
@@ -694,6 +724,16 @@ def direction(block: Block, inverses: ParameterTuple) -> Callable:
     def matrices(x):
         """Without the axis of one group."""
         return _RESHAPE(x, x.shape[1:]) if groups == 1 else x
+
+    def of_scales(gradients):
+        out = ()
+        if weight is not None:
+            w = gradients[weight]
+            out = out + ((left[0] * w).astype(w.dtype),)
+        if bias is not None:
+            b = gradients[bias]
+            out = out + ((left[1] * b).astype(b.dtype),)
+        return out
 
     def of_bias(gradients):
         b = gradients[bias]
@@ -735,6 +775,8 @@ def direction(block: Block, inverses: ParameterTuple) -> Callable:
         )
         return (_RESHAPE(m, w.shape).astype(w.dtype),)
 
+    if isinstance(block, Scales):
+        return of_scales
     if block.a is None:
         return of_bias
     if block.indexed:
