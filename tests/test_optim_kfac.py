@@ -845,6 +845,29 @@ def test_nan_in_one_of_the_calls_leaves_the_factors_as_they_were():
     assert np.isfinite(weights(net)).all() and (weights(net) != there).all()
 
 
+def test_a_call_that_ends_between_its_backward_passes_is_not_in_the_sums(monkeypatch):
+    found = []
+    for ends in (True, False):
+        net = mlp()
+        optimizer = optim.KFAC(net, 0.05, likelihood="gaussian", fisher="exact")
+        step = optim.TrainStep(net, mean_square, optimizer, accumulate=2)
+        if ends:
+            run = step._kfac._run
+
+            def interrupted(key, *given, run=run):
+                if key[0] == "more":
+                    raise KeyboardInterrupt
+                return run(key, *given)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(step._kfac, "_run", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    step(*DATA)
+        step(*DATA), step(*DATA)
+        found.append(weights(net))
+    np.testing.assert_array_equal(*found)
+
+
 def test_wrong_uses():
     net = mlp()
     with pytest.raises(TypeError, match="network must be an nn.Cell"):

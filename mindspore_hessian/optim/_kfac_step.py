@@ -267,14 +267,19 @@ class KFACStep:
             batch,
             terms,
         )
-        for more in noises:
-            self._run(
-                ("more", key),
-                lambda: _more(self, count - 1, terms),
-                (*inputs[:-1], more, out[1]),
-                batch,
-                terms,
-            )
+        try:
+            for more in noises:
+                self._run(
+                    ("more", key),
+                    lambda: _more(self, count - 1, terms),
+                    (*inputs[:-1], more, out[1]),
+                    batch,
+                    terms,
+                )
+        except BaseException:
+            if self.sums is not None:  # a part of the call's estimates is in them
+                self.sums.emptied()
+            raise
         return out
 
     def _noises(self, batch: Batch, draws: tuple[int, ...], key: Any) -> Iterator[Tensor]:
@@ -349,7 +354,8 @@ class KFACStep:
                 return compiled(make(), tensors)
 
         seeing = key[0] in ("plain", "curved", "more")
-        token = self.token if seeing else ()  # others see no network
+        # others see no network, but the update which blocks there are
+        token = self.token if seeing else tuple(block.name for block in self.blocks)
         return self.graphs.graph(key, token, compile_it)(tensors)
 
     def _adaptive(self, batch: Batch, done: int, value: Tensor, gradients: tuple) -> Tensor:
@@ -466,7 +472,7 @@ def _plain(step: KFACStep, count: int):
 
     def measure(*tensors):
         value, gradients = value_and_grad(*tensors)
-        return give(value, gradients, (), tensors[-1].shape[0])
+        return give(value, gradients, (), tensors[0].shape[0])
 
     return measure
 
