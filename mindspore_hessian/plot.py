@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from mindspore_hessian.arguments import (
     as_array,
     as_reals,
     check_bool,
+    check_integer,
     check_real,
     is_integer,
     shown,
@@ -35,6 +38,8 @@ from mindspore_hessian.operators.progress import bar
 # Okabe and Ito's colours, which differ for every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MOST_NUMBERS = 10  # blocks a side, up to which the numbers fit into a heat map
+MOST_LETTERS = 32  # of a layer's name; longer ones are shortened
+_LETTER, _LINE = 0.08, 0.17  # inches that a letter of a label and a line of labels take
 _COLUMNS = {
     "trace": "trace_error",
     "top_eigenvalue": "top_residual",  # of a LayerReport, with their errors
@@ -88,7 +93,7 @@ def density(
         xlabel="magnitude of the eigenvalue" if logarithmic else "eigenvalue",
         ylabel="density per decade" if logarithmic else "density",
     )
-    return _finish(ax, label is not None)
+    return _finish(ax, label is not None, "Spectral density")
 
 
 def training(
@@ -149,7 +154,7 @@ def training(
         )
     ax.set(xlabel="step", ylabel="largest eigenvalue of the Hessian")
     ax.set_ylim(bottom=min(0.0, *ax.get_ylim()))
-    return _finish(ax, True)
+    return _finish(ax, True, "Sharpness in training")
 
 
 @interruptible
@@ -209,7 +214,7 @@ def loss_line(
         label="from gradient and curvature",
     )
     ax.set(xlabel="distance from the weights, along the direction", ylabel="loss")
-    return _finish(ax, True)
+    return _finish(ax, True, "Loss along a direction")
 
 
 @interruptible
@@ -255,24 +260,32 @@ def loss_plane(
     ax.plot(0, 0, marker="+", markersize=12, markeredgewidth=2, color="white")
     ax.figure.colorbar(filled, ax=ax, label="loss")
     ax.set(aspect="equal", xlabel="distance along v1", ylabel="distance along v2")
-    return ax
+    return _titled(ax, "Loss on a plane")
 
 
 @interruptible
 def blocks(
-    matrix: Any, layers: Mapping[str, Any] | None = None, ax: Any = None, *, entries: bool = False
+    matrix: Any,
+    layers: Mapping[str, Any] | None = None,
+    ax: Any = None,
+    *,
+    entries: bool = False,
+    top: int | None = None,
 ) -> Any:
-    """Heat map of a curvature matrix by blocks of layers.
+    """Heat map of a curvature matrix by blocks of layers. A new figure grows with their number;
+    names of more than 32 letters are shortened where they stay different.
 
     Args:
         matrix: (n, n), or an operator, of which the whole matrix is then computed (n products).
         layers: layer name -> indices of its entries, as ``op.layers``; None: those of the operator.
         entries: False: the Frobenius norm of each block, on a log scale. True: every entry, in the
-            order of the layers, on a scale that is logarithmic on both sides of zero.
+            order of the layers, on a scale that is logarithmic on both sides of zero; layers that
+            are too narrow there for a name have none.
+        top: so many layers, those whose own blocks have the largest norms; None: all.
 
     Raises:
-        TypeError, ValueError: no layers are known; the matrix is not square and finite, an index is
-            outside of it.
+        TypeError, ValueError: no layers are known; `top` is no number of layers;
+            the matrix is not square and finite, an index is outside of it.
 
     Examples:
         >>> import numpy as np
@@ -290,6 +303,7 @@ def blocks(
             f"{shown(layers)}"
         )
     check_bool("entries", entries)
+    _check_top(top)
     dense = as_reals("matrix", matrix.to_dense() if hasattr(matrix, "to_dense") else matrix)
     if dense.ndim != 2 or dense.shape[0] != dense.shape[1] or not np.isfinite(dense).all():
         bad = int((~np.isfinite(dense)).sum())
@@ -308,24 +322,36 @@ def blocks(
             raise ValueError(
                 f"the layer {name!r} must have indices from 0 to {len(dense) - 1}, but has {index}"
             )
-    ax = _axes(ax)
-    return _entries(dense, chosen, ax) if entries else _norms(dense, chosen, ax)
+    own = [np.linalg.norm(dense[np.ix_(index, index)]) for index in chosen.values()]
+    names, labels = list(chosen), _shortened(list(chosen))
+    kept = _largest(own, top)
+    chosen = {labels[number]: chosen[names[number]] for number in kept}
+    ax = _axes(ax, _size_of_map(list(chosen), entries))
+    (_entries if entries else _norms)(dense, chosen, ax)
+    title = "Entries of the matrix" if entries else "Norms of the blocks"
+    return _titled(ax, _of_some(title, kept, names, "norm"))
 
 
 def layers(
-    report: LayerReport, ax: Any = None, *, columns: Sequence[str] = ("trace", "top_eigenvalue")
+    report: LayerReport,
+    ax: Any = None,
+    *,
+    columns: Sequence[str] = ("trace", "top_eigenvalue"),
+    top: int | None = None,
 ) -> Any:
     """Bars for each layer of a report: what the columns hold, with their errors where they have
-    any.
+    any. A new figure grows with the number of layers; names of more than 32 letters are shortened
+    where they stay different.
 
     Args:
         report: from `layer_report`.
         columns: of the report: "parameters", "trace", "share", "mean_diagonal", "top_eigenvalue",
             "effective_dimension". The axis is the same for all.
+        top: so many layers, those of the largest magnitudes in the first of the columns; None: all.
 
     Raises:
         TypeError, ValueError: `report` is no LayerReport; an unknown column, none, or one that it
-            does not hold.
+            does not hold; `top` is no number of layers.
 
     Examples:
         >>> import numpy as np
@@ -354,32 +380,35 @@ def layers(
             "columns hold 'effective_dimension', which the report does not: make it by "
             "layer_report(op, damping=...)"
         )
-    ax = _axes(ax)
-    height, rows = 0.8 / len(columns), np.arange(len(report.rows))
+    _check_top(top)
+    kept = _largest([float(getattr(row, columns[0])) for row in report.rows], top)
+    names = _with_classes(
+        [row.name for row in report.rows], [row.layer_class for row in report.rows]
+    )
+    labels, chosen = [names[number] for number in kept], [report.rows[number] for number in kept]
+    ax = _axes(ax, _size_of_rows(labels))
+    points = _points(ax, len(labels))
+    height, rows = 0.8 / len(columns), np.arange(len(labels))
     for number, name in enumerate(columns):
-        values = [float(getattr(row, name)) for row in report.rows]
-        errors = (
-            [float(getattr(row, _COLUMNS[name])) for row in report.rows]
-            if name in _COLUMNS
-            else None
-        )
+        errors = _COLUMNS.get(name)
         ax.barh(
             rows + (number + 0.5) * height - 0.4,
-            values,
+            [float(getattr(row, name)) for row in chosen],
             height,
-            xerr=errors,
+            xerr=[float(getattr(row, errors)) for row in chosen] if errors else None,
             color=COLOURS[number],
-            ecolor="black",
-            capsize=3,
+            error_kw={"ecolor": "black", "elinewidth": min(1.5, 0.1 * points)},
+            capsize=min(3.0, 0.3 * points * height),
             label=name.replace("_", " "),
         )
-    ax.set_yticks(rows, [row.label for row in report.rows])
-    ax.invert_yaxis()  # the first layer on top
+    ax.set_yticks(rows, labels, fontsize=_font(points))
+    ax.set_ylim(len(labels) - 0.5, -0.5)  # the first layer on top
     ax.axvline(0, color="#777777", linewidth=0.8)
     ax.set(
         xlabel=columns[0].replace("_", " ") if len(columns) == 1 else "curvature", ylabel="layer"
     )
-    return _finish(ax, len(columns) > 1)
+    title = _of_some("Curvature by layers", kept, names, columns[0].replace("_", " "))
+    return _finish(ax, len(columns) > 1, title)
 
 
 def uncertainty(found: Any, ax: Any = None) -> Any:
@@ -487,7 +516,7 @@ def influence(
         ax.axvline(1.1, color="#777777", linewidth=0.8)
     ax.set(xlim=(0, 1.1 * (columns + first)), ylim=(1.5 * rows, -0.3), aspect="equal")
     ax.axis("off")
-    return ax
+    return _titled(ax, "Training images of most influence")
 
 
 # --- how sure -------------------------------------------------------------------------------------
@@ -512,7 +541,7 @@ def _reliability(named: dict[str, Calibration], ax: Any) -> Any:
         )
     ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", label="calibrated")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03), ylim=(-0.03, 1.03))
-    return _finish(ax, True)
+    return _finish(ax, True, "Accuracy against confidence")
 
 
 def _rows_of_probabilities(name: str, value: Any) -> np.ndarray:
@@ -541,7 +570,7 @@ def _entropies(named: dict[str, np.ndarray], ax: Any) -> Any:
             entropy, edges, weights=np.full(len(p), 1 / len(p)), color=colour, alpha=0.5, label=name
         )
     ax.set(xlabel="entropy of the prediction", ylabel="share of the samples", xlim=(0, edges[-1]))
-    return _finish(ax, any(named))
+    return _finish(ax, any(named), "How unsure the predictions are")
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -606,7 +635,7 @@ def _tile(ax: Any, row: int, column: int, image: np.ndarray, above: str, below: 
         ax.text(left + 0.5, top + 1.03, below, ha="center", va="top", fontsize=8)
 
 
-def factors(op: KFACOperator, ax: Any = None) -> Any:
+def factors(op: KFACOperator, ax: Any = None, *, top: int | None = None) -> Any:
     """Spectra of the Kronecker factors of each layer, A of its inputs and G of its output
     gradients, on a log axis.
 
@@ -614,14 +643,16 @@ def factors(op: KFACOperator, ax: Any = None) -> Any:
     a dot at the median. Where a line is, is the scale of the factor; how long it is, its condition.
     An arrow stands where eigenvalues are 0 to working precision. Those of the block of a layer are
     the products of the two. The groups of a convolution are taken together; a factor that is 0 has
-    no line. Costs the eigenvalues of each factor.
+    no line. A new figure grows with the number of layers; names of more than 32 letters are
+    shortened where they stay different. Costs the eigenvalues of each factor.
 
     Args:
         op: a KFACOperator or EKFACOperator.
+        top: so many layers, those whose blocks have the largest traces; None: all.
 
     Raises:
-        TypeError: `op` is no such operator.
-        ValueError: it has no factors, but diagonal or dense blocks alone.
+        TypeError: `op` is no such operator, `top` no number.
+        ValueError: it has no factors, but diagonal or dense blocks alone; `top` is less than 1.
 
     Examples:
         >>> import mindspore as ms
@@ -636,10 +667,14 @@ def factors(op: KFACOperator, ax: Any = None) -> Any:
     _check_kind("op", op, KFACOperator, "mindspore_hessian")
     if not op.factors:
         raise ValueError("op has no Kronecker factors to draw: its blocks are diagonal or dense")
-    classes, names = op.layer_classes, list(op.factors)
-    ax = _axes(ax, (6, max(4.0, 1 + 0.22 * len(names))))
+    _check_top(top)
+    every = list(op.factors)
+    kept = _largest([_trace_of_product(*op.factors[name]) for name in every], top)
+    labels = _with_classes(every, [op.layer_classes.get(name, "") for name in every])
+    names, labels = [every[number] for number in kept], [labels[number] for number in kept]
+    ax = _axes(ax, _size_of_rows(labels))
     ax.set_xscale("log")
-    points = ax.get_window_extent().height * 72 / ax.figure.dpi / len(names)  # that a layer has
+    points = _points(ax, len(names))
     width = min(4.0, 0.25 * points)
     for number, label in enumerate(("A, of the inputs", "G, of the output gradients")):
         spectra = [_spectrum(op.factors[name][number]) for name in names]
@@ -665,17 +700,14 @@ def factors(op: KFACOperator, ax: Any = None) -> Any:
             markersize=1.25 * width,
             color=COLOURS[number],
         )
-    ax.set_yticks(
-        range(len(names)),
-        [f"{name} ({classes[name]})" if name in classes else name for name in names],
-        fontsize=min(10.0, max(4.0, 0.8 * points)),
-    )
+    ax.set_yticks(range(len(names)), labels, fontsize=_font(points))
     ax.set_ylim(len(names) - 0.5, -0.5)  # the first layer on top
     ax.set(xlabel="eigenvalue of the factor", ylabel="layer")
     ax.legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False
     )  # beside the lines
-    return _finish(ax, False)
+    title = _of_some("Spectra of the Kronecker factors", kept, every, "trace")
+    return _finish(ax, False, title, above=28.0)
 
 
 # --- the loss beside the weights ------------------------------------------------------------------
@@ -751,12 +783,91 @@ def _next(ax: Any) -> str:
     return COLOURS[sum(line.get_linestyle() == "-" for line in ax.lines) % len(COLOURS)]
 
 
-def _finish(ax: Any, legend: bool) -> Any:
+def _finish(ax: Any, legend: bool, title: str, above: float | None = None) -> Any:
     ax.grid(True, color="#dddddd", linewidth=0.5)
     ax.set_axisbelow(True)
     if legend:
         ax.legend()
+    return _titled(ax, title, above)
+
+
+def _titled(ax: Any, title: str, above: float | None = None) -> Any:
+    """With a title, where it has none; so many points above the axes."""
+    ax.set_title(ax.get_title() or title, fontsize=11, pad=above)
     return ax
+
+
+def _check_top(top: Any) -> None:
+    if top is not None:
+        check_integer("top", top, 1)
+
+
+def _largest(values: Sequence[float], top: int | None) -> list[int]:
+    """The places of so many values of the largest magnitudes, in their order."""
+    return sorted(np.argsort(-np.abs(values), kind="stable")[:top].tolist())
+
+
+def _of_some(title: str, kept: list[int], every: Sequence[Any], what: str) -> str:
+    """A title, or one that says which layers are shown."""
+    if len(kept) == len(every):
+        return title
+    return f"The {len(kept)} of {len(every)} layers of largest {what}"
+
+
+def _shortened(names: list[str]) -> list[str]:
+    """Names without the beginning that they share, and without a part in the middle, where they
+    are too long and stay different."""
+    if max(map(len, names)) <= MOST_LETTERS:
+        return names
+    shared = os.path.commonprefix(names).rfind(".") + 1 if len(names) > 1 else 0
+    short = [
+        _without_middle(f"\N{HORIZONTAL ELLIPSIS}{name[shared:]}" if shared else name)
+        for name in names
+    ]
+    count = Counter(short)
+    return [cut if count[cut] == 1 else name for cut, name in zip(short, names, strict=True)]
+
+
+def _without_middle(name: str) -> str:
+    if len(name) <= MOST_LETTERS:
+        return name
+    half = MOST_LETTERS // 2
+    return f"{name[: half - 1]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
+
+
+def _with_classes(names: list[str], classes: Sequence[str]) -> list[str]:
+    """Names for people, as `LayerRow.label`, shortened."""
+    pairs = zip(_shortened(names), classes, strict=True)
+    return [f"{name} ({kind})" if kind else name for name, kind in pairs]
+
+
+def _size_of_rows(labels: list[str]) -> tuple[float, float]:
+    """Inches of a figure with a row for each label."""
+    return max(6.0, 4.5 + _LETTER * max(map(len, labels))), max(4.0, 1 + 0.22 * len(labels))
+
+
+def _size_of_map(labels: list[str], entries: bool) -> tuple[float, float]:
+    """Inches of a figure with a row and a column for each label."""
+    numbers_shown = not entries and len(labels) <= MOST_NUMBERS
+    side = max(2.5, (0.55 if numbers_shown else _LINE) * len(labels))
+    beside = _LETTER * max(map(len, labels))
+    return max(6.0, side + beside + 1.7), max(4.0, side + beside + 0.8)
+
+
+def _points(ax: Any, rows: int) -> float:
+    """How many points each of so many rows of the axes has."""
+    return float(ax.get_window_extent().height * 72 / ax.figure.dpi / rows)
+
+
+def _font(points: float) -> float:
+    """The size of letters for a row of that height."""
+    return min(10.0, max(4.0, 0.8 * points))
+
+
+def _trace_of_product(*factors: np.ndarray) -> float:
+    """The trace of a Kronecker product, of all groups together."""
+    traces = [one.sum() if one.ndim == 1 else np.trace(one, axis1=-2, axis2=-1) for one in factors]
+    return float(np.sum(traces[0] * traces[1]))
 
 
 def _check_kind(name: str, value: Any, kind: type, source: str) -> None:
@@ -807,7 +918,7 @@ def _lowest_peak(heights: np.ndarray) -> float:
     return float(peaks.min())
 
 
-def _norms(dense: np.ndarray, layers: dict[str, np.ndarray], ax: Any) -> Any:
+def _norms(dense: np.ndarray, layers: dict[str, np.ndarray], ax: Any) -> None:
     norms = np.array(
         [
             [np.linalg.norm(dense[np.ix_(row, column)]) for column in layers.values()]
@@ -825,32 +936,44 @@ def _norms(dense: np.ndarray, layers: dict[str, np.ndarray], ax: Any) -> Any:
             ax.text(
                 j,
                 i,
-                f"{value:.2g}",
+                f"{value:.0f}" if 100 <= value < 10_000 else f"{value:.2g}",
                 ha="center",
                 va="center",
                 color="white" if dark else "black",
                 fontsize=8,
             )
-    return _named(ax, image, list(layers), np.arange(len(layers)), "Frobenius norm of the block")
+    _named(ax, image, list(layers), np.arange(len(layers)), "Frobenius norm of the block")
 
 
-def _entries(dense: np.ndarray, layers: dict[str, np.ndarray], ax: Any) -> Any:
+def _entries(dense: np.ndarray, layers: dict[str, np.ndarray], ax: Any) -> None:
     order = np.concatenate(list(layers.values()))
     largest = float(np.abs(dense).max()) or 1.0
     scale = _matplotlib().colors.SymLogNorm(linthresh=1e-3 * largest, vmin=-largest, vmax=largest)
     image = ax.imshow(dense[np.ix_(order, order)], cmap="PuOr", norm=scale, interpolation="nearest")
     sizes = np.array([len(index) for index in layers.values()])
-    ends = np.cumsum(sizes)
+    ends, width = np.cumsum(sizes), min(0.6, 12 / len(sizes))
     for end in ends[:-1]:
-        ax.axhline(end - 0.5, color="black", linewidth=0.6)
-        ax.axvline(end - 0.5, color="black", linewidth=0.6)
-    return _named(ax, image, list(layers), ends - sizes / 2 - 0.5, "entry")
+        ax.axhline(end - 0.5, color="black", linewidth=width)
+        ax.axvline(end - 0.5, color="black", linewidth=width)
+    _named(ax, image, list(layers), ends - sizes / 2 - 0.5, "entry")
 
 
-def _named(ax: Any, image: Any, names: list[str], places: np.ndarray, label: str) -> Any:
-    ax.figure.colorbar(image, ax=ax, label=label)
+def _named(ax: Any, image: Any, names: list[str], places: np.ndarray, label: str) -> None:
+    ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05)
+    font = _font(_points(ax, len(names)))
+    line = 1.2 * font / _points(ax, image.get_array().shape[0])  # rows of the image that one takes
+    fits = _fitting(places, line)
+    places, names = places[fits], [names[number] for number in fits]
     long = max(map(len, names)) > 5
-    ax.set_xticks(places, names, rotation=30 if long else 0, ha="right" if long else "center")
-    ax.set_yticks(places, names)
+    ax.set_xticks(places, names, rotation=90 if long else 0, fontsize=font)
+    ax.set_yticks(places, names, fontsize=font)
     ax.set(xlabel="layer", ylabel="layer")
-    return ax
+
+
+def _fitting(places: np.ndarray, apart: float) -> list[int]:
+    """Which of rising places keep a distance from one another, from the first on."""
+    kept: list[int] = []
+    for number, place in enumerate(places):
+        if not kept or place - places[kept[-1]] >= apart:
+            kept.append(number)
+    return kept

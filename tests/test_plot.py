@@ -577,6 +577,97 @@ def test_factors_refuses(kfac, op, monkeypatch):
         plot.factors(kfac)
 
 
+# --- many layers ----------------------------------------------------------------------------------
+
+LONG = [f"backbone.encoder.blocks.{i // 2}.attention.{['output', 'key'][i % 2]}" for i in range(60)]
+
+
+def report_of(names):
+    class Many:
+        shape = (len(names),) * 2
+        layers = {name: np.array([i]) for i, name in enumerate(names)}
+        layer_classes = dict.fromkeys(names, "Dense")
+
+        def __matmul__(self, x):
+            return np.diag(np.arange(1.0, len(names) + 1)) @ x
+
+    return layer_report(Many(), num_probes=2, progress=False)
+
+
+def drawers(kfac, monkeypatch, names):
+    """Each function that draws layers, with the numbers 1, 2, ... for the layers."""
+    pairs = {name: (np.eye(2), (i + 1.0) * np.eye(1)) for i, name in enumerate(names)}
+    monkeypatch.setattr(kfac, "factors", pairs)
+    matrix, places = np.diag(np.arange(1.0, len(names) + 1)), {n: [i] for i, n in enumerate(names)}
+    report = report_of(names)
+    return [
+        lambda **how: plot.layers(report, **how),
+        lambda **how: plot.factors(kfac, **how),
+        lambda **how: plot.blocks(matrix, places, **how),
+        lambda **how: plot.blocks(matrix, places, entries=True, **how),
+    ]
+
+
+def texts(labels):
+    return [label.get_text() for label in labels]
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_names_of_layers_can_be_read(kfac, monkeypatch, count):
+    for draw in drawers(kfac, monkeypatch, LONG[:count]):
+        ax = draw()
+        ax.figure.canvas.draw()
+        labels = ax.get_yticklabels()
+        assert len(set(texts(labels))) == count and max(map(len, texts(labels))) <= 40
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.y0)
+        assert all(a.y1 <= b.y0 + 1 for a, b in zip(boxes, boxes[1:], strict=False))
+        assert boxes[0].x0 >= 0 and ax.get_window_extent().width > 150
+        title, width = ax.title.get_window_extent(), ax.figure.bbox.width
+        assert title.x0 >= 0 and title.x1 <= width
+        assert labels[0].get_fontsize() >= 7
+
+
+def test_the_largest_layers(kfac, monkeypatch):
+    for draw in drawers(kfac, monkeypatch, LONG):
+        ax = draw(top=4)
+        names = [text.removesuffix(" (Dense)") for text in texts(ax.get_yticklabels())]
+        assert names == [
+            f"\N{HORIZONTAL ELLIPSIS}{name.removeprefix('backbone.encoder.blocks.')}"
+            for name in LONG[-4:]
+        ]
+        assert ax.get_title().startswith("The 4 of 60 layers of largest ")
+        assert len(draw(top=99).get_yticklabels()) == 60
+        for wrong in (0, 1.5):
+            with pytest.raises((TypeError, ValueError), match="top must be"):
+                draw(top=wrong)
+
+
+def test_names_are_shortened_where_they_stay_different():
+    assert plot._shortened(["a.b", "a.c"]) == ["a.b", "a.c"]
+    long = ["x" * 40 + "1" + "y" * 40, "x" * 40 + "2" + "y" * 40]
+    assert plot._shortened(long) == long
+    (one,) = plot._shortened(["first" * 10 + "last" * 10])
+    assert len(one) == plot.MOST_LETTERS and one[:5] == "first" and one[-4:] == "last"
+
+
+def test_narrow_layers_have_no_names_in_a_map_of_entries():
+    sizes = [200, 1, 1, 200]
+    ends = np.cumsum(sizes)
+    layers = {
+        f"l{i}": np.arange(end - size, end)
+        for i, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    }
+    ax = plot.blocks(np.eye(402), layers, entries=True)
+    assert texts(ax.get_yticklabels()) == ["l0", "l1", "l3"]
+
+
+def test_titles_leave_those_of_the_caller(report):
+    ax = Figure().subplots()
+    ax.set_title("mine")
+    assert plot.layers(report, ax).get_title() == "mine"
+    assert plot.layers(report).get_title() == "Curvature by layers"
+
+
 # --- with and without matplotlib ------------------------------------------------------------------
 
 
