@@ -1,4 +1,4 @@
-"""The pictures in the README: a small network on scikit-learn's digits, trained by gradient descent
+"""The pictures of the README and of docs/: a small network on scikit-learn's digits, trained by gradient descent
 at two learning rates, and the curvature of its loss where the second ended. Written to
 docs/figures/, 600 pixels wide."""
 
@@ -66,8 +66,10 @@ def train(net, x, y, rate) -> mh.CurvatureMonitor:
     return monitor
 
 
-def save(ax, name: str, title: str) -> None:
-    ax.set_title(title, fontsize=11)
+def save(ax, name: str, title: str | None = None) -> None:
+    """Into docs/figures/, with the function's own title, or another."""
+    if title is not None:
+        ax.set_title(title, fontsize=11)
     path = FOLDER / f"{name}.png"
     ax.figure.savefig(path, dpi=100, metadata={"Software": None})
     print(f"{path.relative_to(FOLDER.parents[1])}: {path.stat().st_size / 1024:.0f} KiB")
@@ -99,6 +101,7 @@ def main() -> None:
         "Loss along the top two eigenvectors",
     )
     save(plot.layers(mh.layer_report(op, num_probes=64)), "layers", "Curvature of each layer")
+    save(plot.factors(mh.KFACOperator(net, nn.MSELoss(), (x, y), progress=False)), "factors")
 
 
 if __name__ == "__main__":

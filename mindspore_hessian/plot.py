@@ -687,8 +687,9 @@ def factors(op: KFACOperator, ax: Any = None, *, top: int | None = None) -> Any:
             rows,
             linestyle="",
             marker="o",
-            markersize=0.75 * width,
-            markeredgewidth=0,
+            markersize=1.25 * width,
+            markeredgewidth=0.3 * width,
+            markeredgecolor=COLOURS[number],
             color="white",
         )
         arrows = np.flatnonzero(singular)

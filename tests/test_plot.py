@@ -569,6 +569,16 @@ def test_factors_of_groups_diagonals_and_zeros(kfac, monkeypatch):
     assert len(plot.factors(kfac, pyplot.subplots()[1]).get_yticklabels()) == 61
 
 
+def test_a_factor_of_equal_eigenvalues_is_seen(kfac, monkeypatch):
+    """Its lines have no length: the dot's edge shows where they are."""
+    monkeypatch.setattr(kfac, "factors", {"one": (np.eye(3), np.eye(1))})
+    ax = plot.factors(kfac)
+    for number in (0, 1):
+        dot = ax.lines[2 * number]
+        assert dot.get_markeredgecolor() == plot.COLOURS[number]
+        assert dot.get_markeredgewidth() > 0
+
+
 def test_factors_refuses(kfac, op, monkeypatch):
     with pytest.raises(TypeError, match="op must be a KFACOperator"):
         plot.factors(op)
