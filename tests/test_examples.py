@@ -36,6 +36,7 @@ def test_the_notebooks_are_there():
         "07",
         "08",
         "09",
+        "10",
     }
     assert set(QUICK) <= {path.stem for path in NOTEBOOKS}
 
