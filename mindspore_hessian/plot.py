@@ -322,7 +322,7 @@ def blocks(
             raise ValueError(
                 f"the layer {name!r} must have indices from 0 to {len(dense) - 1}, but has {index}"
             )
-    own = [np.linalg.norm(dense[np.ix_(index, index)]) for index in chosen.values()]
+    own = [float(np.linalg.norm(dense[np.ix_(index, index)])) for index in chosen.values()]
     names, labels = list(chosen), _shortened(list(chosen))
     kept = _largest(own, top)
     chosen = {labels[number]: chosen[names[number]] for number in kept}
@@ -499,7 +499,7 @@ def influence(
     own = _names("test_labels", test_labels, rows)
     images, tested = _scaled(images, tested)
     first = int(tested is not None)
-    ax = _axes(ax, (1.1 * (columns + first), 1.5 * rows + 0.3))
+    ax = _axes(ax, (max(3.0, 1.1 * (columns + first)), 1.5 * rows + 0.3))  # the title's width
     for row, (indices, scores) in enumerate(zip(found.indices, found.scores, strict=True)):
         if tested is not None:
             _tile(ax, row, 0, tested[row], ": ".join(["test", *own[row : row + 1]]), "")
@@ -516,7 +516,7 @@ def influence(
         ax.axvline(1.1, color="#777777", linewidth=0.8)
     ax.set(xlim=(0, 1.1 * (columns + first)), ylim=(1.5 * rows, -0.3), aspect="equal")
     ax.axis("off")
-    return _titled(ax, "Training images of most influence")
+    return _titled(ax, "Most influential training images")
 
 
 # --- how sure -------------------------------------------------------------------------------------
