@@ -21,9 +21,11 @@ from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.core import cache, graph_dump, inplace
 from mindspore_hessian.core.graph_dump import CONTROL, Graph, public_name
 from mindspore_hessian.core.program import Builder, Function, Point, Program
-from mindspore_hessian.core.space import Space, tensors_of
+from mindspore_hessian.core.space import Space, tensors_of, to_tensor
+from mindspore_hessian.rules import interpreter
 from mindspore_hessian.rules.missing import unrolled
 from mindspore_hessian.transforms import blocks, compose
+from mindspore_hessian.transforms import forward as passes
 from mindspore_hessian.transforms.products import product_kernel
 
 __all__ = ["audit", "AuditReport", "AuditRow", "AuditVariable", "Compiles"]
@@ -99,6 +101,9 @@ class AuditReport:
         problems: what else MindSpore says against it, a sentence each.
         written: what the function writes in place (``y += x``), each with its line: it is computed
             out of place here.
+        without_forward: the primitive for which `laplacian`, `jvp` and their like take reverse
+            derivatives, as it has no forward rule; "" for none, and where only weights are
+            differentiated.
     """
 
     function: str
@@ -107,6 +112,7 @@ class AuditReport:
     compiles: Compiles
     problems: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
+    without_forward: str = ""
 
     @property
     def structurally_zero(self) -> bool:
@@ -129,6 +135,13 @@ class AuditReport:
                 _wrapped(
                     f"In place: {_listed(list(self.written), 3)}. Here that is computed out of "
                     "place, as `y = y + x`; MindSpore's own gradient of it can be wrong."
+                )
+            )
+        if self.without_forward:
+            lines.append(
+                _wrapped(
+                    f"Forward: {self.without_forward} has no forward rule, so that laplacian, jvp and "
+                    "their like take reverse derivatives, in about twice the time."
                 )
             )
         for evidence in dict.fromkeys(
@@ -304,7 +317,23 @@ def _report(point: Point, replacing: bool) -> AuditReport:
         compiles,
         () if told else (str(failed or unbatched),),
         tuple(written),
+        _without_forward(point),
     )
+
+
+def _without_forward(point: Point) -> str:
+    """The first primitive that a forward pass asks for a rule in vain."""
+    space = point.space
+    if space.weights:
+        return ""
+    directions = tuple(map(to_tensor, space.split(np.ones((1, space.size))), space.dtypes))
+    try:
+        passes.check_free(point)
+        with passes.alone():
+            Program("audit", passes.along_given, (object(),)).run(point, directions)
+    except (HessianError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as err:
+        return interpreter.without_rule(err)
+    return ""
 
 
 def _compiled(

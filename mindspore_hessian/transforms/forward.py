@@ -26,7 +26,7 @@ from mindspore_hessian._errors import (
 )
 from mindspore_hessian.arguments import as_reals, is_integer, shown
 from mindspore_hessian.core import cache
-from mindspore_hessian.core.program import Point
+from mindspore_hessian.core.program import Function, Point
 from mindspore_hessian.core.space import Space, tensors_of
 from mindspore_hessian.rules import interpreter
 from mindspore_hessian.transforms import blocks, compose
@@ -426,9 +426,9 @@ def forward(
     return difference
 
 
-def along_given(f: Callable, space: Space, n: int) -> Callable:
+def along_given(function: Function, space: Space) -> Callable:
     """``l(*xs, *js)``: the sum of second derivatives along directions that come as inputs."""
-    pushed = push(f, space.positions, None)
+    pushed, n = push(function.value, space.positions, None), function.n
 
     def second(*args):
         out = pushed(args[:n], args[n:])

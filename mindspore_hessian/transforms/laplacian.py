@@ -382,13 +382,9 @@ def _by_forward(task: _Task, chunk: int | None) -> tuple[Any, Any]:
     return task.run(task.program("forward", build), chunk)
 
 
-def _along_given(function: Function, space: Space) -> Callable:
-    return passes.along_given(function.value, space, function.n)
-
-
 def _some_directions(task: _Task, chunk: int) -> tuple[Any, Any]:
     """At one point, `chunk` directions at a time; rows of zeros fill up the last ones."""
-    space, program = task.point.space, Program(task.name, _along_given, ("directions", chunk))
+    space, program = task.point.space, Program(task.name, passes.along_given, ("directions", chunk))
     found = []
     for sign, rows in task.directions.signed(space.size):
         for start in range(0, len(rows), chunk):
