@@ -13,14 +13,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import statistics
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import serve
+import turns
 
 HERE = Path(__file__).resolve().parent
 MLP, LENET = "MLP 784-512-512-10, 8 x 128", "LeNet, 8 x 64"
@@ -131,73 +128,33 @@ def theirs(message: dict, arrays: dict):
 
 
 def table(options: argparse.Namespace) -> None:
-    from side_by_side import Worker, WorkerError
-
-    environment = {
-        **os.environ,
-        "GLOG_v": "3",
-        "BENCH_CORES": "2",
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
-        "TQDM_DISABLE": "1",
-    }
-    pythons = {"ours": sys.executable, "curvlinops": options.torch_python}
+    pythons = turns.with_ours({"curvlinops": options.torch_python})
     print(
         "| case | job | ms | gradients | curvlinops ms | its gradients | ours / curvlinops | first s | its first s |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        for case in (MLP, LENET):
-            np.savez(path / "data.npz", **data(case))
-            gradients: dict[str, float] = {}
-            for job in JOBS:
-                if job != "gradient" and not re.search(options.only, f"{case} {job}"):
-                    continue
-                workers, first, times, failed = {}, {}, {name: [] for name in pythons}, {}
-                for name, python in pythons.items():
-                    workers[name] = Worker(
-                        [python, __file__, "--worker", name], path / f"{name}.log", environment
-                    )
-                    try:
-                        first[name] = workers[name].ask(
-                            {
-                                "do": "setup",
-                                "data": str(path / "data.npz"),
-                                "result": str(path / f"{name}.npz"),
-                                "case": case,
-                                "job": job,
-                            },
-                            600,
-                        )["first"]
-                    except WorkerError as error:
-                        failed[name] = str(error)
-                for _ in range(options.rounds):
-                    for name in pythons.keys() - failed.keys():
-                        time.sleep(0.5)  # the threads of the other stop spinning
-                        times[name] += workers[name].ask({"do": "run", "calls": 4}, 600)["seconds"][
-                            1:
-                        ]
-                for worker in workers.values():
-                    worker.end()
-                if "ours" in failed:
-                    raise SystemExit(failed["ours"])
-                found = {name: 1e3 * statistics.median(own) for name, own in times.items() if own}
-                if job == "gradient":
-                    gradients = found
-                cells = [
-                    f"{found.get('ours', 0):.0f}",
-                    f"{found.get('ours', 0) / gradients['ours']:.1f}",
-                ]
-                if "curvlinops" in found:
-                    cells += [
-                        f"{found['curvlinops']:.0f}",
-                        f"{found['curvlinops'] / gradients['curvlinops']:.1f}",
-                        f"{found['ours'] / found['curvlinops']:.2f}",
-                    ]
-                else:
-                    cells += [failed["curvlinops"], "", ""]
-                cells += [f"{first.get(name, 0):.1f}" for name in pythons]
-                print(f"| {case} | {job} | {' | '.join(cells)} |", flush=True)
+    for case in (MLP, LENET):
+        gradients: dict[str, float] = {}
+        for job in JOBS:
+            if job != "gradient" and not re.search(options.only, f"{case} {job}"):
+                continue
+            message = {"case": case, "job": job}
+            found = turns.in_turns(__file__, pythons, message, data(case), options.rounds)
+            if found["ours"].error:
+                raise SystemExit(found["ours"].error)
+            if job == "gradient":
+                gradients = {name: outcome.ms for name, outcome in found.items()}
+            cells = [
+                cell
+                for name, outcome in found.items()
+                for cell in (
+                    outcome.error or f"{outcome.ms:.0f}",
+                    f"{outcome.ms / gradients[name]:.1f}",
+                )
+            ]
+            cells += [f"{found['ours'].ms / found['curvlinops'].ms:.2f}"]
+            cells += [f"{outcome.first:.1f}" for outcome in found.values()]
+            print(f"| {case} | {job} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
