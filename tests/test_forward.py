@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -158,6 +159,37 @@ def test_a_function_of_a_batch_must_keep_the_samples_first():
         laplacian(lambda xs: (xs**2).sum(0), in_axes=0, batched=True)(X)
     with pytest.raises(ValueError, match="one number"):
         value_grad_and_laplacian(lambda xs: xs**2, in_axes=0, batched=True)(X)
+
+
+def log_psi(r, w0, b0, w1, b1, w2, b2, w3, b3, w4, b4):
+    """As ci/bench/laplacian.py has it, of one walker: features of ten electrons and of their pairs,
+    residual layers, and the logarithm of a sum of four determinants."""
+    between = r[:, None, :] - r[None, :, :]
+    distance = ops.sqrt((between * between).sum(-1)[..., None] + Tensor(np.eye(10)[:, :, None]))
+    radius = ops.sqrt((r * r).sum(-1)[..., None])
+    one = ops.tanh(ops.matmul(ops.cat((r, radius), -1), w0) + b0)
+    pair = ops.tanh(ops.matmul(ops.cat((between, distance), -1), w1) + b1).mean(1)
+    for w, b in ((w2, b2), (w3, b3)):
+        mean = one.mean(0)[None] + 0 * one
+        one = one + ops.tanh(ops.matmul(ops.cat((one, mean, pair), -1), w) + b)
+    orbitals = ((ops.matmul(one, w4) + b4) * ops.exp(-radius)).reshape((10, 4, 10)).swapaxes(0, 1)
+    sign, logdet = ops.slogdet(orbitals)
+    largest = ops.stop_gradient(logdet).max()
+    return ops.log(ops.abs((sign * ops.exp(logdet - largest)).sum())) + largest
+
+
+def test_the_logarithm_of_a_wave_function():
+    """Against JAX (ci/golden/make_wave.py)."""
+    golden = np.load(Path(__file__).parent / "golden" / "wave.npz")
+    x, *weights = (
+        Tensor(golden[name].astype(np.float64))
+        for name in ("x", *(f"{kind}{k}" for k in range(5) for kind in "wb"))
+    )
+
+    def psi(r):
+        return log_psi(r, *weights)
+
+    close(laplacian(psi, in_axes=0, mode="forward")(x), golden["laplacian"], 1e-10)
 
 
 def times_largest(x):

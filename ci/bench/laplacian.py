@@ -24,7 +24,6 @@ JOBS = [
     *((case, job) for case in NETWORKS for job in ("value", "gradient")),
     *((case, "value") for case in MEMORY),
     (PSI, "value"),
-    (PSI, "gradient"),
 ]
 
 
