@@ -444,9 +444,10 @@ class Field(nn.Cell):
 
 @pytest.fixture(params=[ms.PYNATIVE_MODE, ms.GRAPH_MODE], ids=["pynative", "graph"])
 def context(request):
+    before = ms.get_context("mode")
     ms.set_context(mode=request.param)
     yield request.param
-    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_context(mode=before)
 
 
 @pytest.mark.parametrize("way", ["auto", "forward", "reverse"])
