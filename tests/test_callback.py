@@ -332,6 +332,7 @@ def test_tensorboard(tmp_path, monkeypatch):
         monitor_of(tensorboard=tmp_path)
 
 
+@pytest.mark.fresh_process  # MindSpore forks a writer, which now and then hangs where threads run
 def test_summary_record_of_mindspore(tmp_path, monkeypatch):
     for name in ("tensorboardX", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
