@@ -326,6 +326,34 @@ def test_ekfac_has_the_squares_of_samples_whose_positions_are_summed(name):
     assert relative_error(op.to_dense()[part, part], expected) < 1e-4
 
 
+class Folded(nn.Cell):
+    """Six samples as four pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Conv2d(2, 3, 2, pad_mode="valid"), nn.Dense(3, 2)
+
+    def construct(self, x):
+        means = ops.tanh(self.first(x.reshape(4, 2, 3, 4))).mean((2, 3))[:3]
+        return self.out(ops.cat((means, means)))
+
+
+def test_pictures_that_are_not_as_many_as_the_samples():
+    values = np.random.default_rng(3).normal(size=(6, 16)).astype(np.float32)
+    data = Tensor(values), Tensor([0, 1, 0, 1, 1, 0], ms.int32)
+    op = mh.KFACOperator(
+        Folded(), nn.CrossEntropyLoss(), data, fisher="empirical", separate_bias=True, **OFF
+    )
+    pictures = values.reshape(4, 2, 3, 4)
+    rows = [
+        picture[:, i : i + 2, j : j + 2].ravel()
+        for picture in pictures
+        for i in range(2)
+        for j in range(3)
+    ]
+    assert relative_error(op.factors["first"][0], np.transpose(rows) @ rows / len(rows)) < 1e-5
+
+
 class Words(nn.Cell):
     def __init__(self):
         super().__init__()

@@ -130,7 +130,7 @@ def _weighted_gram(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
         share = samples * positions // len(weights)
         each = np.repeat(weights.sum(1) / share, share)
     else:
-        each = np.full(samples * positions, weights.mean())
+        each = np.full(samples * positions, weights.sum() / (samples * positions))
     if (each == each[0]).all():
         return each[0] * _gram(_lines(rows))
     return _gram(_lines(rows) * np.sqrt(each)[:, None].astype(rows.dtype))
