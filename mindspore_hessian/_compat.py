@@ -13,6 +13,7 @@ import gc
 import itertools
 import os
 import pkgutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from mindspore.ops.composite.base import _Grad
 from mindspore.ops.operations import _grad_ops
 from mindspore.ops.primitive import Primitive
 from mindspore.train import anf_ir_pb2
+from mindspore.train.summary import _summary_adapter, writer
 
 try:  # 2.9 moved it, and warns at the old place
     from mindspore.graph.api import _cell_graph_executor, _pynative_executor
@@ -637,6 +639,35 @@ from mindspore.ops.operations.nn_ops import Conv3DBackpropInput  # noqa: E402, F
 
 pow_tensor_scalar = PowTensorScalar()
 _IS_CONSTANT = ops.functional.isconstant
+
+
+class SummaryWriter:
+    """Scalars in MindSpore's own event file, with the methods of tensorboardX's class.
+
+    MindSpore's `SummaryRecord` forks two generations of processes to write them, which hang now
+    and then where threads run, and with them the end of the program.
+    """
+
+    def __init__(self, folder: str):
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        names = (
+            _summary_adapter.get_event_file_name("events", "_MS", str(second))
+            for second in itertools.count(int(time.time()))
+        )
+        free = next(path.absolute() / name for name in names if not (path / name).exists())
+        self._writer = writer.SummaryWriter(str(free))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        scalar = {"_type": "Scalar", "name": name, "data": np.asarray(value, np.float32)}
+        event = _summary_adapter.package_summary_event([scalar], step, time.time())
+        self._writer.write("summary", event.SerializeToString())
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def class_keys(name: str) -> list[int]:

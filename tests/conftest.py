@@ -109,7 +109,7 @@ def pytest_pyfunc_call(pyfuncitem):
         cwd=pyfuncitem.config.rootpath,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=240,  # before faulthandler ends the worker
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return True

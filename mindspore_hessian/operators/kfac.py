@@ -209,6 +209,12 @@ class Other(NamedTuple):
     norm: bool = False
 
 
+def explains(part: np.ndarray, slope: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether what a layer sees gives the gradient of its Parameter, but for rounding."""
+    most = max(np.abs(slope).max(), np.abs(part).max())
+    return bool(np.abs(slope - part).max() <= _TOLERANCE[dtype] * most)
+
+
 class Views:
     """What the layers of a network see of its data, summed over them.
 
@@ -288,14 +294,13 @@ class Views:
         for parameter in self.op.weights:
             slope, explained = found[id(parameter)]
             tap = held.get(id(parameter))
-            most = max(np.abs(slope).max(), np.abs(explained).max())
             if tap is None:
                 others[parameter.name] = self._uncovered(parameter)
             elif id(parameter) in unlike:
                 others[parameter.name] = Other(parameter, unlike[id(parameter)])
             elif not tap.calls and not slope.any():
                 others[parameter.name] = Other(parameter, "the network does not use it")
-            elif not np.abs(slope - explained).max() <= _TOLERANCE[self.op.dtype] * most:
+            elif not explains(explained, slope, self.op.dtype):
                 others[parameter.name] = Other(
                     parameter,
                     "it is used outside of its layer too, or samples depend on "

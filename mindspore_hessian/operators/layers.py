@@ -32,6 +32,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from mindspore_hessian import _compat
 from mindspore_hessian.core.program import Function
 from mindspore_hessian.core.space import Space, flat_dtype
+from mindspore_hessian.core.transform import as_it_is
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.transforms import compose
 
@@ -552,7 +553,7 @@ def _plain(given):
 
 
 def _raw(given):
-    """The input of the layer as it is, which `Tap` hands over here in the place of rows."""
+    """The input of the layer, which `Tap` hands over as it is."""
 
     def raw(a, w, p, q):
         return a
@@ -839,17 +840,14 @@ class Tap:
         self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple
     ) -> Callable:
         given = Given(self.kind.indexed, self.widths[0], count)
-        rows, of_gradients = self.kind.inputs(self.cell), self.kind.gradients(self.cell)
+        rows = as_it_is if inputs == "raw" else self.kind.inputs(self.cell)
+        of_gradients = self.kind.gradients(self.cell)
         seen, passed = INPUTS[inputs](given), GRADIENTS[gradients](given)
-
-        raw = inputs == "raw"
 
         def inputs_of(x):
             return rows(x) if given.indexed else rows(ops.cast(x, w.dtype))
 
         def from_inputs(x, w, p, q):
-            if raw:
-                return seen(ops.cast(x, w.dtype), w, p, q)
             return seen(inputs_of(x), w, p, q)
 
         def from_gradients(x, dout, w, p, q):

@@ -17,7 +17,7 @@ from mindspore_hessian.operators import kernels, layers
 from mindspore_hessian.operators.cotangents import cotangents, in_graph, noise, term_weights
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
-from mindspore_hessian.operators.kfac import APPROXIMATIONS, Views
+from mindspore_hessian.operators.kfac import APPROXIMATIONS, Views, explains
 from mindspore_hessian.optim._background import Task
 from mindspore_hessian.optim._bodies import (
     Graphs,
@@ -228,7 +228,7 @@ class KFACStep:
             for block, calls, rows in zip(blocks, parts, parts[count:], strict=False)
             if round(float(np.ravel(calls)[0])) == 1
             and all(
-                at is None or _alike(slopes[at], row)
+                at is None or explains(row, slopes[at], op.dtype)
                 for at, row in zip((block.weight, block.bias), rows, strict=True)
             )
         ]
@@ -421,13 +421,6 @@ class KFACStep:
         """
         with _compat.kept(self.statistics):
             yield
-
-
-def _alike(slope: np.ndarray, explained: np.ndarray) -> bool:
-    """Whether a gradient is that which a layer explains, but for rounding."""
-    most = max(np.abs(slope).max(), np.abs(explained).max())
-    tolerance = 1e-8 if slope.dtype == np.float64 else 1e-3
-    return bool(np.abs(slope - explained).max() <= tolerance * most)
 
 
 @contextlib.contextmanager

@@ -280,7 +280,8 @@ class KFAC(CurvedOptimizer):
         >>> import mindspore as ms, numpy as np
         >>> from mindspore import nn
         >>> from mindspore_hessian import optim
-        >>> net = nn.SequentialCell(nn.Dense(2, 4, activation="tanh"), nn.Dense(4, 1))
+        >>> layers = nn.Dense(2, 4, 0.2, 0.0, activation="tanh"), nn.Dense(4, 1, 1.0, 0.0)
+        >>> net = nn.SequentialCell(*layers)
         >>> step = optim.TrainStep(net, nn.MSELoss(), optim.KFAC(net, learning_rate=0.1))
         >>> x, y = ms.Tensor([[1.0, 2.0], [3.0, -1.0]]), ms.Tensor([[1.0], [0.0]])
         >>> losses = [float(step(x, y).asnumpy()) for _ in range(50)]

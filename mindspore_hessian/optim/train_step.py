@@ -108,7 +108,8 @@ class TrainStep(nn.Cell):
         >>> import mindspore as ms, numpy as np
         >>> from mindspore import nn
         >>> from mindspore_hessian import optim
-        >>> net = nn.SequentialCell(nn.Dense(2, 8), nn.GELU(), nn.Dense(8, 2))
+        >>> layers = nn.Dense(2, 8, 0.5, 0.0), nn.GELU(), nn.Dense(8, 2, 0.5, 0.0)
+        >>> net = nn.SequentialCell(*layers)
         >>> optimizer = optim.Sophia(net.trainable_params(), 0.02, estimator="gnb")
         >>> step = optim.TrainStep(net.set_train(), nn.CrossEntropyLoss(), optimizer, seed=1)
         >>> x, y = ms.Tensor([[1.0, 2.0], [3.0, -1.0]]), ms.Tensor([1, 0], ms.int32)

@@ -171,8 +171,8 @@ class CurvatureMonitor(Callback):
         metrics: of "sharpness", "trace", "density".
         file: a file to add a line to at each measurement: ``.csv``, or ``.jsonl`` with the nodes
             and weights of the density as well.
-        tensorboard: a folder for scalars, written by tensorboardX, torch.utils.tensorboard or (for
-            MindInsight) MindSpore's SummaryRecord, whichever is found first.
+        tensorboard: a folder for scalars, written by tensorboardX or torch.utils.tensorboard,
+            whichever is found first, else in MindSpore's own event file (for MindInsight).
         seed: of probes and first start vector.
         options: further arguments of `HessianOperator`, a dict.
         max_products: budget of each metric at each measurement, at least 4.
@@ -186,7 +186,6 @@ class CurvatureMonitor(Callback):
 
     Raises:
         TypeError, ValueError: a wrong argument; the message names it.
-        ImportError: `tensorboard` without a library that writes it.
         NotDeterministicError: from the check of `HessianOperator`.
 
     Warns:
@@ -447,14 +446,8 @@ class CurvatureMonitor(Callback):
                 for name, value in one.numbers().items()
                 if name != "step" and value is not None
             }
-            native = hasattr(self._scalars, "add_scalar")
             for name, value in values.items():
-                if native:
-                    self._scalars.add_scalar(name, value, one.step)
-                else:
-                    self._scalars.add_value("scalar", name, Tensor(float(value), ms.float32))
-            if not native:
-                self._scalars.record(one.step)
+                self._scalars.add_scalar(name, value, one.step)
             self._scalars.flush()
 
 
@@ -489,14 +482,7 @@ def _checked_file(path: Path) -> Path:
 
 def _scalars_class() -> Any:
     """A class that writes scalars, ``Class(folder)``."""
-    for module, name in (
-        ("tensorboardX", "SummaryWriter"),
-        ("torch.utils.tensorboard", "SummaryWriter"),
-        ("mindspore.train", "SummaryRecord"),
-    ):
+    for module in ("tensorboardX", "torch.utils.tensorboard"):
         with contextlib.suppress(ImportError, AttributeError):
-            return getattr(importlib.import_module(module), name)
-    raise ImportError(
-        "tensorboard= needs a library that writes scalars, and neither tensorboardX, torch with "
-        "tensorboard nor mindspore.train.SummaryRecord imports: install tensorboardX, or use file="
-    )
+            return importlib.import_module(module).SummaryWriter
+    return _compat.SummaryWriter
