@@ -426,6 +426,21 @@ def limit_cpu_isa(name: str) -> str | None:
     )
 
 
+READS_CAPTURED_ANEW = MS_VERSION >= (2, 10, 0)  # earlier ones keep buffers: see `keeps_buffers`
+
+
+def reference(tensor: Tensor, name: str) -> ms.Parameter:
+    """A Parameter with the memory of a Tensor: without a copy, if that is contiguous."""
+    parameter = ms.Parameter(Tensor(np.zeros(1), tensor.dtype), name=name, requires_grad=False)
+    refer(parameter, tensor)
+    return parameter
+
+
+def refer(parameter: ms.Parameter, tensor: Tensor) -> None:
+    """Give a Parameter the memory of a Tensor."""
+    parameter.assign_value(tensor if tensor.is_contiguous() else tensor.contiguous())
+
+
 def assign(parameter: ms.Parameter, value: np.ndarray) -> None:
     """Write `value` into the buffer that the Parameter has (``set_data`` would give it another
     one).

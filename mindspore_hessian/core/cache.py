@@ -35,7 +35,7 @@ from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import is_integer, shown
 from mindspore_hessian.core import graph_dump, inplace
 from mindspore_hessian.core.captures import Captures
-from mindspore_hessian.core.function import readable
+from mindspore_hessian.core.function import readable, standing_in
 from mindspore_hessian.core.space import tensors_of
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class _Entry:
     statistics: list[
         Parameter
     ]  # what a call would change: those of batch norm in training, and assigned ones
+    stand_ins: tuple[Parameter, ...]  # of the captured Tensors that are inputs of the graph
     site: _Site
     buffers: tuple[
         int, ...
@@ -83,6 +84,7 @@ class _Entry:
 
 _lock = threading.RLock()
 _entries: OrderedDict[tuple, _Entry] = OrderedDict()
+_frozen: OrderedDict[tuple, Captures] = OrderedDict()  # keys of graphs that need captured values
 _sites: OrderedDict[tuple, _Site] = OrderedDict()
 _counts = {"hits": 0, "misses": 0, "seconds": 0.0, "maxsize": 128}
 _unsafe_fork = False
@@ -115,6 +117,7 @@ def clear_cache() -> None:
     with _lock:
         _entries.clear()
         _sites.clear()
+        _frozen.clear()
         _counts.update(hits=0, misses=0, seconds=0.0)
 
 
@@ -144,7 +147,7 @@ def left_alone() -> Iterator[None]:
     the end.
     """
     with _lock:
-        stores: tuple[dict, ...] = (_entries, _sites, _counts)
+        stores: tuple[dict, ...] = (_entries, _sites, _frozen, _counts)
         before = [dict(store) for store in stores]
         try:
             yield
@@ -168,34 +171,50 @@ def execute(program: Program, point: Point, extras: tuple[Tensor, ...] = ()) -> 
         )
     tensors = tuple([t if t.is_contiguous() else t.contiguous() for t in (*point.tensors, *extras)])
     with _lock:
-        captures = point.call.captures(*point.also)
         recording = _compat.is_recording()
-        buffers = _buffers(captures) if recording else ()
+        by_value = recording or not _compat.READS_CAPTURED_ANEW
+        captures = point.call.captures(*point.also, by_value=by_value)
         signature = tuple([(t.shape, t.dtype) for t in tensors])
-        key = (
-            program.name,
-            program.options,
-            point.space.key,
-            point.template,
-            signature,
-            captures.token,
-            tuple(map(id, point.space.weights)),
-            recording,
-            buffers,
-            device.jit_level(),
-        )
+
+        def key_of(captures: Captures) -> tuple:
+            return (
+                program.name,
+                program.options,
+                point.space.key,
+                point.template,
+                signature,
+                captures.token,
+                tuple(map(id, point.space.weights)),
+                recording,
+                _buffers(captures) if recording else (),
+                device.jit_level(),
+            )
+
+        key = key_of(captures)
+        if captures.inputs and (captures.casts or key in _frozen):
+            captures = point.call.captures(*point.also, by_value=True)
+            key = key_of(captures)
         entry = _entries.get(key)
         if (
             entry is None
             or entry.graph.stale()
             or (entry.buffers and entry.buffers != _buffers(captures))
         ):
-            entry = _compile(key, program, point, tensors, captures, recording)
+            site = _watch(program, point, tensors, captures)
+            entry = _compile(key, program, point, tensors, captures, recording, site)
+            if entry is None:  # it has to know the values of what was captured
+                _frozen[key] = captures
+                captures = point.call.captures(*point.also, by_value=True)
+                key = key_of(captures)
+                entry = _compile(key, program, point, tensors, captures, recording, site)
+                assert entry is not None  # there are no inputs now
         else:
             _counts["hits"] += 1
             entry.site.streak = 0
             _entries.move_to_end(key)
         try:
+            for stand_in, one in zip(entry.stand_ins, captures.inputs.values(), strict=True):
+                _compat.refer(stand_in, one.tensor)
             return _run(entry, tensors)
         except BaseException as err:
             _entries.pop(key, None)  # MindSpore never again runs a graph in which a kernel failed
@@ -214,8 +233,17 @@ def _run(entry: _Entry, tensors: tuple) -> Any:
 
 
 def _compile(
-    key: tuple, program: Program, point: Point, tensors: tuple, captures: Captures, recording: bool
-) -> _Entry:
+    key: tuple,
+    program: Program,
+    point: Point,
+    tensors: tuple,
+    captures: Captures,
+    recording: bool,
+    site: _Site,
+) -> _Entry | None:
+    """The graph of a program, and what belongs to it; None where captured Tensors cannot be its
+    inputs: MindSpore fails where it does not know their values, or reads old buffers (branches), or
+    the function writes into them."""
     call, weights = point.call, point.space.weights
     check_captured(weights, captures)
     if _compat.disk_cache_enabled():
@@ -225,7 +253,6 @@ def _compile(
             "MS_COMPILER_CACHE_ENABLE."
         )
     late = not rules.in_force()  # warns, once, where a gradient ran before our rules were there
-    site = _watch((program.name, program.options, point.space.key), point, tensors)
     start = time.perf_counter()
     leaves = tensors[: len(call.leaves)]
     statistics = (
@@ -237,7 +264,12 @@ def _compile(
     def compiled(make: Callable) -> Any:
         return _graph(lambda: make(point.function(), point.space), tensors, recording, captures)
 
-    with debris_removed(), readable(captures), _compat.kept(statistics):
+    with (
+        debris_removed(),
+        standing_in(captures) as stand_ins,
+        readable(captures),
+        _compat.kept(statistics),
+    ):
         whole = call.function()
         functions = point.function(whole)
         try:
@@ -269,8 +301,16 @@ def _compile(
                     with _compat.kept(statistics):
                         _check_against(reference, checked, tensors)
             inplace.refuse_left(written)
-            device.settle_instructions(_compat.has_convolution(written))
+            keeps = _compat.keeps_buffers(written)
+            buffers = _buffers(captures) if keeps else ()
+            fixed = keeps or written is not graph or any(one.name in states for one in stand_ins)
+            if not (stand_ins and fixed):
+                device.settle_instructions(_compat.has_convolution(written))
         except Exception as err:
+            if stand_ins:
+                interruptible.check()
+                _counts["seconds"] += time.perf_counter() - start
+                return None
             error = translate(err)
             if _compat.fails_as_cell(err):  # or it ended so at what is no loop
                 error = _without_kernel(whole, leaves) or error
@@ -288,10 +328,11 @@ def _compile(
             raise error from err
     # MindSpore's parser catches everything in one place: that graph may be another
     interruptible.check()
-    _counts["misses"] += 1
     _counts["seconds"] += time.perf_counter() - start
-    buffers = _buffers(captures) if _compat.keeps_buffers(written) else ()
-    entry = _entries[key] = _Entry(graph, captures, statistics, site, buffers)
+    if stand_ins and fixed:
+        return None
+    _counts["misses"] += 1
+    entry = _entries[key] = _Entry(graph, captures, statistics, stand_ins, site, buffers)
     _evict()
     return entry
 
@@ -411,20 +452,21 @@ def _rounding(tensor: Tensor) -> float:
 
 
 def _evict() -> None:
-    while len(_entries) > _counts["maxsize"]:
-        _entries.popitem(last=False)
+    for store, most in ((_entries, _counts["maxsize"]), (_frozen, 1024)):
+        while len(store) > most:
+            store.popitem(last=False)
 
 
-def _watch(transform: tuple, point: Point, tensors: tuple) -> _Site:
+def _watch(program: Program, point: Point, tensors: tuple, captures: Captures) -> _Site:
     """Count compilations in a row of one caller, and say once what differs between them."""
-    call = point.call
+    call, transform = point.call, (program.name, program.options, point.space.key)
     fn = getattr(call.fn, "__func__", call.fn)
     code = getattr(fn, "__code__", None) or type(fn)
     site = _sites.setdefault((transform, code), _Site())
     _sites.move_to_end((transform, code))
     while len(_sites) > 1024:
         _sites.popitem(last=False)
-    labelled = call.captures(*point.also, labels=True)
+    labelled = call.captures(*point.also, labels=True, by_value=not captures.inputs)
     parts: dict[str, Any] = {}
     for label, token in zip(labelled.labels or (), labelled.token, strict=False):
         parts[f"captured value '{label}'"] = token

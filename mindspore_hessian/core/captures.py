@@ -5,8 +5,9 @@ when it changed.
 compiled graph is the same. Code is followed by what it reads (`_reads`): a global, and of an object
 only attributes whose name some code in reach says, or all of them where that code is not the user's
 or reads by a name made at run time (getattr). Weights are left out, since compiled graphs read them
-anew; Tensors, arrays and containers count by value. What has a state that cannot be read is never
-equal to anything, so that the graph is compiled anew.
+anew; so are Tensors that a variable or an attribute holds, where the graph can take them as inputs
+(`Captures.inputs`). Other Tensors, arrays and containers count by value. What has a state that
+cannot be read is never equal to anything, so that the graph is compiled anew.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ from types import (
     UnionType,
     WrapperDescriptorType,
 )
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
+import mindspore as ms
 import numpy as np
 from mindspore import COOTensor, CSRTensor, Parameter, Tensor, nn
 
@@ -202,6 +204,8 @@ _MAKING = ("__init__", "__new__", "__post_init__")
 _CELL_NAMES = ("construct", "bprop")
 _PIECE = 2**23  # bytes that one thread digests at a time
 SLOW = 0.05  # seconds that a walk may take
+# dtypes of Tensors that can be inputs of a graph; those of masks decide what is in the graph
+_INPUTS = frozenset({ms.float16, ms.bfloat16, ms.float32, ms.float64, ms.int32, ms.int64})
 
 _of_a_kind: Any = functools.lru_cache(maxsize=4096)  # of a function of a class
 
@@ -371,12 +375,26 @@ class _Everything(set):
         return True
 
 
+class Input(NamedTuple):
+    """A captured Tensor, and where it is: closure cells, and name spaces with the name in them."""
+
+    tensor: Tensor
+    places: list[tuple[Any, str]]
+
+
 class Captures:
     """The token of a function, and what the walk met on the way.
+
+    Args:
+        by_value: all Tensors count by value. Else those that a variable or an attribute holds count
+            by dtype and shape alone, and by which of them are one and the same.
 
     Attributes:
         token: hashable; equal for functions that compile to the same graph.
         parameters: id -> Parameter, every one that the function can reach.
+        inputs: id -> `Input`, the Tensors that do not count by value.
+        casts: a network in reach has flags or mixed precision, which casts a Parameter where it
+            does not cast a Tensor.
         functions: the user's functions in reach (not those of libraries), and how each is reached.
         kinds: the user's classes in reach.
         training: whether a network in reach is in training mode.
@@ -384,10 +402,12 @@ class Captures:
         slow: the walk took so long that it holds every call up.
     """
 
-    def __init__(self, *roots: Any, labels: bool = False):
+    def __init__(self, *roots: Any, labels: bool = False, by_value: bool = True):
         self._token: list = []
         self._paths: list[Path] | None = [] if labels else None
         self.parameters: dict[int, Parameter] = {}
+        self.inputs: dict[int, Input] = {}
+        self.casts, self._by_value = False, by_value
         self.functions: dict[FunctionType, Path] = {}
         self.kinds: dict[type, None] = {}
         self.training = False
@@ -396,7 +416,8 @@ class Captures:
         self._classes: set[int] = set()
         self._opened: set[int] = set()  # Cells whose attributes all count
         self._names: set[str] = set(_CELL_NAMES)  # of attributes that some code in reach reads
-        self._waiting: dict[str, list[tuple[Any, Path]]] = {}  # attributes that none reads so far
+        # attributes that none reads so far: value, path, name space
+        self._waiting: dict[str, list[tuple[Any, Path, Any]]] = {}
         self._queue: collections.deque[tuple[Callable, Any, Path]] = collections.deque()
         self._digested: list[
             tuple[Path, int]
@@ -454,11 +475,18 @@ class Captures:
         if self._paths is not None:
             self._paths.append(path)
 
-    def _walk(self, value: Any, path: Path) -> None:
-        """Values at once; what can hold others, and itself, once each and later."""
+    def _walk(self, value: Any, path: Path, space: Any = None) -> None:
+        """Values at once; what can hold others, and itself, once each and later.
+
+        `space` is the dictionary or closure cell that holds it, where another value can stand in
+        its place.
+        """
         kind = type(value)
         if kind in _ATOMS:
             self._add(path, kind, value)
+            return
+        if kind is Tensor and space is not None and not self._by_value and value.dtype in _INPUTS:
+            self._input(value, path, space)
             return
         read, at_once = _reader(kind)
         if at_once:
@@ -495,8 +523,8 @@ class Captures:
                 self._widen()
                 return
             self._names.add(name)
-            for item, path in self._waiting.pop(name, ()):
-                self._walk(item, path)
+            for item, path, space in self._waiting.pop(name, ()):
+                self._walk(item, path, space)
 
     def _widen(self) -> None:
         """Some code in reach reads attributes whose names are not to be seen."""
@@ -504,14 +532,14 @@ class Captures:
             return
         self._names = _Everything()
         waiting, self._waiting = self._waiting, {}
-        for item, path in itertools.chain.from_iterable(waiting.values()):
-            self._walk(item, path)
+        for item, path, space in itertools.chain.from_iterable(waiting.values()):
+            self._walk(item, path, space)
 
-    def _member(self, name: str, item: Any, path: Path) -> None:
+    def _member(self, name: str, item: Any, path: Path, space: Any = None) -> None:
         if name in self._names:
-            self._walk(item, (path, name))
+            self._walk(item, (path, name), space)
         else:
-            self._waiting.setdefault(name, []).append((item, (path, name)))
+            self._waiting.setdefault(name, []).append((item, (path, name), space))
 
     def _all(self, names: Iterable[str], space: dict[str, Any], path: Path) -> None:
         """As `_walk` on each, and fast: a network of MindSpore's layers has a thousand of them."""
@@ -524,7 +552,7 @@ class Captures:
                 if paths is not None:
                     paths.append((path, name))
             else:
-                self._walk(item, (path, name))
+                self._walk(item, (path, name), space)
 
     # --- values ---
 
@@ -539,6 +567,13 @@ class Captures:
         token = tensor_token(value)
         self._count(path, value.nbytes)
         self._add(path, *token)
+
+    def _input(self, value: Tensor, path: Path, space: Any) -> None:
+        number = len(self.inputs)
+        found = self.inputs.setdefault(id(value), Input(value, []))
+        number = number if not found.places else list(self.inputs).index(id(value))
+        found.places.append((space, path[1]))
+        self._add(path, "input", number, str(value.dtype), tuple(value.shape))
 
     def _scalar(self, value: np.generic, path: Path) -> None:
         if value.dtype.hasobject:
@@ -655,7 +690,7 @@ class Captures:
             self._all(space, space, path)
         else:
             for name, item in space.items():
-                self._member(name, item, path)
+                self._member(name, item, path, space)
         for name in _slots(kind):
             try:
                 item = object.__getattribute__(value, name)
@@ -701,13 +736,15 @@ class Captures:
         kind, space = type(cell), vars(cell)
         self.training = self.training or bool(cell.training)
         flags = cell.get_flags()
+        mixed = space.get("mixed_precision_type")
+        self.casts = self.casts or bool(flags) or mixed is not None
         self._add(
             path,
             "cell",
             id(cell),
             bool(cell.training),
             str(flags) if flags else "",
-            str(space.get("mixed_precision_type")),
+            str(mixed),
         )
         if not _is_library_kind(kind):
             self._kind(kind, path)
@@ -727,7 +764,7 @@ class Captures:
             self._all(own, space, path)
         else:
             for name in own:
-                self._member(name, space[name], path)
+                self._member(name, space[name], path, space)
         for name in _slots(kind):
             if hasattr(cell, name):
                 self._member(name, getattr(cell, name), path)
@@ -813,7 +850,7 @@ class Captures:
                 if name == "__class__":
                     self._kind(cells[name], path)
                 elif not isinstance(cells[name], ModuleType):
-                    self._walk(cells[name], (path, name))
+                    self._walk(cells[name], (path, name), cell)
         for defaults in (fn.__defaults__, fn.__kwdefaults__):
             if defaults:
                 self._walk(defaults, (path, "defaults"))
@@ -825,7 +862,7 @@ class Captures:
         found = reads(fn.__code__)
         for chain in found.globals:
             if chain.name in fn.__globals__:
-                self._chain(fn.__globals__[chain.name], chain, path)
+                self._chain(fn.__globals__[chain.name], chain, path, fn.__globals__)
             elif hasattr(builtins, chain.name):
                 self._used(getattr(builtins, chain.name))
         for chain in found.cells:
@@ -839,7 +876,7 @@ class Captures:
                     self._walk(sys.modules[part], (path, part))
         self._reach(found.attributes)
 
-    def _chain(self, value: Any, chain: Chain, path: Path) -> None:
+    def _chain(self, value: Any, chain: Chain, path: Path, space: Any = None) -> None:
         """``name.a.b``: through modules to what is meant; the rest are names of attributes of
         that.
         """
@@ -848,7 +885,8 @@ class Captures:
             if _is_library_root(value.__name__.split(".", 1)[0]):
                 self._used(vars(value)[names[0]])
                 return
-            value, path, names = vars(value)[names[0]], (path, names[0]), names[1:]
+            space = vars(value)
+            value, path, names = space[names[0]], (path, names[0]), names[1:]
         if (
             names and isinstance(value, type) and not is_library(value)
         ):  # read of it, so no instance is made
@@ -856,7 +894,7 @@ class Captures:
             self._kept.append(value)
             self._kind(value, path)
         else:
-            self._walk(value, path)
+            self._walk(value, path, space)
         self._reach(names)
 
     def _module(self, module: ModuleType, path: Path) -> None:
@@ -864,7 +902,7 @@ class Captures:
         if not _is_library_root(module.__name__.split(".", 1)[0]):
             for name, item in vars(module).items():
                 if not name.startswith("__") or name == "__getattr__":
-                    self._member(name, item, path)
+                    self._member(name, item, path, vars(module))
 
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque, MappingProxyType)

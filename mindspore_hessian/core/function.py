@@ -21,7 +21,7 @@ from types import (
 )
 from typing import Any
 
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import NotCompilableError, RecompileWarning, warn
@@ -149,7 +149,7 @@ class Call:
     constants: tuple = ()
     given: tuple[int, tuple[str, ...]] = (0, ())
     applied: bool = False
-    _captures: dict[tuple[int, ...], Captures] = field(default_factory=dict, repr=False)
+    _captures: dict[tuple, Captures] = field(default_factory=dict, repr=False)
 
     @classmethod
     def bind(cls, fn: Any, args: tuple, kwargs: dict | None = None, output: Any = None) -> Call:
@@ -196,13 +196,13 @@ class Call:
             target, tuple(leaves), index, template, tuple(constants), given, callable(output)
         )
 
-    def captures(self, *more: Any, labels: bool = False) -> Captures:
+    def captures(self, *more: Any, labels: bool = False, by_value: bool = False) -> Captures:
         """What the function, its constant arguments and `more` captured."""
         if labels:
-            return Captures(self.fn, self.constants, *more, labels=True)
-        key = tuple(map(id, more))
+            return Captures(self.fn, self.constants, *more, labels=True, by_value=by_value)
+        key = (by_value, *map(id, more))
         if key not in self._captures:
-            self._captures[key] = Captures(self.fn, self.constants, *more)
+            self._captures[key] = Captures(self.fn, self.constants, *more, by_value=by_value)
             if self._captures[key].slow or _slow_calls:
                 _tell_slow(self.fn, self._captures[key])
         return self._captures[key]
@@ -304,6 +304,35 @@ def _maker(template: str, leaves: int, constants: int) -> Callable:
     space: dict[str, Any] = {"__name__": __name__}
     exec(compile(text, name, "exec"), space)  # our own text: names and brackets only
     return space["make"]
+
+
+def _put(space: Any, name: str, value: Any) -> None:
+    if isinstance(space, CellType):
+        space.cell_contents = value
+    else:
+        space[name] = value
+
+
+@contextlib.contextmanager
+def standing_in(captures: Captures) -> Iterator[tuple[Parameter, ...]]:
+    """While MindSpore compiles, Parameters in the place of the captured Tensors that are inputs of
+    the graph, in their order."""
+    inputs = list(captures.inputs.values())
+    stand_ins = tuple(
+        _compat.reference(one.tensor, f"{_STAND_IN}{number}") for number, one in enumerate(inputs)
+    )
+    try:
+        for one, stand_in in zip(inputs, stand_ins, strict=True):
+            for place in one.places:
+                _put(*place, stand_in)
+        yield stand_ins
+    finally:
+        for one in inputs:
+            for place in one.places:
+                _put(*place, one.tensor)
+
+
+_STAND_IN = "mindspore_hessian.captured."  # and its number: the name of such a Parameter
 
 
 @contextlib.contextmanager

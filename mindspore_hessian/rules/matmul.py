@@ -244,8 +244,34 @@ def _prepared(x, steps):
     return x
 
 
+@constexpr
+def _as_row(a_shape, b_shape, a_dim, b_dim, flip_b):
+    """For a matrix times batched columns: the shape and the batch axis of the columns as vectors,
+    and the last axes of the result; None for other products.
+    """
+    if a_dim is not None or len(a_shape) != 2:
+        return None
+    _, sample, axes = _split(b_shape, b_dim)
+    if len(sample) == 1:
+        return b_shape, b_dim, ()
+    if len(sample) > 2 or sample[0 if flip_b else 1] != 1:
+        return None
+    kept = [axis for axis in range(len(b_shape)) if axis != axes[0 if flip_b else 1]]
+    return tuple(b_shape[axis] for axis in kept), kept.index(b_dim % len(b_shape)), (1,)
+
+
 def multiply(a, b, a_dim, b_dim, flip_a, flip_b):
     """Batched product (at least one operand is batched) and where its batch is."""
+    row = _as_row(a.shape, b.shape, a_dim, b_dim, flip_b)
+    if row is None:
+        return _multiply(a, b, a_dim, b_dim, flip_a, flip_b)
+    # a b = (b^T a^T)^T, where the batch stays in front: nothing is transposed in memory
+    shape, dim, last = row
+    out, _ = _multiply(reshape(b, shape), a, dim, None, False, not flip_a)
+    return reshape(out, (*out.shape, *last)) if last else out, 0
+
+
+def _multiply(a, b, a_dim, b_dim, flip_a, flip_b):
     to_a, to_b, kind, out = product_plan(a.shape, b.shape, a_dim, b_dim, flip_a, flip_b)
     a, b = _prepared(a, to_a), _prepared(b, to_b)
     flip_a, flip_b, stacked = kind

@@ -558,9 +558,11 @@ class Remembered(OrderedDict[tuple, Any]):
 _unable = Remembered()  # calls without a rule: the primitive, what they captured
 
 
-def known_as(point: Point, options: tuple) -> tuple:
+def known_as(point: Point, options: tuple, by_value: bool = False) -> tuple:
+    """A call, and what it captured: whether captured Tensors count by value."""
     leaves = tuple((leaf.shape, leaf.dtype) for leaf in point.call.leaves)
-    return point.call.template, leaves, point.call.captures().token, point.space.key, options
+    captured = point.call.captures(by_value=by_value).token
+    return point.call.template, leaves, captured, point.space.key, options
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class _Task:
 
     def _check_apart(self) -> None:
         """At the first call, raise where the results of some samples change with other samples."""
-        key, axes = passes.known_as(self.point, self.key), self.samples.known
+        key, axes = passes.known_as(self.point, self.key, by_value=True), self.samples.known
         place, axis = passes.first_axis(axes)
         count = self.point.call.leaves[place].shape[axis]
         half = (count + 1) // 2
@@ -93,7 +93,7 @@ class _Task:
                     "the samples changed with the second half (a batch norm or dropout: "
                     "set_train(False)). Or give it a function of one sample, without batched"
                 )
-        _apart.note(key, self.point.call.captures())
+        _apart.note(key, self.point.call.captures(by_value=True))
 
 
 _apart = passes.Remembered()  # calls whose samples were found apart: what they captured

@@ -482,9 +482,21 @@ MATMUL = [
         for a, flip_a in (((2, 3), False), ((3, 2), True))
         for b, flip_b in (((3, 4), False), ((4, 3), True))
     ),
+    *(  # one column: the batch is rows of the transposed product
+        Row(
+            "MatMul",
+            (n(*a), n(*b)),
+            call=gen.MatMul(flip_a, flip_b),
+            option=f"column-{flip_a}-{flip_b}",
+        )
+        for a, flip_a in (((2, 3), False), ((3, 2), True))
+        for b, flip_b in (((3, 1), False), ((1, 3), True))
+    ),
     *(
         Row("MatMulExt", (n(*a), n(*b)), option=f"{a}-{b}")
         for a, b in (
+            ((2, 3), (3, 1)),
+            ((1, 3), (3, 1)),
             ((3,), (3,)),
             ((3,), (3, 4)),
             ((2, 3), (3,)),
