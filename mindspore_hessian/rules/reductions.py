@@ -376,6 +376,18 @@ def moments(self, x):
     return ops.cast(mean, x.dtype), ops.cast(variance, x.dtype)
 
 
+@composition(
+    "mindspore.ops.logsumexp",
+    why="MindSpore's differentiates the maximum, which cancels: half of the kernels of a second "
+    "derivative of the cross entropy",
+)
+def logsumexp(input, dim, keepdim=False):  # noqa: A002 -- as MindSpore calls it
+    """log sum exp(x - m) + m, the same for each m."""
+    highest = ops.stop_gradient(ops.ReduceMax(True)(input, dim))
+    shifted = ops.log(ops.sum(ops.exp(input - highest), dim, keepdim))
+    return shifted + (highest if keepdim else highest.squeeze(dim))
+
+
 # --- forward --------------------------------------------------------------------------------------
 
 forward("Argmax", "Argmin", "ArgMaxExt")(without_derivative)
