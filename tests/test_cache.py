@@ -211,7 +211,8 @@ def test_a_second_checkpoint_gives_its_own_curvature(mode, tmp_path):
         optimizer = nn.SGD(net.trainable_params(), learning_rate=1.0)
         optimizer((Tensor([1.0, 0.0]),))
         np.testing.assert_allclose(hvp(net, X, V).asnumpy(), [1, 4])
-        assert counts()[1] == 1, "weights are read anew, without compiling again"
+        if _compat.READS_CAPTURED_ANEW:  # older graphs keep buffers, and are compiled again
+            assert counts()[1] == 1, "weights are read anew, without compiling again"
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
 

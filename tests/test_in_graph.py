@@ -9,7 +9,6 @@ from mindspore import Parameter, Tensor, jit, nn, ops
 
 import mindspore_hessian as mh
 from mindspore_hessian import (
-    _compat,
     batched_hessian,
     curvature,
     ggnvp,
@@ -240,10 +239,6 @@ def test_a_pinn_loss_is_trained_through_the_laplacian(mode):
         return (laplace(points) ** 2).mean()
 
     step = ms.value_and_grad(loss, None, net.trainable_params())
-    if mode == ms.PYNATIVE_MODE and _compat.MS_VERSION < (2, 8, 0):  # loud, and said in the README
-        with debris_removed(), pytest.raises(RuntimeError, match="mutable"):
-            step(POINTS)
-        return
     p, w = POINTS.asnumpy(), net.w.asnumpy()
     for _ in range(2):
         value, (gradient,) = step(POINTS)

@@ -362,7 +362,7 @@ _CAUSES: tuple[tuple[str, Callable[[FunctionType], bool], str], ...] = (
         "list and return it.",
     ),
     (
-        r"jit_class instance|issubclass\(\) arg 1|'(Async)?With'|__enter__|__exit__",
+        r"jit_class instance|issubclass\(\) arg 1|'(Async)?With'|__enter__|__exit__|No such file",
         _says_with,
         "has a `with` block, which MindSpore cannot compile. Enter the context around the call of "
         "the transform, or leave "

@@ -282,7 +282,8 @@ class KFAC(CurvedOptimizer):
         >>> from mindspore_hessian import optim
         >>> layers = nn.Dense(2, 4, 0.2, 0.0, activation="tanh"), nn.Dense(4, 1, 1.0, 0.0)
         >>> net = nn.SequentialCell(*layers)
-        >>> step = optim.TrainStep(net, nn.MSELoss(), optim.KFAC(net, learning_rate=0.1))
+        >>> optimizer = optim.KFAC(net, learning_rate=0.1, momentum=0.5, fisher="exact")
+        >>> step = optim.TrainStep(net, nn.MSELoss(), optimizer)
         >>> x, y = ms.Tensor([[1.0, 2.0], [3.0, -1.0]]), ms.Tensor([[1.0], [0.0]])
         >>> losses = [float(step(x, y).asnumpy()) for _ in range(50)]
         >>> print(losses[0] > 10 * losses[-1])

@@ -74,6 +74,11 @@ def _lead(shape, batch):
     return (*batch, *shape[-2:])
 
 
+def _spread(x, shape):
+    """Broadcast, without a copy where nothing is repeated."""
+    return x if x.shape == shape else ops.broadcast_to(x, shape)
+
+
 @constexpr
 def _summed_axes(shape, batch):
     """Axes of a result over `batch` along which an operand of this shape was repeated."""
@@ -144,8 +149,8 @@ def matmul_ext(prim):
             )
         whole = _stacked(left, right)
         d, batch = dout.reshape(whole), whole[:-2]
-        wide_x = ops.broadcast_to(x.reshape(left), _lead(left, batch))
-        wide_w = ops.broadcast_to(w, _lead(right, batch))
+        wide_x = _spread(x.reshape(left), _lead(left, batch))
+        wide_w = _spread(w, _lead(right, batch))
         dx = _unrepeated(_stack_right_transposed(d, wide_w), left, batch)
         return dx.reshape(x.shape), _unrepeated(_stack_left_transposed(wide_x, d), right, batch)
 

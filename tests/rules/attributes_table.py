@@ -34,6 +34,7 @@ class Row:
         dtype: float64 where MindSpore's kernels take it.
         tolerance: of the product, relative to its largest entry.
         rules: derivative rules that are tested here.
+        since: the version of MindSpore that has a kernel for it on the CPU.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Row:
     dtype: type = np.float64
     tolerance: float = 1e-6
     rules: tuple[str, ...] = ()
+    since: tuple[int, ...] = (0,)
 
 
 F32 = {"dtype": np.float32, "tolerance": 2e-4}
@@ -526,6 +528,7 @@ ROWS = (
             value,
             other,
             rules=("SoftplusExt",),
+            since=(2, 10),
             **F32,
         )
         for name, value, other in (("beta", 2.0, 1.0), ("threshold", 0.5, 20.0))
