@@ -31,7 +31,6 @@ def measure(name: str) -> None:
     import mindspore_hessian as mh
 
     problem, params = NETWORKS[name]
-    mh.configure("CPU", pin_threads=True, max_cpu_isa="AVX2" if problem == "lenet" else None)
     arrays = numbers(Case(name, problem, "hvp", params, name, 0, "weights", (OURS,)))
     data = {key: ms.Tensor(array) for key, array in arrays.items()}
     make = {"mlp": networks.MLP, "lenet": networks.LeNet, "transformer": networks.Transformer}[

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import report
-from cases import BARE, JAX, NAIVE, OURS, TORCH, Case, cases, numbers
+from cases import BARE, JAX, NAIVE, OURS, PINNED, TORCH, Case, cases, numbers
 from references import reference, relative_error
 
 HERE = Path(__file__).resolve().parent
@@ -104,6 +104,7 @@ class Bench:
         ours, other = self.options.mindspore_python, self.options.torch_python
         return {
             OURS: [ours, "worker_mindspore.py"],
+            PINNED: [ours, "worker_mindspore.py", "--pinned"],
             NAIVE: [ours, "worker_mindspore.py", "--naive"],
             BARE: [ours, "worker_mindspore.py", "--bare"],
             TORCH: [other, "worker_torch.py"],
@@ -235,7 +236,14 @@ def machine() -> str:
 
 
 def arguments() -> argparse.Namespace:
-    names = {"ours": OURS, "torch": TORCH, "jax": JAX, "naive": NAIVE, "bare": BARE}
+    names = {
+        "ours": OURS,
+        "pinned": PINNED,
+        "torch": TORCH,
+        "jax": JAX,
+        "naive": NAIVE,
+        "bare": BARE,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything work?")
     parser.add_argument(

@@ -81,7 +81,6 @@ def ours(what: str, source: str, target: str) -> None:
 
     import mindspore_hessian as mh
 
-    mh.configure("CPU", pin_threads=True, max_cpu_isa="AVX2")
     net = demo_network.Network()
     with np.load(source) as file:
         data = dict(file)

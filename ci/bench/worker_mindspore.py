@@ -259,10 +259,8 @@ def hvps(net, x, y, vectors):
 def make(message, arrays):
     data = {key: Tensor(array) for key, array in arrays.items()}
     problem, what, params = message["problem"], message["what"], message["params"]
-    if not (NAIVE or BARE):
-        mh.configure(
-            "CPU", pin_threads=True, max_cpu_isa="AVX2" if problem in ("lenet", "resnet") else None
-        )
+    if "--pinned" in sys.argv:
+        mh.configure("CPU", pin_threads=True)
     w, v = tuple(numbered(data, "w")), tuple(numbered(data, "v"))
     if what == "hvps":
         return hvps(MLP(w), data["x"], data["y"], numbered(arrays, "v"))
