@@ -364,21 +364,28 @@ class Risk(BatchRunner):
         rows: np.ndarray,
         batched: bool,
     ) -> np.ndarray:
+        def times(vectors: np.ndarray) -> np.ndarray:
+            # read before this returns, so that the memory of the vectors can be shared
+            given = Tensor.from_numpy(np.require(vectors, requirements="C"))
+            return _compat.to_numpy(self.run(batch, program, (*extras, given)))
+
         def loop() -> np.ndarray:
+            if len(rows) == 1:
+                return times(rows[0])[None]
             out = np.empty_like(rows)
-            for number, row in enumerate(
-                rows
-            ):  # copied: the next call may write where this result is
-                out[number] = _compat.to_numpy(self.run(batch, program, (*extras, Tensor(row))))
+            for number, row in enumerate(rows):
+                out[number] = times(row)  # a copy: the next call may write where this result is
             return out
 
         def at_once() -> np.ndarray:
-            return _compat.to_numpy(self.run(batch, program, (*extras, Tensor(rows))))
+            return times(rows)
 
         return batched_or_loop(program.name, at_once, loop) if batched else loop()
 
     def _check(self, part: np.ndarray, program: Program, number: int) -> None:
-        if np.isfinite(part.sum(dtype=np.float64)) or np.isfinite(part).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = part.sum()  # finite only if all are; Inf also by overflow
+        if np.isfinite(total) or np.isfinite(part).all():
             return
         bad = [
             name
