@@ -23,7 +23,7 @@ from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 
-_RESHAPE, _ROOT = ops.Reshape(), Tensor(np.sqrt(2.0))
+_RESHAPE, _ROOT = ops.Reshape(), Tensor(np.sqrt(2.0), ms.float64)
 
 
 def _categorical(logits: np.ndarray) -> np.ndarray:
