@@ -231,6 +231,20 @@ def of_item(container, key):
     return (lambda x: (container[key] * x**3).sum()), lambda c: container.__setitem__(key, c)
 
 
+def of_table(make, read):
+    """A function of the Tensor in a container that is made anew each time."""
+    table = None
+
+    def f(x):
+        return (read(table) * x**3).sum()
+
+    def put(c):
+        nonlocal table
+        table = make(c)
+
+    return f, put
+
+
 def child():
     network = Child(tensor(a))
     return network, lambda c: setattr(network.child, "c", c)
@@ -248,8 +262,21 @@ HOLDERS = {
     "method": (lambda: of(Object(tensor(a)), call="method"), True),
     "slot": (lambda: of(Slots(tensor(a)), "d", "method"), False),
     "class": (lambda: (OfClass().method, lambda c: setattr(OfClass, "c", c)), False),
-    "dict": (lambda: of_item({}, "c"), False),
-    "list": (lambda: of_item([None], 0), False),
+    "dict": (lambda: of_item({}, "c"), True),
+    "dict of numbers": (lambda: of_item({}, 1), False),
+    "list": (lambda: of_item([None], 0), True),
+    "tuple": (lambda: of_table(lambda c: (2.0, c), lambda t: t[1]), True),
+    "tuple in a tuple": (
+        lambda: of_table(lambda c: (2.0, ((c, 1), 1)), lambda t: t[1][0][0]),
+        True,
+    ),
+    "tuple in a list": (lambda: of_table(lambda c: [2.0, (c, c)], lambda t: t[1][1]), True),
+    "list in a dict": (
+        lambda: of_table(lambda c: {"a": {"b": [c]}}, lambda t: t["a"]["b"][0]),
+        True,
+    ),
+    "list in a tuple": (lambda: of_table(lambda c: ([c], 1), lambda t: t[0][0]), True),
+    "long list": (lambda: of_table(lambda c: [2.0, *[c] * 70], lambda t: t[1]), False),
 }
 
 
@@ -278,6 +305,30 @@ def test_which_are_the_same():
     for one, other in ((one, other), (other, one), (one, one), (other, other), (one, other)):  # noqa: B020
         u, v = one.asnumpy(), other.asnumpy()
         found = mh.hvp(f, tensor(X), tensor(np.ones(3))).asnumpy()
+        np.testing.assert_allclose(found, 6 * u * X + 12 * v * X**2, atol=1e-12)
+
+
+def test_a_tuple_in_two_places():
+    """One of which is a default argument, in which nothing else can be put."""
+    one, other = tensor(a), tensor(b)
+
+    def made(held):
+        def f(x, default=held):
+            return (held[0] * x**3).sum() + (default[0] * x**4).sum()
+
+        return f
+
+    for held in ((one, 1), (other, 1)):
+        u = held[0].asnumpy()
+        found = mh.hvp(made(held), tensor(X), tensor(np.ones(3))).asnumpy()
+        np.testing.assert_allclose(found, 6 * u * X + 12 * u * X**2, atol=1e-12)
+
+    def twice(first, second):
+        return lambda x: (first[0] * x**3).sum() + (second[0] * x**4).sum()
+
+    for first, second in (((one, 1), (one, 1)), ((other, 1), (one, 1)), ((other, 1),) * 2):
+        u, v = first[0].asnumpy(), second[0].asnumpy()
+        found = mh.hvp(twice(first, second), tensor(X), tensor(np.ones(3))).asnumpy()
         np.testing.assert_allclose(found, 6 * u * X + 12 * v * X**2, atol=1e-12)
 
 

@@ -191,7 +191,7 @@ def execute(program: Program, point: Point, extras: tuple[Tensor, ...] = ()) -> 
             )
 
         key = key_of(captures)
-        if captures.inputs and (captures.casts or key in _frozen):
+        if captures.inputs and (captures.needs_values or key in _frozen):
             captures = point.call.captures(*point.also, by_value=True)
             key = key_of(captures)
         entry = _entries.get(key)

@@ -205,6 +205,7 @@ _CELL_NAMES = ("construct", "bprop")
 _PIECE = 2**23  # bytes that one thread digests at a time
 SLOW = 0.05  # seconds that a walk may take
 # dtypes of Tensors that can be inputs of a graph; those of masks decide what is in the graph
+_MOST_HELD = 64  # items of a container in which Tensors are inputs
 _INPUTS = frozenset({ms.float16, ms.bfloat16, ms.float32, ms.float64, ms.int32, ms.int64})
 
 _of_a_kind: Any = functools.lru_cache(maxsize=4096)  # of a function of a class
@@ -379,7 +380,17 @@ class Input(NamedTuple):
     """A captured Tensor, and where it is: closure cells, and name spaces with the name in them."""
 
     tensor: Tensor
-    places: list[tuple[Any, str]]
+    places: list[tuple[Any, Any]]
+
+
+class Held(NamedTuple):
+    """A captured tuple, a list of what it holds, in which other values can be put, and where it
+    is.
+    """
+
+    whole: tuple
+    parts: list
+    places: list[tuple[Any, Any]]
 
 
 class Captures:
@@ -393,8 +404,9 @@ class Captures:
         token: hashable; equal for functions that compile to the same graph.
         parameters: id -> Parameter, every one that the function can reach.
         inputs: id -> `Input`, the Tensors that do not count by value.
-        casts: a network in reach has flags or mixed precision, which casts a Parameter where it
-            does not cast a Tensor.
+        tuples: id -> `Held`, where inputs may be.
+        needs_values: inputs cannot be: a network in reach has flags or mixed precision, which casts
+            a Parameter where it does not cast a Tensor; or a tuple is held where none can be put.
         functions: the user's functions in reach (not those of libraries), and how each is reached.
         kinds: the user's classes in reach.
         training: whether a network in reach is in training mode.
@@ -407,7 +419,8 @@ class Captures:
         self._paths: list[Path] | None = [] if labels else None
         self.parameters: dict[int, Parameter] = {}
         self.inputs: dict[int, Input] = {}
-        self.casts, self._by_value = False, by_value
+        self.tuples: dict[int, Held] = {}
+        self.needs_values, self._by_value = False, by_value
         self.functions: dict[FunctionType, Path] = {}
         self.kinds: dict[type, None] = {}
         self.training = False
@@ -478,8 +491,8 @@ class Captures:
     def _walk(self, value: Any, path: Path, space: Any = None) -> None:
         """Values at once; what can hold others, and itself, once each and later.
 
-        `space` is the dictionary or closure cell that holds it, where another value can stand in
-        its place.
+        `space` is the dictionary, list or closure cell that holds it, where another value can stand
+        in its place.
         """
         kind = type(value)
         if kind in _ATOMS:
@@ -492,7 +505,12 @@ class Captures:
         if at_once:
             read(self, value, path)
         elif self._once(value, path):
+            if kind is tuple and space is not None and not self._by_value:
+                self._held(value, path, space)
             self._queue.append((read, value, path))
+        elif held := self.tuples.get(id(value)):
+            held.places.append((space, path[1]))
+            self.needs_values = self.needs_values or space is None
 
     def _once(self, value: Any, path: Path) -> bool:
         """False at the second meeting, which the token records by its number."""
@@ -575,6 +593,10 @@ class Captures:
         found.places.append((space, path[1]))
         self._add(path, "input", number, str(value.dtype), tuple(value.shape))
 
+    def _held(self, value: tuple, path: Path, space: Any) -> None:
+        if len(value) <= _MOST_HELD and any(type(item) in (Tensor, tuple) for item in value):
+            self.tuples[id(value)] = Held(value, list(value), [(space, path[1])])
+
     def _scalar(self, value: np.generic, path: Path) -> None:
         if value.dtype.hasobject:
             self._walk(value.item(), path)
@@ -621,6 +643,11 @@ class Captures:
         """The content of a container; a subclass may also have attributes."""
         kind = type(value)
         is_map = isinstance(value, dict | MappingProxyType)
+        held, space = self.tuples.get(id(value)), None
+        if held is not None:
+            space = held.parts
+        elif kind in (list, dict) and len(value) <= _MOST_HELD:
+            space = value
         self._add(path, kind, len(value))
         if len(value) > 15 and _is_plain(value):  # of a set the order counts: marshal would sort it
             self._add(
@@ -631,14 +658,15 @@ class Captures:
         elif is_map:
             items = dict.items(value) if isinstance(value, dict) else value.items()
             for key, item in items:
-                if type(key) is not str:
+                if type(key) is str:
+                    self._walk(item, (path, key), space)
+                else:
                     self._walk(key, (path, "key"))
-                    key = str(key) if isinstance(key, int) else "item"
-                self._walk(item, (path, key))
+                    self._walk(item, (path, str(key) if isinstance(key, int) else "item"))
         else:
             base = next(base for base in _CONTAINERS if isinstance(value, base))
             for index, item in enumerate(base.__iter__(value)):
-                self._walk(item, (path, index))
+                self._walk(item, (path, index), space)
         if isinstance(value, collections.defaultdict):
             self._walk(value.default_factory, (path, "default_factory"))
         if kind not in _CONTAINERS:
@@ -737,7 +765,7 @@ class Captures:
         self.training = self.training or bool(cell.training)
         flags = cell.get_flags()
         mixed = space.get("mixed_precision_type")
-        self.casts = self.casts or bool(flags) or mixed is not None
+        self.needs_values = self.needs_values or bool(flags) or mixed is not None
         self._add(
             path,
             "cell",

@@ -306,7 +306,7 @@ def _maker(template: str, leaves: int, constants: int) -> Callable:
     return space["make"]
 
 
-def _put(space: Any, name: str, value: Any) -> None:
+def _put(space: Any, name: Any, value: Any) -> None:
     if isinstance(space, CellType):
         space.cell_contents = value
     else:
@@ -321,15 +321,22 @@ def standing_in(captures: Captures) -> Iterator[tuple[Parameter, ...]]:
     stand_ins = tuple(
         _compat.reference(one.tensor, f"{_STAND_IN}{number}") for number, one in enumerate(inputs)
     )
+    tuples = list(captures.tuples.values()) if inputs else []
     try:
         for one, stand_in in zip(inputs, stand_ins, strict=True):
-            for place in one.places:
-                _put(*place, stand_in)
+            for space, name in one.places:
+                _put(space, name, stand_in)
+        for held in reversed(tuples):  # the inner ones first
+            for space, name in held.places:
+                _put(space, name, tuple(held.parts))
         yield stand_ins
     finally:
         for one in inputs:
-            for place in one.places:
-                _put(*place, one.tensor)
+            for space, name in one.places:
+                _put(space, name, one.tensor)
+        for held in tuples:
+            for space, name in held.places:
+                _put(space, name, held.whole)
 
 
 _STAND_IN = "mindspore_hessian.captured."  # and its number: the name of such a Parameter
