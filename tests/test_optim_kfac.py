@@ -247,12 +247,14 @@ def test_trajectories_are_the_rules(name):
     options = {"learning_rate": 0.05, "norm_constraint": None, "likelihood": "gaussian", **given}
     optimizer = optim.KFAC(net, **options)
     step = optim.TrainStep(net, mean_square, optimizer, seed=3)
-    losses = [float(step(*DATA)) for _ in range(60)]
-    expected = rule.run(60)
+    # adaptive, 100 steps are 4e-10 and 6e-7 apart: its 2 x 2 systems amplify rounding
+    steps = 60 if "adaptive" in name else 100
+    losses = [float(step(*DATA)) for _ in range(steps)]
+    expected = rule.run(steps)
     np.testing.assert_allclose(weights(net), expected, rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(losses, rule.losses, rtol=1e-9)
     assert optimizer.damping.asnumpy() == pytest.approx(rule.damping, rel=1e-12)
-    assert int(optimizer.global_step[0]) == 60 and int(optimizer.skipped) == 0
+    assert int(optimizer.global_step[0]) == steps and int(optimizer.skipped) == 0
     assert losses[-1] < losses[0]
 
 
