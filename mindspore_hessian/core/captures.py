@@ -405,8 +405,9 @@ class Captures:
         parameters: id -> Parameter, every one that the function can reach.
         inputs: id -> `Input`, the Tensors that do not count by value.
         tuples: id -> `Held`, where inputs may be.
-        needs_values: inputs cannot be: a network in reach has flags or mixed precision, which casts
-            a Parameter where it does not cast a Tensor; or a tuple is held where none can be put.
+        needs_values: no inputs: a network in reach has mixed precision, of which it is not known
+            that it casts a Parameter as it does a Tensor (none was found that differs); or a tuple
+            is held where no other can be put.
         functions: the user's functions in reach (not those of libraries), and how each is reached.
         kinds: the user's classes in reach.
         training: whether a network in reach is in training mode.
@@ -765,7 +766,8 @@ class Captures:
         self.training = self.training or bool(cell.training)
         flags = cell.get_flags()
         mixed = space.get("mixed_precision_type")
-        self.needs_values = self.needs_values or bool(flags) or mixed is not None
+        casts = mixed is not None or any(flags.get(name) for name in ("fp16", "fp32", "bf16"))
+        self.needs_values = self.needs_values or casts
         self._add(
             path,
             "cell",
