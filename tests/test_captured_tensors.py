@@ -298,6 +298,74 @@ def test_holders(name):
     assert counts == [1, 0 if can and _compat.READS_CAPTURED_ANEW else 1, 0]
 
 
+@ms.ops.constexpr
+def first_of_global():
+    return float(GLOBAL.asnumpy()[0])
+
+
+class Descriptor:
+    def __get__(self, obj, kind):
+        return float(obj.c.asnumpy()[0])
+
+
+class Reading:
+    def __init__(self, c=None):
+        self.c, self.table = c, {"c": c}
+
+    @property
+    def of_property(self):
+        return float(self.c.asnumpy()[0])
+
+    @property
+    def nested(self):
+        return self.of_property
+
+    of_descriptor = Descriptor()
+
+    def __getattr__(self, name):
+        if name == "made":
+            return float(self.c.asnumpy()[0])
+        raise AttributeError(name)
+
+
+@ms.jit_class
+class Made:
+    def __init__(self, c):
+        self.factor = float(c.asnumpy()[0])
+
+    def times(self, x):
+        return (self.factor * x**3).sum()
+
+
+READING = Reading()
+READERS = {
+    "constexpr": (
+        lambda x: (first_of_global() * x**3).sum(),
+        lambda c: globals().update(GLOBAL=c),
+    ),
+    "property": (lambda x: (READING.of_property * x**3).sum(), lambda c: setattr(READING, "c", c)),
+    "property of a property": (
+        lambda x: (READING.nested * x**3).sum(),
+        lambda c: setattr(READING, "c", c),
+    ),
+    "descriptor": (
+        lambda x: (READING.of_descriptor * x**3).sum(),
+        lambda c: setattr(READING, "c", c),
+    ),
+    "__getattr__": (lambda x: (READING.made * x**3).sum(), lambda c: setattr(READING, "c", c)),
+    "class": (lambda x: Made(GLOBAL).times(x), lambda c: globals().update(GLOBAL=c)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_python_reads_while_mindspore_compiles(name):
+    f, put = READERS[name]
+    for values in (a, b, a):
+        put(tensor(values))
+        found = mh.hvp(f, tensor(X), tensor(np.ones(3))).asnumpy()
+        np.testing.assert_allclose(found, 6 * values[0] * X, rtol=1e-7)
+
+
 def test_which_are_the_same():
     one, other = tensor(a), tensor(b)
 

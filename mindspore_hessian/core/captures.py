@@ -405,9 +405,10 @@ class Captures:
         parameters: id -> Parameter, every one that the function can reach.
         inputs: id -> `Input`, the Tensors that do not count by value.
         tuples: id -> `Held`, where inputs may be.
-        needs_values: no inputs: a network in reach has mixed precision, of which it is not known
-            that it casts a Parameter as it does a Tensor (none was found that differs); or a tuple
-            is held where no other can be put.
+        needs_values: no inputs: Python in reach may read values while MindSpore compiles (constexpr,
+            properties and other descriptors, ``__getattr__``, classes that are called); or a tuple
+            is held where no other can be put; or a network has mixed precision, of which it is not
+            known that it casts a Parameter as it does a Tensor (none was found that differs).
         functions: the user's functions in reach (not those of libraries), and how each is reached.
         kinds: the user's classes in reach.
         training: whether a network in reach is in training mode.
@@ -682,6 +683,7 @@ class Captures:
     def _parts(self, value: Any, path: Path) -> None:
         """A function with something bound to it, and other things of known parts."""
         names = next(names for kind, names in _PARTS.items() if isinstance(value, kind))
+        self._runs_python(isinstance(value, property | functools.cached_property))
         self._add(path, type(value))
         for name in names:
             self._walk(getattr(value, name), (path, name.strip("_")))
@@ -693,6 +695,7 @@ class Captures:
     def _object(self, value: Any, path: Path) -> None:
         kind = type(value)
         self._identity(value, path)
+        self._runs_python(hasattr(kind, "__get__"))
         if _is_library_kind(kind):
             root = _root(kind)
             if root == "mindspore" and _hides(kind) and not hasattr(value, "__dict__"):
@@ -750,9 +753,17 @@ class Captures:
         """Nothing is known of its state, so it may have changed: equal to no other token."""
         self._add(path, type(value), object())
 
+    def _runs_python(self, does: bool) -> None:
+        """While MindSpore compiles, where it would read the values of stand-ins."""
+        self.needs_values = self.needs_values or does
+
     def _primitive(self, value: Any, path: Path) -> None:
         self._identity(value, path)
         space = getattr(value, "__dict__", None) or {}
+        own = [
+            item for item in space.values() if type(item) is FunctionType and not is_library(item)
+        ]
+        self._runs_python(bool(own) or not _is_library_kind(type(value)))
         try:
             self._add(path, marshal.dumps(space, 2))
         except ValueError:
@@ -804,6 +815,8 @@ class Captures:
     def _class(self, cls: type, path: Path) -> None:
         """A class that code names: it may make an instance."""
         self._identity(cls, path)
+        # if it is called; a function that asks for Parameters must not meet a stand-in
+        self._runs_python(cls is Parameter or not _is_library_kind(cls))
         if _is_library_kind(cls):
             self._used(cls)
             return
@@ -828,6 +841,7 @@ class Captures:
             for name, item in vars(base).items():
                 if name in _SILENT or name in _MAKING:
                     continue
+                self._runs_python(name in ("__getattr__", "__getattribute__"))
                 if isinstance(item, classmethod):
                     self._walk(base, (path, name))
                 if name.startswith("__") and name.endswith("__") and callable(item):
