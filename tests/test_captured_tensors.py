@@ -328,6 +328,32 @@ class Reading:
         raise AttributeError(name)
 
 
+class Special:
+    """Python calls these while MindSpore compiles."""
+
+    c = None
+
+    def value(self):
+        return float(self.c.asnumpy()[0])
+
+    def __float__(self):
+        return Special.value(self)
+
+    def __mul__(self, other):
+        return Special.value(self) * other
+
+    def __iter__(self):
+        return iter([Special.value(self)])
+
+    def __eq__(self, other):
+        return Special.value(self) == other
+
+    def __contains__(self, other):
+        return Special.value(self) == other
+
+    __hash__ = None
+
+
 @ms.jit_class
 class Made:
     def __init__(self, c):
@@ -337,7 +363,8 @@ class Made:
         return (self.factor * x**3).sum()
 
 
-READING = Reading()
+READING, SPECIAL = Reading(), Special()
+FIRST, OTHER = float(a[0]), float(b[0])
 READERS = {
     "constexpr": (
         lambda x: (first_of_global() * x**3).sum(),
@@ -353,6 +380,16 @@ READERS = {
         lambda c: setattr(READING, "c", c),
     ),
     "__getattr__": (lambda x: (READING.made * x**3).sum(), lambda c: setattr(READING, "c", c)),
+    **{
+        name: (f, lambda c: setattr(SPECIAL, "c", c))
+        for name, f in {
+            "__float__": lambda x: (float(SPECIAL) * x**3).sum(),
+            "__mul__": lambda x: (SPECIAL * 1.0 * x**3).sum(),
+            "__iter__": lambda x: sum([1.0 * item for item in SPECIAL]) * (x**3).sum(),
+            "__eq__": lambda x: (x**3).sum() * (FIRST if SPECIAL == FIRST else OTHER),
+            "__contains__": lambda x: (x**3).sum() * (FIRST if FIRST in SPECIAL else OTHER),
+        }.items()
+    },
     "class": (lambda x: Made(GLOBAL).times(x), lambda c: globals().update(GLOBAL=c)),
 }
 

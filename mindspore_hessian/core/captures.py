@@ -406,8 +406,8 @@ class Captures:
         inputs: id -> `Input`, the Tensors that do not count by value.
         tuples: id -> `Held`, where inputs may be.
         needs_values: no inputs: Python in reach may read values while MindSpore compiles (constexpr,
-            properties and other descriptors, ``__getattr__``, classes that are called); or a tuple
-            is held where no other can be put; or a network has mixed precision, of which it is not
+            properties and other descriptors, special methods but ``__call__``, classes that are
+            called); or a tuple is held where no other can be put; or a network has mixed precision, of which it is not
             known that it casts a Parameter as it does a Tensor (none was found that differs).
         functions: the user's functions in reach (not those of libraries), and how each is reached.
         kinds: the user's classes in reach.
@@ -841,10 +841,10 @@ class Captures:
             for name, item in vars(base).items():
                 if name in _SILENT or name in _MAKING:
                     continue
-                self._runs_python(name in ("__getattr__", "__getattribute__"))
                 if isinstance(item, classmethod):
                     self._walk(base, (path, name))
                 if name.startswith("__") and name.endswith("__") and callable(item):
+                    self._runs_python(name != "__call__")  # which MindSpore compiles
                     self._walk(item, (path, name))
                 else:
                     self._member(name, item, path)
