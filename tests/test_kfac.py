@@ -425,3 +425,160 @@ def test_monte_carlo_draws_are_those_of_the_seed():
     many = mh.KFACOperator(DEEP, MEAN, UNEVEN, fisher="mc", mc_samples=400, **OFF)
     exact = mh.KFACOperator(DEEP, MEAN, UNEVEN, **OFF)
     assert relative_error(many.factors["1"][1], exact.factors["1"][1]) < 0.15
+
+
+class Positions(nn.Cell):
+    """Classes at several positions of a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = dense(3, 4), dense(4, 3)
+
+    def construct(self, x):
+        return self.out(ops.tanh(self.first(x))).swapaxes(1, 2)
+
+
+def labels(*shape, classes=3, ignored=0):
+    out = RNG.integers(0, classes, shape)
+    out.ravel()[:ignored] = -100
+    return Tensor(out, ms.int32)
+
+
+WEIGHTED = Tensor([0.5, 1.0, 2.5], ms.float32)
+DRAWN = {
+    "classes": (False, nn.CrossEntropyLoss(), lambda n: labels(n), {}),
+    "summed": (False, nn.CrossEntropyLoss(reduction="sum"), lambda n: labels(n), {}),
+    "weighted": (
+        False, nn.CrossEntropyLoss(weight=WEIGHTED), lambda n: labels(n), {"likelihood": "categorical"},
+    ),
+    "positions": (True, nn.CrossEntropyLoss(), lambda n: labels(n, 4), {}),
+    "masked": (True, nn.CrossEntropyLoss(), lambda n: labels(n, 4, ignored=3), {}),
+    "bernoulli": (
+        False, nn.BCEWithLogitsLoss(), lambda n: Tensor(RNG.integers(0, 2, (n, 3)), ms.float32), {},
+    ),
+    "squares": (False, Squared(), lambda n: normal(n, 3), {"likelihood": "gaussian"}),
+    "sum of squares": (
+        False, Squared(reduction="sum"), lambda n: normal(n, 3), {"likelihood": "gaussian"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("samples", [1, 2, None])
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_draws_are_those_of_the_fisher_operator(name, samples):
+    """Made in one graph with the factors here, outside of it there. The block of the last bias is
+    the sum of their outer products."""
+    positions, loss, targets, options = DRAWN[name]
+    net = Positions() if positions else nn.SequentialCell(dense(3, 4), nn.Tanh(), dense(4, 3))
+    data = [(normal(*((n, 4, 3) if positions else (n, 3))), targets(n)) for n in (5, 5, 2)]
+    if single := isinstance(loss, nn.CrossEntropyLoss | nn.BCEWithLogitsLoss):  # of float32 only
+        net.to_float(ms.float32)
+        for parameter in net.get_parameters():
+            parameter.set_dtype(ms.float32)
+        data = [(x.astype(ms.float32), y) for x, y in data]
+    if samples is None:
+        op = mh.KFACOperator(net, loss, data, fisher="empirical", progress=False, **options)
+        whole = mh.EmpiricalFisherOperator(net, loss, data, progress=False, **options)
+    else:
+        draws = {"mc_samples": samples, "seed": 3, "progress": False, **options}
+        op = mh.KFACOperator(net, loss, data, fisher="mc", **draws)
+        whole = mh.FisherOperator(net, loss, data, **draws)
+    bias = list(slices(whole.space).values())[-1]
+    found, wanted = (one.to_dense()[bias, bias] for one in (op, whole))
+    assert wanted.shape == (3, 3) and np.abs(wanted).max() > 1e-3
+    assert relative_error(found, wanted) < (1e-5 if single else 1e-10)
+
+
+class Lengths(nn.Cell):
+    """An output of another length for other values."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Dense(3, 2)
+
+    def construct(self, x):
+        return ops.masked_select(self.out(x), x[:, :1] > 0).reshape(-1, 2)
+
+
+def test_an_output_whose_shape_depends_on_values():
+    """The draws for a batch must not be made for the shape of another one."""
+    x = np.abs(RNG.normal(size=(2, 4, 3))).astype(np.float32)
+    x[1, :2] *= -1
+    data = [(Tensor(x[0]), labels(4, classes=2)), (Tensor(x[1]), labels(2, classes=2))]
+    with pytest.raises((ValueError, RuntimeError), match="shape"):
+        mh.KFACOperator(Lengths(), nn.CrossEntropyLoss(), data, fisher="mc", **OFF)
+
+
+# --- passes over the data -------------------------------------------------------------------------
+
+
+class Changing:
+    """A list of batches that are others from a pass on."""
+
+    def __init__(self, since):
+        self.since, self.passes = since, 0
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        self.passes += 1
+        rng = np.random.default_rng(self.passes >= self.since)
+        for _ in range(2):
+            yield Tensor(rng.normal(size=(4, 3))), Tensor(rng.normal(size=(4, 2)))
+
+
+@pytest.mark.parametrize("fisher", ["mc", "exact"])
+@pytest.mark.parametrize("kind", [mh.KFACOperator, mh.EKFACOperator])
+def test_data_that_change_between_the_passes_are_refused(kind, fisher):
+    def make(since):
+        data = Changing(since)
+        kind(DEEP, MEAN, data, fisher=fisher, likelihood="gaussian", progress=False)
+        return data.passes
+
+    last = make(10**6)
+    with pytest.raises(mh.NotDeterministicError, match="two passes over the data differ"):
+        make(last)
+
+
+@pytest.mark.parametrize("kind", [mh.KFACOperator, mh.EKFACOperator])
+def test_a_pipeline_that_shuffles_is_refused(kind):
+    import mindspore.dataset as ds
+
+    x, y = RNG.normal(size=(12, 3)), RNG.normal(size=(12, 2))
+    for shuffle in (True, False):
+        data = ds.NumpySlicesDataset((x, y), shuffle=shuffle).batch(4)
+        options = {"fisher": "mc", "likelihood": "gaussian", "progress": False}
+        if shuffle:
+            with pytest.raises(mh.NotDeterministicError, match="shuffle"):
+                kind(DEEP, MEAN, data, **options)
+        else:
+            op = kind(DEEP, MEAN, data, **options)
+            assert op.fisher_operator.risk.data.kept is not None
+
+
+@pytest.mark.parametrize("kind", [mh.KFACOperator, mh.EKFACOperator])
+def test_losses_that_are_rounding_errors_are_no_difference(kind):
+    """At the end of training two graphs may round a loss of 0 differently."""
+    net = nn.SequentialCell(nn.Dense(3, 4), nn.Tanh(), nn.Dense(4, 2))
+    x = [Tensor(RNG.normal(size=(5, 3)).astype(np.float32)) for _ in range(2)]
+    data = [(one, net(one)) for one in x]
+    op = kind(net, nn.MSELoss(), data, fisher="mc", progress=False)
+    assert np.isfinite(op.trace())
+
+
+def test_rows_that_are_multiplied_at_once(monkeypatch):
+    from mindspore_hessian.operators import kfac
+
+    found = []
+    for folded in (1, 6, 10**6):
+        monkeypatch.setattr(kfac, "_FOLDED", folded)
+        found.append(mh.KFACOperator(DEEP, MEAN, UNEVEN, fisher="mc", **OFF).factors["1"])
+    rows = np.concatenate(
+        [np.concatenate([x.asnumpy(), np.ones((len(x), 1))], 1) for x, _ in UNEVEN]
+    )
+    weights = [layer.weight.asnumpy() for layer in DEEP], [layer.bias.asnumpy() for layer in DEEP]
+    hidden = rows[:, :3] @ weights[0][0].T + weights[1][0]
+    for a, g in found:
+        assert relative_error(a, hidden.T @ hidden / len(hidden)) < 1e-12
+        assert relative_error(g, found[0][1]) < 1e-12

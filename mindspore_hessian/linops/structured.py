@@ -13,6 +13,7 @@ from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 
 from mindspore_hessian.arguments import as_array, check_real
 from mindspore_hessian.linops.operator import Operator
@@ -210,6 +211,23 @@ class Spectral(Structured):
     def __init__(
         self, basis: Sequence[Any], eigenvalues: Any, rest: float = 0.0, dtype: Any = None
     ):
+        self._set(basis, eigenvalues, rest, dtype)
+        for number, one in enumerate(self.basis):
+            if np.abs(one.T @ one - np.eye(one.shape[1])).max() > _eps(one.dtype) ** 0.5:
+                raise ValueError(f"basis[{number}] must have orthonormal columns")
+
+    @classmethod
+    def of_eigenvectors(
+        cls, basis: Sequence[Any], eigenvalues: Any, rest: float = 0.0, dtype: Any = None
+    ) -> Spectral:
+        """Of columns that are known to be orthonormal, which takes as long to check as several
+        products.
+        """
+        out = cls.__new__(cls)
+        out._set(basis, eigenvalues, rest, dtype)
+        return out
+
+    def _set(self, basis: Sequence[Any], eigenvalues: Any, rest: float, dtype: Any) -> None:
         self.basis = tuple(_reals(f"basis[{number}]", one, 2) for number, one in enumerate(basis))
         self.values = _reals("eigenvalues", eigenvalues, 1)
         check_real("rest", rest, -np.inf)
@@ -220,9 +238,6 @@ class Spectral(Structured):
                 f"eigenvalues must have shape ({k},), one for each column of the basis, but have "
                 f"shape {self.values.shape}"
             )
-        for number, one in enumerate(self.basis):
-            if np.abs(one.T @ one - np.eye(one.shape[1])).max() > _eps(one.dtype) ** 0.5:
-                raise ValueError(f"basis[{number}] must have orthonormal columns")
         self.shape, self.dtype = (n, n), np.dtype(dtype or np.result_type(*self.basis, self.values))
 
     def columns(self, matrix: np.ndarray) -> np.ndarray:
@@ -255,13 +270,19 @@ class Spectral(Structured):
     def funm(self, f: Function) -> Spectral:
         whole = len(self.values) == self.shape[0]
         rest = 0.0 if whole else _values(f, np.array([self.rest]))[0]
-        return Spectral(self.basis, _values(f, self.values.astype(np.float64)), rest, self.dtype)
+        return Spectral.of_eigenvectors(
+            self.basis, _values(f, self.values.astype(np.float64)), rest, self.dtype
+        )
 
     def scaled(self, factor: float) -> Spectral:
-        return Spectral(self.basis, self.values * factor, self.rest * factor, self.dtype)
+        return Spectral.of_eigenvectors(
+            self.basis, self.values * factor, self.rest * factor, self.dtype
+        )
 
     def shifted(self, number: float) -> Spectral:
-        return Spectral(self.basis, self.values + number, self.rest + number, self.dtype)
+        return Spectral.of_eigenvectors(
+            self.basis, self.values + number, self.rest + number, self.dtype
+        )
 
 
 class Kronecker(Structured):
@@ -333,7 +354,7 @@ class Kronecker(Structured):
         if not self.symmetric:
             raise ValueError(f"{self!r} is not symmetric, so its eigenvectors are not orthogonal")
         values, basis = zip(*map(_eigh, self.factors), strict=True)
-        return Spectral(basis, _outer(values), dtype=self.dtype)
+        return Spectral.of_eigenvectors(basis, _outer(values), dtype=self.dtype)
 
     def eigenvalues(self) -> np.ndarray:
         return self.spectral.eigenvalues()
@@ -422,7 +443,7 @@ class LowRank(Structured):
         """The same matrix in its spectral form."""
         q, r = np.linalg.qr(self.factor.astype(np.float64))
         values, turn = _eigh((r * self.weights) @ r.T, self.dtype)
-        return Spectral([q @ turn], values, dtype=self.dtype)
+        return Spectral.of_eigenvectors([q @ turn], values, dtype=self.dtype)
 
     def eigenvalues(self) -> np.ndarray:
         return self.spectral.eigenvalues()
@@ -622,12 +643,18 @@ def _outer(vectors: Iterable[np.ndarray]) -> np.ndarray:
     return reduce(lambda one, other: np.multiply.outer(one, other).ravel(), vectors)
 
 
+def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of a symmetric matrix of float64, by scipy: numpy's own takes half
+    as long again."""
+    return scipy.linalg.eigh(matrix, driver="evd")
+
+
 def _eigh(matrix: np.ndarray, dtype: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors of a symmetric matrix in float64. Negative eigenvalues at the
     level of the rounding of `dtype`, that of the matrix, are 0, and so are positive ones that
     float64 does not resolve."""
     wide = matrix.astype(np.float64)
-    values, vectors = np.linalg.eigh((wide + wide.T) / 2)
+    values, vectors = eigh((wide + wide.T) / 2)
     least, most = (
         _ROUNDINGS * _eps(kind) * np.abs(values).max()
         for kind in (dtype or matrix.dtype, np.float64)

@@ -115,24 +115,33 @@ def check_deterministic(op: CurvatureOperator) -> None:
         )
 
 
-def check_losses(op: CurvatureOperator) -> None:
-    """Compare the losses of the batches in two passes, for what is computed once and no product of
-    `op`.
+def check_losses(op: CurvatureOperator, first: list[float], second: list[float]) -> None:
+    """Compare the losses of the batches in two passes of one graph, for what is computed once and
+    no product of `op`.
 
     Raises:
         NotDeterministicError: they differ beyond rounding.
     """
-    with op.risk.comm.together(1):
-        first, second = (
-            np.array([op.risk.loss(batch) for _, batch, _ in op.risk.batches("check", op.progress)])
-            for _ in range(2)
-        )
-    gap = op.risk.comm.total(np.array([_gap(first, second)]))[0]
+    gap = gap_of_losses(op, first, second)
     if gap > TOLERANCE[op.dtype]:
         raise NotDeterministicError(
             f"two passes over the data differ: the losses of the batches by {gap:.2g} of their "
             f"size. {_cause(op)}"
         )
+
+
+def losses(op: CurvatureOperator, progress: bool | None) -> list[float]:
+    """The losses of the batches, in one pass."""
+    with op.risk.comm.together(1):
+        found = [op.risk.loss(batch) for _, batch, _ in op.risk.batches("check", progress)]
+    op.risk.comm.total(np.zeros(1))
+    return found
+
+
+def gap_of_losses(op: CurvatureOperator, first: list[float], second: list[float]) -> float:
+    """How much they differ, over all processes."""
+    gap = np.inf if len(first) != len(second) else _gap(np.array(first), np.array(second))
+    return float(op.risk.comm.total(np.array([gap]))[0])
 
 
 def symmetry_gap(op: Any, seed: int = 0) -> float:

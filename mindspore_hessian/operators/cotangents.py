@@ -9,6 +9,7 @@ exact: a network may mix the positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,9 +69,9 @@ def slopes(function: Function, space: Space):
 SLOPES = Program("cotangents.slopes", slopes)
 
 
-def _rows(out: np.ndarray, batch: Batch) -> int:
-    """The rows of the output that a sample has."""
-    return out.shape[0] // batch.size if out.shape[0] % batch.size == 0 else 1
+def _row_count(shape: tuple[int, ...], batch: Batch) -> int:
+    """The rows of an output that a sample has."""
+    return shape[0] // batch.size if shape[0] % batch.size == 0 else 1
 
 
 def apart(vectors: np.ndarray, rows: int, positions: bool) -> Iterator[np.ndarray]:
@@ -100,7 +101,7 @@ def _exact(op: FisherOperator, batch: Batch) -> Iterator[np.ndarray]:
     if op._weighted:
         scale = op._scales(batch).reshape(out.shape[0], 1, *out.shape[2:])
     vectors = ROOTS[op.likelihood.name](out) * np.sqrt(scale)
-    for vector in apart(vectors, _rows(out, batch), True):
+    for vector in apart(vectors, _row_count(shape, batch), True):
         yield vector.reshape(shape)
 
 
@@ -125,7 +126,7 @@ def _empirical(op: EmpiricalFisherOperator, batch: Batch) -> Iterator[np.ndarray
         total = weight.sum() if op.reduction == "mean" else 1.0
         number = np.divide(total, weight, out=np.zeros_like(weight), where=weight > 0)
     yield from apart(
-        (slope * np.sqrt(number))[None], _rows(slope, batch), per_position and len(shape) > 2
+        (slope * np.sqrt(number))[None], _row_count(shape, batch), per_position and len(shape) > 2
     )
 
 
@@ -180,34 +181,31 @@ def _gaussian_draw(out, noise):
 DRAWS = {"categorical": _categorical_draw, "bernoulli": _bernoulli_draw, "gaussian": _gaussian_draw}
 
 
-def noise(op: FisherOperator, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """What the draws for an output of a shape are made of, in float32: normal numbers for the
-    squared error, else numbers in [0, 1), one for each term."""
-    assert op.likelihood is not None
-    if op.likelihood.name == "gaussian":
-        return rng.standard_normal(shape, np.float32)
-    return rng.random(
-        shape[:1] + shape[2:] if op.likelihood.name == "categorical" else shape, np.float32
-    )
-
-
 def in_graph(op: Any) -> Callable:
-    """``vector(out, targets, noise, weights)`` as MindSpore compiles it: the gradient at the output
-    that `_drawn` or `_empirical` gives, with the `weights` of the terms, (samples, terms), where
-    these are not alike."""
+    """``make(loss)`` makes ``vector(out, targets, noise, weights)`` as MindSpore compiles it: the
+    gradient at the output that `_drawn` or `_empirical` gives, drawn in the wider dtype of `out` and
+    `noise`, with the `weights` of the terms, (samples, terms), where these are not alike."""
     weighted, terms = op._weighted, None if op._terms is None else ops.constexpr(op._terms)
     if isinstance(op, EmpiricalFisherOperator):
         number = kernels.number_of_terms(op._per_position, op.terms, weighted)
-        by_output = kernels.slope(op.loss_fn)
 
-        def empirical(out, targets, noise, weights):
-            return by_output(out, *targets) * ops.sqrt(ops.zeros_like(out) + number(out, weights))
+        def make(loss):
+            by_output = kernels.slope(loss)
 
-        return empirical
+            def empirical(out, targets, noise, weights):
+                scale = ops.sqrt(ops.zeros_like(out) + number(out, weights))
+                return by_output(out, *targets) * scale
+
+            return empirical
+
+        return make
     draw = DRAWS[op.likelihood.name]
 
     def drawn(out, targets, noise, weights):
-        g = draw(out, noise.astype(out.dtype))
+        wide = out
+        if noise.dtype == ms.float64:
+            wide = out.astype(ms.float64)
+        g = draw(wide, noise.astype(wide.dtype)).astype(out.dtype)
         if weighted:
             return g * ops.sqrt(_RESHAPE(weights, (out.shape[0], 1) + out.shape[2:])).astype(
                 out.dtype
@@ -216,4 +214,30 @@ def in_graph(op: Any) -> Callable:
             return g
         return g / ops.sqrt(ops.cast(ops.ones((1,), ms.float64) * terms(out.shape), out.dtype))
 
-    return drawn
+    return lambda loss: drawn
+
+
+def noises(op: Any, shape: tuple[int, ...], number: int) -> Iterator[np.ndarray]:
+    """What the graph makes each cotangent of, for the batch of this number."""
+    return op.noises(shape, number) if isinstance(op, FisherOperator) else iter([np.zeros(1)])
+
+
+def makes_in_graph(op: Any, batch: Batch, shape: tuple[int, ...], most: int) -> bool:
+    """Whether `in_graph` makes the cotangents of a batch whose output has this shape, one at a time,
+    where `most` could be pulled back together.
+    """
+    known = not op._weighted or term_weights(op, batch).size == op._weights(batch).size
+    if not known:
+        return False
+    if isinstance(op, EmpiricalFisherOperator):
+        one = _row_count(shape, batch) == 1
+        return one and (not op._per_position or math.prod(shape[2:]) == 1)
+    return op.mc_samples == 1 or (most == 1 and op.mc_samples > 0)
+
+
+def scale_in_graph(op: Any, factor: float) -> float:
+    """What such a vector is multiplied by, where the weights of the terms have the factor of the
+    batch in them."""
+    if isinstance(op, EmpiricalFisherOperator):
+        return math.sqrt(factor)
+    return math.sqrt((1.0 if op._weighted else factor) / op.mc_samples)

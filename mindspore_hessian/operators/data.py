@@ -100,6 +100,10 @@ class Data:
         """
         self._most_bytes = most if self.pipeline else 0
 
+    def forget(self) -> None:
+        """Go through the pipeline again."""
+        self.kept, self._most_bytes = None, 0
+
     @property
     def kept_bytes(self) -> int:
         """What the batches that are kept take."""

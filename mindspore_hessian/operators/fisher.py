@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -232,14 +232,20 @@ class FisherOperator(_OutputCurvature):
             ) if self._weighted else ()
         assert self.likelihood is not None
         out = self.risk.output(batch)
-        rng = np.random.default_rng([self.seed, self.risk.comm.rank, number])
-        draws = np.stack([self.likelihood.draw(out, rng) for _ in range(self.mc_samples)])
+        draws = np.stack([self.likelihood.draw(out, one) for one in self.noises(out.shape, number)])
         scale: Any = 1.0 if self._terms is None else 1.0 / self._terms(out.shape)
         if self._weighted:
             scale = self._scales(batch).reshape(out.shape[0], 1, *out.shape[2:])
         return self.program, (
             Tensor((draws * np.sqrt(scale / self.mc_samples)).astype(self.dtype)),
         )
+
+    def noises(self, shape: tuple[int, ...], number: int) -> Iterator[np.ndarray]:
+        """What each draw is made of, for the batch of this number and an output of this shape."""
+        assert self.likelihood is not None
+        rng = np.random.default_rng([self.seed, self.risk.comm.rank, number])
+        for _ in range(self.mc_samples):
+            yield self.likelihood.noise(shape, rng, np.float64)
 
     def _scales(self, batch: Batch) -> np.ndarray:
         """What the Fisher information of each term is multiplied by."""

@@ -5,9 +5,9 @@ one of its gradients.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,11 +26,20 @@ from mindspore_hessian.linops.structured import (
     Kronecker,
     Spectral,
     Structured,
+    eigh,
 )
 from mindspore_hessian.operators import layers
-from mindspore_hessian.operators.checks import check_losses
-from mindspore_hessian.operators.cotangents import cotangents, term_weights
-from mindspore_hessian.operators.data import Batch
+from mindspore_hessian.operators.checks import TOLERANCE, check_losses, gap_of_losses, losses
+from mindspore_hessian.operators.cotangents import (
+    cotangents,
+    in_graph,
+    makes_in_graph,
+    noises,
+    scale_in_graph,
+    term_weights,
+)
+from mindspore_hessian.operators.data import Batch, mapped
+from mindspore_hessian.operators.distributed import ALONE
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.layers import Tap
 from mindspore_hessian.operators.plan import memory_available
@@ -46,6 +55,7 @@ APPROXIMATIONS = {
 # another, since a graph of several takes three times as long to compile there, and no less to run
 _AT_ONCE, _BYTES = 16, 2**28
 _ROWS = 8  # so many rows for each feature are handed to numpy
+_FOLDED = 2048  # rows that numpy multiplies at once, where they are few
 _TOLERANCE = {
     np.dtype(np.float32): 1e-3,
     np.dtype(np.float64): 1e-8,
@@ -101,18 +111,54 @@ def _added(arrays: list[np.ndarray]) -> np.ndarray:
     return reduce(np.add, arrays)
 
 
-def _add(total: list[Any], moments: Iterable[np.ndarray], start: int) -> None:
-    """Add to the sums from a place on, in float64."""
-    for place, moment in enumerate(moments, start):
-        if total[place] is None:
-            total[place] = moment.astype(np.float64)
-        else:
-            total[place] += moment
+def _form(value: Any) -> Any:
+    """What the shape of an output depends on."""
+    return (tuple(value.shape), str(value.dtype)) if isinstance(value, Tensor) else value
 
 
 def _gram(rows: np.ndarray) -> np.ndarray:
     """The sum of outer products of rows, (groups, samples, features)."""
     return np.stack([own.T @ own for own in rows])  # each of two axes: numpy computes half of it
+
+
+class _Sum:
+    """Of what comes batch by batch, in float64."""
+
+    def __init__(self) -> None:
+        self._value: Any = None
+
+    def add(self, moment: np.ndarray) -> None:
+        if self._value is None:
+            self._value = moment.astype(np.float64)
+        else:
+            self._value += moment
+
+    def value(self) -> np.ndarray:
+        return self._value
+
+
+class _GramSum(_Sum):
+    """That of the outer products of rows, (groups, samples, features): taken of as many rows as there
+    are features, since products of few rows take several times as long together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[np.ndarray] = []
+
+    def add(self, moment: np.ndarray) -> None:
+        self._rows.append(moment)
+        if sum(rows.shape[1] for rows in self._rows) >= max(moment.shape[2], _FOLDED):
+            self._fold()
+
+    def _fold(self) -> None:
+        if self._rows:
+            rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows, axis=1)
+            self._rows.clear()
+            super().add(_gram(rows))
+
+    def value(self) -> np.ndarray:
+        self._fold()
+        return super().value()
 
 
 def _lines(rows: np.ndarray) -> np.ndarray:
@@ -150,6 +196,11 @@ def _gram_of_means(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (means * each[None, :, None]).swapaxes(1, 2) @ means
 
 
+def _turned(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Rows of (groups, samples, positions, features) in a basis, (groups, features, features)."""
+    return (_lines(rows) @ basis).reshape(*rows.shape[:3], -1)
+
+
 def _squares(passed: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """The sum over samples of the squares of their gradients, which are sums over positions of g a^T,
     (groups, outputs, inputs)."""
@@ -166,14 +217,14 @@ def _squares(passed: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 _OF_INPUTS: dict[str, Callable] = {
     "moments": lambda total, weights: total,
-    "rows": lambda total, weights: _gram(total),
+    "rows": lambda total, weights: total,
     "raw": _weighted_gram,
     "sums": _gram_of_means,
 }
 _OF_GRADIENTS: dict[str, Callable] = {
     "moments": lambda total: total,
     "squares": lambda total: total,
-    "rows": lambda total: _gram(_lines(total)),
+    "rows": _lines,
     "sums": lambda total: _gram(total.astype(np.float64)),
     "samples": lambda total: (total.astype(np.float64) ** 2).sum(1),
 }
@@ -195,10 +246,19 @@ def _unlike(taps: Sequence[Tap]) -> dict[int, str]:
 
 
 class Cotangents(NamedTuple):
-    """Some of those of a batch: the number of the chunk, and (k, *output)."""
+    """Some of those of a batch.
 
-    start: int
-    rows: np.ndarray
+    `tensors` is what the graph takes: these themselves, (k, *output), or what it makes one of.
+    """
+
+    chunk: int
+    size: int
+    tensors: tuple[Tensor, ...]
+    made_in_graph: bool
+
+    @property
+    def first(self) -> bool:
+        return self.chunk == 0
 
 
 class Other(NamedTuple):
@@ -226,10 +286,19 @@ class Views:
         taps: the layers that are covered.
         weights, biases: their Parameters.
         others: the Parameters that are not, each with the reason.
+        losses: those of the batches in each pass, one list after another, as far as the pass has
+            them at no cost; with `check` always.
     """
 
-    def __init__(self, op: Any, progress: bool | None):
-        self.op, self.progress = op, progress
+    def __init__(self, op: Any, progress: bool | None, check: bool = False):
+        self.op, self.progress, self.check = op, progress, check
+        backend = device_info().backend
+        self._on_cpu, self._draws = backend == "CPU", backend != "Ascend"
+        self.losses: list[list[float]] = []
+        self._passes: list[Callable[[], Any]] = []
+        self._shapes: dict[Any, tuple[int, ...]] = {}
+        self._in_graph, name = in_graph(op), op.likelihood and op.likelihood.name
+        self._known_by = type(op).__name__, name, op.reduction, op._weighted
         self.taps = layers.taps_of(op.network, op.weights)
         self.others = self._check(self._explained())
         self.weights = shared(self.taps.taps, lambda tap: tap.weight)
@@ -245,9 +314,9 @@ class Views:
         batch = (
             next((one for _, one, _ in risk.batches("layers", False)), None) or risk.data.first()
         )
-        out = risk.output(batch)
-        rows = out.shape[0] // batch.size if out.shape[0] % batch.size == 0 else 1
-        cotangent = np.zeros(out.shape, self.op.dtype)
+        shape = self._shape(batch)
+        rows = shape[0] // batch.size if shape[0] % batch.size == 0 else 1
+        cotangent = np.zeros(shape, self.op.dtype)
         cotangent[:rows] = np.random.default_rng(0).standard_normal(cotangent[:rows].shape)
         number = len(self.taps.taps)
         parts = self._run(
@@ -255,7 +324,7 @@ class Views:
             ["calls"] * number,
             ["first"] * number,
             Program("layers.check", layers.with_gradient(self.taps, self.op.weights)),
-            cotangent,
+            (Tensor(cotangent),),
         )
         calls, first, slopes = (
             parts[start:stop]
@@ -264,23 +333,25 @@ class Views:
         for tap, count in zip(self.taps.taps, calls, strict=True):
             called = np.atleast_1d(count)  # a number, 0, where it is not called
             tap.calls, tap.rows = round(float(called[0])), round(float(called[-1]))
-        found = {
-            id(p): (slope, np.zeros(p.shape))
-            for p, slope in zip(self.op.weights, slopes, strict=True)
-        }
+        explained: dict[int, list[np.ndarray]] = {}
         for tap, part in zip(self.taps.taps, first, strict=True):
             if tap.calls:
-                self._explain(tap, part, found)
-        return found
+                weight, bias = (part, None) if tap.kind.indexed else (part[..., :-1], part[..., -1])
+                for parameter, slope in ((tap.weight, weight), (tap.bias, bias)):
+                    if parameter is not None and slope is not None:
+                        own = explained.setdefault(id(parameter), [])
+                        own.append(slope.reshape(parameter.shape))
+        return {
+            id(p): (slope, _added(explained.get(id(p), [np.zeros_like(slope)])))
+            for p, slope in zip(self.op.weights, slopes, strict=True)
+        }
 
-    @staticmethod
-    def _explain(
-        tap: Tap, part: np.ndarray, found: dict[int, tuple[np.ndarray, np.ndarray]]
-    ) -> None:
-        weight, bias = (part, None) if tap.kind.indexed else (part[..., :-1], part[..., -1])
-        for parameter, slope in ((tap.weight, weight), (tap.bias, bias)):
-            if parameter is not None and slope is not None and id(parameter) in found:
-                found[id(parameter)][1][...] += slope.reshape(parameter.shape)
+    def _shape(self, batch: Batch) -> tuple[int, ...]:
+        """That of the network's output for a batch."""
+        key = str(mapped(_form, (batch.args, batch.kwargs)))
+        if key not in self._shapes:
+            self._shapes[key] = self.op.risk.output(batch).shape
+        return self._shapes[key]
 
     def _check(self, found: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict[str, Other]:
         """Leave out the layers that do not explain the gradient of their Parameters; the Parameters
@@ -333,13 +404,31 @@ class Views:
 
     # --- passes -----------------------------------------------------------------------------------
 
+    def check_losses(self) -> None:
+        """Compare those of the first two passes. They are of two graphs, which may round differently:
+        where they differ, each of them is run again.
+
+        Raises:
+            NotDeterministicError: they differ beyond rounding.
+        """
+        if gap_of_losses(self.op, *self.losses[:2]) > TOLERANCE[self.op.dtype]:
+            self.op.risk.data.forget()
+            for run, known in zip(self._passes[:2], self.losses[:2], strict=True):
+                run()
+                check_losses(self.op, known, self.losses[-1])
+
+    def look(self) -> None:
+        """A pass for the losses alone."""
+        self._passes.append(self.look)
+        self.losses.append(losses(self.op, self.progress))
+
     def _run(
         self,
         batch: Batch,
         inputs: Sequence[str],
         gradients: Sequence[str],
         program: Program,
-        vectors: np.ndarray,
+        tensors: tuple[Tensor, ...],
         terms: Parameter | None = None,
     ) -> list[np.ndarray]:
         terms = self.taps.weights((batch.size, 1)) if terms is None else terms
@@ -356,7 +445,7 @@ class Views:
             parts = self.op.risk.run(
                 batch,
                 Program(program.name, program.build, options),
-                (Tensor(vectors.astype(self.op.dtype)),),
+                tensors,
             )
         return [_compat.to_numpy(part) for part in parts]
 
@@ -369,11 +458,7 @@ class Views:
         alone = all(taps == (place,) for taps in self.combinations if place in taps)
         most = _BYTES // (8 * max(tap.widths)) if tap.kind.unfolded else _ROWS * max(tap.widths)
         return (
-            alone
-            and tap.rows <= most
-            and tap.calls == 1
-            and not tap.kind.indexed
-            and device_info().backend == "CPU"
+            alone and tap.rows <= most and tap.calls == 1 and not tap.kind.indexed and self._on_cpu
         )
 
     def _inputs(self, place: int, otherwise: str) -> str:
@@ -395,14 +480,21 @@ class Views:
         seen = [
             self._inputs(place, "rows") if way == "rows" else way for place, way in enumerate(ways)
         ]
-        total: list[Any] = [None] * (2 * len(self.combinations))
+        again = partial(self.factors, how)
+        total = [
+            _GramSum() if way[taps[0]] == "rows" else _Sum()
+            for way in (seen, ways)
+            for taps in self.combinations
+        ]
         with self.op.risk.comm.together(1):
-            for batch, weights, terms, vectors in self._chunks("factors", ways):
-                first = vectors.start == 0
-                inputs = seen if first else ["nothing"] * len(ways)
-                parts = self._statistics(batch, inputs, ways, vectors.rows, terms)
-                moments = self._moments(parts, seen if first else None, ways, vectors, weights)
-                _add(total, moments, 0 if first else len(self.combinations))
+            for batch, weights, terms, vectors in self._chunks("factors", ways, again):
+                inputs = seen if vectors.first else ["nothing"] * len(ways)
+                parts = self._statistics(batch, inputs, ways, vectors, terms)
+                moments = [
+                    *self._moments(parts, seen if vectors.first else None, ways, vectors, weights)
+                ]
+                for own, moment in zip(total[-len(moments) :], moments, strict=True):
+                    own.add(moment)
         return self._joined(total)
 
     @interruptible
@@ -423,44 +515,68 @@ class Views:
             for place, own in enumerate(rows)
             if own
         }
-        total: list[Any] = [None] * len(self.combinations)
+        for place, tap in enumerate(self.taps.taps):
+            if place not in columns:
+                self.taps.set_basis(tap, *bases[place])
+        again = partial(self.eigenvalues, bases, ways)
+        total = [_Sum() for _ in self.combinations]
         with self.op.risk.comm.together(1):
-            for batch, weights, terms, vectors in self._chunks("eigenvalues", gradients):
-                if vectors.start == 0:
+            for batch, weights, terms, vectors in self._chunks("eigenvalues", gradients, again):
+                if vectors.first:
                     seen: dict[int, np.ndarray] = {}  # the inputs in their basis
-                own = inputs if vectors.start == 0 else ["nothing"] * len(inputs)
-                parts = self._statistics(batch, own, gradients, vectors.rows, terms)
+                own = inputs if vectors.first else ["nothing"] * len(inputs)
+                parts = self._statistics(batch, own, gradients, vectors, terms)
                 middle = len(parts) - len(ways)
                 for place, (p, q) in columns.items():
                     if place not in seen:
-                        seen[place] = parts[place] @ p[:, None]
-                    passed = parts[middle + place] @ q[:, None]
+                        seen[place] = _turned(parts[place], p)
+                    passed = _turned(parts[middle + place], q)
                     parts[middle + place] = _squares(passed, seen[place])
-                _add(total, self._moments(parts, None, ways, vectors, weights), 0)
+                for one, moment in zip(
+                    total, self._moments(parts, None, ways, vectors, weights), strict=True
+                ):
+                    one.add(moment)
         return self._joined(total)
 
-    def _chunks(self, what: str, gradients: Sequence[str]) -> Iterator[tuple]:
+    def _chunks(
+        self, what: str, gradients: Sequence[str], again: Callable[[], Any]
+    ) -> Iterator[tuple]:
         """One pass over the data: batch, weights of its terms as numbers and as a Parameter, and
         some of its cotangents.
         """
+        self.losses.append([])
+        self._passes.append(again)
         for number, batch, factor in self.op.risk.batches(what, self.progress):
             weights = factor * term_weights(self.op, batch)
             terms = self.taps.weights(weights.shape)
-            _compat.assign(terms, weights.astype(self.op.dtype))
-            for start, rows in enumerate(self._vectors(batch, number, factor, gradients)):
-                yield batch, weights, terms, Cotangents(start, rows)
+            rounded = weights.astype(self.op.dtype)
+            if not np.array_equal(_compat.to_numpy(terms), rounded):
+                _compat.assign(terms, rounded)
+            for vectors in self._vectors(batch, number, factor, gradients):
+                if self.check and vectors.first and not vectors.made_in_graph:
+                    self.losses[-1].append(self.op.risk.loss(batch))
+                yield batch, weights, terms, vectors
 
     def _statistics(
         self,
         batch: Batch,
         inputs: Sequence[str],
         gradients: Sequence[str],
-        vectors: np.ndarray,
+        vectors: Cotangents,
         terms: Parameter,
     ) -> list[np.ndarray]:
         seen = any(one != "nothing" for one in inputs)
-        program = Program("layers", layers.statistics(self.taps, seen), (seen,))
-        parts = self._run(batch, inputs, gradients, program, vectors, terms)
+        if vectors.made_in_graph:
+            shape = self._shape(batch)
+            build = layers.drawn(self.taps, seen, self._in_graph, terms, shape)
+            program = Program("layers.drawn", build, (seen, shape, *self._known_by))
+        else:
+            program = Program("layers", layers.statistics(self.taps, seen), (seen,))
+        parts = self._run(batch, inputs, gradients, program, vectors.tensors, terms)
+        if vectors.made_in_graph:
+            loss, *parts = parts
+            if vectors.first:
+                self.losses[-1].append(float(loss))
         for place, (tap, how) in enumerate(zip(self.taps.taps, inputs, strict=True)):
             if how == "raw":
                 assert tap.kind.unfolded is not None
@@ -470,11 +586,15 @@ class Views:
                 parts[place] = rows
         return parts
 
-    def _joined(self, total: list[np.ndarray]) -> list[np.ndarray]:
+    def _joined(self, total: list[_Sum]) -> list[np.ndarray]:
         """The sums over all processes."""
-        line = self.op.risk.comm.total(np.concatenate([np.ravel(one) for one in total]))
-        parts = np.split(line, np.cumsum([np.size(one) for one in total])[:-1])
-        return [part.reshape(np.shape(one)) for part, one in zip(parts, total, strict=True)]
+        arrays, comm = [one.value() for one in total], self.op.risk.comm
+        if comm is ALONE:
+            return arrays
+        comm.total(np.zeros(1))  # what a process whose pass has failed takes part in
+        line = comm.total(np.concatenate([np.ravel(one) for one in arrays]))
+        parts = np.split(line, np.cumsum([np.size(one) for one in arrays])[:-1])
+        return [part.reshape(np.shape(one)) for part, one in zip(parts, arrays, strict=True)]
 
     def _moments(
         self,
@@ -494,21 +614,31 @@ class Views:
         for taps in self.combinations:
             each = _added([parts[middle + tap] for tap in taps])
             finish = _OF_GRADIENTS[gradients[taps[0]]]
-            yield _added([finish(one) for one in (each if len(vectors.rows) > 1 else each[None])])
+            yield _added([finish(one) for one in (each if vectors.size > 1 else each[None])])
 
     def _vectors(
         self, batch: Batch, number: int, factor: float, gradients: Sequence[str]
-    ) -> Iterator[np.ndarray]:
-        """The cotangents of a batch, several at once where that pays; the last are filled up with
-        zeros.
+    ) -> Iterator[Cotangents]:
+        """The cotangents of a batch: each made in the graph where that is possible; else several at
+        once where that pays, the last filled up with zeros. Ascend has few kernels of float64: draws
+        there would not be those of the operator.
         """
-        most = 1 if device_info().backend == "CPU" else self._most(batch, gradients)
+        most = 1 if self._on_cpu else self._most(batch, gradients)
+        if self._draws and makes_in_graph(self.op, batch, shape := self._shape(batch), most):
+            scale = Tensor(np.array([scale_in_graph(self.op, factor)]))
+            for chunk, noise in enumerate(noises(self.op, shape, number)):
+                yield Cotangents(chunk, 1, (Tensor(noise), scale), True)
+            return
         source, width = iter(cotangents(self.op, batch, number)), 0
-        while chunk := list(itertools.islice(source, most)):
-            width = width or len(chunk)
-            vectors = np.zeros((width, *chunk[0].shape))
-            vectors[: len(chunk)] = chunk
-            yield np.sqrt(factor) * vectors
+        for chunk in itertools.count():
+            several = list(itertools.islice(source, most))
+            if not several:
+                return
+            width = width or len(several)
+            vectors = np.zeros((width, *several[0].shape))
+            vectors[: len(several)] = several
+            vectors *= np.sqrt(factor)
+            yield Cotangents(chunk, width, (Tensor(vectors.astype(self.op.dtype)),), False)
 
     def _most(self, batch: Batch, gradients: Sequence[str]) -> int:
         """How many cotangents go into one graph, by the memory that their statistics take."""
@@ -607,14 +737,16 @@ class Factors:
         if self.weight is not None:
             if self.indexed:
                 basis = np.eye(self.weight.shape[0]) if p is None else p[0]
-                yield Spectral([basis, q[0]], values.ravel()), self.weight
+                yield Spectral.of_eigenvectors([basis, q[0]], values.ravel()), self.weight
             else:
                 assert p is not None
                 inner = slice(None) if self.joint else slice(-1)
                 yield (
                     _several(
                         [
-                            Spectral([right, left[inner, inner]], own[:, inner].ravel())
+                            Spectral.of_eigenvectors(
+                                [right, left[inner, inner]], own[:, inner].ravel()
+                            )
                             for left, right, own in zip(p, q, values, strict=True)
                         ]
                     ),
@@ -623,7 +755,10 @@ class Factors:
         if self.bias is not None and not self.joint:
             yield (
                 _several(
-                    [Spectral([right], own[:, -1]) for right, own in zip(q, values, strict=True)]
+                    [
+                        Spectral.of_eigenvectors([right], own[:, -1])
+                        for right, own in zip(q, values, strict=True)
+                    ]
                 ),
                 self.bias,
             )
@@ -634,7 +769,7 @@ def _several(blocks: list[Structured]) -> Structured:
 
 
 def _eigenvectors(matrices: np.ndarray) -> np.ndarray:
-    return np.linalg.eigh(matrices.astype(np.float64))[1]
+    return np.stack([eigh(one.astype(np.float64))[1] for one in matrices])
 
 
 def _places(op: Any, parameter: Parameter, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -877,12 +1012,8 @@ class KFACOperator(WeightedBlocks):
             **own,
             **options,
         )
-        if check:
-            check_losses(self.fisher_operator)
-        if keep:
-            self.fisher_operator.risk.data.keep(memory_available() // 4)
         self.approx, self.separate_bias = approx, separate_bias
-        views = Views(self.fisher_operator, progress)
+        views = Views(self.fisher_operator, progress, check)
         refused = {
             name: one.why for name, one in views.others.items() if blocks is None and not one.norm
         }
@@ -894,9 +1025,18 @@ class KFACOperator(WeightedBlocks):
                 + ". Give them blocks of another form: blocks='diagonal' or 'dense'; or leave them out: "
                 "weights="
             )
+        data, several = self.fisher_operator.risk.data, self.num_passes > 1
+        if check and not several:
+            views.look()
+        if keep and not (check and several):  # two passes have to be seen
+            data.keep(memory_available() // 4)
         found = factors(views, approx, separate_bias)
+        if keep:
+            data.keep(memory_available() // 4)
         self.factors = {one.name: one.pair for one in found}
         placed = list(self._blocks(views, found))
+        if check:
+            views.check_losses()
         for name in views.others:
             block = _OTHERS[blocks or "diagonal"](self.fisher_operator.block(name))
             where = slices(self.fisher_operator.space)[name]
@@ -906,6 +1046,8 @@ class KFACOperator(WeightedBlocks):
             [where.ravel() for _, where in placed],
             self.fisher_operator,
         )
+
+    num_passes = 1  # over the data, for factors and blocks
 
     def _blocks(self, views: Views, found: list[Factors]) -> Iterator[Placed]:
         for one in found:
@@ -952,6 +1094,8 @@ class EKFACOperator(KFACOperator):
         [1. 4.] 5.0
     """
 
+    num_passes = 2
+
     def _blocks(self, views: Views, found: list[Factors]) -> Iterator[Placed]:
         taps = views.taps.taps
         bases: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
@@ -973,9 +1117,6 @@ class EKFACOperator(KFACOperator):
             for place in group
             if not single
         }
-        for place, tap in enumerate(taps):
-            p, q = bases[place]
-            views.taps.set_basis(tap, p, q)
         values = (
             dict(
                 zip(

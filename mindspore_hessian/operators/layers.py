@@ -1004,6 +1004,33 @@ def statistics(taps: Taps, inputs: bool):
     return make
 
 
+def drawn(taps: Taps, inputs: bool, vector: Callable, terms: Parameter, shape: tuple[int, ...]):
+    """``build`` of a Program: the loss of the batch, then its `statistics` for the one cotangent
+    that the graph makes itself: ``vector(loss)(output, targets, noise, terms)`` times a number;
+    noise, which is for an output of this shape, and number come after the targets.
+    """
+    build = statistics(taps, inputs)
+
+    def make(function: Function, space: Space):
+        found, out, n = build(function, space), kernels.one_output(function.value), function.n
+        risk, make_vector = kernels.risk(function), vector(function.loss)
+
+        def run(*tensors):
+            xs, targets, noise, scale = tensors[:n], tensors[n:-2], tensors[-2], tensors[-1]
+            at = out(*xs)
+            if at.shape != shape:
+                raise ValueError(
+                    f"the network's output has shape {at.shape} here and {shape} in another run: the "
+                    "shape must not depend on values"
+                )
+            u = ops.stop_gradient(make_vector(at, targets, noise, terms)) * scale.astype(at.dtype)
+            return (risk(*tensors[:-2]),) + found(*(xs + (ops.expand_dims(u, 0),)))
+
+        return run
+
+    return make
+
+
 def with_gradient(taps: Taps, parameters: tuple[Parameter, ...]):
     """``build`` of a Program: what the layers see for one cotangent, and the gradient by the
     Parameters.

@@ -23,14 +23,17 @@ class Likelihood:
         curvature: its Fisher information by the output, times a vector, as MindSpore compiles it.
         terms: how many independent draws an output of a shape stands for; a mean loss divides by
             their number.
-        draw: ``draw(output, generator)`` samples targets and gives the gradient of the loss of each
+        noise: ``noise(shape, generator, dtype)``: what the draws for an output of a shape are made
+            of: numbers in [0, 1), one for each term; for the Gaussian normal numbers.
+        draw: ``draw(output, noise)`` samples targets and gives the gradient of the loss of each
             draw.
     """
 
     name: str
     curvature: Callable
     terms: Callable[[tuple[int, ...]], int]
-    draw: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    noise: Callable[[tuple[int, ...], np.random.Generator, Any], np.ndarray]
+    draw: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -38,20 +41,32 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(1, keepdims=True)
 
 
-def _draw_categorical(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _level_of_term(shape: tuple[int, ...], rng: np.random.Generator, dtype: Any) -> np.ndarray:
+    return rng.random((shape[0], *shape[2:]), dtype)
+
+
+def _level(shape: tuple[int, ...], rng: np.random.Generator, dtype: Any) -> np.ndarray:
+    return rng.random(shape, dtype)
+
+
+def _normal(shape: tuple[int, ...], rng: np.random.Generator, dtype: Any) -> np.ndarray:
+    return rng.standard_normal(shape, dtype)
+
+
+def _draw_categorical(logits: np.ndarray, level: np.ndarray) -> np.ndarray:
     p = _softmax(logits.astype(np.float64))
-    level = rng.random((p.shape[0], 1, *p.shape[2:]))
-    index = np.minimum((np.cumsum(p, 1) < level).sum(1, keepdims=True), p.shape[1] - 1)
+    below = np.cumsum(p, 1) < np.expand_dims(level, 1)
+    index = np.minimum(below.sum(1, keepdims=True), p.shape[1] - 1)
     return p - (np.arange(p.shape[1]).reshape(1, -1, *(1,) * (p.ndim - 2)) == index)
 
 
-def _draw_bernoulli(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw_bernoulli(logits: np.ndarray, level: np.ndarray) -> np.ndarray:
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return p - (rng.random(p.shape) < p)
+    return p - (level < p)
 
 
-def _draw_gaussian(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return 2 * rng.normal(0.0, np.sqrt(0.5), mean.shape)
+def _draw_gaussian(mean: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    return np.sqrt(2.0) * normal
 
 
 def _positions(shape: tuple[int, ...]) -> int:
@@ -63,9 +78,11 @@ def _entries(shape: tuple[int, ...]) -> int:
 
 
 LIKELIHOODS = {
-    "categorical": Likelihood("categorical", kernels.categorical, _positions, _draw_categorical),
-    "bernoulli": Likelihood("bernoulli", kernels.bernoulli, _entries, _draw_bernoulli),
-    "gaussian": Likelihood("gaussian", kernels.gaussian, _entries, _draw_gaussian),
+    "categorical": Likelihood(
+        "categorical", kernels.categorical, _positions, _level_of_term, _draw_categorical
+    ),
+    "bernoulli": Likelihood("bernoulli", kernels.bernoulli, _entries, _level, _draw_bernoulli),
+    "gaussian": Likelihood("gaussian", kernels.gaussian, _entries, _normal, _draw_gaussian),
 }
 
 _CLASSES: dict[Any, str] = {

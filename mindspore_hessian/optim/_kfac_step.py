@@ -14,7 +14,7 @@ from mindspore_hessian._errors import FallbackWarning, warn
 from mindspore_hessian.core.program import Function, Program
 from mindspore_hessian.core.space import unraveled
 from mindspore_hessian.operators import kernels, layers
-from mindspore_hessian.operators.cotangents import cotangents, in_graph, noise, term_weights
+from mindspore_hessian.operators.cotangents import cotangents, in_graph, term_weights
 from mindspore_hessian.operators.data import Batch
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.kfac import APPROXIMATIONS, Views, explains
@@ -301,7 +301,8 @@ class KFACStep:
         generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=draws))
         rows, *others = self.outputs[key]
         before = 0 if self.sums is None else self.sums.before(rows)
-        yield Tensor(noise(self.op, (before + rows, *others), generator)[before:])
+        shape = (before + rows, *others)
+        yield Tensor(self.op.likelihood.noise(shape, generator, np.float32)[before:])
 
     def _terms(self, batch: Batch) -> Parameter:
         """The weights of the terms of the loss."""
@@ -475,7 +476,7 @@ def _curved(step: KFACStep, count: int, terms: Parameter):
     optimizer, give = step.optimizer, _giving(step)
     value_and_grad = value_and_gradients(step.network, step.loss_fn, optimizer, count, True)
     moments = layers.statistics(step.taps, True)(Function(step.network, count - 1), None)
-    vector = None if optimizer.fisher == "exact" else in_graph(step.op)
+    vector = None if optimizer.fisher == "exact" else in_graph(step.op)(step.op.loss_fn)
     row = row_of_moments(optimizer, step.blocks, step.places, True, terms)
 
     def measure(*tensors):
