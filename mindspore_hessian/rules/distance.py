@@ -8,8 +8,15 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.kit import attributes_of, known
-from mindspore_hessian.rules.registry import derivative
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    chain,
+    sum_or_difference,
+    times,
+)
+from mindspore_hessian.rules.kit import attributes_of, front, known
+from mindspore_hessian.rules.registry import batching, derivative, forward
 
 
 def length(difference, p):
@@ -52,6 +59,92 @@ def cdist(prim):
         return dx, dy, 0
 
     return bprop
+
+
+@constexpr
+def _constants(p, dtype):
+    """1 / p, 1 / p - 1, p - 1 and p - 2, which as numbers MindSpore would round to float32."""
+    if p in (0, float("inf")):
+        raise NotImplementedError(f"distances of order {p} have no forward rule")
+    return tuple(Tensor(number, dtype) for number in (1 / p, 1 / p - 1, p - 1, p - 2))
+
+
+@batching("Pdist", why="MindSpore's hands a batch to a kernel of one matrix", replaces=True)
+def batched_pdist(prim, axis_size):
+    """By the differences of rows."""
+    (p,) = attributes_of(prim, "p")
+
+    def rule(pair):
+        if pair[1] is None:
+            return prim(pair[0]), None
+        x = front(*pair)
+        first, second = _pairs(x.shape[-2])
+        return length(ops.gather(x, first, x.ndim - 2) - ops.gather(x, second, x.ndim - 2), p), 0
+
+    return rule
+
+
+def _pushed_length(a, p):
+    """The p-norm over the last axis of a triple; 0, with zero derivatives, where that is 0."""
+    if p == 1:
+        sign = ops.sign(a[0])
+        return (ops.abs(a[0]).sum(-1), (a[1] * sign).sum(-1), (a[2] * sign).sum(-1))
+    root, root_less, once, twice = _constants(p, a[0].dtype)
+    if p == 2:
+        total = times(a, a)
+    else:
+        size, sign = ops.abs(a[0]), ops.sign(a[0])
+        first = p * _power(size, once) * sign
+        total = chain(a, _power(size, p), first, p * once * _power(size, twice))
+    total = (total[0].sum(-1), total[1].sum(-1), total[2].sum(-1))
+    apart, nothing = total[0] != 0, ops.zeros_like(total[0])  # NaN is apart
+    safe = ops.select(apart, total[0], ops.ones_like(total[0]))
+    y = ops.sqrt(safe) if p == 2 else ops.exp(root * ops.log(safe))
+    first = ops.select(apart, y / safe * root, nothing)
+    return chain(total, ops.select(apart, y, nothing), first, first * root_less / safe)
+
+
+def _expanded(pair, axis):
+    """A pair with one more axis, counted from the end."""
+    if pair[1] == FORWARD:
+        v, j, l = pair[0]  # noqa: E741
+        return (
+            (ops.expand_dims(v, axis), ops.expand_dims(j, axis), ops.expand_dims(l, axis)),
+            FORWARD,
+        )
+    return ops.expand_dims(pair[0], axis), None
+
+
+@forward("Cdist")
+@allow(0, 1)
+def pushed_cdist(prim, usual):
+    """The distances of every row of x from every row of y."""
+    difference = sum_or_difference(ops.Sub(), usual)
+
+    def rule(x_pair, y_pair, p_pair):
+        apart = difference(_expanded(x_pair, -2), _expanded(y_pair, -3))
+        return (_pushed_length(apart[0], p_pair[0]), FORWARD)
+
+    return rule
+
+
+@forward("Pdist")
+@allow(0)
+def pushed_pdist(prim, usual):
+    """The distances between every two rows."""
+    (p,) = attributes_of(prim, "p")
+
+    def rule(x_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        first, second = _pairs(v.shape[-2])
+
+        def between(x):
+            axis = x.ndim - 2
+            return ops.gather(x, first, axis) - ops.gather(x, second, axis)
+
+        return (_pushed_length((between(v), between(j), between(l)), p), FORWARD)
+
+    return rule
 
 
 @constexpr

@@ -28,6 +28,7 @@ from mindspore_hessian.rules.forward import (
     straight,
     sum_or_difference,
     times,
+    tuple_first,
     value_of,
     widened,
     without_derivative,
@@ -147,6 +148,14 @@ batching(
 )(binary)
 batching("Fmax", "DivMod", "RemainderTensorTensor", "BitwiseAndTensor", "SquaredDifference")(binary)
 batching("Complex")(same_shape(2))
+
+
+batching(
+    "Addcmul",
+    "Addcdiv",
+    why="MindSpore's batches the factor too, and fails",
+    replaces=True,
+)(broadcasting)
 
 
 @batching("ClampTensor")
@@ -350,6 +359,7 @@ def numpy_logaddexp2(x1, x2, dtype=None):
 
 forward("Neg", "Muls", "Divs")(linear)
 forward("Add", "Sub", "AddExt", "SubExt")(sum_or_difference)
+forward("AddN")(tuple_first)
 forward("AddScalar", "SubScalar")(shifting)
 forward(
     "Greater",
@@ -600,17 +610,79 @@ def atanh_slopes(x, y):
     return first, 2 * x * first * first
 
 
-@forward("Mod", "FloorMod")
+forward("FloorDiv")(without_derivative)
+
+
+@forward("Heaviside")
 @straight
 @allow(0)
-def pushed_remainder(prim, usual):
-    """a less a multiple of b that is constant but for steps."""
+def pushed_step(prim, usual):
+    """Constant but for the step."""
+    return without_derivative(prim, usual)
 
-    def rule(a_pair, b_pair):
-        y = prim(a_pair[0][0], b_pair[0])
-        return ((y, spread(a_pair[0][1], y), widened(a_pair[0][2], y)), FORWARD)
+
+@by_partials("Mod", "FloorMod", "TruncateMod", "RemainderTensorTensor", kinked=True)
+def remainder_partials(a, b, y):
+    """a less a multiple of b that is constant but for steps."""
+    return ops.ones_like(y), -ops.round((a - y) / b)
+
+
+@forward("DivMod")
+@allow(0, 1)
+def pushed_rounded_quotient(prim, usual):
+    """a / b, rounded by a mode, or as it is."""
+    quotient, constant = pushed_div(ops.Div(), usual), without_derivative(prim, usual)
+
+    def rule(a_pair, b_pair, mode_pair):
+        if mode_pair[0] is None:
+            return quotient(a_pair, b_pair)
+        return constant(a_pair, b_pair, mode_pair)
 
     return rule
+
+
+def _both(rule, a_pair, b_pair, otherwise):
+    """A rule of two inputs, of which perhaps none is carried forward."""
+    if a_pair[1] == FORWARD or b_pair[1] == FORWARD:
+        return rule(a_pair, b_pair)
+    return otherwise(a_pair[0], b_pair[0]), None
+
+
+def _times_constant(pair, c):
+    if pair[1] == FORWARD:
+        return (_scaled(pair[0], c), FORWARD)
+    return pair[0] * c, None
+
+
+def _with_product(combine):
+    """x + c a b, or x + c a / b."""
+
+    @allow(0, 1, 2)
+    def getter(prim, usual):
+        combined = combine(ops.Mul() if combine is pushed_mul else ops.Div(), usual)
+        summed, plain = sum_or_difference(ops.Add(), usual), ops.mul
+        if combine is not pushed_mul:
+            plain = ops.div
+
+        def rule(x_pair, a_pair, b_pair, c_pair):
+            term = _both(combined, a_pair, b_pair, plain)
+            return summed(x_pair, _times_constant(term, c_pair[0]))
+
+        return rule
+
+    return getter
+
+
+forward("Addcmul")(_with_product(pushed_mul))
+forward("Addcdiv")(_with_product(pushed_div))
+
+
+@by_partials("Xdivy")
+def xdivy_partials(a, b, y):
+    inverse = ops.reciprocal(b)
+    ratio = a * inverse
+    square = inverse * inverse
+    return inverse, -ratio * inverse, ops.zeros_like(y), -square, 2 * ratio * square
 
 
 @by_partials("Maximum", kinked=True)

@@ -448,7 +448,9 @@ def batched_strided_slice_grad(prim, axis_size):
 
 
 forward("TensorCopySlices")(joint(0, 1))
-forward("TensorScatterUpdate")(joint(0, 2))
+forward("TensorScatterUpdate", "TensorScatterAdd", "TensorScatterSub")(joint(0, 2))
+forward("ScatterNd")(joint(1, 1))
+forward("UnsortedSegmentSum", "ReverseSequence")(linear)
 forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "IndexSelect")(linear)
 
 

@@ -11,13 +11,23 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.forward import FORWARD, allow, by_composition, linear, product
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    by_composition,
+    from_end,
+    joint,
+    linear,
+    product,
+    value_of,
+)
 from mindspore_hessian.rules.kit import (
     attributes_of,
     filled,
     leading,
     one_tensor,
     reshape,
+    shifted,
     two_along,
 )
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
@@ -40,7 +50,11 @@ def matrix_inverse(prim):
     return bprop
 
 
-batching("MatrixInverse")(leading)
+def _inverse(x):
+    return ops.inverse(x) if x.shape[-1] > 1 else 1 / x  # the kernel takes no 1 x 1 matrices
+
+
+batching("MatrixInverse", "MatrixPower")(leading)
 
 
 @constexpr
@@ -84,6 +98,14 @@ def cholesky_inverse(prim):
         return -(ops.matmul(x, both) if upper else ops.matmul(both, x)), 0
 
     return bprop
+
+
+@batching("CholeskyInverse")
+@one_tensor
+def batched_cholesky_inverse(prim, x, upper):
+    """The inverse of the product: the kernel takes one matrix."""
+    flipped = ops.swapaxes(x, -1, -2)
+    return _inverse(ops.matmul(flipped, x) if upper else ops.matmul(x, flipped))
 
 
 @constexpr
@@ -272,6 +294,13 @@ def trace_v2(prim):
 batching("Cross")(two_along)
 
 
+@batching("TraceV2")
+@one_tensor
+def batched_trace_v2(prim, x, offset, axis1, axis2, dtype):
+    """Of each sample."""
+    return ops.diagonal(x, offset, shifted(axis1), shifted(axis2)).sum(-1).astype(dtype or x.dtype)
+
+
 @batching("Trace")
 @one_tensor
 def batched_trace(prim, x):
@@ -281,7 +310,8 @@ def batched_trace(prim, x):
 
 # --- forward --------------------------------------------------------------------------------------
 
-forward("Trace")(linear)
+forward("Trace", "MatrixBandPart", "MatrixDiagV3")(linear)
+forward("MatrixSetDiagV3")(joint(0, 1))
 forward("Cross", "Ger")(product)
 
 
@@ -299,25 +329,142 @@ def pushed_inverse(prim, usual):
     adjoint = prim.name == "MatrixInverse" and prim.attrs["adjoint"]
 
     def rule(x_pair):
-        v, j, l = x_pair[0]  # noqa: E741
-        y = ops.inverse(v)
-        k = -ops.matmul(ops.matmul(y, j), y)
-        m = -ops.matmul(y, ops.matmul(l, y) + 2 * ops.matmul(j, k).sum(0))
+        out = _inverted(x_pair[0])
         if adjoint:
-            return (
-                (ops.swapaxes(y, -1, -2), ops.swapaxes(k, -1, -2), ops.swapaxes(m, -1, -2)),
-                FORWARD,
-            )
-        return ((y, k, m), FORWARD)
+            return (_transposed(out), FORWARD)
+        return (out, FORWARD)
 
     return rule
+
+
+def _inverted(a):
+    """The inverse of a triple."""
+    y = _inverse(a[0])
+    k = -ops.matmul(ops.matmul(y, a[1]), y)
+    return (y, k, -ops.matmul(y, ops.matmul(a[2], y) + 2 * ops.matmul(a[1], k).sum(0)))
+
+
+def _transposed(a):
+    return (ops.swapaxes(a[0], -1, -2), ops.swapaxes(a[1], -1, -2), ops.swapaxes(a[2], -1, -2))
+
+
+def _multiplied(a, b):
+    """The matrix product of two triples of as many axes."""
+    v, cross = ops.matmul(a[0], b[0]), ops.matmul(a[1], b[1]).sum(0)
+    j = ops.matmul(a[1], b[0]) + ops.matmul(a[0], b[1])
+    return (v, j, ops.matmul(a[2], b[0]) + ops.matmul(a[0], b[2]) + 2 * cross)
+
+
+def _triple_of(pair, like):
+    """A triple; of what carries nothing, with zeros."""
+    if pair[1] == FORWARD:
+        return pair[0]
+    zeros = ops.zeros_like(pair[0])
+    return (pair[0], ops.expand_dims(zeros, 0) + _no_numbers(like.shape[0], pair[0]), zeros)
+
+
+def _no_numbers(count, x):
+    """(count, 1, ...): zeros for each direction, with as many axes behind as x has."""
+    return ops.zeros((count,) + (1,) * x.ndim, x.dtype)
+
+
+@forward("MatrixPower")
+@allow(0)
+def pushed_matrix_power(prim, usual):
+    """x^n, by squaring."""
+    n = prim.n
+
+    def rule(x_pair):
+        a = x_pair[0]
+        if n == 0:
+            return prim(a[0]), None
+        square = _inverted(a) if n < 0 else a
+        rest, out = abs(n), None
+        while rest > 0:
+            if rest % 2 == 1:
+                out = square if out is None else _multiplied(out, square)
+            square = _multiplied(square, square) if rest > 1 else square
+            rest = rest // 2
+        return (out, FORWARD)  # of float64 accuracy, which the kernel's is not
+
+    return rule
+
+
+def _solved(a_pair, b_pair):
+    """x = a^-1 b: x' = a^-1 (b' - a' x), x'' = a^-1 (b'' - a'' x - 2 a' x'). The kernels that solve
+    have the accuracy of float32."""
+    inverse = _inverse(value_of(a_pair))
+    y = ops.matmul(inverse, value_of(b_pair))
+    like = a_pair[0][1] if a_pair[1] == FORWARD else b_pair[0][1]
+    a, b = _triple_of(a_pair, like), _triple_of(b_pair, like)
+    j = ops.matmul(inverse, b[1] - ops.matmul(a[1], y))
+    inner = ops.matmul(a[2], y) + 2 * ops.matmul(a[1], j).sum(0)
+    return (y, j, ops.matmul(inverse, b[2] - inner))
+
+
+@forward("MatrixSolve")
+@allow(0, 1)
+def pushed_matrix_solve(prim, usual):
+    """a^-1 b, or that with the transpose of a."""
+    adjoint = prim.adjoint
+
+    def rule(a_pair, b_pair):
+        if adjoint:
+            if a_pair[1] == FORWARD:
+                a_pair = (_transposed(a_pair[0]), FORWARD)
+            else:
+                a_pair = (ops.swapaxes(a_pair[0], -1, -2), None)
+        return (_solved(a_pair, b_pair), FORWARD)
+
+    return rule
+
+
+def _of_factor(factor, upper):
+    """L L^T of a triple that is one, or U^T U."""
+    flipped = _transposed(factor)
+    return _multiplied(flipped, factor) if upper else _multiplied(factor, flipped)
+
+
+@by_composition("CholeskyInverse")
+def pushed_cholesky_inverse(prim, a, upper):
+    """(x x^T)^-1, or (x^T x)^-1 for an upper factor."""
+    out = _inverted(_of_factor(a, upper))
+    return (prim(a[0], upper), out[1], out[2])
+
+
+@forward("CholeskySolve")
+@allow(0, 1)
+def pushed_cholesky_solve(prim, usual):
+    """(L L^T)^-1 b, or with U^T U, of the triangle alone."""
+    upper = prim.upper
+
+    def rule(b_pair, factor_pair):
+        factor = value_of(factor_pair)
+        like = factor_pair[0][1] if factor_pair[1] == FORWARD else b_pair[0][1]
+        triangle = ops.cast(_factor_triangle(factor.shape[-1], upper), factor.dtype)
+        whole = _triple_of(factor_pair, like)
+        whole = _of_factor((whole[0] * triangle, whole[1] * triangle, whole[2] * triangle), upper)
+        return (_solved((whole, FORWARD), b_pair), FORWARD)
+
+    return rule
+
+
+@by_composition("TraceV2")
+def pushed_trace(prim, a, offset, axis1, axis2, dtype):
+    """The sum of a diagonal."""
+    first, second = from_end(axis1, a[0].ndim), from_end(axis2, a[0].ndim)
+
+    def summed(x):
+        return ops.diagonal(x, offset, first, second).sum(-1)
+
+    return (prim(a[0], offset, axis1, axis2, dtype), summed(a[1]), summed(a[2]))
 
 
 def _of_determinant(a):
     """The derivatives of log |det a|: trace(y a') and trace(y a'') - trace((y a')^2), with y the
     inverse of a.
     """
-    y = ops.inverse(a[0])
+    y = _inverse(a[0])
     turned = ops.matmul(y, a[1])
     return _trace_of(y, a[1]), _trace_of(y, a[2]) - _trace_of(turned, turned).sum(0)
 
@@ -329,7 +476,7 @@ def pushed_cholesky(prim, a, upper):
     """
     y = prim(a[0], upper)
     factor = ops.swapaxes(y, -1, -2) if upper else y
-    back = ops.inverse(factor) if y.shape[-1] > 1 else 1 / factor
+    back = _inverse(factor)
     half = ops.cast(_half_lower(y.shape[-1]), y.dtype)
 
     def part(change):

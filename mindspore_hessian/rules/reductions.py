@@ -17,6 +17,7 @@ from mindspore_hessian.rules.forward import (
     by_composition,
     from_end,
     linear,
+    options_of,
     reshaped,
     straight,
     times,
@@ -35,6 +36,7 @@ from mindspore_hessian.rules.kit import (
     reshape,
     shifted,
     unpaired,
+    zeros_like,
 )
 from mindspore_hessian.rules.registry import (
     FAILS_IN_GRADIENTS,
@@ -186,6 +188,18 @@ batching("CumProd")(along_axis)
 @constexpr
 def _number(axis):
     return int(axis.asnumpy())
+
+
+@constexpr
+def _behind_the_batch(axis):
+    return Tensor(_number(axis) + (_number(axis) >= 0), axis.dtype)
+
+
+@batching("CumulativeLogsumexp")
+@one_tensor
+def batched_cumulative_logsumexp(prim, x, axis):
+    """Along the same axis of each sample."""
+    return prim(x, _behind_the_batch(axis))
 
 
 @derivative(
@@ -391,15 +405,25 @@ def logsumexp(input, dim, keepdim=False):  # noqa: A002 -- as MindSpore calls it
 # --- forward --------------------------------------------------------------------------------------
 
 forward("Argmax", "Argmin", "ArgMaxExt")(without_derivative)
-forward("SumExt", "MeanExt", "CumSum", "CumsumExt")(linear)
+forward("MeanExt", "CumSum", "CumsumExt")(linear)
 
 
-@forward("ReduceSum", "ReduceMean")
+@forward("SumExt", "ReduceSum", "ReduceMean")
 @straight
 @allow(0)
 def pushed_reduction(prim, usual):
-    """Linear; MindSpore's batching rule fails for a number."""
-    return linear(prim, reduction(prim, 0))
+    """Linear; MindSpore's batching rule fails for a number, and its sums of no entries are memory
+    that nobody has written."""
+    usual_rule, sums = linear(prim, reduction(prim, 0)), primitive(prim).name != "ReduceMean"
+
+    def rule(x_pair, *rest):
+        if sums and x_pair[0][0].size == 0:
+            y = prim(x_pair[0][0], *options_of(rest))
+            zeros = ops.zeros(y.shape, y.dtype)
+            return ((zeros, ops.zeros((x_pair[0][1].shape[0],) + y.shape, y.dtype), zeros), FORWARD)
+        return usual_rule(x_pair, *rest)
+
+    return rule
 
 
 @constexpr
@@ -473,6 +497,26 @@ def pushed_extreme_along(prim, usual):
     return rule
 
 
+@forward("Median")
+@straight
+@allow(0)
+def pushed_median(prim, usual):
+    """Along an axis the derivative goes where the index points; of all, equal ones share it."""
+    whole, axis, keep_dims = attributes_of(prim, "global_median", "axis", "keep_dims")
+
+    def rule(x_pair):
+        a = x_pair[0]
+        y, index = prim(a[0])
+        if whole:
+            equal = ops.cast(a[0] == y, a[0].dtype)
+            out = _weighed(a, equal / equal.sum(), y, from_end(None, a[0].ndim), False)
+        else:
+            out = _picked(a, index, y, axis, keep_dims)
+        return (out, FORWARD), (index, None)
+
+    return rule
+
+
 @by_composition("LogSumExp")
 def pushed_logsumexp(prim, a, axis, keep_dims):
     """<p, a'> with p the softmax, and <p, a'' + (a' - <p, a'>)^2>."""
@@ -501,8 +545,14 @@ def pushed_norm(prim, a, p, axis, keep_dims, *others):
 @constexpr
 def _flat_or_last(rank, axis):
     """The order of axes in which what is multiplied comes last."""
-    axis = axis % rank
-    return (*(k for k in range(rank) if k != axis), axis)
+    last = [one % rank for one in ((axis,) if isinstance(axis, int) else axis)]
+    return (*(k for k in range(rank) if k not in last), *last)
+
+
+@constexpr
+def _last_as_one(shape, count):
+    """The shape in which the last axes are one."""
+    return (*shape[: len(shape) - count], -1)
 
 
 @constexpr
@@ -530,10 +580,8 @@ def _cut(a, start, stop):
     return (a[0][..., start:stop], a[1][..., start:stop], a[2][..., start:stop])
 
 
-@by_composition("ProdExt")
-def pushed_product(prim, a, axis, keep_dims, dtype):
-    """ProdExt(x, axis, keep_dims, dtype), of one axis or of all."""
-    y = prim(a[0], axis, keep_dims, dtype)
+def _product_over(a, axis, y):
+    """The product over one axis, or over all, whose value is y."""
     if a[0].ndim == 0:
         return a
     if axis is None:
@@ -545,8 +593,101 @@ def pushed_product(prim, a, axis, keep_dims, dtype):
             ops.transpose(a[1], _behind(order)),
             ops.transpose(a[2], order),
         )
+        if isinstance(axis, tuple):
+            moved = reshaped(moved, _last_as_one(moved[0].shape, len(axis)))
     out = reshaped(_multiplied(moved), y.shape)
     return (y, out[1], out[2])
+
+
+@by_composition("ProdExt")
+def pushed_product(prim, a, axis, keep_dims, dtype):
+    """ProdExt(x, axis, keep_dims, dtype), of one axis or of all."""
+    return _product_over(a, axis, prim(a[0], axis, keep_dims, dtype))
+
+
+@by_composition("ReduceProd")
+def pushed_reduced_product(prim, a, axis, keep_dims):
+    """ReduceProd(x, axis, keep_dims), of one axis, several, or all."""
+    axis = from_end(axis, a[0].ndim)
+    return _product_over(a, axis, prim(a[0], axis, keep_dims))
+
+
+def _each(f, a):
+    """A function of tensors that counts axes from the end."""
+    return (f(a[0]), f(a[1]), f(a[2]))
+
+
+def _running_triple(combine, a, axis, reverse):
+    """`_running` of a triple."""
+
+    def flipped(x):
+        return ops.flip(x, (axis + x.ndim,))
+
+    out = _each(flipped, a) if reverse else a
+    length, step = a[0].shape[axis], 1
+    while step < length:
+        parts = _split(out, step, length, axis)
+        moved = _split(out, length - step, length, axis)[0]
+        grown = combine(parts[1], moved)
+        out = (
+            ops.concat((parts[0][0], grown[0]), axis),
+            ops.concat((parts[0][1], grown[1]), axis),
+            ops.concat((parts[0][2], grown[2]), axis),
+        )
+        step = 2 * step
+    return _each(flipped, out) if reverse else out
+
+
+def _split(a, at, length, axis):
+    """The first entries along an axis counted from the end, and the rest, as triples."""
+    v, j, l = (  # noqa: E741
+        ops.split(a[0], (at, length - at), axis),
+        ops.split(a[1], (at, length - at), axis),
+        ops.split(a[2], (at, length - at), axis),
+    )
+    return (v[0], j[0], l[0]), (v[1], j[1], l[1])
+
+
+@by_composition("CumProd")
+def pushed_cumprod(prim, a, axis, exclusive, reverse):
+    """CumProd(x, axis, exclusive, reverse)."""
+    y = prim(a[0], axis, exclusive, reverse)
+    axis = from_end(axis, a[0].ndim)
+    if exclusive:
+        zero = zeros_like(a[0])
+        ones = _moved_by_one(a[0], axis, reverse), _moved_by_one(zero, axis, reverse)
+        edge = ones[1]  # 1 at the edge, where there is no neighbour
+        a = (
+            ones[0],
+            _moved_by_one(a[1], axis, reverse) - edge,
+            _moved_by_one(a[2], axis, reverse) - edge,
+        )
+    out = _running_triple(times, a, axis, reverse)
+    return (y, out[1], out[2])
+
+
+def _log_of_sum(a, b):
+    """log(exp(a) + exp(b)) of triples."""
+    y = logaddexp(a[0], b[0])
+    p, q, apart = ops.exp(a[0] - y), ops.exp(b[0] - y), a[1] - b[1]
+    second = p * a[2] + q * b[2] + p * q * (apart * apart).sum(0)
+    return (y, p * a[1] + q * b[1], second)
+
+
+@forward("CumulativeLogsumexp")
+@allow(0)
+def pushed_cumulative_logsumexp(prim, usual):
+    """CumulativeLogsumexp(x, axis)."""
+    exclusive, reverse = attributes_of(prim, "exclusive", "reverse")
+    if exclusive:
+        raise MissingRuleError("CumulativeLogsumexp(exclusive=True) has no forward rule")
+
+    def rule(x_pair, axis_pair):
+        a = x_pair[0]
+        out = _running_triple(_log_of_sum, a, from_end(_number(axis_pair[0]), a[0].ndim), reverse)
+        return ((prim(a[0], axis_pair[0]), out[1], out[2]), FORWARD)
+
+    return rule
 
 
 # --- Taylor coefficients --------------------------------------------------------------------------

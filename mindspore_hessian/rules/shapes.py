@@ -461,4 +461,5 @@ forward(
     "UnstackExtView",
     "DiagonalView",
 )(linear_view)
-forward("Concat", "Stack", "StackExt")(tuple_first)
+forward("Concat", "Stack", "StackExt", "Meshgrid")(tuple_first)
+forward("BatchToSpaceND", "SpaceToBatchND", "Im2Col")(linear)

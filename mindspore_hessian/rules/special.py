@@ -290,6 +290,60 @@ def bessel_i1_slopes(x, y):
     return _one(x, ops.bessel_i0(x), y, "i1")
 
 
+def _one_scaled(x, order_0, order_1):
+    """exp(-|x|) times the first and the second derivative of I1, by functions scaled alike."""
+    near, small, large = _near(x)
+    scale = ops.exp(-ops.abs(small))
+    first = order_0 - order_1 / large
+    second = order_1 * (1 + 1 / (large * large)) - first / large
+    return (
+        select(near, scale * _series("i1", small), first),
+        select(near, scale * mul(small, _series("i1'", small)), second),
+    )
+
+
+@by_slopes("BesselI0e")
+def bessel_i0e_slopes(x, y):
+    """exp(-|x|) (I0' - sign I0), and once more."""
+    sign, one = ops.sign(x), ops.bessel_i1e(x)
+    first = one - sign * y
+    return first, _one_scaled(x, y, one)[0] - sign * one - sign * first
+
+
+@by_slopes("BesselI1e")
+def bessel_i1e_slopes(x, y):
+    sign = ops.sign(x)
+    inner, second = _one_scaled(x, ops.bessel_i0e(x), y)
+    first = inner - sign * y
+    return first, second - sign * inner - sign * first
+
+
+@by_slopes("BesselK0")
+def bessel_k0_slopes(x, y):
+    one = ops.bessel_k1(x)
+    return -one, y + one / x
+
+
+@by_slopes("BesselK1")
+def bessel_k1_slopes(x, y):
+    first = -ops.bessel_k0(x) - y / x
+    return first, y * (1 + 1 / (x * x)) - first / x
+
+
+@by_slopes("BesselK0e")
+def bessel_k0e_slopes(x, y):
+    """exp(x) (K0 + K0')."""
+    one = ops.bessel_k1e(x)
+    return y - one, 2 * (y - one) + one / x
+
+
+@by_slopes("BesselK1e")
+def bessel_k1e_slopes(x, y):
+    order_0 = ops.bessel_k0e(x)
+    first = y - order_0 - y / x
+    return first, first - (order_0 - y) - first / x + y / (x * x)
+
+
 @by_slopes("BesselY0")
 def bessel_y0_slopes(x, y):
     one = ops.bessel_y1(x)

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, ops
 from mindspore.ops.auto_generate import gen_ops_prim as gen
 from mindspore.ops.operations import _grad_ops
-from mindspore.ops.operations.math_ops import Median
+from mindspore.ops.operations.math_ops import CumulativeLogsumexp, Median
 
 from mindspore_hessian import _compat
 
@@ -351,6 +351,8 @@ ENTRYWISE = [
     *rows("Contiguous", n(2, 3)),
     *rows("RemainderTensorTensor", n(2, 3), t(3)),
     *rows("ClampTensor", n(2, 3), n(3) - 1, n(2, 1) + 1),
+    Row("Addcmul", (n(2, 3), n(3), n(2, 1)), (Tensor(0.5, mindspore.float32),)),
+    Row("Addcdiv", (n(2, 3), n(3), t(2, 1)), (Tensor(0.5, mindspore.float32),)),
     Row("SoftplusExt", (n(2, 3),), (2.0, 1.0)),
     Row("Mvlgamma", (t(2, 3, low=2, high=4),), call=ops.operations.Mvlgamma(2)),
     Row("Igamma", (t(3), t(2, 3)), call=ops.operations.Igamma()),
@@ -518,6 +520,34 @@ NETWORKS = [
     Row("LogSoftmaxGrad", (-t(2, 3), n(2, 3)), call=gen.LogSoftmaxGrad(0)),
     Row("MatrixInverse", (n(3, 3) + 3 * np.eye(3, dtype=np.float32),), call=ops.MatrixInverse()),
     Row("Cholesky", (np.eye(3, dtype=np.float32) + 0.1,), call=ops.Cholesky()),
+    Row("MatrixPower", (n(3, 3),), call=ops.MatrixPower(3)),
+    *(
+        Row(
+            "CholeskyInverse",
+            (triangle(np.eye(3, dtype=np.float32) + 0.1),),
+            call=ops.CholeskyInverse(upper),
+            option=f"{upper}",
+        )
+        for upper, triangle in ((False, np.tril), (True, np.triu))
+    ),
+    *(
+        Row("TraceV2", (n(2, 3, 4),), constants, option=f"{constants}")
+        for constants in ((0, 0, 1, None), (1, -2, -1, None), (-1, 2, 0, None))
+    ),
+    *(
+        Row("Pdist", (n(4, 3),), call=ops.operations.nn_ops.Pdist(p), option=f"{p}")
+        for p in (1.0, 2.0, 3.0)
+    ),
+    *(
+        Row(
+            "CumulativeLogsumexp",
+            (n(2, 3),),
+            (Tensor(axis, mindspore.int32),),
+            call=CumulativeLogsumexp(),
+            option=f"{axis}",
+        )
+        for axis in (0, -1)
+    ),
     Row("BatchNorm", (n(2, 3, 2, 2), t(3), n(3), n(3), t(3)), call=batch_norm, axes=(0,)),
     Row(
         "BatchNormGrad",

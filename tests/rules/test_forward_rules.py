@@ -4,6 +4,7 @@ three directions.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import calls
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from full import FULL
 from mindspore import Tensor, nn, ops
-from scipy.special import yvp
+from mindspore.ops.operations.math_ops import MatrixSolve
+from scipy.special import ivp, kvp, yvp
 from special_points import POINTS, Point
 
 import mindspore_hessian as mh
@@ -75,8 +77,22 @@ def test_ranks_and_negative_axes(shape):
     np.testing.assert_allclose(found, [expected, expected], rtol=1e-12)
 
 
+def scaled_second(name, x):
+    """f'' by f'' of the function without its factor exp(-x) or exp(x)."""
+    derivative = {"i": ivp, "k": kvp}[name[0]]
+    value, first, second = (derivative(int(name[1]), x, n) for n in range(3))
+    if name[2:] != "e":
+        return second
+    sign = {"i": -1, "k": 1}[name[0]]
+    return np.exp(sign * x) * (value + 2 * sign * first + second)
+
+
 SMOOTH = {
     **{name: POINTS[name] for name in ("sinc", "i0", "i1", "j0", "j1")},
+    **{
+        name: Point(getattr(ops, f"bessel_{name}"), ABOVE, partial(scaled_second, name), None)
+        for name in ("i0e", "i1e", "k0", "k1", "k0e", "k1e")
+    },
     "y0": Point(ops.bessel_y0, ABOVE, lambda x: yvp(0, x, 2), None),
     "y1": Point(ops.bessel_y1, ABOVE, lambda x: yvp(1, x, 2), None),
 }
@@ -99,6 +115,10 @@ def test_every_forward_rule_was_used():
 # torch has no derivative of these; the last give places, which have none
 WITHOUT_A_LINE = {
     *("BesselJ0", "BesselJ1", "BesselY0", "BesselY1", "BesselI0", "BesselI1"),
+    *("BesselI0e", "BesselI1e", "BesselK0", "BesselK1", "BesselK0e", "BesselK1e"),
+    *("FloorDiv", "FloorMod", "Mod", "TruncateMod", "Heaviside", "Xdivy", "MatrixSolve"),  # below
+    *("AddN", "BatchToSpaceND", "SpaceToBatchND", "MatrixBandPart", "MatrixDiagV3"),
+    *("ReverseSequence", "ScatterNd", "TensorScatterSub", "UnsortedSegmentSum"),
     *("Argmax", "Argmin", "ArgMaxExt"),
     *("BatchNorm", "ResizeNearestNeighbor", "TensorCopySlices", "TensorScatterUpdate"),  # below
 }
@@ -147,3 +167,254 @@ def test_a_resize_that_copies():
     x = table(1, 1, 2, 2).asnumpy().astype(np.float32)
     found = mh.laplacian(fn, mode="forward")(Tensor(x)).asnumpy()
     np.testing.assert_allclose(found, 4 * 6 * x.sum(), rtol=1e-5)
+
+
+MATRIX = np.array([[2.0, 0.3, -0.4], [0.1, 1.5, 0.2], [0.3, -0.2, 1.8]])
+FIXED = Tensor(MATRIX)
+HALVES = Tensor([[0.75, -1.5, 0.65]], ms.float64)
+
+
+def of_matrix(x):
+    return FIXED + x.reshape(1, 3) * x.reshape(3, 1)
+
+
+def floor_div(x):
+    return ops.floor_div(7 * x, HALVES) * x
+
+
+def floor_mod_by_what_is_fixed(x):
+    return ops.floor_mod(7 * x * x, HALVES)
+
+
+def floor_mod_of_what_is_fixed(x):
+    return ops.floor_mod(7 * HALVES, x * x)
+
+
+def truncate_mod(x):
+    return ops.TruncateMod()(7 * x * x - 3, HALVES * (1 + 0.1 * x))
+
+
+def python_s(x):
+    return (7 * x * x - 3) % (HALVES * (1 + 0.1 * x))
+
+
+def fmod(x):
+    return ops.fmod(7 * x * x - 3, HALVES * (1 + 0.1 * x))
+
+
+def rounded_quotient(x):
+    return ops.div(7 * x, HALVES, rounding_mode="floor") * x * x
+
+
+def heaviside(x):
+    return ops.heaviside(x - 0.5, HALVES) * x**3
+
+
+def xdivy(x):
+    return ops.xdivy(x * x, 1 + x) + ops.xdivy(HALVES, x) + ops.xdivy(x * x, HALVES)
+
+
+def addcmul(x):
+    return ops.addcmul(x * x, x, HALVES, 0.3) + ops.addcmul(HALVES, x, x * x, 0.7)
+
+
+def addcmul_of_one(x):
+    return ops.addcmul(x**3, HALVES, HALVES, 2.0)
+
+
+def addcdiv(x):
+    return ops.addcdiv(x * x, HALVES, 1 + x, 0.3) + ops.addcdiv(HALVES, x, HALVES, 1.5)
+
+
+def cdist(x):
+    return ops.cdist(x * x, HALVES) + ops.cdist(HALVES, x) ** 2 + ops.cdist(x, x * x, 3.0)
+
+
+def cumprod(x):
+    return ops.CumProd(exclusive=True)(1 + x * x, 1)
+
+
+def cumprod_backwards(x):
+    return ops.CumProd(reverse=True)(1 + x * x, -1)
+
+
+def cumprod_backwards_exclusive(x):
+    return ops.CumProd(True, True)(1 + x * x, 1)
+
+
+def products_over_axes(x):
+    return ops.ReduceProd()(of_matrix(x)[None] + 1, (0, -1))
+
+
+def product_of_all(x):
+    return ops.ReduceProd(True)(of_matrix(x) / 2, ())
+
+
+def logcumsumexp(x):
+    return ops.logcumsumexp(of_matrix(x), -1)
+
+
+def median(x):
+    return ops.median(of_matrix(x), 0)[0] + ops.Median(True)(of_matrix(x))[0]
+
+
+def matrix_solve(x):
+    return ops.matrix_solve(of_matrix(x), x.reshape(3, 1) ** 2)
+
+
+def matrix_solve_of_what_is_fixed(x):
+    return ops.matrix_solve(FIXED, x.reshape(3, 1) ** 2)
+
+
+def matrix_solve_by_what_is_fixed(x):
+    return ops.matrix_solve(of_matrix(x), FIXED)
+
+
+def matrix_solve_transposed(x):
+    return MatrixSolve(True)(of_matrix(x), x.reshape(3, 1) ** 2)
+
+
+def cholesky_solve_by_what_is_fixed(x):
+    return ops.cholesky_solve(FIXED, of_matrix(x))
+
+
+def cholesky_solve_of_what_is_fixed(x):
+    return ops.cholesky_solve(x.reshape(3, 1) ** 2, FIXED)
+
+
+def no_power(x):
+    return ops.matrix_power(of_matrix(x), 0) * x**3
+
+
+def trace(x):
+    return of_matrix(x).trace(offset=1)
+
+
+def segments(x):
+    return ops.unsorted_segment_sum(of_matrix(x), Tensor([0, 1, 0], ms.int32), 2)
+
+
+def added(x):
+    return ops.addn([x * x, HALVES, x])
+
+
+def blocks(x):
+    rows = ops.stack((x * x, x, x**3, x + 1)).reshape(4, 1, 3, 1)
+    return ops.space_to_batch_nd(
+        ops.batch_to_space_nd(rows, [2, 2], [[0, 0], [0, 0]]), [1, 2], [[0, 0], [0, 0]]
+    )
+
+
+def band(x):
+    return ops.matrix_band_part(of_matrix(x), 1, 0)
+
+
+def diagonals(x):
+    return ops.matrix_diag(x * x) + ops.matrix_set_diag(of_matrix(x), x[0] ** 3)
+
+
+def fixed_with_a_diagonal(x):
+    return ops.matrix_set_diag(FIXED[None], x**3)
+
+
+def backwards(x):
+    return ops.reverse_sequence(of_matrix(x), Tensor([2, 3, 1], ms.int32), 1)
+
+
+def scattered(x):
+    at = Tensor([[1], [0]], ms.int32)
+    rows = ops.concat((x * x, x**3))
+    return ops.scatter_nd(at, rows, (3, 3)) + ops.tensor_scatter_sub(of_matrix(x), at, rows)
+
+
+def scattered_into_what_is_fixed(x):
+    return ops.tensor_scatter_add(FIXED, Tensor([[1], [1]], ms.int32), ops.concat((x * x, x**3)))
+
+
+MIXED = (
+    floor_div,
+    floor_mod_by_what_is_fixed,
+    floor_mod_of_what_is_fixed,
+    truncate_mod,
+    python_s,
+    fmod,
+    rounded_quotient,
+    heaviside,
+    xdivy,
+    addcmul,
+    addcmul_of_one,
+    addcdiv,
+    cdist,
+    cumprod,
+    cumprod_backwards,
+    cumprod_backwards_exclusive,
+    products_over_axes,
+    product_of_all,
+    logcumsumexp,
+    median,
+    matrix_solve,
+    matrix_solve_of_what_is_fixed,
+    matrix_solve_by_what_is_fixed,
+    matrix_solve_transposed,
+    cholesky_solve_by_what_is_fixed,
+    cholesky_solve_of_what_is_fixed,
+    no_power,
+    segments,
+    added,
+    blocks,
+    band,
+    diagonals,
+    fixed_with_a_diagonal,
+    backwards,
+    scattered,
+    scattered_into_what_is_fixed,
+    trace,
+)
+
+
+def distances(x):
+    """What `cdist` is, of numbers: MindSpore's kernel has float32's accuracy."""
+    halves = HALVES.asnumpy()
+    away = np.linalg.norm(x * x - halves), np.linalg.norm(halves - x)
+    return np.array([[away[0] + away[1] ** 2 + np.linalg.norm(x - x * x, 3, 1)[0]]])
+
+
+@pytest.mark.parametrize("mixed", MIXED, ids=lambda mixed: mixed.__name__)
+def test_what_is_fixed_and_what_is_carried(mixed):
+    """Second differences of sums of squares, where some inputs carry nothing; at one point and at
+    several, where they all have batching rules."""
+
+    def fn(x):
+        y = mixed(x)
+        return (y * y).sum()
+
+    def value(x):
+        y = distances(x) if mixed is cdist else mixed(Tensor(x)).asnumpy()
+        return (y * y).sum()
+
+    values = np.array([[0.37, 0.83, 1.21]])
+    x, step, weights = Tensor(values), 5e-4, {-2: -1, -1: 16, 0: -30, 1: 16, 2: -1}
+    expected = sum(
+        weight * value(values + s * step * axis) / (12 * step**2)
+        for s, weight in weights.items()
+        for axis in np.eye(3)[:, None]
+    )
+    found = mh.laplacian(fn, mode="forward")(x).asnumpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    several = mh.laplacian(fn, in_axes=0, mode="forward")(ops.stack((x, x))).asnumpy()
+    np.testing.assert_allclose(several, [found, found], rtol=1e-9)
+
+
+def test_a_sum_over_no_entries():
+    """MindSpore's own is memory that nobody has written."""
+
+    def fn(x):
+        rows = x[:0]
+        return (
+            rows.sum() + ops.ReduceSum()(rows, (0,)).sum() + (x**3).sum() + ops.sum(rows * x.sum())
+        )
+
+    x = table(4, 3)
+    for _ in range(3):
+        found = mh.laplacian(fn, mode="forward")(x).asnumpy()
+        np.testing.assert_allclose(found, 6 * x.asnumpy().sum(), rtol=1e-12)
