@@ -915,7 +915,7 @@ class KFACOperator(WeightedBlocks):
     and the products for the factors: one cotangent for each of the `mc_samples`, or for
     "empirical"; for "exact" as many as a sample has outputs. Where a sample has several terms of
     the loss (positions), "exact" and "empirical" take each by itself: for long sequences there is
-    "mc".
+    "mc". The check that two passes over the data agree takes the losses of one pass more.
 
     Args:
         network, loss_fn, data, weights: as `HessianOperator` has them; `network` is a Cell.
@@ -1067,8 +1067,9 @@ class EKFACOperator(KFACOperator):
 
     Q are the eigenvectors of `KFACOperator`'s blocks, e the second moments of the gradients of
     samples in that basis: of all matrices with these eigenvectors, the one nearest to the Fisher
-    information's block. It needs a second pass over the data, with the same draws; where a weight
-    is used at several positions, the gradient of each sample is formed.
+    information's block. It needs a second pass over the data, with the same draws, which must have
+    the same losses; where a weight is used at several positions, the gradient of each sample is
+    formed.
 
     Arguments, attributes, errors and warnings are those of `KFACOperator`.
 
