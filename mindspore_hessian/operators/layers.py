@@ -25,6 +25,7 @@ from functools import cached_property
 from types import MethodType
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops, vmap
 from numpy.lib.stride_tricks import sliding_window_view
@@ -1009,22 +1010,32 @@ def drawn(taps: Taps, inputs: bool, vector: Callable, terms: Parameter, shape: t
     that the graph makes itself: ``vector(loss)(output, targets, noise, terms)`` times a number;
     noise, which is for an output of this shape, and number come after the targets.
     """
-    build = statistics(taps, inputs)
+    seen, passed = taps.slots(0), taps.slots(1)
+    slots = ParameterTuple((*seen, *passed)) if inputs else passed
 
     def make(function: Function, space: Space):
-        found, out, n = build(function, space), kernels.one_output(function.value), function.n
-        risk, make_vector = kernels.risk(function), vector(function.loss)
+        value, loss, n = function.value, compose.scalar(function.loss, "loss_fn"), function.n
+        as_output, make_vector = kernels.one_output(as_it_is), vector(function.loss)
 
-        def run(*tensors):
-            xs, targets, noise, scale = tensors[:n], tensors[n:-2], tensors[-2], tensors[-1]
-            at = out(*xs)
+        def weighed(*tensors):
+            """A sum whose gradient at the output is the cotangent, and the loss. (MindSpore fails at
+            a pull-back beside another run of the network with the same slots.)"""
+            targets, noise, scale = tensors[n:-2], tensors[-2], tensors[-1]
+            out = value(*tensors[:n])
+            at = as_output(out)
             if at.shape != shape:
                 raise ValueError(
                     f"the network's output has shape {at.shape} here and {shape} in another run: the "
                     "shape must not depend on values"
                 )
-            u = ops.stop_gradient(make_vector(at, targets, noise, terms)) * scale.astype(at.dtype)
-            return (risk(*tensors[:-2]),) + found(*(xs + (ops.expand_dims(u, 0),)))
+            u = make_vector(at, targets, noise, terms) * scale.astype(at.dtype)
+            return (at * ops.stop_gradient(u)).sum(), loss(out, *targets)
+
+        both = ms.value_and_grad(weighed, None, slots, True)
+
+        def run(*tensors):
+            values, found = both(*tensors)
+            return (values[1],) + found
 
         return run
 

@@ -27,6 +27,7 @@ from mindspore_hessian.rules.kit import (
     along_axis,
     attributes_of,
     axis_at,
+    broadcast_to,
     front,
     one_tensor,
     paired,
@@ -418,9 +419,9 @@ def pushed_reduction(prim, usual):
 
     def rule(x_pair, *rest):
         if sums and x_pair[0][0].size == 0:
-            y = prim(x_pair[0][0], *options_of(rest))
-            zeros = ops.zeros(y.shape, y.dtype)
-            return ((zeros, ops.zeros((x_pair[0][1].shape[0],) + y.shape, y.dtype), zeros), FORWARD)
+            zeros = zeros_like(prim(x_pair[0][0], *options_of(rest)))
+            shape = (x_pair[0][1].shape[0],) + zeros.shape
+            return ((zeros, broadcast_to(shape)(zeros), zeros), FORWARD)
         return usual_rule(x_pair, *rest)
 
     return rule
