@@ -821,6 +821,15 @@ def run(kind):
     return call
 
 
+FILE = {
+    "an int": 3,
+    "a bool": True,
+    "no folder": "none/file.npz",
+    "a folder": "/",
+    "a list": ["a"],
+    "an empty name": "",
+    "a foreign file": Made(lambda: str(HERE)),
+}
 OPERATORS = {
     "HessianOperator": (mh.HessianOperator, GOOD_OPERATOR, OPERATOR),
     "GGNOperator": (
@@ -863,6 +872,7 @@ OPERATORS = {
                 "seed": NO_SEED,
                 "blocks": without(NO_MODE, "None"),
                 "block_diagonal": {"layer": "layer"},
+                "checkpoint": FILE,
             },
         )
         for name in ("KFACOperator", "EKFACOperator")
@@ -1203,15 +1213,6 @@ def operators_with_bad(kind):
 
 BAD_OP = {**NO_OP, **operators_with_bad(Given)}
 LOPSIDED = {"not symmetric": np.triu(np.ones((4, 4)))}
-FILE = {
-    "an int": 3,
-    "a bool": True,
-    "no folder": "none/file.npz",
-    "a folder": "/",
-    "a list": ["a"],
-    "an empty name": "",
-    "a foreign file": Made(lambda: str(HERE)),
-}
 COMMON = {"seed": NO_SEED, "progress": NO_PROGRESS, "checkpoint": FILE}
 PROBES = {"batch": NO_COUNT, "distribution": NO_MODE}
 SEARCH_TOL = {"tol": NO_POSITIVE}

@@ -13,6 +13,8 @@ from mindspore import Tensor, nn, ops
 from scenarios import relative_error
 
 import mindspore_hessian as mh
+from mindspore_hessian.operators.progress import Partial
+from mindspore_hessian.operators.risk import Risk
 from mindspore_hessian.operators.weights import slices
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "kfac.npz")
@@ -582,3 +584,62 @@ def test_rows_that_are_multiplied_at_once(monkeypatch):
     for a, g in found:
         assert relative_error(a, hidden.T @ hidden / len(hidden)) < 1e-12
         assert relative_error(g, found[0][1]) < 1e-12
+
+
+class CutOff:
+    """Batches, of which one is not reached in a certain pass."""
+
+    def __init__(self, batches, at):
+        self.batches, self.at, self.passes = batches, at, 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        self.passes += 1
+        for number, batch in enumerate(self.batches):
+            if (self.passes, number) == self.at:
+                raise KeyboardInterrupt
+            yield batch
+
+
+def watched(monkeypatch):
+    """The programs that run from now on, each with the number of its batch."""
+    runs, run = [], Risk.run
+
+    def noted(self, batch, program, *extras):
+        runs.append((program.name, batch.number))
+        return run(self, batch, program, *extras)
+
+    monkeypatch.setattr(Risk, "run", noted)
+    return runs
+
+
+@pytest.mark.parametrize("fisher", ["mc", "exact", "empirical"])
+@pytest.mark.parametrize("kind", [mh.KFACOperator, mh.EKFACOperator])
+def test_a_pass_that_was_cut_off_goes_on(kind, fisher, tmp_path, monkeypatch):
+    """To the same bits; with as many runs of the network less."""
+    monkeypatch.setattr(Partial.__init__, "__defaults__", (True, 0.0))
+    batches = [(normal(n, 3), normal(n, 2)) for n in (5, 5, 2, 5)]
+    options = {"fisher": fisher, "likelihood": "gaussian", "progress": False}
+    path = tmp_path / "sums"
+    plain = CutOff(batches, None)
+    whole = kind(DEEP, MEAN, plain, checkpoint=path, **options)
+    assert not list(tmp_path.iterdir())
+    reference = kind(DEEP, MEAN, batches, **options)
+    for layer, pair in whole.factors.items():
+        for one, two in zip(pair, reference.factors[layer], strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-12)
+    for passed in range(plain.passes - (2 if kind is mh.EKFACOperator else 1), plain.passes):
+        with pytest.raises(KeyboardInterrupt):
+            kind(DEEP, MEAN, CutOff(batches, (passed + 1, 2)), checkpoint=path, **options)
+        assert list(tmp_path.iterdir())
+        with pytest.raises(ValueError, match="is of another product"):
+            kind(DEEP, MEAN, batches, checkpoint=path, **options, approx="reduce")
+        with monkeypatch.context() as patched:
+            runs = watched(patched)
+            found = kind(DEEP, MEAN, batches, checkpoint=path, **options)
+        statistics = [number for name, number in runs if name in ("layers", "layers.drawn")]
+        assert statistics[0] == 2 and 3 in statistics
+        assert np.array_equal(found.to_dense(), whole.to_dense())
+        assert not list(tmp_path.iterdir())

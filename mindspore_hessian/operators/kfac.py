@@ -5,6 +5,7 @@ one of its gradients.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from mindspore_hessian import _compat
+from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._errors import NonFiniteWarning, warn
 from mindspore_hessian._interrupt import interruptible
 from mindspore_hessian.arguments import check_bool, check_choice, check_integer
@@ -43,6 +44,7 @@ from mindspore_hessian.operators.distributed import ALONE
 from mindspore_hessian.operators.fisher import EmpiricalFisherOperator, FisherOperator
 from mindspore_hessian.operators.layers import Tap
 from mindspore_hessian.operators.plan import memory_available
+from mindspore_hessian.operators.progress import Partial, fingerprint
 from mindspore_hessian.operators.weights import layer_of, slices
 from mindspore_hessian.typing import Approximation, FisherKind, LikelihoodName, WeightNames
 
@@ -136,18 +138,24 @@ class _Sum:
     def value(self) -> np.ndarray:
         return self._value
 
+    def go_on_from(self, value: np.ndarray) -> None:
+        self._value = value.copy()
+
 
 class _GramSum(_Sum):
     """That of the outer products of rows, (groups, samples, features): taken of as many rows as there
-    are features, since products of few rows take several times as long together."""
+    are features, since products of few rows take several times as long together; or, `at_once`, of
+    those of each batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool) -> None:
         super().__init__()
         self._rows: list[np.ndarray] = []
+        self._at_once = at_once
 
     def add(self, moment: np.ndarray) -> None:
         self._rows.append(moment)
-        if sum(rows.shape[1] for rows in self._rows) >= max(moment.shape[2], _FOLDED):
+        most = max(moment.shape[2], _FOLDED)
+        if self._at_once or sum(rows.shape[1] for rows in self._rows) >= most:
             self._fold()
 
     def _fold(self) -> None:
@@ -159,6 +167,22 @@ class _GramSum(_Sum):
     def value(self) -> np.ndarray:
         self._fold()
         return super().value()
+
+
+def _packed(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays in one line of numbers."""
+    return np.concatenate([np.r_[one.ndim, one.shape, one.ravel()] for one in arrays])
+
+
+def _unpacked(line: np.ndarray) -> list[np.ndarray]:
+    """The same arrays."""
+    arrays, at = [], 0
+    while at < len(line):
+        start = at + 1 + int(line[at])
+        shape = tuple(line[at + 1 : start].astype(int))
+        at = start + int(np.prod(shape))
+        arrays.append(line[start:at].reshape(shape))
+    return arrays
 
 
 def _lines(rows: np.ndarray) -> np.ndarray:
@@ -281,6 +305,9 @@ class Views:
     Args:
         op: a Fisher operator of the network.
         progress: of its passes.
+        check: whether all passes have the losses.
+        kept: by the name of a pass, where its sums are kept, so that one that was cut off goes on;
+            or None.
 
     Attributes:
         taps: the layers that are covered.
@@ -290,8 +317,14 @@ class Views:
             them at no cost; with `check` always.
     """
 
-    def __init__(self, op: Any, progress: bool | None, check: bool = False):
-        self.op, self.progress, self.check = op, progress, check
+    def __init__(
+        self,
+        op: Any,
+        progress: bool | None,
+        check: bool = False,
+        kept: dict[str, Partial] | None = None,
+    ):
+        self.op, self.progress, self.check, self._kept = op, progress, check, kept
         backend = device_info().backend
         self._on_cpu, self._draws = backend == "CPU", backend != "Ascend"
         self.losses: list[list[float]] = []
@@ -413,6 +446,7 @@ class Views:
         """
         if gap_of_losses(self.op, *self.losses[:2]) > TOLERANCE[self.op.dtype]:
             self.op.risk.data.forget()
+            self._kept = None
             for run, known in zip(self._passes[:2], self.losses[:2], strict=True):
                 run()
                 check_losses(self.op, known, self.losses[-1])
@@ -482,12 +516,12 @@ class Views:
         ]
         again = partial(self.factors, how)
         total = [
-            _GramSum() if way[taps[0]] == "rows" else _Sum()
+            _GramSum(self._kept is not None) if way[taps[0]] == "rows" else _Sum()
             for way in (seen, ways)
             for taps in self.combinations
         ]
         with self.op.risk.comm.together(1):
-            for batch, weights, terms, vectors in self._chunks("factors", ways, again):
+            for batch, weights, terms, vectors in self._chunks("factors", ways, total, again):
                 inputs = seen if vectors.first else ["nothing"] * len(ways)
                 parts = self._statistics(batch, inputs, ways, vectors, terms)
                 moments = [
@@ -521,7 +555,9 @@ class Views:
         again = partial(self.eigenvalues, bases, ways)
         total = [_Sum() for _ in self.combinations]
         with self.op.risk.comm.together(1):
-            for batch, weights, terms, vectors in self._chunks("eigenvalues", gradients, again):
+            for batch, weights, terms, vectors in self._chunks(
+                "eigenvalues", gradients, total, again
+            ):
                 if vectors.first:
                     seen: dict[int, np.ndarray] = {}  # the inputs in their basis
                 own = inputs if vectors.first else ["nothing"] * len(inputs)
@@ -539,14 +575,25 @@ class Views:
         return self._joined(total)
 
     def _chunks(
-        self, what: str, gradients: Sequence[str], again: Callable[[], Any]
+        self, what: str, gradients: Sequence[str], total: Sequence[_Sum], again: Callable[[], Any]
     ) -> Iterator[tuple]:
         """One pass over the data: batch, weights of its terms as numbers and as a Parameter, and
-        some of its cotangents.
+        some of its cotangents, which whoever asks for the next ones has added to the total.
         """
         self.losses.append([])
         self._passes.append(again)
-        for number, batch, factor in self.op.risk.batches(what, self.progress):
+        kept, losses = self._kept and self._kept[what], self.losses[-1]
+        done, line = (kept and kept.read()) or (0, np.zeros(0))
+        if done:
+            known, *sums = _unpacked(line)
+            losses.extend(known.tolist())
+            for one, value in zip(total, sums, strict=True):
+                one.go_on_from(value)
+
+        def state() -> np.ndarray:
+            return _packed([np.array(losses), *(one.value() for one in total)])
+
+        for number, batch, factor in self.op.risk.batches(what, self.progress, done):
             weights = factor * term_weights(self.op, batch)
             terms = self.taps.weights(weights.shape)
             rounded = weights.astype(self.op.dtype)
@@ -554,8 +601,12 @@ class Views:
                 _compat.assign(terms, rounded)
             for vectors in self._vectors(batch, number, factor, gradients):
                 if self.check and vectors.first and not vectors.made_in_graph:
-                    self.losses[-1].append(self.op.risk.loss(batch))
+                    losses.append(self.op.risk.loss(batch))
                 yield batch, weights, terms, vectors
+            if kept and kept.due:
+                kept.write(number + 1, state())
+        if kept:
+            kept.over(self.op.risk.num_batches, state())
 
     def _statistics(
         self,
@@ -928,6 +979,10 @@ class KFACOperator(WeightedBlocks):
         blocks: "dense" or "diagonal": exact blocks for Parameters without Kronecker factors; None:
             an error.
         likelihood: as `FisherOperator` has it.
+        checkpoint: a file for the sums over the batches done so far, written every few seconds. An
+            operator of the same weights, number of batches and options goes on from there; once it
+            is there, the file is removed. There is one for each rank of a job and each pass, which
+            add a number to the name. None: no file.
         progress, **options: as `HessianOperator` has them, but for `block_diagonal`.
 
     Attributes:
@@ -977,6 +1032,7 @@ class KFACOperator(WeightedBlocks):
         seed: int = 0,
         blocks: Literal["dense", "diagonal"] | None = None,
         likelihood: LikelihoodName | None = None,
+        checkpoint: str | os.PathLike | None = None,
         progress: bool | None = None,
         **options: Any,
     ):
@@ -994,6 +1050,7 @@ class KFACOperator(WeightedBlocks):
                 f"block_diagonal is not for {type(self).__name__}, which has a block for each "
                 "layer: leave it out"
             )
+        path = _checkpoint.named(checkpoint)
         own = (
             {}
             if fisher == "empirical"
@@ -1013,7 +1070,11 @@ class KFACOperator(WeightedBlocks):
             **options,
         )
         self.approx, self.separate_bias = approx, separate_bias
-        views = Views(self.fisher_operator, progress, check)
+        known_by = fisher, own, approx, separate_bias, blocks, str(likelihood)
+        kept = None if path is None else self._files(path, repr(known_by))
+        for file in (kept or {}).values():
+            file.read()  # one that is not ours is an error before anything is computed
+        views = Views(self.fisher_operator, progress, check, kept)
         refused = {
             name: one.why for name, one in views.others.items() if blocks is None and not one.norm
         }
@@ -1035,8 +1096,12 @@ class KFACOperator(WeightedBlocks):
             data.keep(memory_available() // 4)
         self.factors = {one.name: one.pair for one in found}
         placed = list(self._blocks(views, found))
-        if check:
-            views.check_losses()
+        try:
+            if check:
+                views.check_losses()
+        finally:  # sums of data that change are of no use either
+            for file in (kept or {}).values():
+                file.remove()
         for name in views.others:
             block = _OTHERS[blocks or "diagonal"](self.fisher_operator.block(name))
             where = slices(self.fisher_operator.space)[name]
@@ -1048,6 +1113,19 @@ class KFACOperator(WeightedBlocks):
         )
 
     num_passes = 1  # over the data, for factors and blocks
+
+    def _files(self, path: str, options: str) -> dict[str, Partial]:
+        """Where the sums of each pass are kept."""
+        op = self.fisher_operator
+        values = [_compat.to_numpy(p.value()) for p in op.weights]
+        numbers = np.array([op.num_batches, op.num_data])
+        token = f"{type(self).__name__} {options} {fingerprint(numbers, *values)}"
+        path += f".{op.risk.comm.rank}" if op.risk.comm.size > 1 else ""
+        passes = ("factors", "eigenvalues")[: self.num_passes]
+        return {
+            what: Partial(path + f".{number}" * (number > 0), f"{token} {what}", last=False)
+            for number, what in enumerate(passes)
+        }
 
     def _blocks(self, views: Views, found: list[Factors]) -> Iterator[Placed]:
         for one in found:

@@ -56,9 +56,14 @@ class Partial:
             )
         return int(stored["done"]), stored["total"]
 
+    @property
+    def due(self) -> bool:
+        """Whether the last time was long enough ago."""
+        return time.monotonic() - self._written >= self.every
+
     def write(self, done: int, total: np.ndarray) -> None:
-        """Keep the sum of the first `done` batches, if the last time was long enough ago."""
-        if time.monotonic() - self._written >= self.every:
+        """Keep the sum of the first `done` batches, if that is due."""
+        if self.due:
             self._write(done, total)
 
     def over(self, done: int, total: np.ndarray) -> None:
