@@ -69,7 +69,7 @@ def slopes(function: Function, space: Space):
 SLOPES = Program("cotangents.slopes", slopes)
 
 
-def _row_count(shape: tuple[int, ...], batch: Batch) -> int:
+def row_count(shape: tuple[int, ...], batch: Batch) -> int:
     """The rows of an output that a sample has."""
     return shape[0] // batch.size if shape[0] % batch.size == 0 else 1
 
@@ -101,7 +101,7 @@ def _exact(op: FisherOperator, batch: Batch) -> Iterator[np.ndarray]:
     if op._weighted:
         scale = op._scales(batch).reshape(out.shape[0], 1, *out.shape[2:])
     vectors = ROOTS[op.likelihood.name](out) * np.sqrt(scale)
-    for vector in apart(vectors, _row_count(shape, batch), True):
+    for vector in apart(vectors, row_count(shape, batch), True):
         yield vector.reshape(shape)
 
 
@@ -126,7 +126,7 @@ def _empirical(op: EmpiricalFisherOperator, batch: Batch) -> Iterator[np.ndarray
         total = weight.sum() if op.reduction == "mean" else 1.0
         number = np.divide(total, weight, out=np.zeros_like(weight), where=weight > 0)
     yield from apart(
-        (slope * np.sqrt(number))[None], _row_count(shape, batch), per_position and len(shape) > 2
+        (slope * np.sqrt(number))[None], row_count(shape, batch), per_position and len(shape) > 2
     )
 
 
@@ -230,7 +230,7 @@ def makes_in_graph(op: Any, batch: Batch, shape: tuple[int, ...], most: int) -> 
     if not known:
         return False
     if isinstance(op, EmpiricalFisherOperator):
-        one = _row_count(shape, batch) == 1
+        one = row_count(shape, batch) == 1
         return one and (not op._per_position or math.prod(shape[2:]) == 1)
     return op.mc_samples == 1 or (most == 1 and op.mc_samples > 0)
 

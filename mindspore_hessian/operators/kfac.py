@@ -36,6 +36,7 @@ from mindspore_hessian.operators.cotangents import (
     in_graph,
     makes_in_graph,
     noises,
+    row_count,
     scale_in_graph,
     term_weights,
 )
@@ -348,7 +349,7 @@ class Views:
             next((one for _, one, _ in risk.batches("layers", False)), None) or risk.data.first()
         )
         shape = self._shape(batch)
-        rows = shape[0] // batch.size if shape[0] % batch.size == 0 else 1
+        rows = row_count(shape, batch)
         cotangent = np.zeros(shape, self.op.dtype)
         cotangent[:rows] = np.random.default_rng(0).standard_normal(cotangent[:rows].shape)
         number = len(self.taps.taps)

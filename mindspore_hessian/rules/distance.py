@@ -12,8 +12,10 @@ from mindspore_hessian.rules.forward import (
     FORWARD,
     allow,
     chain,
+    mark_of_missing,
     sum_or_difference,
     times,
+    value_of,
 )
 from mindspore_hessian.rules.kit import attributes_of, front, known
 from mindspore_hessian.rules.registry import batching, derivative, forward
@@ -64,8 +66,6 @@ def cdist(prim):
 @constexpr
 def _constants(p, dtype):
     """1 / p, 1 / p - 1, p - 1 and p - 2, which as numbers MindSpore would round to float32."""
-    if p in (0, float("inf")):
-        raise NotImplementedError(f"distances of order {p} have no forward rule")
     return tuple(Tensor(number, dtype) for number in (1 / p, 1 / p - 1, p - 1, p - 2))
 
 
@@ -77,11 +77,15 @@ def batched_pdist(prim, axis_size):
     def rule(pair):
         if pair[1] is None:
             return prim(pair[0]), None
-        x = front(*pair)
-        first, second = _pairs(x.shape[-2])
-        return length(ops.gather(x, first, x.ndim - 2) - ops.gather(x, second, x.ndim - 2), p), 0
+        return length(_between_rows(front(*pair)), p), 0
 
     return rule
+
+
+@constexpr
+def _smooth(p):
+    """Whether the p-norm is a sum of powers."""
+    return p not in (0, float("inf"))
 
 
 def _pushed_length(a, p):
@@ -119,9 +123,11 @@ def _expanded(pair, axis):
 @allow(0, 1)
 def pushed_cdist(prim, usual):
     """The distances of every row of x from every row of y."""
-    difference = sum_or_difference(ops.Sub(), usual)
+    difference, missing = sum_or_difference(ops.Sub(), usual), mark_of_missing("Cdist")
 
     def rule(x_pair, y_pair, p_pair):
+        if not _smooth(p_pair[0]):
+            return prim(value_of(x_pair), value_of(y_pair), p_pair[0]), missing
         apart = difference(_expanded(x_pair, -2), _expanded(y_pair, -3))
         return (_pushed_length(apart[0], p_pair[0]), FORWARD)
 
@@ -134,15 +140,14 @@ def pushed_pdist(prim, usual):
     """The distances between every two rows."""
     (p,) = attributes_of(prim, "p")
 
+    missing = mark_of_missing("Pdist")
+
     def rule(x_pair):
         v, j, l = x_pair[0]  # noqa: E741
-        first, second = _pairs(v.shape[-2])
-
-        def between(x):
-            axis = x.ndim - 2
-            return ops.gather(x, first, axis) - ops.gather(x, second, axis)
-
-        return (_pushed_length((between(v), between(j), between(l)), p), FORWARD)
+        if not _smooth(p):
+            return prim(v), missing
+        apart = _between_rows(v), _between_rows(j), _between_rows(l)
+        return (_pushed_length(apart, p), FORWARD)
 
     return rule
 
@@ -151,6 +156,12 @@ def pushed_pdist(prim, usual):
 def _pairs(count):
     first, second = np.triu_indices(count, 1)
     return Tensor(first.astype(np.int32)), Tensor(second.astype(np.int32))
+
+
+def _between_rows(x):
+    """The differences between every two rows."""
+    first, second = _pairs(x.shape[-2])
+    return ops.gather(x, first, x.ndim - 2) - ops.gather(x, second, x.ndim - 2)
 
 
 @derivative("Pdist", why="its backward has no derivative and hides its attributes", replaces=True)
@@ -164,8 +175,7 @@ def pdist(prim):
             return (backward(dout, x, out),)
 
         def between(x):
-            first, second = _pairs(x.shape[-2])
-            return length(ops.gather(x, first, x.ndim - 2) - ops.gather(x, second, x.ndim - 2), p)
+            return length(_between_rows(x), p)
 
         return pull(between)(mutable(x), dout)
 

@@ -23,6 +23,7 @@ from mindspore_hessian.rules.forward import (
 )
 from mindspore_hessian.rules.kit import (
     attributes_of,
+    broadcast_to,
     filled,
     leading,
     one_tensor,
@@ -360,12 +361,7 @@ def _triple_of(pair, like):
     if pair[1] == FORWARD:
         return pair[0]
     zeros = ops.zeros_like(pair[0])
-    return (pair[0], ops.expand_dims(zeros, 0) + _no_numbers(like.shape[0], pair[0]), zeros)
-
-
-def _no_numbers(count, x):
-    """(count, 1, ...): zeros for each direction, with as many axes behind as x has."""
-    return ops.zeros((count,) + (1,) * x.ndim, x.dtype)
+    return (pair[0], broadcast_to((like.shape[0],) + zeros.shape)(zeros), zeros)
 
 
 @forward("MatrixPower")

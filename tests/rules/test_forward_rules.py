@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from full import FULL
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, jit, nn, ops
 from mindspore.ops.operations.math_ops import MatrixSolve
 from scipy.special import ivp, kvp, yvp
 from special_points import POINTS, Point
@@ -418,3 +418,22 @@ def test_a_sum_over_no_entries():
     for _ in range(3):
         found = mh.laplacian(fn, mode="forward")(x).asnumpy()
         np.testing.assert_allclose(found, 6 * x.asnumpy().sum(), rtol=1e-12)
+
+
+@jit
+def doubled(x):
+    return mh.laplacian(largest_distance)(x) * 2
+
+
+def largest_distance(x):
+    return (ops.cdist(x, HALVES[:, :2], float("inf")) ** 3).sum()
+
+
+def test_distances_that_are_no_sum_of_powers_go_by_reverse_derivatives():
+    """Also inside of a graph of the user's own."""
+    x = Tensor([[0.3, 0.9], [1.0, -0.4]], ms.float64)
+    with pytest.raises(mh.MissingRuleError, match="Cdist has no forward rule"):
+        mh.laplacian(largest_distance, mode="forward")(x)
+    away = np.abs(x.asnumpy() - HALVES.asnumpy()[:, :2]).max(1)  # y^3 has y'' = 6 y
+    np.testing.assert_allclose(mh.laplacian(largest_distance)(x).asnumpy(), 6 * away.sum(), 1e-6)
+    np.testing.assert_allclose(doubled(x).asnumpy(), 12 * away.sum(), 1e-6)
