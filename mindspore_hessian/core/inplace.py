@@ -132,6 +132,18 @@ class _Parsed(NamedTuple):
 
 
 _following = 0  # depth of `followed`
+_rewriters: list[Callable[[FunctionType, Any, ast.AST], ast.AST]] = []
+
+
+@contextlib.contextmanager
+def rewriting(rewrite: Callable[[FunctionType, Any, ast.AST], ast.AST]) -> Iterator[None]:
+    """While we compile inside, MindSpore reads ``rewrite(function, self, tree)`` for each function of
+    the user's."""
+    _rewriters.append(rewrite)
+    try:
+        yield
+    finally:
+        _rewriters.remove(rewrite)
 
 
 @contextlib.contextmanager
@@ -149,7 +161,9 @@ def followed() -> Iterator[None]:
         if is_library(fn) and not source.is_ours(fn.__code__):
             return tree
         parsed.append(_Parsed(fn, owner, tree))
-        return _rebound(spelling.with_defaults(_plain(fn), tree, _like))
+        for rewrite in _rewriters:
+            tree = rewrite(_plain(fn), owner, tree)
+        return _rebound(spelling.with_defaults(_plain(fn), tree, like))
 
     _following += 1
     try:
@@ -378,7 +392,7 @@ class _Rebind(ast.NodeTransformer):
         return [first, node]
 
 
-def _like(new: Any, old: ast.AST) -> Any:
+def like(new: Any, old: ast.AST) -> Any:
     """`new` with the place of `old`: also the tokens, by which MindSpore knows it."""
     ast.copy_location(new, old)
     for token in ("first_token", "last_token"):
@@ -388,11 +402,11 @@ def _like(new: Any, old: ast.AST) -> Any:
 
 
 def _name(name: str, context: ast.expr_context, place: ast.AST) -> ast.Name:
-    return _like(ast.Name(name, context), place)
+    return like(ast.Name(name, context), place)
 
 
 def _assign(name: str, value: ast.expr, place: ast.AST) -> ast.Assign:
-    return _like(ast.Assign([_name(name, ast.Store(), place)], value), place)
+    return like(ast.Assign([_name(name, ast.Store(), place)], value), place)
 
 
 def _out_of_place(receiver: ast.expr, call: ast.Call) -> ast.expr | None:
@@ -402,8 +416,8 @@ def _out_of_place(receiver: ast.expr, call: ast.Call) -> ast.expr | None:
     assert isinstance(call.func, ast.Attribute)
     method = call.func.attr
     if method in _OUT_OF_PLACE:
-        function = _like(ast.Attribute(receiver, method[:-1], ast.Load()), call.func)
-        return _like(ast.Call(function, call.args, call.keywords), call)
+        function = like(ast.Attribute(receiver, method[:-1], ast.Load()), call.func)
+        return like(ast.Call(function, call.args, call.keywords), call)
     wanted = method != "zero_"
     if method not in _TEMPLATES or call.keywords or len(call.args) != wanted:
         return None
@@ -416,7 +430,7 @@ def _out_of_place(receiver: ast.expr, call: ast.Call) -> ast.expr | None:
     out = Fill().visit(ast.parse(text, mode="eval").body)
     for node in ast.walk(out):
         if isinstance(node, ast.expr) and not hasattr(node, "first_token"):
-            _like(node, call)
+            like(node, call)
     return out
 
 

@@ -371,10 +371,9 @@ class Views:
         for tap, part in zip(self.taps.taps, first, strict=True):
             if tap.calls:
                 weight, bias = (part, None) if tap.kind.indexed else (part[..., :-1], part[..., -1])
-                for parameter, slope in ((tap.weight, weight), (tap.bias, bias)):
-                    if parameter is not None and slope is not None:
-                        own = explained.setdefault(id(parameter), [])
-                        own.append(slope.reshape(parameter.shape))
+                explained.setdefault(id(tap.weight), []).append(tap.shaped(weight))
+                if tap.bias is not None and bias is not None:
+                    explained.setdefault(id(tap.bias), []).append(bias.reshape(tap.bias.shape))
         return {
             id(p): (slope, _added(explained.get(id(p), [np.zeros_like(slope)])))
             for p, slope in zip(self.op.weights, slopes, strict=True)
@@ -824,16 +823,20 @@ def _eigenvectors(matrices: np.ndarray) -> np.ndarray:
     return np.stack([eigh(one.astype(np.float64))[1] for one in matrices])
 
 
-def _places(op: Any, parameter: Parameter, shape: tuple[int, ...]) -> np.ndarray | None:
+def _places(op: Any, parameter: Parameter, shaped: Callable) -> np.ndarray | None:
     """The indices of a Parameter in a flat vector; None where the operator is not about it."""
     if not any(parameter is one for one in op.weights):
         return None
     where = slices(op.space)[parameter.name]
-    return np.arange(where.start, where.stop).reshape(shape)
+    return shaped(np.arange(where.start, where.stop))
 
 
-def _layer(*parameters: tuple[Parameter, np.ndarray | None]) -> str:
-    return layer_of(next(parameter.name for parameter, places in parameters if places is not None))
+def _name(views: Views, *parameters: tuple[Parameter, np.ndarray | None]) -> str:
+    """That of the layer; where one has several weights, of the first Parameter that is asked for."""
+    first = next(parameter.name for parameter, places in parameters if places is not None)
+    layer = layer_of(first)
+    several = sum(layer_of(one.parameter.name) == layer for one in views.weights) > 1
+    return first if several else layer
 
 
 def factors(views: Views, approx: str, separate_bias: bool) -> list[Factors]:
@@ -846,14 +849,15 @@ def factors(views: Views, approx: str, separate_bias: bool) -> list[Factors]:
     out = []
     for shared in views.weights:
         tap = views.taps.taps[shared.taps[0]]
-        (wide, narrow), groups = tap.widths, tap.groups
-        weight = _places(
-            views.op,
-            shared.parameter,
-            (wide, narrow) if tap.kind.indexed else (groups, narrow, wide),
-        )
+        narrow, groups = tap.widths[1], tap.groups
+        weight = _places(views.op, shared.parameter, tap.matrix)
         biases = [
-            (one, _places(views.op, one.parameter, (groups, narrow)))
+            (
+                one,
+                _places(
+                    views.op, one.parameter, lambda x, shape=(groups, narrow): x.reshape(shape)
+                ),
+            )
             for one in views.biases
             if set(one.taps) & set(shared.taps)
         ]
@@ -871,7 +875,7 @@ def factors(views: Views, approx: str, separate_bias: bool) -> list[Factors]:
             )
             out.append(
                 Factors(
-                    _layer(*named),
+                    _name(views, *named),
                     shared.taps,
                     _repaired(views, named, a),
                     _repaired(views, named, g),
@@ -883,7 +887,7 @@ def factors(views: Views, approx: str, separate_bias: bool) -> list[Factors]:
             )
         out += [
             Factors(
-                _layer((one.parameter, places)),
+                _name(views, (one.parameter, places)),
                 one.taps,
                 np.ones((groups, 1, 1), views.op.dtype),
                 _repaired(views, ((one.parameter, places),), gradients[one.taps]),
@@ -914,7 +918,7 @@ def _repaired(views: Views, named: Any, matrices: np.ndarray) -> np.ndarray:
             values, vectors = np.linalg.eigh(one.astype(np.float64))
             if values[0] < -margin:
                 warn(
-                    f"a Kronecker factor of layer {_layer(*named)!r} has the eigenvalue "
+                    f"a Kronecker factor of layer {_name(views, *named)!r} has the eigenvalue "
                     f"{values[0]:.2g} beside {values[-1]:.2g}, by rounding: it is taken for 0",
                     NonFiniteWarning,
                 )
@@ -955,8 +959,9 @@ class KFACOperator(WeightedBlocks):
     Exact for a deep linear network with squared error, for one sample, and where the loss is of
     each position by itself and the network is linear ("expand"), or of the mean of the positions
     ("reduce"). With `separate_bias` a bias has the block G; else A has a last row and column for
-    it. Layers: Dense, Conv1d, 2d and 3d with groups (a block each), Embedding, and those of
-    ``mint.nn``. Scale and shift of normalization layers have their exact diagonals. Any other
+    it. Layers: Dense, Conv1d, 2d and 3d with groups (a block each), Embedding, those of
+    ``mint.nn``, and what a Cell of yours multiplies with a Parameter of its own (``x @ self.w``,
+    ``ops.dense``, ``ops.gather``; see docs/structured.md). Scale and shift of normalization layers have their exact diagonals. Any other
     Parameter, one that is used elsewhere too, and one that an Embedding and a Dense layer share, is
     refused by its name, unless `blocks` says what it gets. Cells that share a Parameter in the same
     way, or are called several times, are handled as positions are.

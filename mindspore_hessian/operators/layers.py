@@ -14,6 +14,7 @@ batch where its axis can be cut into so many, else that of the axis.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import itertools
@@ -22,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import mindspore as ms
@@ -31,10 +32,12 @@ from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops, vmap
 from numpy.lib.stride_tricks import sliding_window_view
 
 from mindspore_hessian import _compat
+from mindspore_hessian.core.inplace import rewriting
 from mindspore_hessian.core.program import Function
 from mindspore_hessian.core.space import Space, flat_dtype
 from mindspore_hessian.core.transform import as_it_is
 from mindspore_hessian.operators import kernels
+from mindspore_hessian.operators.uses import Use, rewritten, uses_of
 from mindspore_hessian.transforms import compose
 
 _GRAM, _RESHAPE, _CONCAT = ops.MatMul(transpose_a=True), ops.Reshape(), ops.Concat(-1)
@@ -170,6 +173,7 @@ class Kind:
         unfolded: ``unfolded(cell, x)``: the rows, each followed by a 1, of the input as it is, by
             numpy; None where a graph has them at no cost.
         scales: the weight multiplies normalised inputs entry by entry, and the bias is added.
+        turned: the weight is of shape (inputs, outputs), not (outputs, inputs).
     """
 
     classes: tuple[type, ...]
@@ -182,6 +186,7 @@ class Kind:
     inside: Callable[[nn.Cell, Callable], Callable] | None = None
     unfolded: Callable[[nn.Cell, np.ndarray], np.ndarray] | None = None
     scales: bool = False
+    turned: bool = False
 
 
 def _groups(cell: nn.Cell) -> int:
@@ -278,6 +283,16 @@ def _whole(cell: nn.Cell, through: Callable) -> Callable:
     return construct
 
 
+def _instead(use: Use, through: Callable) -> Callable:
+    """An expression of a user's own Cell, as a function of its arguments."""
+    call, given = use.call, use.given
+
+    def instead(*arguments):
+        return through(call(*arguments), arguments[given])
+
+    return instead
+
+
 def _several(*names: str) -> tuple[type, ...]:
     """Classes of mint.nn, as far as this version of MindSpore has them."""
     return tuple(getattr(mint.nn, name) for name in names if hasattr(mint.nn, name))
@@ -322,6 +337,20 @@ KINDS = (
         refuses=_refuses_embedding,
     ),
 )
+
+
+def _kind_of_use(use: Use) -> Kind:
+    """That of an expression in a user's own Cell."""
+    rows = (lambda cell: _indices(1)) if use.indexed else (lambda cell: _features_last(1))
+    return Kind(
+        (),
+        rows,
+        lambda cell: _features_last(1),
+        use.weight,
+        use.bias or None,
+        indexed=use.indexed,
+        turned=use.turned,
+    )
 
 
 def _deviations(a, axes, eps):
@@ -755,6 +784,7 @@ class Tap:
     Attributes:
         name: of the Cell in the network.
         cell, kind: the layer and its row of `KINDS`.
+        use: the expression in the Cell that it is; None where it is the whole Cell.
         weight, bias: its Parameters.
         calls: how often the network calls it, once that is known.
         rows: how many rows that gives for the first batch.
@@ -763,6 +793,7 @@ class Tap:
     name: str
     cell: nn.Cell
     kind: Kind
+    use: Use | None = None
     calls: int = 0
     rows: int = 0
     slots: tuple[Parameter, Parameter] = field(init=False)
@@ -771,7 +802,8 @@ class Tap:
 
     def __post_init__(self) -> None:
         dtype = flat_dtype((self.weight.dtype,))
-        self.slots = _number(f"{self.name}.seen", dtype), _number(f"{self.name}.passed", dtype)
+        own = f"{self.name}.{self.attribute}"
+        self.slots = _number(f"{own}.seen", dtype), _number(f"{own}.passed", dtype)
 
     def widen(self, dtype: Any, samples: int | None = None) -> None:
         """Slots as large as the "moments", or as the "sums" of so many samples, so that a graph may
@@ -809,7 +841,7 @@ class Tap:
         return (
             "which looks up its rows"
             if self.kind.indexed
-            else "which multiplies with it"
+            else ("which multiplies with " + ("its transpose" if self.kind.turned else "it"))
             + (f" in {self.groups} groups" if self.groups > 1 else "")
         )
 
@@ -817,24 +849,46 @@ class Tap:
     def widths(self) -> tuple[int, int]:
         """The numbers of features of a row of inputs, without the 1, and of a row of gradients."""
         rows, *rest = self.weight.shape
-        if self.kind.indexed:
+        if self.kind.indexed or self.kind.turned:
             return rows, rest[0]
         return int(np.prod(rest)), rows // self.groups
 
+    def shaped(self, matrix: np.ndarray) -> np.ndarray:
+        """(groups, outputs, inputs), or (inputs, outputs) of indices, in the shape of the weight."""
+        return matrix[0].T if self.kind.turned else matrix.reshape(self.weight.shape)
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """The other way round."""
+        (wide, narrow), groups = self.widths, self.groups
+        if self.kind.turned:
+            return weight.reshape(wide, narrow).T[None]
+        return weight.reshape((wide, narrow) if self.kind.indexed else (groups, narrow, wide))
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What is the same for another tap of the same layer."""
+        return id(self.cell), self.attribute
+
+    @property
+    def attribute(self) -> str:
+        """The name of what stands in the Cell while a graph is compiled."""
+        return "construct" if self.use is None else self.use.name
+
     def construct(
         self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple
-    ) -> MethodType:
-        """What takes the place of the Cell's own while a graph is compiled; made once, since graphs
-        are known by it.
+    ) -> Callable:
+        """What takes the place of the Cell's own, or of the expression, while a graph is compiled;
+        made once, since graphs are known by it.
         """
         key = inputs, gradients, count, w.shape, tuple(map(id, basis))
         if key not in self._made:
             through = self._through(inputs, gradients, count, w, basis)
-            self._made[key] = (
-                MethodType((self.kind.inside or _whole)(self.cell, through), self.cell),
-                w,
-                basis,
+            made = (
+                MethodType((self.kind.inside or _whole)(self.cell, through), self.cell)
+                if self.use is None
+                else _instead(self.use, through)
             )
+            self._made[key] = made, w, basis
         return self._made[key][0]
 
     def _through(
@@ -887,7 +941,11 @@ class Taps:
         self.refused: dict[str, str] = {}  # names of Cells, and why they are not looked at
         for name, cell in network.cells_and_names() if isinstance(network, nn.Cell) else ():
             kind = kind_of(cell, kinds)
-            if kind is None or not wanted & {id(p) for p in cell.get_parameters(expand=False)}:
+            if not wanted & {id(p) for p in cell.get_parameters(expand=False)}:
+                continue
+            if kind is None:
+                own = (Tap(name, cell, _kind_of_use(use), use) for use in uses_of(cell))
+                self.taps += tuple(tap for tap in own if wanted & {id(tap.weight), id(tap.bias)})
                 continue
             why = kind.refuses(cell)
             if why is not None:
@@ -926,7 +984,7 @@ class Taps:
             tap.bases = [
                 Parameter(
                     Tensor(np.zeros(one.shape), self.dtype),
-                    name=f"{tap.name}.basis{number}",
+                    name=f"{tap.name}.{tap.attribute}.basis{number}",
                     requires_grad=False,
                 )
                 for number, one in enumerate(matrices)
@@ -947,15 +1005,24 @@ class Taps:
             count: the number of samples.
             terms: where the weights of the terms are.
         """
-        with _OF_NETWORKS:
+        with _OF_NETWORKS, rewriting(self._with_uses):
             try:
                 for tap, seen, how in zip(self.taps, inputs, gradients, strict=True):
                     basis = tuple(tap.bases) or (self._none, self._none)
-                    tap.cell.__dict__["construct"] = tap.construct(seen, how, count, terms, basis)
+                    tap.cell.__dict__[tap.attribute] = tap.construct(seen, how, count, terms, basis)
                 yield
             finally:
                 for tap in self.taps:
-                    tap.cell.__dict__.pop("construct", None)
+                    tap.cell.__dict__.pop(tap.attribute, None)
+
+    def _with_uses(self, function: FunctionType, owner: Any, tree: ast.AST) -> ast.AST:
+        """The syntax tree of a function, with what stands in the place of the uses in it."""
+        names = {
+            tap.use.number: tap.attribute
+            for tap in self.taps
+            if tap.use is not None and tap.cell is owner and tap.use.function is function
+        }
+        return rewritten(function, owner, tree, names) if names else tree
 
     def slots(self, number: int) -> ParameterTuple:
         """Those of the inputs (0) or of the gradients (1)."""

@@ -172,14 +172,13 @@ class KFACStep:
             views = Views(op, False)
         scaling = self._scales(op, inputs)
         taps = optimizer.taps
-        cells = {
-            id(tap.cell)
-            for tap in (*views.taps.taps, *(taps.taps[block.taps[0]] for block in scaling))
+        known = {
+            tap.key for tap in (*views.taps.taps, *(taps.taps[block.taps[0]] for block in scaling))
         }
         self.places = {
             number: place
             for place, number in enumerate(
-                [number for number, tap in enumerate(taps.taps) if id(tap.cell) in cells]
+                [number for number, tap in enumerate(taps.taps) if tap.key in known]
             )
         }
         covered = {id(optimizer.parameters[at]) for block in scaling for at in block.places}

@@ -39,6 +39,7 @@ class Block:
         start: where its moments begin in the optimizer's row of these.
         groups, wide, narrow: the numbers of groups, inputs and outputs.
         indexed: the inputs are indices, and the weight has a row for each.
+        turned: the weight is of shape (inputs, outputs).
         diagonal: A is one, and kept as a row.
     """
 
@@ -53,6 +54,7 @@ class Block:
     wide: int
     narrow: int
     indexed: bool
+    turned: bool
     diagonal: bool
 
     @property
@@ -584,6 +586,7 @@ def _blocks(taps: layers.Taps, parameters: Any, approx: str) -> list[Block]:
                 wide,
                 narrow,
                 tap.kind.indexed,
+                tap.kind.turned,
                 tap.kind.indexed and approx == "expand",
             )
         )
@@ -721,7 +724,15 @@ def direction(block: Block, inverses: ParameterTuple) -> Callable:
     left = inverses[block.g]
     right = None if block.a is None else inverses[block.a]
     product = _TIMES if groups == 1 else _EACH
-    lead = () if groups == 1 else (groups,)
+    lead, turned = () if groups == 1 else (groups,), block.turned
+
+    def matrix(w):
+        """(outputs, inputs) of a weight."""
+        return w.swapaxes(0, 1) if turned else _RESHAPE(w, lead + (narrow, wide))
+
+    def as_weight(m, w):
+        """The other way round."""
+        return (m.swapaxes(0, 1) if turned else _RESHAPE(m, w.shape)).astype(w.dtype)
 
     def matrices(x):
         """Without the axis of one group."""
@@ -760,22 +771,14 @@ def direction(block: Block, inverses: ParameterTuple) -> Callable:
 
     def of_both(gradients):
         w, b = gradients[weight], gradients[bias]
-        m = _CONCAT((_RESHAPE(w, lead + (narrow, wide)), _RESHAPE(b, lead + (narrow, 1)))).astype(
-            right.dtype
-        )
+        m = _CONCAT((matrix(w), _RESHAPE(b, lead + (narrow, 1)))).astype(right.dtype)
         m = product(product(matrices(left), m), matrices(right))
-        return (
-            _RESHAPE(m[..., :-1], w.shape).astype(w.dtype),
-            _RESHAPE(m[..., -1:], b.shape).astype(b.dtype),
-        )
+        return as_weight(m[..., :-1], w), _RESHAPE(m[..., -1:], b.shape).astype(b.dtype)
 
     def of_weight(gradients):
         w = gradients[weight]
-        m = product(
-            product(matrices(left), _RESHAPE(w, lead + (narrow, wide)).astype(right.dtype)),
-            matrices(right),
-        )
-        return (_RESHAPE(m, w.shape).astype(w.dtype),)
+        m = product(product(matrices(left), matrix(w).astype(right.dtype)), matrices(right))
+        return (as_weight(m, w),)
 
     if isinstance(block, Scales):
         return of_scales

@@ -1,0 +1,301 @@
+"""Where users' own Cells use their Parameters as layers do: ``ops.matmul(x, self.w)``, ``x @ self.w.T``,
+``ops.dense(x, self.w, self.b)``, ``ops.gather(self.table, ids, 0)``.
+
+Such an expression is found in the source of the Cell's methods. While a graph is compiled, a function
+of ours stands in its place, which computes the same and looks at it (`operators.layers`). What is seen
+is checked against gradients there, so that a reading of the source is never taken on trust.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from mindspore import Parameter, nn, ops
+
+from mindspore_hessian.core import source
+from mindspore_hessian.core.captures import is_library
+from mindspore_hessian.core.inplace import like
+
+
+@dataclass(frozen=True)
+class Use:
+    """One expression that uses a Parameter as a layer does.
+
+    Attributes:
+        name: of the attribute of the Cell that stands in its place.
+        function, number: the method that has it, and its place among those of this method.
+        call: what it calls.
+        given: the place of the layer's input among the arguments.
+        weight, bias: the names of its Parameters in the Cell; no bias is "".
+        turned: the weight is of shape (inputs, outputs).
+        indexed: the inputs are indices of rows of the weight.
+    """
+
+    name: str
+    function: FunctionType
+    number: int
+    call: Callable
+    given: int
+    weight: str
+    bias: str
+    turned: bool
+    indexed: bool
+
+
+class _Form(NamedTuple):
+    """The places of input, weight and bias (-1: none) among the arguments of a function."""
+
+    given: int
+    weight: int
+    bias: int = -1
+    turned: bool = False
+    indexed: bool = False
+
+
+_PRODUCT = _Form(0, 1, turned=True)
+_FORMS = {
+    "matmul": _PRODUCT,
+    "mm": _PRODUCT,
+    "MatMul": _PRODUCT,
+    "dense": _Form(0, 1, 2),
+    "linear": _Form(0, 1, 2),
+    "Dense": _Form(0, 1, 2),
+    "gather": _Form(1, 0, indexed=True),
+    "Gather": _Form(1, 0, indexed=True),
+    "embedding": _Form(0, 1, indexed=True),
+}
+_METHODS = frozenset(("matmul", "mm"))  # of a Tensor
+_SAME = frozenset(("cast", "Cast", "astype", "to", "type_as", "float", "depend"))
+_TRANSPOSES = frozenset(
+    ("t", "T", "transpose", "Transpose", "swapaxes", "swapdims", "permute", "mT")
+)
+_ADDITIONS = frozenset(("add", "Add", "bias_add", "BiasAdd", "BiasAddExt"))
+
+
+class _Weight(NamedTuple):
+    """A Parameter of the Cell by name, or its transpose."""
+
+    name: str
+    transposed: bool = False
+
+
+class _Reader:
+    """What the names in one method of a Cell stand for, as far as that is certain."""
+
+    def __init__(self, function: FunctionType, cell: nn.Cell, tree: ast.AST):
+        self.function, self.cell = function, cell
+        known = inspect.getclosurevars(function)
+        self.outer = {**known.builtins, **known.globals, **known.nonlocals}
+        self.nodes = [*_own_nodes(tree)]
+        arguments = [node.arg for node in self.nodes if isinstance(node, ast.arg)]
+        self.own = arguments[0] if arguments else ""  # self
+        stored = [
+            node.id
+            for node in self.nodes
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        ]
+        self.local = {*arguments, *stored}
+        once = {
+            name for name in stored if stored.count(name) == 1 and name not in arguments
+        }  # such a name is what it was assigned
+        self.assigned = {
+            node.targets[0].id: node.value
+            for node in self.nodes
+            if isinstance(node, ast.Assign)
+            and len(node.targets) == 1
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in once
+        }
+
+    def object(self, node: ast.AST) -> Any:
+        """The object that a name or a chain of attributes stands for; None where it is not known."""
+        if isinstance(node, ast.Name):
+            if node.id == self.own:
+                return self.cell
+            return None if node.id in self.local else self.outer.get(node.id)
+        if isinstance(node, ast.Attribute):
+            holder = self.object(node.value)
+            if isinstance(holder, ModuleType | nn.Cell) and not isinstance(
+                inspect.getattr_static(type(holder), node.attr, None), property
+            ):
+                return getattr(holder, node.attr, None)
+        return None
+
+    def called(self, node: ast.Call) -> tuple[str, Any]:
+        """The name of the library's function or primitive that is called, and itself; "" for any
+        other."""
+        found = self.object(node.func)
+        if isinstance(found, FunctionType):
+            return (found.__name__, found) if is_library(found) else ("", None)
+        if isinstance(found, ops.Primitive | nn.Cell) and is_library(type(found)):
+            return type(found).__name__, found
+        return "", None
+
+    def weight(self, node: ast.AST) -> _Weight | None:
+        """The Parameter of this Cell that an expression gives, as it is, cast or transposed."""
+        if isinstance(node, ast.Name) and node.id in self.assigned:
+            return self.weight(self.assigned[node.id])
+        if isinstance(node, ast.Attribute):
+            if isinstance(node.value, ast.Name) and node.value.id == self.own:
+                found = self.object(node)
+                return _Weight(node.attr) if isinstance(found, Parameter) else None
+            inner = self.weight(node.value) if node.attr in _TRANSPOSES else None
+            return inner and inner._replace(transposed=not inner.transposed)
+        if not isinstance(node, ast.Call):
+            return None
+        name, _ = self.called(node)
+        inner = self.weight(node.args[0]) if name and node.args else None
+        if inner is None and isinstance(node.func, ast.Attribute):  # a method
+            name, inner = node.func.attr, self.weight(node.func.value)
+        if inner is None or name not in _SAME | _TRANSPOSES:
+            return None
+        return inner._replace(transposed=inner.transposed != (name in _TRANSPOSES))
+
+    def parameter(self, node: ast.AST, shape: tuple[int, ...] | None = None) -> str:
+        """The name of the Parameter that an expression gives, if it has this shape; "" for none."""
+        found = self.weight(node)
+        if found is None or found.transposed:
+            return ""
+        own = getattr(self.cell, found.name)
+        return found.name if shape is None or tuple(own.shape) == shape else ""
+
+    def form(self, node: ast.AST) -> tuple[_Form, Any, list[ast.expr]] | None:
+        """How an expression uses its arguments, what it calls, and these."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+            return _PRODUCT, ops.matmul, [node.left, node.right]
+        if not isinstance(node, ast.Call) or node.keywords:
+            return None
+        if any(isinstance(one, ast.Starred) for one in node.args):
+            return None
+        name, found = self.called(node)
+        if not name and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
+            return _PRODUCT, ops.matmul, [node.func.value, *node.args]
+        form = _FORMS.get(name)
+        if form is None or len(node.args) <= max(form.given, form.weight):
+            return None
+        if getattr(found, "transpose_a", False) or getattr(found, "batch_dims", 0):
+            return None
+        if name in ("gather", "Gather") and not _is_zero(node.args[2:]):
+            return None
+        turned = form.turned and not getattr(found, "transpose_b", False)
+        return form._replace(turned=turned), found, node.args
+
+    def uses(self) -> Iterator[tuple[ast.AST, list[ast.expr], Use]]:
+        """Those of this method, with their nodes and arguments, in the order of the text."""
+        found = []
+        for node in self.nodes:
+            form = self.form(node)
+            weight = form and self.weight(form[2][form[0].weight])
+            if form is None or weight is None or len(getattr(self.cell, weight.name).shape) != 2:
+                continue
+            how, call, arguments = form
+            if how.indexed and weight.transposed or self.weight(arguments[how.given]) is not None:
+                continue
+            turned = how.turned != weight.transposed
+            shape = getattr(self.cell, weight.name).shape
+            width = (shape[1] if turned or how.indexed else shape[0],)
+            given = (
+                self.parameter(arguments[how.bias], width) if 0 <= how.bias < len(arguments) else ""
+            )
+            found.append((node, arguments, how, call, weight.name, turned, width, given))
+        found.sort(key=lambda one: _place(one[0]))
+        places = [_place(one[0]) for one in found] + [(float("inf"), 0)]
+        for number, (node, arguments, how, call, name, turned, width, given) in enumerate(found):
+            bias = given
+            if not bias and not how.indexed:
+                bias = self.bias(node, places[number], places[number + 1], width)
+            use = Use("", self.function, number, call, how.given, name, bias, turned, how.indexed)
+            yield node, arguments, use
+
+    def bias(self, node: ast.AST, start: tuple, end: tuple, width: tuple[int, ...]) -> str:
+        """The first Parameter of this shape that is added from there on, before the next use."""
+        for other in self.nodes:
+            terms: list[ast.expr] = []
+            if isinstance(other, ast.BinOp) and isinstance(other.op, ast.Add):
+                terms = [other.left, other.right]
+                around = node in terms or start <= _place(other) < end
+            elif isinstance(other, ast.AugAssign) and isinstance(other.op, ast.Add):
+                terms, around = [other.value], start <= _place(other) < end
+            elif isinstance(other, ast.Call) and self.called(other)[0] in _ADDITIONS:
+                terms = other.args
+                around = node in terms or start <= _place(other) < end
+            for term in terms:
+                name = self.parameter(term, width) if around and term is not node else ""
+                if name:
+                    return name
+        return ""
+
+
+def _own_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a function in the order of its text, without those of functions inside it."""
+    top = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    yield from top.args.posonlyargs + top.args.args + top.args.kwonlyargs
+    waiting: list[ast.AST] = [*reversed(top.body)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            waiting += reversed([*ast.iter_child_nodes(node)])
+
+
+def _place(node: ast.AST) -> tuple[int, int]:
+    """Where the text of an expression ends."""
+    return node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
+
+
+def _is_zero(nodes: list[ast.expr]) -> bool:
+    return len(nodes) == 1 and isinstance(nodes[0], ast.Constant) and nodes[0].value == 0
+
+
+def _methods(cell: nn.Cell) -> Iterator[FunctionType]:
+    """Those that the user's classes of a Cell have."""
+    for cls in type(cell).__mro__:
+        if not is_library(cls):
+            yield from (one for one in vars(cls).values() if isinstance(one, FunctionType))
+
+
+def uses_of(cell: nn.Cell) -> list[Use]:
+    """All uses of a Cell's own Parameters in its methods."""
+    own = {name for name, p in vars(cell).get("_params", {}).items() if p is not None}
+    if not own:
+        return []
+    found: list[Use] = []
+    for function in _methods(cell):
+        if own & set(function.__code__.co_names):
+            tree = source.tree_of(function)
+            if tree is not None:
+                found += [use for *_, use in _Reader(function, cell, tree).uses()]
+    return [replace(use, name=f"_hessian_use_{place}") for place, use in enumerate(found)]
+
+
+def rewritten(function: Any, cell: nn.Cell, tree: ast.AST, names: Mapping[int, str]) -> ast.AST:
+    """The syntax tree of a method in which attributes of the Cell are called in the place of some of
+    its uses.
+
+    Args:
+        names: by the number of a use, that of the attribute.
+    """
+    tree = copy.deepcopy(tree)
+    reader = _Reader(function, cell, tree)
+    for node, arguments, use in [*reader.uses()]:
+        if use.number in names:
+            holder = like(ast.Name(reader.own, ast.Load()), node)
+            attribute = like(ast.Attribute(holder, names[use.number], ast.Load()), node)
+            tree = _Exchange(node, like(ast.Call(attribute, arguments, []), node)).visit(tree)
+    return tree
+
+
+class _Exchange(ast.NodeTransformer):
+    """One node in the place of another."""
+
+    def __init__(self, old: ast.AST, new: ast.AST):
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.generic_visit(self.new if node is self.old else node)
