@@ -17,6 +17,8 @@ import mindspore_hessian as mh
 pytestmark = pytest.mark.filterwarnings("ignore::mindspore_hessian.RecompileWarning")
 GOLDEN = np.load(Path(__file__).parent / "golden" / "jet.npz")
 layer_norm = ops.LayerNorm(-1, -1, 1e-5)
+DIAGONAL, UNIT, ONES = Tensor(np.diag([1.0, 2, 3])), Tensor(np.eye(2)), Tensor(np.ones((3, 1)))
+SCALES, SHIFTS = Tensor(np.arange(1.0, 5)), Tensor(np.zeros(4))
 layer_norm_weights = Tensor(np.ones(3)), Tensor(np.zeros(3))
 
 
@@ -95,6 +97,33 @@ def compositions(x):
     )
 
 
+def matrices(x):
+    matrix = ops.matmul(x.T**2, x) + DIAGONAL
+    factor = ops.tril(matrix)
+    return (
+        ops.inverse(matrix),
+        ops.det(matrix),
+        ops.slogdet(matrix)[1],
+        ops.matrix_power(matrix, 3),
+        ops.matrix_power(matrix, -2),
+        ops.matrix_solve(matrix, x.T),
+        ops.matrix_solve(matrix, ONES),
+        ops.cholesky(ops.matmul(x, x.T) + UNIT),
+        ops.cholesky_inverse(factor),
+        ops.cholesky_solve(x.T, factor),
+    )
+
+
+def special_functions(x):
+    wide = ops.concat((x, x**3), -1).reshape(1, 4, 3)
+    return (
+        ops.erfinv(x),
+        ops.lgamma(x),
+        ops.digamma(x),
+        ops.group_norm(wide, 2, SCALES, SHIFTS, 0.01),
+    )
+
+
 def of_two(a, b):
     return (
         a * b[0],
@@ -151,6 +180,19 @@ NAMES = {
         "relu",
     ),
     compositions: ("softmax", "log softmax", "logsumexp", "layer norm", "shapes", "largest"),
+    matrices: (
+        "inverse",
+        "determinant",
+        "log determinant",
+        "matrix power",
+        "inverse power",
+        "solve",
+        "constant solve",
+        "cholesky",
+        "cholesky inverse",
+        "cholesky solve",
+    ),
+    special_functions: ("erfinv", "lgamma", "digamma", "group norm"),
     of_two: (
         "mul",
         "div",
@@ -167,6 +209,13 @@ NAMES = {
 }
 
 
+LIMITS = {
+    "layer norm": 1e-9,  # MindSpore's epsilon is float32
+    "group norm": 1e-8,  # here too
+    "lgamma": 2e-6,  # the accuracy of MindSpore's digamma
+}
+
+
 def inputs(count):
     xs = tuple(Tensor(GOLDEN[f"x{number}"]) for number in range(count))
     return xs, tuple(tuple(Tensor(one) for one in GOLDEN[f"s{number}"]) for number in range(count))
@@ -178,9 +227,7 @@ def test_rules_agree_with_nested_derivatives_of_jax(function):
     for name, value, series in zip(NAMES[function], values, found, strict=True):
         for k, one in enumerate(series, 1):
             expected = GOLDEN[name][k]
-            limit = (1e-9 if name == "layer norm" else 1e-10) * np.abs(
-                expected
-            ).max()  # MindSpore's epsilon is float32
+            limit = LIMITS.get(name, 1e-10) * np.abs(expected).max()
             np.testing.assert_allclose(
                 one.asnumpy(), expected, rtol=0, atol=limit, err_msg=f"{name}, order {k}"
             )

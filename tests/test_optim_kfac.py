@@ -769,14 +769,14 @@ def test_a_damping_that_is_not_positive_is_an_error_and_nothing_moves():
 
 
 class Own(nn.Cell):
-    """A layer of one's own."""
+    """What is no layer."""
 
     def __init__(self):
         super().__init__()
-        self.w = Parameter(Tensor(np.ones((3, 2))), name="w")
+        self.w = Parameter(Tensor(np.ones(3)), name="w")
 
     def construct(self, x):
-        return x @ self.w
+        return x * self.w
 
 
 class Tied(nn.Cell):

@@ -26,6 +26,24 @@ def norm(x, axis, eps=1e-5):
     return centred / jnp.sqrt((centred * centred).mean(axis, keepdims=True) + eps)
 
 
+def matrix(x):
+    """(3, 3), not symmetric."""
+    return (x.T**2) @ x + jnp.diag(jnp.arange(1.0, 4.0))
+
+
+def positive(x):
+    """(2, 2), positive definite."""
+    return x @ x.T + jnp.eye(2)
+
+
+def grouped(x):
+    """A group norm of four channels in two groups."""
+    wide = jnp.concatenate((x, x**3), -1).reshape(1, 4, 3)
+    return (norm(wide.reshape(1, 2, 6), -1, 0.01)).reshape(1, 4, 3) * jnp.arange(1.0, 5.0)[
+        None, :, None
+    ]
+
+
 ONE = {
     "exp": jnp.exp,
     "expm1": jnp.expm1,
@@ -72,6 +90,20 @@ ONE = {
     "layer norm": lambda x: norm(x, -1),
     "exponential": lambda x: 1.5**x,
     "shapes": lambda x: jnp.concatenate((x.T, x.T**2), -1)[:, 1:].sum(0) * x[0, 0],
+    "inverse": lambda x: jnp.linalg.inv(matrix(x)),
+    "determinant": lambda x: jnp.linalg.det(matrix(x)),
+    "log determinant": lambda x: jnp.linalg.slogdet(matrix(x))[1],
+    "matrix power": lambda x: jnp.linalg.matrix_power(matrix(x), 3),
+    "inverse power": lambda x: jnp.linalg.matrix_power(matrix(x), -2),
+    "solve": lambda x: jnp.linalg.solve(matrix(x), x.T),
+    "constant solve": lambda x: jnp.linalg.solve(matrix(x), jnp.ones((3, 1))),
+    "cholesky": lambda x: jnp.linalg.cholesky(positive(x)),
+    "cholesky inverse": lambda x: jnp.linalg.inv(jnp.tril(matrix(x)) @ jnp.tril(matrix(x)).T),
+    "cholesky solve": lambda x: jnp.linalg.solve(jnp.tril(matrix(x)) @ jnp.tril(matrix(x)).T, x.T),
+    "erfinv": special.erfinv,
+    "lgamma": special.gammaln,
+    "digamma": special.digamma,
+    "group norm": grouped,
     "largest": lambda x: x.max(-1) * x.min(0).sum(),
 }
 TWO = {

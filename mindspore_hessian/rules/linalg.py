@@ -10,6 +10,7 @@ from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import (
     FORWARD,
@@ -32,7 +33,7 @@ from mindspore_hessian.rules.kit import (
     two_along,
 )
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
-from mindspore_hessian.rules.taylor import bilinear
+from mindspore_hessian.rules.taylor import bilinear, by_series
 
 # --- inverses and Cholesky factors ----------------------------------------------------------------
 
@@ -510,3 +511,169 @@ def pushed_log_determinant(prim, usual):
 # --- Taylor coefficients --------------------------------------------------------------------------
 
 expansion("Cross", "Ger")(bilinear)
+
+
+def _matrix_at(a, b, n, first=0):
+    """Coefficient n of the matrix product a b, but for terms with one of the `first` coefficients of
+    a; None where nothing is left.
+    """
+    total = None
+    for i in range(max(first, n - len(b) + 1), min(n, len(a) - 1) + 1):
+        term = ops.matmul(a[i], b[n - i])
+        total = term if total is None else total + term
+    return total
+
+
+def _matrix_product(a, b):
+    """The product of two series, at least one of them as long as it gets."""
+    out = ()
+    for n in range(max(len(a), len(b))):
+        out = out + (_matrix_at(a, b, n),)
+    return out
+
+
+def _flipped(a):
+    """Each transposed."""
+    out = ()
+    for one in a:
+        out = out + (ops.swapaxes(one, -1, -2),)
+    return out
+
+
+def _inverse_series(a):
+    """y a = 1: y_n = -y_0 (a_1 y_{n-1} + ... + a_n y_0)."""
+    out = (_inverse(a[0]),)
+    for n in range(1, len(a)):
+        out = out + (-ops.matmul(out[0], _matrix_at(a, out, n, 1)),)
+    return out
+
+
+def _solution_series(a, b):
+    """a y = b: y_n = a_0^-1 (b_n - a_1 y_{n-1} - ... - a_n y_0)."""
+    inverse = _inverse(a[0])
+    out = (ops.matmul(inverse, b[0]),)
+    for n in range(1, max(len(a), len(b))):
+        known = _matrix_at(a, out, n, 1)
+        rest = b[n] if n < len(b) else ops.zeros_like(out[0])
+        out = out + (ops.matmul(inverse, rest if known is None else rest - known),)
+    return out
+
+
+@expansion("MatrixInverse", "MatrixInverseExt")
+@allow(0)
+def expanded_inverse(prim, usual):
+    """The inverse, or its transpose where the primitive gives that."""
+    adjoint = prim.name == "MatrixInverse" and prim.attrs["adjoint"]
+
+    def rule(x_pair):
+        out = _inverse_series(taylor.coefficients(x_pair))
+        return taylor.joined(_flipped(out) if adjoint else out)
+
+    return rule
+
+
+@expansion("MatrixPower")
+@allow(0)
+def expanded_matrix_power(prim, usual):
+    """x^n, by multiplying."""
+    n = prim.n
+
+    def rule(x_pair):
+        x = taylor.coefficients(x_pair)
+        if n == 0:
+            return prim(x[0]), None
+        factor = _inverse_series(x) if n < 0 else x
+        out = factor
+        for _ in range(abs(n) - 1):
+            out = _matrix_product(out, factor)
+        return taylor.joined(out)
+
+    return rule
+
+
+@expansion("MatrixSolve")
+@allow(0, 1)
+def expanded_matrix_solve(prim, usual):
+    """a^-1 b, or that with the transpose of a."""
+    adjoint = prim.adjoint
+
+    def rule(a_pair, b_pair):
+        a = taylor.coefficients(a_pair)
+        return taylor.joined(
+            _solution_series(_flipped(a) if adjoint else a, taylor.coefficients(b_pair))
+        )
+
+    return rule
+
+
+def _series_of_factor(factor, upper):
+    """L L^T of a series, or U^T U."""
+    flipped = _flipped(factor)
+    return _matrix_product(flipped, factor) if upper else _matrix_product(factor, flipped)
+
+
+@by_series("CholeskyInverse")
+def expanded_cholesky_inverse(y, x, upper):
+    return (y,) + _inverse_series(_series_of_factor(x, upper))[1:]
+
+
+@expansion("CholeskySolve")
+@allow(0, 1)
+def expanded_cholesky_solve(prim, usual):
+    """(L L^T)^-1 b, or with U^T U, of the triangle alone."""
+    upper = prim.upper
+
+    def rule(b_pair, factor_pair):
+        whole = taylor.coefficients(factor_pair)
+        triangle = ops.cast(_factor_triangle(whole[0].shape[-1], upper), whole[0].dtype)
+        factor = _series_of_factor(taylor.scaled(whole, triangle), upper)
+        return taylor.joined(_solution_series(factor, taylor.coefficients(b_pair)))
+
+    return rule
+
+
+@by_series("Cholesky")
+def expanded_cholesky(y, x, upper):
+    """L L^T = x: L_n = L_0 P(L_0^-1 (x_n - L_1 L_{n-1}^T - ... - L_{n-1} L_1^T) L_0^-T), P the lower
+    part, half its diagonal."""
+    factor = ops.swapaxes(y, -1, -2) if upper else y
+    back = _inverse(factor)
+    half = ops.cast(_half_lower(y.shape[-1]), y.dtype)
+    out = (factor,)
+    for n in range(1, len(x)):
+        rest = (x[n] + ops.swapaxes(x[n], -1, -2)) / 2
+        known = _matrix_at(out, _flipped(out), n, 1)
+        rest = rest if known is None else rest - known
+        inner = ops.matmul(ops.matmul(back, rest), ops.swapaxes(back, -1, -2))
+        out = out + (ops.matmul(factor, inner * half),)
+    return _flipped(out) if upper else out
+
+
+def _log_determinant_series(y, x):
+    """log |det x|, whose value is y and whose derivative is trace(x^-1 x')."""
+    inverse, d, slope = _inverse_series(x), taylor.derivative_of(x), ()
+    for n in range(len(d)):
+        total = _trace_of(inverse[0], d[n])
+        for i in range(1, n + 1):
+            total = total + _trace_of(inverse[i], d[n - i])
+        slope = slope + (total,)
+    return taylor.integral(y, slope)
+
+
+@by_series("MatrixDeterminant")
+def expanded_determinant(y, x):
+    """exp of the logarithm's."""
+    return taylor.exponential(y, _log_determinant_series(y, x))
+
+
+@expansion("LogMatrixDeterminant")
+@allow(0)
+def expanded_log_determinant(prim, usual):
+    """(sign, log |det x|)."""
+
+    def rule(x_pair):
+        x = taylor.coefficients(x_pair)
+        sign, y = prim(x[0])
+        return (sign, None), taylor.joined(_log_determinant_series(y, x))
+
+    return rule

@@ -537,3 +537,30 @@ def expanded_layer_norm(prim, usual):
         )
 
     return rule
+
+
+@expansion("GroupNorm")
+@allow(0)
+def expanded_group_norm(prim, usual):
+    """(y, mean, 1 / sqrt(variance + eps)), as a composition over groups of channels."""
+
+    def rule(x_pair, groups_pair, g_pair, b_pair, eps_pair):
+        whole = taylor.coefficients(x_pair)
+        v = whole[0]
+        x = taylor.reshaped(whole, (v.shape[0], groups_pair[0], -1))
+        mean = taylor.averaged(x, -1)
+        centred = taylor.minus(x, mean)
+        variance = taylor.averaged(taylor.squared(centred), -1)
+        square = taylor.shifted(variance, eps_pair[0])
+        root = taylor.root(ops.sqrt(square[0]), square)
+        wide = channel_shape(g_pair[0].shape, False, v.ndim)
+        y = taylor.reshaped(taylor.divided(centred, root), v.shape)
+        y = taylor.shifted(taylor.scaled(y, reshape(g_pair[0], wide)), reshape(b_pair[0], wide))
+        flat = mean[0].shape[:-1]
+        return (
+            taylor.joined(y),
+            taylor.joined(taylor.reshaped(mean, flat)),
+            taylor.joined(taylor.reshaped(taylor.inverse(root), flat)),
+        )
+
+    return rule

@@ -380,3 +380,41 @@ def expanded_erf(y, x):
 @by_series("Erfc")
 def expanded_erfc(y, x):
     return _bell(y, x, -1)
+
+
+@constexpr
+def _half_root_of_pi(dtype):
+    return Tensor(math.sqrt(math.pi) / 2, dtype)
+
+
+@by_series("Erfinv")
+def expanded_erfinv(y, x):
+    """y' = u x', with u = sqrt(pi) / 2 exp(y^2), so that u' = (y^2)' u."""
+    d, out, square = taylor.derivative_of(x), (y,), (mul(y, y),)
+    u = (mul(ops.exp(square[0]), _half_root_of_pi(y.dtype)),)
+    for k in range(1, len(x)):
+        out = out + (taylor.over(taylor.at(d, u, k - 1), k),)
+        if k + 1 < len(x):
+            square = square + (taylor.square_at(out, k),)
+            slope = taylor.derivative_of(square)
+            u = u + (taylor.over(taylor.at(slope, u, k - 1), k),)
+    return out
+
+
+def _polygammas(x, first, count):
+    """The polygamma functions of these orders."""
+    out = ()
+    for order in range(first, first + count):
+        out = out + (ops.polygamma(Tensor(order, int32), x),)
+    return out
+
+
+@by_series("Lgamma")
+def expanded_lgamma(y, x):
+    orders = (ops.digamma(x[0]),) + _polygammas(x[0], 1, len(x) - 2)
+    return taylor.by_derivatives(y, x, orders)
+
+
+@by_series("Digamma")
+def expanded_digamma(y, x):
+    return taylor.by_derivatives(y, x, _polygammas(x[0], 1, len(x) - 1))

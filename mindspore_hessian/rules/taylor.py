@@ -207,6 +207,17 @@ def integrated(y, x, slope):
     return out
 
 
+def by_derivatives(y, x, orders):
+    """f(x), whose value is y, from the derivatives of f at x_0: f', f'', ...: the sum of
+    f^(m) (x - x_0)^m / m!."""
+    apart = (zeros_like(x[0]),) + x[1:]
+    power, out, factorial = apart, scaled(apart, orders[0]), 1
+    for m in range(2, len(x)):
+        power, factorial = times(power, apart), factorial * m
+        out = plus(out, scaled(power, over(orders[m - 1], factorial)))
+    return (y,) + out[1:]
+
+
 def exponential(y, x):
     """exp(x), whose value is y: k y_k = sum_j j x_j y_{k-j}."""
     d, out = derivative_of(x), (y,)
@@ -315,6 +326,14 @@ def broadcast(a, y):
     out = ()
     for one in a:
         out = out + (widened(one, y),)
+    return out
+
+
+def reshaped(a, shape):
+    """a in another shape."""
+    out = ()
+    for one in a:
+        out = out + (reshape(one, shape),)
     return out
 
 
