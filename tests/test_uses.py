@@ -230,6 +230,56 @@ def test_training():
     assert losses[0][-1] < losses[0][0]
 
 
+# --- convolutions ---------------------------------------------------------------------------------
+
+
+class Pictures(nn.Cell):
+    """By functions and by primitives."""
+
+    def __init__(self):
+        super().__init__()
+        dtype = ms.float32
+        self.w1, self.b1 = parameter("w1", 4, 2, 3, 2, dtype=dtype), parameter("b1", 4, dtype=dtype)
+        self.w2, self.b2 = parameter("w2", 6, 2, 2, 3, dtype=dtype), parameter("b2", 6, dtype=dtype)
+        self.w3, self.stride = parameter("w3", 3, 6, 3, 3, dtype=dtype), (2, 1)
+        self.conv = ops.Conv2D(6, (2, 3), pad_mode="pad", pad=(1, 0, 2, 1), group=2)
+        self.bias_add = ops.BiasAdd()
+
+    def construct(self, x):
+        x = ops.conv2d(x, self.w1, self.b1, stride=self.stride, pad_mode="pad", padding=(1, 2))
+        x = self.bias_add(self.conv(ops.tanh(x), self.w2), self.b2)
+        x = ops.conv2d(ops.tanh(x), weight=self.w3, pad_mode="same", dilation=2)
+        return x.mean((2, 3))
+
+
+class PictureTwin(nn.Cell):
+    def __init__(self, net):
+        super().__init__()
+        self.one = nn.Conv2d(2, 4, (3, 2), (2, 1), "pad", (1, 1, 2, 2), has_bias=True)
+        self.two = nn.Conv2d(4, 6, (2, 3), 1, "pad", (1, 0, 2, 1), group=2, has_bias=True)
+        self.three = nn.Conv2d(6, 3, 3, pad_mode="same", dilation=2)
+        for own, theirs in zip(self.get_parameters(), net.get_parameters(), strict=True):
+            own.set_data(Tensor(theirs.asnumpy()))
+
+    def construct(self, x):
+        return self.three(ops.tanh(self.two(ops.tanh(self.one(x))))).mean((2, 3))
+
+
+@pytest.mark.parametrize("approx", ["expand", "reduce"])
+def test_convolutions(approx):
+    net = Pictures()
+    twin, loss = PictureTwin(net), nn.CrossEntropyLoss()
+    data = Tensor(RNG.standard_normal((3, 2, 6, 5)), ms.float32), ids(3, rows=3)
+    np.testing.assert_allclose(net(data[0]).asnumpy(), twin(data[0]).asnumpy(), atol=1e-5)
+    own, theirs = (KFACOperator(one, loss, data, approx=approx) for one in (net, twin))
+    scale = np.abs(theirs.to_dense()).max()
+    np.testing.assert_allclose(own.to_dense(), theirs.to_dense(), atol=1e-5 * scale)
+    exact, found = GGNOperator(net, loss, data), EKFACOperator(net, loss, data).to_dense()
+    for part in exact.space.slices:
+        expected = np.trace(exact.to_dense()[part, part])
+        assert np.trace(found[part, part]) == pytest.approx(expected, rel=1e-4)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

@@ -631,7 +631,7 @@ class Views:
         for place, (tap, how) in enumerate(zip(self.taps.taps, inputs, strict=True)):
             if how == "raw":
                 assert tap.kind.unfolded is not None
-                rows = tap.kind.unfolded(tap.cell, parts[place])
+                rows = tap.kind.unfolded(tap.layer, parts[place])
                 if rows.shape[1] % batch.size == 0:  # as many samples as the batch has
                     rows = rows.reshape(len(rows), batch.size, -1, rows.shape[-1])
                 parts[place] = rows

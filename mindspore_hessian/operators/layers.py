@@ -21,9 +21,9 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -341,16 +341,11 @@ KINDS = (
 
 def _kind_of_use(use: Use) -> Kind:
     """That of an expression in a user's own Cell."""
-    rows = (lambda cell: _indices(1)) if use.indexed else (lambda cell: _features_last(1))
-    return Kind(
-        (),
-        rows,
-        lambda cell: _features_last(1),
-        use.weight,
-        use.bias or None,
-        indexed=use.indexed,
-        turned=use.turned,
-    )
+    if use.window is not None:
+        kind = next(one for one in KINDS if nn.Conv2d in one.classes)
+    else:
+        kind = next(one for one in KINDS if one.indexed == use.indexed)
+    return replace(kind, weight=use.weight, bias=use.bias or None, inside=None, turned=use.turned)
 
 
 def _deviations(a, axes, eps):
@@ -824,6 +819,13 @@ class Tap:
         self._made.clear()
 
     @property
+    def layer(self) -> Any:
+        """What says how it works: the Cell, or for a convolution in a user's own what this says."""
+        if self.use is None or self.use.window is None:
+            return self.cell
+        return SimpleNamespace(weight=self.weight, **self.use.window)
+
+    @property
     def weight(self) -> Parameter:
         return getattr(self.cell, self.kind.weight)
 
@@ -833,7 +835,7 @@ class Tap:
 
     @cached_property
     def groups(self) -> int:
-        return _groups(self.cell) if len(self.weight.shape) > 2 else 1
+        return _groups(self.layer) if len(self.weight.shape) > 2 else 1
 
     @property
     def how(self) -> str:
@@ -895,8 +897,8 @@ class Tap:
         self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple
     ) -> Callable:
         given = Given(self.kind.indexed, self.widths[0], count)
-        rows = as_it_is if inputs == "raw" else self.kind.inputs(self.cell)
-        of_gradients = self.kind.gradients(self.cell)
+        rows = as_it_is if inputs == "raw" else self.kind.inputs(self.layer)
+        of_gradients = self.kind.gradients(self.layer)
         seen, passed = INPUTS[inputs](given), GRADIENTS[gradients](given)
 
         def inputs_of(x):

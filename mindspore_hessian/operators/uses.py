@@ -35,6 +35,7 @@ class Use:
         weight, bias: the names of its Parameters in the Cell; no bias is "".
         turned: the weight is of shape (inputs, outputs).
         indexed: the inputs are indices of rows of the weight.
+        window: of a convolution, what nn.Conv2d has: stride, dilation, pad_mode, padding, group.
     """
 
     name: str
@@ -46,16 +47,19 @@ class Use:
     bias: str
     turned: bool
     indexed: bool
+    window: Mapping[str, Any] | None
 
 
 class _Form(NamedTuple):
-    """The places of input, weight and bias (-1: none) among the arguments of a function."""
+    """The places of input, weight and bias (-1: none) among the arguments of a function, and the
+    number of axes of the weight."""
 
     given: int
     weight: int
     bias: int = -1
     turned: bool = False
     indexed: bool = False
+    axes: int = 2
 
 
 _PRODUCT = _Form(0, 1, turned=True)
@@ -69,7 +73,14 @@ _FORMS = {
     "gather": _Form(1, 0, indexed=True),
     "Gather": _Form(1, 0, indexed=True),
     "embedding": _Form(0, 1, indexed=True),
+    "conv1d": _Form(0, 1, 2, axes=3),
+    "conv2d": _Form(0, 1, 2, axes=4),
+    "conv3d": _Form(0, 1, 2, axes=5),
+    "Conv2D": _Form(0, 1, axes=4),
+    "Conv3D": _Form(0, 1, axes=5),
 }
+_WINDOW = ("stride", "pad_mode", "padding", "dilation", "groups")  # of a convolution's arguments
+_UNKNOWN = object()
 _METHODS = frozenset(("matmul", "mm"))  # of a Tensor
 _SAME = frozenset(("cast", "Cast", "astype", "to", "type_as", "float", "depend"))
 _TRANSPOSES = frozenset(
@@ -169,22 +180,20 @@ class _Reader:
         """How an expression uses its arguments, what it calls, and these."""
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
             return _PRODUCT, ops.matmul, [node.left, node.right]
-        if not isinstance(node, ast.Call) or node.keywords:
-            return None
-        if any(isinstance(one, ast.Starred) for one in node.args):
+        if not isinstance(node, ast.Call):
             return None
         name, found = self.called(node)
         if not name and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
             return _PRODUCT, ops.matmul, [node.func.value, *node.args]
-        form = _FORMS.get(name)
-        if form is None or len(node.args) <= max(form.given, form.weight):
+        form, arguments = _FORMS.get(name), _positional(node, found)
+        if form is None or arguments is None or len(arguments) <= max(form.given, form.weight):
             return None
         if getattr(found, "transpose_a", False) or getattr(found, "batch_dims", 0):
             return None
-        if name in ("gather", "Gather") and not _is_zero(node.args[2:]):
+        if name in ("gather", "Gather") and not _is_zero(arguments[2:]):
             return None
         turned = form.turned and not getattr(found, "transpose_b", False)
-        return form._replace(turned=turned), found, node.args
+        return form._replace(turned=turned), found, arguments
 
     def uses(self) -> Iterator[tuple[ast.AST, list[ast.expr], Use]]:
         """Those of this method, with their nodes and arguments, in the order of the text."""
@@ -192,26 +201,79 @@ class _Reader:
         for node in self.nodes:
             form = self.form(node)
             weight = form and self.weight(form[2][form[0].weight])
-            if form is None or weight is None or len(getattr(self.cell, weight.name).shape) != 2:
+            if form is None or weight is None:
                 continue
             how, call, arguments = form
-            if how.indexed and weight.transposed or self.weight(arguments[how.given]) is not None:
+            shape = getattr(self.cell, weight.name).shape
+            if len(shape) != how.axes or self.weight(arguments[how.given]) is not None:
+                continue
+            if weight.transposed and (how.indexed or how.axes > 2):
+                continue
+            window = self.window(call, arguments) if how.axes > 2 else None
+            if window is _UNKNOWN:
                 continue
             turned = how.turned != weight.transposed
-            shape = getattr(self.cell, weight.name).shape
             width = (shape[1] if turned or how.indexed else shape[0],)
             given = (
                 self.parameter(arguments[how.bias], width) if 0 <= how.bias < len(arguments) else ""
             )
-            found.append((node, arguments, how, call, weight.name, turned, width, given))
+            found.append((node, arguments, how, call, weight.name, turned, width, given, window))
         found.sort(key=lambda one: _place(one[0]))
         places = [_place(one[0]) for one in found] + [(float("inf"), 0)]
-        for number, (node, arguments, how, call, name, turned, width, given) in enumerate(found):
-            bias = given
+        for number, one in enumerate(found):
+            node, arguments, how, call, name, turned, width, bias, window = one
             if not bias and not how.indexed:
                 bias = self.bias(node, places[number], places[number + 1], width)
-            use = Use("", self.function, number, call, how.given, name, bias, turned, how.indexed)
+            use = Use(
+                "",
+                self.function,
+                number,
+                call,
+                how.given,
+                name,
+                bias,
+                turned,
+                how.indexed,
+                window,
+            )
             yield node, arguments, use
+
+    def window(self, call: Any, arguments: list[ast.expr]) -> Any:
+        """Of a convolution; _UNKNOWN where it is not constant, or of another layout."""
+        if isinstance(call, ops.Primitive):
+            if getattr(call, "data_format", "NCHW") not in ("NCHW", "NCDHW"):
+                return _UNKNOWN
+            own = {
+                name: getattr(call, name) for name in ("stride", "dilation", "group", "pad_mode")
+            }
+            return {**own, "padding": tuple(call.pad)}
+        given = {
+            name: self.constant(node) for name, node in zip(_WINDOW, arguments[3:], strict=False)
+        }
+        if _UNKNOWN in given.values():
+            return _UNKNOWN
+        found: dict[str, Any] = {
+            "stride": 1,
+            "pad_mode": "valid",
+            "padding": 0,
+            "dilation": 1,
+            "groups": 1,
+            **given,
+        }
+        pads = found["padding"]
+        if found["pad_mode"] != "pad":
+            pads = 0
+        elif not isinstance(pads, int):  # one for each axis, on both sides
+            pads = tuple(pad for pad in pads for _ in range(2))
+        return {**found, "padding": pads, "group": found["groups"]}
+
+    def constant(self, node: ast.expr) -> Any:
+        """The value of an expression that is one; else _UNKNOWN."""
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            found = self.object(node)
+            return found if isinstance(found, int | str | tuple | list) else _UNKNOWN
 
     def bias(self, node: ast.AST, start: tuple, end: tuple, width: tuple[int, ...]) -> str:
         """The first Parameter of this shape that is added from there on, before the next use."""
@@ -242,6 +304,26 @@ def _own_nodes(tree: ast.AST) -> Iterator[ast.AST]:
         yield node
         if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
             waiting += reversed([*ast.iter_child_nodes(node)])
+
+
+def _positional(node: ast.Call, found: Any) -> list[ast.expr] | None:
+    """The arguments of a call by their places, with the defaults before them; None where that cannot
+    be said.
+    """
+    if any(isinstance(one, ast.Starred) for one in node.args):
+        return None
+    if not node.keywords:
+        return node.args
+    if not isinstance(found, FunctionType) or any(one.arg is None for one in node.keywords):
+        return None
+    given: dict[str, ast.expr] = {str(one.arg): one.value for one in node.keywords}
+    out = list(node.args)
+    for parameter in list(inspect.signature(found).parameters.values())[len(out) :]:
+        if not given:
+            break
+        default = like(ast.Constant(parameter.default), node)
+        out.append(given.pop(parameter.name, default))
+    return None if given else out
 
 
 def _place(node: ast.AST) -> tuple[int, int]:
