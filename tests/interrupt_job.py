@@ -174,6 +174,8 @@ def judged(name, after):
     except BaseException as err:
         raised = type(err).__name__
     seconds = time.monotonic() - at[0] if at else -1.0
+    if not at:  # it ended by itself
+        timer.cancel()
     timer.join()
     now = state()
     return {
