@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import FunctionType, ModuleType
@@ -28,26 +29,28 @@ class Use:
     """One expression that uses a Parameter as a layer does.
 
     Attributes:
-        name: of the attribute of the Cell that stands in its place.
-        function, number: the method that has it, and its place among those of this method.
+        function: the method that has it.
         call: what it calls.
         given: the place of the layer's input among the arguments.
-        weight, bias: the names of its Parameters in the Cell; no bias is "".
+        weight: the name of its Parameter in the Cell.
         turned: the weight is of shape (inputs, outputs).
         indexed: the inputs are indices of rows of the weight.
         window: of a convolution, what nn.Conv2d has: stride, dilation, pad_mode, padding, group.
+        bias: as `weight`; "" for none.
+        number: its place among those of this method.
+        name: of the attribute of the Cell that stands in its place.
     """
 
-    name: str
     function: FunctionType
-    number: int
     call: Callable
     given: int
     weight: str
-    bias: str
     turned: bool
     indexed: bool
     window: Mapping[str, Any] | None
+    bias: str = ""
+    number: int = 0
+    name: str = ""
 
 
 class _Form(NamedTuple):
@@ -123,6 +126,7 @@ class _Reader:
             and isinstance(node.targets[0], ast.Name)
             and node.targets[0].id in once
         }
+        self.known: dict[str, _Weight | None] = {}
 
     def object(self, node: ast.AST) -> Any:
         """The object that a name or a chain of attributes stands for; None where it is not known."""
@@ -150,8 +154,10 @@ class _Reader:
 
     def weight(self, node: ast.AST) -> _Weight | None:
         """The Parameter of this Cell that an expression gives, as it is, cast or transposed."""
-        if isinstance(node, ast.Name) and node.id in self.assigned:
-            return self.weight(self.assigned[node.id])
+        if isinstance(node, ast.Name):
+            if node.id in self.assigned:  # taken out first: names may go in a circle
+                self.known[node.id] = self.weight(self.assigned.pop(node.id))
+            return self.known.get(node.id)
         if isinstance(node, ast.Attribute):
             if isinstance(node.value, ast.Name) and node.value.id == self.own:
                 found = self.object(node)
@@ -168,13 +174,12 @@ class _Reader:
             return None
         return inner._replace(transposed=inner.transposed != (name in _TRANSPOSES))
 
-    def parameter(self, node: ast.AST, shape: tuple[int, ...] | None = None) -> str:
+    def parameter(self, node: ast.AST, shape: tuple[int, ...]) -> str:
         """The name of the Parameter that an expression gives, if it has this shape; "" for none."""
         found = self.weight(node)
-        if found is None or found.transposed:
+        if found is None or getattr(self.cell, found.name).shape != shape:
             return ""
-        own = getattr(self.cell, found.name)
-        return found.name if shape is None or tuple(own.shape) == shape else ""
+        return found.name
 
     def form(self, node: ast.AST) -> tuple[_Form, Any, list[ast.expr]] | None:
         """How an expression uses its arguments, what it calls, and these."""
@@ -190,53 +195,54 @@ class _Reader:
             return None
         if getattr(found, "transpose_a", False) or getattr(found, "batch_dims", 0):
             return None
-        if name in ("gather", "Gather") and not _is_zero(arguments[2:]):
-            return None
+        if form.indexed and not (
+            _is_zero(arguments[2:]) or name == "embedding" and len(arguments) == 2
+        ):
+            return None  # another axis, or rows that have no gradient
         turned = form.turned and not getattr(found, "transpose_b", False)
         return form._replace(turned=turned), found, arguments
 
     def uses(self) -> Iterator[tuple[ast.AST, list[ast.expr], Use]]:
         """Those of this method, with their nodes and arguments, in the order of the text."""
-        found = []
-        for node in self.nodes:
-            form = self.form(node)
-            weight = form and self.weight(form[2][form[0].weight])
-            if form is None or weight is None:
-                continue
-            how, call, arguments = form
-            shape = getattr(self.cell, weight.name).shape
-            if len(shape) != how.axes or self.weight(arguments[how.given]) is not None:
-                continue
-            if weight.transposed and (how.indexed or how.axes > 2):
-                continue
-            window = self.window(call, arguments) if how.axes > 2 else None
-            if window is _UNKNOWN:
-                continue
-            turned = how.turned != weight.transposed
-            width = (shape[1] if turned or how.indexed else shape[0],)
-            given = (
-                self.parameter(arguments[how.bias], width) if 0 <= how.bias < len(arguments) else ""
-            )
-            found.append((node, arguments, how, call, weight.name, turned, width, given, window))
+        found = [(node, *one) for node in self.nodes if (one := self.use(node)) is not None]
         found.sort(key=lambda one: _place(one[0]))
-        places = [_place(one[0]) for one in found] + [(float("inf"), 0)]
-        for number, one in enumerate(found):
-            node, arguments, how, call, name, turned, width, bias, window = one
-            if not bias and not how.indexed:
-                bias = self.bias(node, places[number], places[number + 1], width)
-            use = Use(
-                "",
-                self.function,
-                number,
-                call,
-                how.given,
-                name,
-                bias,
-                turned,
-                how.indexed,
-                window,
-            )
-            yield node, arguments, use
+        ends = [_place(node) for node, *_ in found[1:]] + [(math.inf, 0)]
+        for number, (node, arguments, use) in enumerate(found):
+            bias = use.bias or self.bias(node, ends[number], use)
+            yield node, arguments, replace(use, number=number, bias=bias)
+
+    def use(self, node: ast.AST) -> tuple[list[ast.expr], Use] | None:
+        """The arguments of an expression, and how it uses a Parameter; None where it does not."""
+        form = self.form(node)
+        weight = form and self.weight(form[2][form[0].weight])
+        if form is None or weight is None:
+            return None
+        how, call, arguments = form
+        shape = getattr(self.cell, weight.name).shape
+        if len(shape) != how.axes or self.weight(arguments[how.given]) is not None:
+            return None
+        if weight.transposed and (how.indexed or how.axes > 2):
+            return None
+        window = self.window(call, arguments) if how.axes > 2 else None
+        if window is _UNKNOWN:
+            return None
+        use = Use(
+            function=self.function,
+            call=call,
+            given=how.given,
+            weight=weight.name,
+            turned=how.turned != weight.transposed,
+            indexed=how.indexed,
+            window=window,
+        )
+        if 0 <= how.bias < len(arguments):
+            use = replace(use, bias=self.parameter(arguments[how.bias], self.outputs(use)))
+        return arguments, use
+
+    def outputs(self, use: Use) -> tuple[int, ...]:
+        """The shape of a bias."""
+        shape = getattr(self.cell, use.weight).shape
+        return (shape[1] if use.turned else shape[0],)
 
     def window(self, call: Any, arguments: list[ast.expr]) -> Any:
         """Of a convolution; _UNKNOWN where it is not constant, or of another layout."""
@@ -275,20 +281,22 @@ class _Reader:
             found = self.object(node)
             return found if isinstance(found, int | str | tuple | list) else _UNKNOWN
 
-    def bias(self, node: ast.AST, start: tuple, end: tuple, width: tuple[int, ...]) -> str:
-        """The first Parameter of this shape that is added from there on, before the next use."""
-        for other in self.nodes:
+    def bias(self, node: ast.AST, end: tuple[float, int], use: Use) -> str:
+        """The first Parameter of the right shape that is added to it, or after it and before the
+        next use.
+        """
+        for other in [] if use.indexed else self.nodes:
             terms: list[ast.expr] = []
             if isinstance(other, ast.BinOp) and isinstance(other.op, ast.Add):
                 terms = [other.left, other.right]
-                around = node in terms or start <= _place(other) < end
             elif isinstance(other, ast.AugAssign) and isinstance(other.op, ast.Add):
-                terms, around = [other.value], start <= _place(other) < end
+                terms = [other.value]
             elif isinstance(other, ast.Call) and self.called(other)[0] in _ADDITIONS:
                 terms = other.args
-                around = node in terms or start <= _place(other) < end
+            if node not in terms and not (terms and _place(node) <= _place(other) < end):
+                continue
             for term in terms:
-                name = self.parameter(term, width) if around and term is not node else ""
+                name = self.parameter(term, self.outputs(use))
                 if name:
                     return name
         return ""
