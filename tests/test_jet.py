@@ -430,8 +430,8 @@ def several(x):
     return x, x
 
 
-def gamma(x):
-    return ops.lgamma(x)
+def bessel(x):
+    return ops.bessel_j0(x)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,11 @@ def gamma(x):
         (lambda: mh.derivative(softmaxed, 1)(POINT), ValueError, "depends on several entries"),
         (lambda: mh.derivative(total, 2)(POINT), ValueError, "must begin with"),
         (lambda: mh.derivative(several, 2)(POINT), TypeError, "returned a tuple"),
-        (lambda: mh.derivative(gamma, 2)(POINT), mh.MissingRuleError, "Lgamma has no Taylor rule"),
+        (
+            lambda: mh.derivative(bessel, 2)(POINT),
+            mh.MissingRuleError,
+            "BesselJ0 has no Taylor rule",
+        ),
         (lambda: mh.derivative(wave, 0), ValueError, "order must be at least 1"),
         (lambda: mh.derivative(wave, 2.0), TypeError, "order must be an int"),
         (lambda: mh.derivative(wave, 2, argnum="x"), TypeError, "argnum must be an int"),
@@ -478,8 +482,8 @@ def test_refusals(call, error, text):
 
 
 def test_a_primitive_without_a_rule_is_refused_inside_a_graph():
-    inside = ms.jit(mh.derivative(gamma, 2))
-    with pytest.raises(Exception, match="Lgamma has no Taylor rule"):
+    inside = ms.jit(mh.derivative(bessel, 2))
+    with pytest.raises(Exception, match="BesselJ0 has no Taylor rule"):
         inside(POINT)
     shutil.rmtree("rank_0", ignore_errors=True)  # MindSpore's own, of the user's graph
     np.testing.assert_allclose(

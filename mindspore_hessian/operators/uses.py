@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -350,6 +351,9 @@ def _methods(cell: nn.Cell) -> Iterator[FunctionType]:
             yield from (one for one in vars(cls).values() if isinstance(one, FunctionType))
 
 
+_tree_of = functools.lru_cache(maxsize=128)(source.tree_of)  # many Cells have the same methods
+
+
 def uses_of(cell: nn.Cell) -> list[Use]:
     """All uses of a Cell's own Parameters in its methods."""
     own = {name for name, p in vars(cell).get("_params", {}).items() if p is not None}
@@ -358,7 +362,7 @@ def uses_of(cell: nn.Cell) -> list[Use]:
     found: list[Use] = []
     for function in _methods(cell):
         if own & set(function.__code__.co_names):
-            tree = source.tree_of(function)
+            tree = _tree_of(function)
             if tree is not None:
                 found += [use for *_, use in _Reader(function, cell, tree).uses()]
     return [replace(use, name=f"_hessian_use_{place}") for place, use in enumerate(found)]
