@@ -12,8 +12,14 @@ from mindspore import ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
-from mindspore_hessian.rules.forward import linear
-from mindspore_hessian.rules.kit import attributes_of, joining
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    linear,
+    options_of,
+    straight,
+)
+from mindspore_hessian.rules.kit import attributes_of, broadcast_to, joining
 from mindspore_hessian.rules.registry import (
     KEEPS_ATTRIBUTES,
     REWRITTEN,
@@ -85,22 +91,30 @@ def max_pool_grad(prim):
     """The transpose of the max pooling backward reads its values where each window has its (first)
     maximum.
     """
+    largest = _places_of_largest(prim)
+
+    def bprop(x, y, d, out, dout):
+        index, wide = largest(ops.stop_gradient(x), dout)
+        return ops.zeros_like(x), ops.zeros_like(y), pick(wide, index, 2)
+
+    return bprop
+
+
+def _places_of_largest(prim):
+    """``largest(x, d)`` of a MaxPool or its backward: the flat position where each window of x has
+    its (first) maximum, and d padded likewise."""
     kernel, strides, mode = attributes_of(prim, "kernel_size", "strides", "pad_mode")
     kernel, strides = tuple(kernel)[-2:], tuple(strides)[-2:]
     find = ops.MaxPoolWithArgmaxV2(kernel, strides)
     same = str(mode).upper() in ("SAME", "1")
 
-    def bprop(x, y, d, out, dout):
-        if same:
-            paddings = _same_padding(x.shape, kernel, strides)
-            x_wide = ops.pad(ops.stop_gradient(x), paddings, value=-3e38)
-            dout = ops.pad(dout, paddings)
-        else:
-            x_wide = ops.stop_gradient(x)
-        index = find(x_wide)[1]
-        return ops.zeros_like(x), ops.zeros_like(y), pick(dout, index, 2)
+    def largest(x, d):
+        if not same:
+            return find(x)[1], d
+        paddings = _same_padding(x.shape, kernel, strides)
+        return find(ops.pad(x, paddings, value=-3e38))[1], ops.pad(d, paddings)
 
-    return bprop
+    return largest
 
 
 def max_unpool(spatial: int):
@@ -213,5 +227,48 @@ batching("AdaptiveAvgPool2DGrad", "AdaptiveAvgPool3DGrad")(joining(1, shape=True
 
 
 # --- forward --------------------------------------------------------------------------------------
+
+
+def _picked(a, index, spatial):
+    """The derivatives of a triple at flat positions."""
+    count = a[1].shape[0]
+    each = pick(a[1], broadcast_to((count,) + index.shape)(index), spatial)
+    return each, pick(a[2], index, spatial)
+
+
+def pooling_with_argmax(spatial: int):
+    """(y, index): the maxima, and where they are."""
+
+    @straight
+    @allow(0)
+    def getter(prim, usual):
+        def rule(x_pair, *rest):
+            y, index = prim(x_pair[0][0], *options_of(rest))
+            j, l = _picked(x_pair[0], index, spatial)  # noqa: E741
+            return ((y, j, l), FORWARD), (index, None)
+
+        return rule
+
+    return getter
+
+
+forward("MaxPoolWithArgmaxV2", "AdaptiveMaxPool2D")(pooling_with_argmax(2))
+forward("MaxPool3DWithArgmax", "AdaptiveMaxPool3D")(pooling_with_argmax(3))
+
+
+@forward("MaxPool")
+@straight
+@allow(0)
+def pushed_max_pool(prim, usual):
+    """The maxima, whose places are looked for anew."""
+    largest = _places_of_largest(prim)
+
+    def rule(x_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        (index, wide), (_, wide_l) = largest(v, j), largest(v, l)
+        return ((prim(v), *_picked((v, wide, wide_l), index, 2)), FORWARD)
+
+    return rule
+
 
 forward("AvgPool", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D")(linear)
