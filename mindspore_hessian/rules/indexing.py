@@ -356,6 +356,191 @@ def batched_scatter_update(prim, axis_size):
     return rule
 
 
+# --- several updates of one place -----------------------------------------------------------------
+
+_ALL_COUNT = (
+    "MindSpore's lets each of several updates of one place count, of which the last is written"
+)
+
+
+@constexpr
+def _each(shape):
+    """A number for each index."""
+    return Tensor(np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape))
+
+
+@constexpr
+def _none_of(shape):
+    return Tensor(np.full(shape, -1, np.int32))
+
+
+@constexpr
+def _behind(shape, rank):
+    """A shape with further axes of 1, to `rank` of them."""
+    return (*shape, *(1,) * (rank - len(shape)))
+
+
+def _where(mask, values):
+    """Values, with zeros where the mask is not."""
+    wide = reshape(mask, _behind(mask.shape, values.ndim))
+    return ops.where(wide, values, ops.zeros_like(values))
+
+
+@derivative("TensorScatterUpdate", why=_ALL_COUNT, replaces=True)
+def scatter_update(prim):
+    """TensorScatterUpdate(x, indices, updates): of the updates of one place, that which is there."""
+    write = ops.TensorScatterUpdate()
+
+    def bprop(x, indices, updates, out, dout):
+        du = _where(_kept(indices, x.shape), ops.gather_nd(dout, indices))
+        return write(dout, indices, ops.zeros_like(updates)), ops.zeros_like(indices), du
+
+    return bprop
+
+
+def _kept(indices, shape):
+    """Where the update at a tuple of indices is that which is there."""
+    numbers = _each(indices.shape[:-1])
+    found = ops.TensorScatterUpdate()(_none_of(shape[: indices.shape[-1]]), indices, numbers)
+    return ops.equal(ops.gather_nd(found, indices), numbers)
+
+
+@constexpr
+def _longest(shapes):
+    return max(shape[0] for shape in shapes)
+
+
+@constexpr
+def _all_but_last(rank):
+    return tuple(range(rank - 1))
+
+
+@derivative("IndexPut", why=_ALL_COUNT, replaces=True)
+def index_put(prim):
+    """IndexPut(x, values, indices): a tuple of rows of indices, of which those of one broadcast, as
+    values do."""
+    adds, write = prim.accumulate, ops.IndexPut(0)
+
+    def bprop(x, values, indices, out, dout):
+        shapes, zeros = (), ()
+        for one in indices:
+            shapes, zeros = shapes + (one.shape,), zeros + (ops.zeros_like(one),)
+        count, rows = _longest(shapes), ()
+        for one in indices:
+            rows = rows + (ops.broadcast_to(one, (count,)),)
+        at = ops.stack(rows, -1)
+        du, dx = ops.gather_nd(dout, at), dout
+        if not adds:
+            du, dx = _where(_kept(at, x.shape), du), write(dout, ops.zeros_like(values), indices)
+        if values.shape[0] == 1:
+            du = du.sum().reshape((1,))
+        elif du.ndim > 1:
+            du = du.sum(_all_but_last(du.ndim))
+        return dx, du, zeros
+
+    return bprop
+
+
+def _kept_along(indices, shape, axis):
+    """Where, of indices along one axis, the update is that which is there."""
+    numbers = _each(indices.shape)
+    found = ops.tensor_scatter_elements(_none_of(shape), indices, numbers, axis)
+    return ops.equal(ops.gather_d(found, axis, indices), numbers)
+
+
+@derivative("TensorScatterElements", why=_ALL_COUNT, replaces=True)
+def scatter_elements(prim):
+    """TensorScatterElements(x, indices, updates, axis, reduction)."""
+
+    def bprop(x, indices, updates, axis, reduction, out, dout):
+        read = ops.gather_d(dout, axis, indices)
+        if _adds(reduction):
+            return dout, ops.zeros_like(indices), read, 0, 0
+        dx = ops.tensor_scatter_elements(dout, indices, ops.zeros_like(updates), axis)
+        kept = _kept_along(indices, x.shape, axis)
+        return dx, ops.zeros_like(indices), _where(kept, read), 0, 0
+
+    return bprop
+
+
+@constexpr
+def _adds(reduction):
+    if reduction not in (0, 1):
+        raise NotImplementedError(
+            "mindspore_hessian has derivatives of scatter for the reductions 'none' and 'add' only"
+        )
+    return reduction == 1
+
+
+@constexpr
+def _apart(shape, wide):
+    """The paddings to a wider shape, from the last axis backwards; () for none."""
+    if tuple(shape) == tuple(wide):
+        return ()
+    pairs = [(0, more - own) for own, more in zip(shape, wide, strict=True)]
+    return tuple(number for pair in reversed(pairs) for number in pair)
+
+
+def _widened(read, updates):
+    """Padded with zeros to the shape of the updates."""
+    paddings = _apart(read.shape, updates.shape)
+    return ops.pad(read, paddings) if paddings else read
+
+
+@derivative("Scatter", why=_ALL_COUNT, replaces=True)
+def scatter(prim):
+    """Scatter(x, axis, indices, updates, reduction): updates may be wider than the indices, which
+    then are those of their first entries."""
+
+    def bprop(x, axis, indices, updates, reduction, out, dout):
+        read = ops.gather_d(dout, axis, indices)
+        if _adds(reduction):
+            dx = dout
+        else:
+            zeros = ops.zeros(indices.shape, dout.dtype)
+            dx = ops.tensor_scatter_elements(dout, indices, zeros, axis)
+            read = _where(_kept_along(indices, x.shape, axis), read)
+        return dx, 0, ops.zeros_like(indices), _widened(read, updates), 0
+
+    return bprop
+
+
+@derivative("TensorScatterMul", why=_ALL_COUNT, replaces=True)
+def scatter_mul(prim):
+    """x times updates: for one alone x d, for one of several those of the others too, which is the
+    result by it; NaN where it is 0 then."""
+    write = ops.TensorScatterMul()
+
+    def bprop(x, indices, updates, out, dout):
+        many = _several(indices, x.shape)
+        alone = _where(ops.logical_not(many), ops.gather_nd(dout * x, indices))
+        wide = reshape(many, _behind(many.shape, updates.ndim))
+        divisor = ops.where(wide, updates, ops.ones_like(updates))
+        shared = _where(many, ops.gather_nd(dout * out, indices) / divisor)
+        return write(dout, indices, updates), ops.zeros_like(indices), alone + shared
+
+    return bprop
+
+
+def _several(indices, shape):
+    """Where an index is that of several updates."""
+    ones = ops.ones(indices.shape[:-1], int32)
+    counts = ops.scatter_nd(indices, ones, shape[: indices.shape[-1]])
+    return ops.gather_nd(counts, indices) > 1
+
+
+@derivative("TensorScatterDiv", why=_ALL_COUNT, replaces=True)
+def scatter_div(prim):
+    """x by updates: -d y / u, y the result."""
+    write = ops.TensorScatterDiv()
+
+    def bprop(x, indices, updates, out, dout):
+        du = -ops.gather_nd(dout * out, indices) / updates
+        return write(dout, indices, updates), ops.zeros_like(indices), du
+
+    return bprop
+
+
 @derivative(
     "StridedSlice", why="MindSpore's is zero, or fails, where a step is negative", replaces=True
 )

@@ -33,8 +33,14 @@ REFUSED = [call for call in TABLE if "refused" in call.more]
 ELSEWHERE = {
     "SeluGrad",
     "MishGradExt",
-    "LogSigmoidGrad",
-}  # without a kernel on CPU: see test_derivatives.py
+    "LogSigmoidGrad",  # without a kernel on CPU: see test_derivatives.py
+    "IndexPut",
+    "Scatter",
+    "TensorScatterDiv",
+    "TensorScatterElements",
+    "TensorScatterMul",
+    "TensorScatterUpdate",  # see test_repeated_indices.py
+}
 
 
 def checked(call, dtype, folder):
