@@ -505,6 +505,18 @@ def scatter(prim):
     return bprop
 
 
+@derivative("IndexFill", why=_ALL_COUNT, replaces=True)
+def index_fill(prim):
+    """IndexFill(x, axis, index, value): what is taken out of d is the value's."""
+
+    def bprop(x, axis, index, value, out, dout):
+        there = ops.equal(ops.index_fill(_none_of(x.shape), axis, index, 0), 0)
+        dv = ops.cast(_where(there, dout).sum(), value.dtype)
+        return _where(ops.logical_not(there), dout), 0, ops.zeros_like(index), dv
+
+    return bprop
+
+
 @derivative("TensorScatterMul", why=_ALL_COUNT, replaces=True)
 def scatter_mul(prim):
     """x times updates: for one alone x d, for one of several those of the others too, which is the

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "SeluGrad",
     "MishGradExt",
     "LogSigmoidGrad",  # without a kernel on CPU: see test_derivatives.py
+    "IndexFill",
     "IndexPut",
     "Scatter",
     "TensorScatterDiv",

@@ -66,7 +66,17 @@ def put_added(x):
     return ((x * x).index_put((ONE, TWO), ops.sin(x[:, 0]), accumulate=True) ** 3).sum()
 
 
+def fill(x):
+    return (ops.index_fill(x * x, 0, ROWS[:3, 0], ops.sin(x[3, 1])) ** 3).sum()
+
+
+def fill_number(x):
+    return (ops.index_fill(x * x, -1, ROWS[:3, 0], 0.5) ** 3 * x).sum()
+
+
 FUNCTIONS = [
+    fill,
+    fill_number,
     item,
     items,
     update,
