@@ -131,6 +131,26 @@ def batched_scatter_elements(prim, axis_size):
     return rule
 
 
+@batching("Scatter")
+def batched_scatter(prim, axis_size):
+    """The same, with the arguments in another order."""
+    prim = primitive(prim)
+
+    def rule(x_pair, axis_pair, indices_pair, updates_pair, reduction_pair):
+        axis, reduction = axis_pair[0], reduction_pair[0]
+        if not any_batched(dims_of((x_pair, indices_pair, updates_pair))):
+            return prim(x_pair[0], axis, indices_pair[0], updates_pair[0], reduction), None
+        return prim(
+            filled(*x_pair, axis_size),
+            shifted(axis),
+            filled(*indices_pair, axis_size),
+            filled(*updates_pair, axis_size),
+            reduction,
+        ), 0
+
+    return rule
+
+
 @constexpr
 def _sample_numbers(size, shape):
     """0, 1, ... along the batch, broadcastable to a stack of indices."""
@@ -646,6 +666,7 @@ def batched_strided_slice_grad(prim, axis_size):
 
 forward("TensorCopySlices")(joint(0, 1))
 forward("TensorScatterUpdate", "TensorScatterAdd", "TensorScatterSub")(joint(0, 2))
+forward("Scatter")(joint(0, 3))
 forward("ScatterNd")(joint(1, 1))
 forward("UnsortedSegmentSum", "ReverseSequence")(linear)
 forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "IndexSelect")(linear)

@@ -105,6 +105,10 @@ def gather_d_last(x, index):
     return gen.GatherD()(x, -1, index)
 
 
+def scatter(x, indices, updates):
+    return ops.scatter(x, -2, indices, updates)
+
+
 def gather_d_grad(x, index, dout):
     return gen.GatherDGradV2()(x, 1, index, dout)
 
@@ -450,6 +454,7 @@ INDEXING = [
         (n(4, 3), i((2, 3), 4), n(2, 3)),
         call=ops.TensorScatterElements(0, "add"),
     ),
+    Row("Scatter", (n(4, 3), i((1, 3), 4), n(1, 3)), call=scatter),
     Row("TensorScatterAdd", (n(4, 3), i((2, 1), 4), n(2, 3)), call=ops.TensorScatterAdd()),
     Row("Argmax", (n(4, 3),), call=ops.Argmax(-1, mindspore.int32)),
     Row("Argmin", (n(4, 3),), call=ops.Argmin(0, mindspore.int64)),
