@@ -6,10 +6,24 @@ import numpy as np
 from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
+from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.forward import allow, straight, triples
-from mindspore_hessian.rules.kit import attributes_of, front, numbers, reshape, tensors_of
-from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
+from mindspore_hessian.rules.forward import FORWARD, allow, straight, triples
+from mindspore_hessian.rules.kit import (
+    attributes_of,
+    front,
+    numbers,
+    primitive,
+    reshape,
+    tensors_of,
+)
+from mindspore_hessian.rules.registry import (
+    REWRITTEN,
+    batching,
+    composition,
+    derivative,
+    forward,
+)
 
 # position in the padded axis, counted from the first unpadded one -> index into n elements
 _AXIS_INDEX = {
@@ -60,6 +74,70 @@ def _interleave(paddings, pairs):
     return tuple(pad for k in range(pairs) for pad in (paddings[k], paddings[pairs + k]))
 
 
+# --- negative paddings ----------------------------------------------------------------------------
+
+_ONCE = "MindSpore's kernel is right in its first run alone where a padding is negative"
+_pad, _mint_pad = (
+    _compat.plain("mindspore.ops.pad"),
+    _compat.plain("mindspore.mint.nn.functional.pad"),
+)
+
+
+@constexpr
+def _cut(shape, paddings):
+    """The begin and the size of what negative paddings leave; None where none is negative."""
+    paddings = numbers(paddings)
+    if min(paddings, default=0) >= 0:
+        return None
+    begin, size = [0] * len(shape), list(shape)
+    for k in range(len(paddings) // 2):
+        left, right = (max(-pad, 0) for pad in paddings[2 * k : 2 * k + 2])
+        begin[-1 - k], size[-1 - k] = left, shape[-1 - k] - left - right
+    return tuple(begin), tuple(size)
+
+
+@constexpr
+def _not_negative(paddings):
+    return tuple(max(pad, 0) for pad in numbers(paddings))
+
+
+@composition("mindspore.ops.pad", why=_ONCE)
+def pad(input_x, padding, mode="constant", value=None):
+    """What a negative padding takes away is taken away first."""
+    found = None if isinstance(padding, Tensor) else _cut(input_x.shape, padding)
+    if found is None:
+        return _pad(input_x, padding, mode, value)
+    return _pad(ops.slice(input_x, *found), _not_negative(padding), mode, value)
+
+
+@composition("mindspore.mint.nn.functional.pad", why=_ONCE)
+def mint_pad(input, pad, mode="constant", value=None):  # noqa: A002
+    """The same."""
+    found = None if isinstance(pad, Tensor) else _cut(input.shape, pad)
+    if found is None:
+        return _mint_pad(input, pad, mode, value)
+    return _mint_pad(ops.slice(input, *found), _not_negative(pad), mode, value)
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+def _unpadded(x, paddings, mode, d):
+    """The gradient at x of what is padded."""
+    begin = _begin_of_unpadded(x.shape, paddings) if mode == "constant" else None
+    if begin is not None:
+        return ops.slice(d, begin, x.shape)
+
+    def padded(x):
+        for axis, index, mask in axis_sources(x.shape, paddings, mode):
+            x = ops.gather(x, index, axis)
+            if mask is not None:
+                x = x * mask.astype(x.dtype)
+        return x
+
+    return pull(padded)(mutable(x), d)[0]
+
+
 @derivative(
     "PadV3",
     why="MindSpore's compiled gradient returns zeros from the second call on",
@@ -75,25 +153,55 @@ def pad_v3(prim):
         if not contiguous:
             pairs = len(paddings) // 2
             paddings = _interleave(paddings, pairs)
-        begin = _begin_of_unpadded(x.shape, paddings) if mode == "constant" else None
-        if begin is not None:
-            dx = ops.slice(dout, begin, x.shape)
-        else:
-
-            def padded(x):
-                for axis, index, mask in axis_sources(x.shape, paddings, mode):
-                    x = ops.gather(x, index, axis)
-                    if mask is not None:
-                        x = x * mask.astype(x.dtype)
-                return x
-
-            dx = pull(padded)(mutable(x), dout)[0]
+        dx = _unpadded(x, paddings, mode, dout)
         dvalue = 0
         if mode == "constant" and value is not None:
             dvalue = (dout.sum() - dx.sum()).reshape(value.shape).astype(value.dtype)
         return dx, 0, dvalue
 
     return bprop
+
+
+@derivative("ConstantPadND", why=_ONCE, replaces=True)
+def constant_pad(prim):
+    """That of mint: MindSpore's gradient is a negative padding."""
+
+    def bprop(x, paddings, value, out, dout):
+        return _unpadded(x, paddings, "constant", dout), 0, 0
+
+    return bprop
+
+
+@batching("ConstantPadND")
+def batched_constant_pad(prim, axis_size):
+    """Paddings speak of the last axes."""
+    prim = primitive(prim)
+
+    def rule(x_pair, paddings_pair, value_pair):
+        x, dim = x_pair
+        if dim is None:
+            return prim(x, paddings_pair[0], value_pair[0]), None
+        return prim(front(x, dim), paddings_pair[0], value_pair[0]), 0
+
+    return rule
+
+
+@forward("ConstantPadND")
+@straight
+@allow(0)
+def pushed_constant_pad(prim, usual):
+    """Linear but for the number that it pads with."""
+
+    def rule(x_pair, paddings_pair, value_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        paddings = paddings_pair[0]
+        zero = 0.0
+        return (
+            (prim(v, paddings, value_pair[0]), prim(j, paddings, zero), prim(l, paddings, zero)),
+            FORWARD,
+        )
+
+    return rule
 
 
 @constexpr
