@@ -435,6 +435,7 @@ SHAPES = [
     Row("TransposeExtView", (n(2, 3, 4),), (0, -1), since=(2, 10, 0)),
     Row("Diagonal", (n(2, 3, 3),), (0, 1, -1), call=ops.diagonal),
     Row("PadV3", (n(2, 3),), call=pad_constant, option="constant"),
+    Row("ConstantPadND", (n(2, 3),), ((1, 2, 0, 1), 0.5)),
     Row("PadV3", (n(2, 3, 4),), call=pad_reflect, option="reflect"),
     Row("SplitWithSize", (n(2, 3),), ((1, 2), -1), since=(2, 10, 0)),
     Row("ReverseV2", (n(2, 3),), call=ops.ReverseV2((0,))),
