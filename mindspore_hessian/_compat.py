@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import mindspore as ms
@@ -499,16 +499,22 @@ def function_named(name: str) -> FunctionType | None:
     return None
 
 
+def copy_function(
+    fn: FunctionType, code: CodeType | None = None, closure: tuple | None = None
+) -> FunctionType:
+    """A new function object with the same behaviour, without attributes such as ``__wrapped__``."""
+    copy = FunctionType(
+        code or fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, closure or fn.__closure__
+    )
+    copy.__kwdefaults__ = fn.__kwdefaults__
+    copy.__module__, copy.__qualname__ = fn.__module__, fn.__qualname__
+    return copy
+
+
 def plain(name: str) -> Callable | None:
     """A copy of that function in whose place MindSpore compiles nothing else."""
     found = function_named(name)
-    if found is None:
-        return None
-    copy = FunctionType(
-        found.__code__, found.__globals__, found.__name__, found.__defaults__, found.__closure__
-    )
-    copy.__module__, copy.__qualname__ = found.__module__, found.__qualname__
-    return copy
+    return found and copy_function(found)
 
 
 class _StandIns(dict):

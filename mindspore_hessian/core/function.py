@@ -112,7 +112,7 @@ def _parsable_function(fn: FunctionType, memo: dict[int, Any]) -> FunctionType:
         )  # at any depth: a closure of a closure of a lambda
         cells.append(cell if plain is content else CellType(plain))
     if cells != list(fn.__closure__ or ()):
-        out = source.copy_function(out, closure=tuple(cells))
+        out = _compat.copy_function(out, closure=tuple(cells))
     memo[id(fn)] = out
     return out
 

@@ -24,6 +24,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType
 
+from mindspore_hessian import _compat
 from mindspore_hessian._errors import NotCompilableError
 
 _numbers = itertools.count(1)
@@ -413,7 +414,7 @@ def with_own_source(fn: FunctionType) -> FunctionType:
         if len(_lambda_files) > 4096:
             _lambda_files.clear()
         _lambda_files[fn.__code__] = name
-    return copy_function(fn, code=fn.__code__.replace(co_filename=name, co_firstlineno=1))
+    return _compat.copy_function(fn, code=fn.__code__.replace(co_filename=name, co_firstlineno=1))
 
 
 def is_readable(fn: FunctionType) -> bool:
@@ -422,15 +423,3 @@ def is_readable(fn: FunctionType) -> bool:
 
 
 _lambda_files: dict[CodeType, str] = {}
-
-
-def copy_function(
-    fn: FunctionType, code: CodeType | None = None, closure: tuple | None = None
-) -> FunctionType:
-    """A new function object with the same behaviour, without attributes such as ``__wrapped__``."""
-    copy = FunctionType(
-        code or fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, closure or fn.__closure__
-    )
-    copy.__kwdefaults__ = fn.__kwdefaults__
-    copy.__module__, copy.__qualname__ = fn.__module__, fn.__qualname__
-    return copy

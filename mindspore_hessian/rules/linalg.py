@@ -365,6 +365,17 @@ def _triple_of(pair, like):
     return (pair[0], broadcast_to((like.shape[0],) + zeros.shape)(zeros), zeros)
 
 
+def _power(factor, n, product):
+    """factor^n, by squaring."""
+    out = None
+    while n > 0:
+        if n % 2 == 1:
+            out = factor if out is None else product(out, factor)
+        factor = product(factor, factor) if n > 1 else factor
+        n = n // 2
+    return out
+
+
 @forward("MatrixPower")
 @allow(0)
 def pushed_matrix_power(prim, usual):
@@ -375,13 +386,7 @@ def pushed_matrix_power(prim, usual):
         a = x_pair[0]
         if n == 0:
             return prim(a[0]), None
-        square = _inverted(a) if n < 0 else a
-        rest, out = abs(n), None
-        while rest > 0:
-            if rest % 2 == 1:
-                out = square if out is None else _multiplied(out, square)
-            square = _multiplied(square, square) if rest > 1 else square
-            rest = rest // 2
+        out = _power(_inverted(a) if n < 0 else a, abs(n), _multiplied)
         return (out, FORWARD)  # of float64 accuracy, which the kernel's is not
 
     return rule
@@ -416,16 +421,15 @@ def pushed_matrix_solve(prim, usual):
     return rule
 
 
-def _of_factor(factor, upper):
-    """L L^T of a triple that is one, or U^T U."""
-    flipped = _transposed(factor)
-    return _multiplied(flipped, factor) if upper else _multiplied(factor, flipped)
+def _of_factor(factor, flipped, upper, product):
+    """L L^T of a triple or a series and its transpose, or U^T U."""
+    return product(flipped, factor) if upper else product(factor, flipped)
 
 
 @by_composition("CholeskyInverse")
 def pushed_cholesky_inverse(prim, a, upper):
     """(x x^T)^-1, or (x^T x)^-1 for an upper factor."""
-    out = _inverted(_of_factor(a, upper))
+    out = _inverted(_of_factor(a, _transposed(a), upper, _multiplied))
     return (prim(a[0], upper), out[1], out[2])
 
 
@@ -440,7 +444,8 @@ def pushed_cholesky_solve(prim, usual):
         like = factor_pair[0][1] if factor_pair[1] == FORWARD else b_pair[0][1]
         triangle = ops.cast(_factor_triangle(factor.shape[-1], upper), factor.dtype)
         whole = _triple_of(factor_pair, like)
-        whole = _of_factor((whole[0] * triangle, whole[1] * triangle, whole[2] * triangle), upper)
+        part = (whole[0] * triangle, whole[1] * triangle, whole[2] * triangle)
+        whole = _of_factor(part, _transposed(part), upper, _multiplied)
         return (_solved((whole, FORWARD), b_pair), FORWARD)
 
     return rule
@@ -575,7 +580,7 @@ def expanded_inverse(prim, usual):
 @expansion("MatrixPower")
 @allow(0)
 def expanded_matrix_power(prim, usual):
-    """x^n, by multiplying."""
+    """x^n, by squaring."""
     n = prim.n
 
     def rule(x_pair):
@@ -583,10 +588,7 @@ def expanded_matrix_power(prim, usual):
         if n == 0:
             return prim(x[0]), None
         factor = _inverse_series(x) if n < 0 else x
-        out = factor
-        for _ in range(abs(n) - 1):
-            out = _matrix_product(out, factor)
-        return taylor.joined(out)
+        return taylor.joined(_power(factor, abs(n), _matrix_product))
 
     return rule
 
@@ -606,15 +608,9 @@ def expanded_matrix_solve(prim, usual):
     return rule
 
 
-def _series_of_factor(factor, upper):
-    """L L^T of a series, or U^T U."""
-    flipped = _flipped(factor)
-    return _matrix_product(flipped, factor) if upper else _matrix_product(factor, flipped)
-
-
 @by_series("CholeskyInverse")
 def expanded_cholesky_inverse(y, x, upper):
-    return (y,) + _inverse_series(_series_of_factor(x, upper))[1:]
+    return (y,) + _inverse_series(_of_factor(x, _flipped(x), upper, _matrix_product))[1:]
 
 
 @expansion("CholeskySolve")
@@ -626,7 +622,8 @@ def expanded_cholesky_solve(prim, usual):
     def rule(b_pair, factor_pair):
         whole = taylor.coefficients(factor_pair)
         triangle = ops.cast(_factor_triangle(whole[0].shape[-1], upper), whole[0].dtype)
-        factor = _series_of_factor(taylor.scaled(whole, triangle), upper)
+        part = taylor.scaled(whole, triangle)
+        factor = _of_factor(part, _flipped(part), upper, _matrix_product)
         return taylor.joined(_solution_series(factor, taylor.coefficients(b_pair)))
 
     return rule
