@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from full import FULL
-from mindspore import Tensor, mint, nn
+from mindspore import Tensor, mint, nn, ops
 from scenarios import relative_error
 
 import mindspore_hessian as mh
@@ -133,24 +133,136 @@ def test_a_weight_of_convolutions_in_different_groups_is_refused(weights):
 
 
 class Attention(nn.Cell):
-    def __init__(self):
+    """Queries of 3 positions, and keys of as many or of 2; other values, unless `alone`."""
+
+    def __init__(self, keys=3, alone=False, **options):
         super().__init__()
-        self.attention, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Dense(4, 2)
+        self.attention, self.out = nn.MultiheadAttention(4, 2, **options), nn.Dense(4, 2)
+        self.keys, self.alone, self.first = keys, alone, options.get("batch_first", False)
+
+    def sequences(self, x):
+        memory = x[:, :: 4 - self.keys]
+        return (x, memory, memory) if self.alone else (x, memory, 2 * memory + 1)
 
     def construct(self, x):
-        return self.out(self.attention(x, x, x)[0].mean(1))
+        query, key, value = self.sequences(x)
+        if not self.first:
+            query, key, value = query.swapaxes(0, 1), key.swapaxes(0, 1), value.swapaxes(0, 1)
+        y = self.attention(query, key, value)[0]
+        return self.out(y if self.first else y.swapaxes(0, 1)).mean(1)
 
 
-def test_projections_of_attention_are_refused_or_have_exact_blocks():
-    net, data = Attention(), (normal(3, 2, 4), normal(3, 2))
+class SeparateLayers(Attention):
+    """The same of Dense layers."""
+
+    def __init__(self, network):
+        super().__init__(network.keys, network.alone, batch_first=True)
+        del self.attention
+        attention, out = network.attention, network.attention.out_proj
+        own, biases = attention.in_proj_weight.asnumpy().reshape(3, 4, 4), [None] * 3
+        if attention.in_proj_bias is not None:
+            biases = attention.in_proj_bias.asnumpy().reshape(3, 4)
+        self.q, self.k, self.v = (dense(*pair) for pair in zip(own, biases, strict=True))
+        self.o, self.out = (
+            dense(one.weight.asnumpy(), one.bias.asnumpy() if one.has_bias else None)
+            for one in (out, network.out)
+        )
+
+    def construct(self, x):
+        n = x.shape[0]
+        query, key, value = self.sequences(x)
+        q = self.q(query).reshape(n, -1, 2, 2).swapaxes(1, 2)
+        k = self.k(key).reshape(n, -1, 2, 2).swapaxes(1, 2)
+        v = self.v(value).reshape(n, -1, 2, 2).swapaxes(1, 2)
+        found = ops.softmax(ops.matmul(q, k.swapaxes(2, 3)) / 2**0.5, -1)
+        y = ops.matmul(found, v).swapaxes(1, 2).reshape(n, -1, 4)
+        return self.out(self.o(y)).mean(1)
+
+
+def dense(weight, bias):
+    """A layer of these."""
+    outputs, inputs = weight.shape
+    layer = nn.Dense(inputs, outputs, has_bias=bias is not None)
+    layer.weight.set_data(Tensor(weight))
+    if bias is not None:
+        layer.bias.set_data(Tensor(bias))
+    return layer
+
+
+def attentions(*args, **options):
+    net = Attention(*args, **options)
+    for parameter in net.get_parameters():
+        parameter.set_data(normal(*parameter.shape))
+    return net, SeparateLayers(net)
+
+
+ATTENTIONS = {
+    "itself": lambda: attentions(3, True, batch_first=True),
+    "fewer keys": lambda: attentions(2),
+}
+if FULL:
+    ATTENTIONS |= {
+        "no bias": lambda: attentions(3, batch_first=True, has_bias=False),
+        "fewer keys, samples first": lambda: attentions(2, batch_first=True),
+        "samples second": lambda: attentions(3),
+    }
+
+
+@pytest.mark.parametrize("approx", ["expand", "reduce"] if FULL else ["reduce"])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_projections_of_attention_are_those_of_separate_layers(name, approx):
+    """Factors and blocks; the network computes as before, and is as it was."""
+    net, separate = ATTENTIONS[name]()
+    data = (normal(4, 3, 4), normal(4, 2))
+    before = net(data[0]).asnumpy()
+    assert relative_error(before, separate(data[0]).asnumpy()) < 1e-5
+    own, other = (
+        mh.KFACOperator(one, nn.MSELoss(), data, approx=approx, **OFF) for one in (net, separate)
+    )
+    assert set(own.factors) == {"attention", "attention.out_proj", "out"}
+    for at in (0, 1):
+        separately = np.stack([other.factors[one][at] for one in "qkv"])
+        assert relative_error(own.factors["attention"][at], separately) < 1e-5
+        for one, same in (("attention.out_proj", "o"), ("out", "out")):
+            assert relative_error(own.factors[one][at], other.factors[same][at]) < 1e-5
+    exact = mh.GGNOperator(net, nn.MSELoss(), data, **OFF)
+    corrected = mh.EKFACOperator(net, nn.MSELoss(), data, approx=approx, **OFF)
+    found, whole = corrected.diagonal(), np.diag(exact.to_dense())
+    for part in exact.space.slices:  # the corrected eigenvalues have the trace of each block
+        assert relative_error(found[part].sum(), whole[part].sum()) < 1e-4
+    assert "construct" not in vars(net.attention)
+    np.testing.assert_array_equal(net(data[0]).asnumpy(), before)
+
+
+def test_the_projection_of_the_output_alone():
+    net, separate = attentions(3, True, batch_first=True)
+    data = (normal(4, 3, 4), normal(4, 2))
+    own = mh.KFACOperator(net, nn.MSELoss(), data, "attention.out_proj.*", **OFF)
+    other = mh.KFACOperator(separate, nn.MSELoss(), data, "o.*", **OFF)
+    assert set(own.factors) == {"attention.out_proj"}
+    assert relative_error(own.to_dense(), other.to_dense()) < 1e-5
+    assert "construct" not in vars(net.attention)
+
+
+class OtherWidths(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, kdim=3, vdim=3, batch_first=True)
+
+    def construct(self, x):
+        return self.attention(x, x[:, :, :3], x[:, :, :3])[0].mean(1)
+
+
+def test_attention_over_keys_of_another_width_is_refused_or_has_exact_blocks():
+    net, data = OtherWidths(), (normal(3, 2, 4), normal(3, 4))
     with pytest.raises(
         ValueError,
-        match=r"in_proj_weight \(of a MultiheadAttention\).*out_proj.weight \(it is used "
+        match="in_proj_bias .its keys or values are of another width.*out_proj.weight .it is used "
         "without its layer being called",
     ):
         mh.KFACOperator(net, nn.MSELoss(), data, **OFF)
     if not FULL:
         return
     op = mh.KFACOperator(net, nn.MSELoss(), data, blocks="dense", **OFF)
-    assert set(op.factors) == {"out"}
+    assert not op.factors
     assert max(block_errors(op, mh.GGNOperator(net, nn.MSELoss(), data, **OFF))) < 1e-5

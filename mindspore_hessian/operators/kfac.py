@@ -263,7 +263,7 @@ def _unlike(taps: Sequence[Tap]) -> dict[int, str]:
     used = {id(one.parameter): [taps[place] for place in one.taps] for one in several}
     return {
         number: "it is shared by "
-        + " and ".join(f"{tap.name}, {tap.how}," for tap in ways.values())
+        + " and ".join(f"{tap.name or 'the network'}, {tap.how}," for tap in ways.values())
         + " so that its block is no Kronecker product"
         for number, several in used.items()
         if len(ways := {tap.how: tap for tap in several}) > 1
@@ -959,8 +959,8 @@ class KFACOperator(WeightedBlocks):
     Exact for a deep linear network with squared error, for one sample, and where the loss is of
     each position by itself and the network is linear ("expand"), or of the mean of the positions
     ("reduce"). With `separate_bias` a bias has the block G; else A has a last row and column for
-    it. Layers: Dense, Conv1d, 2d and 3d with groups (a block each), Embedding, those of
-    ``mint.nn``, and what a Cell of yours multiplies with a Parameter of its own (``x @ self.w``,
+    it. Layers: Dense, Conv1d, 2d and 3d with groups (a block each), Embedding, MultiheadAttention
+    (queries, keys, values and output have blocks of their own), those of ``mint.nn``, and what a Cell of yours multiplies with a Parameter of its own (``x @ self.w``,
     ``ops.dense``, ``ops.gather``; see docs/structured.md). Scale and shift of normalization layers
     have their exact diagonals. Any other Parameter, one that is used elsewhere too, and one that an
     Embedding and a Dense layer share, is refused by its name, unless `blocks` says what it gets.

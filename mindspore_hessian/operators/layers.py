@@ -174,6 +174,7 @@ class Kind:
             numpy; None where a graph has them at no cost.
         scales: the weight multiplies normalised inputs entry by entry, and the bias is added.
         turned: the weight is of shape (inputs, outputs), not (outputs, inputs).
+        parts: the weight is that of so many layers of one size, one under another.
     """
 
     classes: tuple[type, ...]
@@ -187,6 +188,7 @@ class Kind:
     unfolded: Callable[[nn.Cell, np.ndarray], np.ndarray] | None = None
     scales: bool = False
     turned: bool = False
+    parts: int = 1
 
 
 def _groups(cell: nn.Cell) -> int:
@@ -283,6 +285,109 @@ def _whole(cell: nn.Cell, through: Callable) -> Callable:
     return construct
 
 
+def _three(cell: nn.Cell) -> Callable:
+    """What `_projected` looks at, as rows: queries, keys and values, or their gradients."""
+    samples_first = cell.batch_first
+
+    def rows(x):
+        if x.ndim == 3:  # of one sample
+            return ops.expand_dims(x, 1)
+        return x if samples_first else x.swapaxes(1, 2)
+
+    return rows
+
+
+def _lengthened(x, axis, length):
+    """x with zeros behind it along an axis."""
+    missing = length - x.shape[axis]
+    if missing == 0:
+        return x
+    shape = x.shape[:axis] + (missing,) + x.shape[axis + 1 :]
+    return ops.concat((x, ops.zeros(shape, x.dtype)), axis)
+
+
+def _projected(cell: nn.Cell, through: Callable) -> Callable:
+    """nn.MultiheadAttention as four layers: three that make queries, keys and values, which are
+    looked at together, and its Dense layer for the output, which MindSpore does not call. Its
+    function multiplies with 1 in their place, which changes no bit. Where keys are not as many as
+    queries, rows of zeros follow, without the 1 that says that they count.
+    """
+    width, samples_first, dtype = cell.embed_dim, cell.batch_first, cell.in_proj_weight.dtype
+    options = (cell.add_zero_attn, cell.dropout, Tensor(np.eye(width), dtype))
+
+    def looked_at(made, seen, axis):
+        if seen[0].shape == seen[1].shape:
+            return through(ops.stack(made), ops.stack(seen))
+        length = max(seen[0].shape[axis], seen[1].shape[axis])
+        ys, xs = (), ()
+        for y, x in zip(made, seen):
+            ys = ys + (_lengthened(y, axis, length),)
+            xs = xs + (_lengthened(_extended(x, width), axis, length),)
+        return through(ops.stack(ys), ops.stack(xs))
+
+    def construct(
+        self,
+        query,
+        key,
+        value,
+        key_padding_mask=None,
+        need_weights=True,
+        attn_mask=None,
+        average_attn_weights=True,
+    ):
+        seen, made = (query, key, value), ()
+        for at in range(3):
+            start, stop = at * width, (at + 1) * width
+            part = ops.matmul(seen[at], self.in_proj_weight[start:stop].swapaxes(0, 1))
+            if self.in_proj_bias is not None:
+                part = part + self.in_proj_bias[start:stop]
+            made = made + (part,)
+        turned = samples_first and query.ndim == 3
+        axis = 1 if turned else 0
+        whole = looked_at(made, seen, axis)
+        parts = ()
+        for at in range(3):
+            part = ops.narrow(whole[at], axis, 0, seen[at].shape[axis])
+            parts = parts + (part.swapaxes(0, 1) if turned else part,)
+        add_zero_attn, dropout, one = options
+        out, weights = ops.function.nn_func.multi_head_attention_forward(
+            parts[0],
+            parts[1],
+            parts[2],
+            width,
+            self.num_heads,
+            None,
+            None,
+            self.bias_k,
+            self.bias_v,
+            add_zero_attn,
+            dropout,
+            one,
+            None,
+            training=self.training,
+            key_padding_mask=key_padding_mask,
+            attn_mask=attn_mask,
+            use_separate_proj_weight=True,
+            q_proj_weight=one,
+            k_proj_weight=one,
+            v_proj_weight=one,
+            average_attn_weights=average_attn_weights,
+            dtype=dtype,
+        )
+        if query.ndim == 3:  # samples first, for whoever looks at that layer
+            out = self.out_proj(out.swapaxes(0, 1))
+            out = out if samples_first else out.swapaxes(0, 1)
+        else:
+            out = self.out_proj(out)
+        return (out, weights) if need_weights else (out,)
+
+    return construct
+
+
+def _refuses_widths(cell: nn.Cell) -> str | None:
+    return None if cell.in_proj_weight is not None else "its keys or values are of another width"
+
+
 def _instead(use: Use, through: Callable) -> Callable:
     """An expression of a user's own Cell, as a function of its arguments."""
     call, given = use.call, use.given
@@ -335,6 +440,16 @@ KINDS = (
         bias=None,
         indexed=True,
         refuses=_refuses_embedding,
+    ),
+    Kind(
+        (nn.MultiheadAttention,),
+        _three,
+        _three,
+        weight="in_proj_weight",
+        bias="in_proj_bias",
+        refuses=_refuses_widths,
+        inside=_projected,
+        parts=3,
     ),
 )
 
@@ -443,7 +558,10 @@ def kind_of(cell: nn.Cell, kinds: tuple[Kind, ...] = KINDS) -> Kind | None:
 # was summed.
 
 
-def _extended(a):
+def _extended(a, width):
+    """Rows of so many features with a 1 behind each, unless they have it."""
+    if a.shape[-1] > width:
+        return a
     return _CONCAT((a, ops.ones(a.shape[:-1] + (1,), a.dtype)))
 
 
@@ -513,7 +631,7 @@ def _moments(given):
     count, width, indexed = given.count, given.width, given.indexed
 
     def dense(a, w, p, q):
-        a = _extended(a)
+        a = _extended(a, width)
         return _second_moment(a * _row_weights(a, w, count), a)
 
     def counts(a, w, p, q):
@@ -529,7 +647,7 @@ def _alike(given):
     width, indexed = given.width, given.indexed
 
     def dense(a, w, p, q):
-        a = _extended(a)
+        a = _extended(a, width)
         return _second_moment(a, a)
 
     def counts(a, w, p, q):
@@ -545,34 +663,34 @@ def _sums(given):
     count, width, indexed = given.count, given.width, given.indexed
 
     def dense(a, w, p, q):
-        return _by_sample(_extended(a), count).sum(2)
+        return _by_sample(_extended(a, width), count).sum(2)
 
     def counts(a, w, p, q):
         cut = _by_sample(a, count)
         onehot = ops.one_hot(
             _RESHAPE(cut, cut.shape[:-1]), width, Tensor(1.0, w.dtype), Tensor(0.0, w.dtype)
         )
-        return _extended(onehot).sum(2)
+        return _extended(onehot, width).sum(2)
 
     return counts if indexed else dense
 
 
 def _rows(given):
     """The rows themselves, times the root of what each counts: (groups, rows, features)."""
-    count = given.count
+    count, width = given.count, given.width
 
     def dense(a, w, p, q):
-        return _line(_extended(a) * ops.sqrt(_row_weights(a, w, count)))
+        return _line(_extended(a, width) * ops.sqrt(_row_weights(a, w, count)))
 
     return dense
 
 
 def _plain(given):
     """The rows themselves, (groups, samples, positions, features)."""
-    count = given.count
+    count, width = given.count, given.width
 
     def dense(a, w, p, q):
-        return _by_sample(_extended(a), count)
+        return _by_sample(_extended(a, width), count)
 
     return dense
 
@@ -643,7 +761,7 @@ def _first_sample(given):
     count, width, indexed = given.count, given.width, given.indexed
 
     def dense(a, g, w, p, q):
-        return _second_moment(_by_sample(g, count)[:, :1], _by_sample(_extended(a), count)[:, :1])
+        return _second_moment(_by_sample(g, count)[:, :1], _by_sample(_extended(a, width), count)[:, :1])
 
     def counts(a, g, w, p, q):
         first, at = _by_sample(g, count)[0, 0], _by_sample(a, count)[0, 0]
@@ -665,7 +783,7 @@ def _samples(given):
     count, width, indexed = given.count, given.width, given.indexed
 
     def dense(a, g, w, p, q):
-        g, a = _by_sample(_turned(g, q), count), _by_sample(_turned(_extended(a), p), count)
+        g, a = _by_sample(_turned(g, q), count), _by_sample(_turned(_extended(a, width), p), count)
         return _BATCHED(g, a)
 
     def counts(a, g, w, p, q):
@@ -693,7 +811,7 @@ def _squares(given):
             squared = _RESHAPE(ops.square(_turned(g, q)), (-1, g.shape[-1]))
             return ops.expand_dims(ops.unsorted_segment_sum(squared, _RESHAPE(a, (-1,)), width), 0)
         if not indexed and alone:
-            return _second_moment(ops.square(_turned(g, q)), ops.square(_turned(_extended(a), p)))
+            return _second_moment(ops.square(_turned(g, q)), ops.square(_turned(_extended(a, width), p)))
         return ops.square(samples(a, g, w, p, q)).sum(1)
 
     return squares
@@ -783,12 +901,14 @@ class Tap:
         weight, bias: its Parameters.
         calls: how often the network calls it, once that is known.
         rows: how many rows that gives for the first batch.
+        around: the attention whose projection of the output it is, or None.
     """
 
     name: str
     cell: nn.Cell
     kind: Kind
     use: Use | None = None
+    around: nn.Cell | None = None
     calls: int = 0
     rows: int = 0
     slots: tuple[Parameter, Parameter] = field(init=False)
@@ -835,7 +955,7 @@ class Tap:
 
     @cached_property
     def groups(self) -> int:
-        return _groups(self.layer) if len(self.weight.shape) > 2 else 1
+        return _groups(self.layer) if len(self.weight.shape) > 2 else self.kind.parts
 
     @property
     def how(self) -> str:
@@ -893,6 +1013,16 @@ class Tap:
             self._made[key] = made, w, basis
         return self._made[key][0]
 
+    @cached_property
+    def calling(self) -> Callable:
+        """What calls this layer, where MindSpore uses its weight without a call."""
+
+        def unseen(y, x):
+            return y
+
+        assert self.around is not None
+        return MethodType(_projected(self.around, unseen), self.around)
+
     def _through(
         self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple
     ) -> Callable:
@@ -941,8 +1071,11 @@ class Taps:
         self.network = network  # so that its id remains its own
         self.taps: tuple[Tap, ...] = ()
         self.refused: dict[str, str] = {}  # names of Cells, and why they are not looked at
+        around: dict[int, nn.Cell] = {}
         for name, cell in network.cells_and_names() if isinstance(network, nn.Cell) else ():
             kind = kind_of(cell, kinds)
+            if kind is not None and kind.parts > 1 and kind.refuses(cell) is None:
+                around[id(cell.out_proj)] = cell
             if not wanted & {id(p) for p in cell.get_parameters(expand=False)}:
                 continue
             if kind is None:
@@ -953,7 +1086,7 @@ class Taps:
             if why is not None:
                 self.refused[name] = why
             else:
-                self.taps = (*self.taps, Tap(name, cell, kind))
+                self.taps = (*self.taps, Tap(name, cell, kind, around=around.get(id(cell))))
         self.token = next(_TOKENS)
         self.dtype = flat_dtype(p.dtype for p in parameters)
         self._weights: dict[tuple, Parameter] = {}
@@ -1012,10 +1145,15 @@ class Taps:
                 for tap, seen, how in zip(self.taps, inputs, gradients, strict=True):
                     basis = tuple(tap.bases) or (self._none, self._none)
                     tap.cell.__dict__[tap.attribute] = tap.construct(seen, how, count, terms, basis)
+                for tap in self.taps:
+                    if tap.around is not None:
+                        tap.around.__dict__.setdefault("construct", tap.calling)
                 yield
             finally:
                 for tap in self.taps:
                     tap.cell.__dict__.pop(tap.attribute, None)
+                    if tap.around is not None:
+                        tap.around.__dict__.pop("construct", None)
 
     def _with_uses(self, function: FunctionType, owner: Any, tree: ast.AST) -> ast.AST:
         """The syntax tree of a function, with what stands in the place of the uses in it."""
