@@ -960,12 +960,12 @@ class KFACOperator(WeightedBlocks):
     each position by itself and the network is linear ("expand"), or of the mean of the positions
     ("reduce"). With `separate_bias` a bias has the block G; else A has a last row and column for
     it. Layers: Dense, Conv1d, 2d and 3d with groups (a block each), Embedding, MultiheadAttention
-    (queries, keys, values and output have blocks of their own), those of ``mint.nn``, and what a Cell of yours multiplies with a Parameter of its own (``x @ self.w``,
-    ``ops.dense``, ``ops.gather``; see docs/structured.md). Scale and shift of normalization layers
-    have their exact diagonals. Any other Parameter, one that is used elsewhere too, and one that an
-    Embedding and a Dense layer share, is refused by its name, unless `blocks` says what it gets.
-    Cells that share a Parameter in the same way, or are called several times, are handled as
-    positions are.
+    (queries, keys, values and output have blocks of their own), those of ``mint.nn``, and what a
+    Cell of yours multiplies with a Parameter of its own (``x @ self.w``, ``ops.dense``,
+    ``ops.gather``; see docs/structured.md). Scale and shift of normalization layers have their
+    exact diagonals. Any other Parameter, one that is used elsewhere too, and one that an Embedding
+    and a Dense layer share, is refused by its name, unless `blocks` says what it gets. Cells that
+    share a Parameter in the same way, or are called several times, are handled as positions are.
 
     The matrix is that at the weights as they were: it is computed once, now. All functions of it
     are exact: `trace`, `logdet`, `frobenius_norm`, `diagonal`, `inverse` (with ``heuristic=True``

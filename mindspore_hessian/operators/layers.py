@@ -320,9 +320,9 @@ def _projected(cell: nn.Cell, through: Callable) -> Callable:
             return through(ops.stack(made), ops.stack(seen))
         length = max(seen[0].shape[axis], seen[1].shape[axis])
         ys, xs = (), ()
-        for y, x in zip(made, seen):
-            ys = ys + (_lengthened(y, axis, length),)
-            xs = xs + (_lengthened(_extended(x, width), axis, length),)
+        for at in range(3):
+            ys = ys + (_lengthened(made[at], axis, length),)
+            xs = xs + (_lengthened(_extended(seen[at], width), axis, length),)
         return through(ops.stack(ys), ops.stack(xs))
 
     def construct(
@@ -761,7 +761,9 @@ def _first_sample(given):
     count, width, indexed = given.count, given.width, given.indexed
 
     def dense(a, g, w, p, q):
-        return _second_moment(_by_sample(g, count)[:, :1], _by_sample(_extended(a, width), count)[:, :1])
+        return _second_moment(
+            _by_sample(g, count)[:, :1], _by_sample(_extended(a, width), count)[:, :1]
+        )
 
     def counts(a, g, w, p, q):
         first, at = _by_sample(g, count)[0, 0], _by_sample(a, count)[0, 0]
@@ -811,7 +813,9 @@ def _squares(given):
             squared = _RESHAPE(ops.square(_turned(g, q)), (-1, g.shape[-1]))
             return ops.expand_dims(ops.unsorted_segment_sum(squared, _RESHAPE(a, (-1,)), width), 0)
         if not indexed and alone:
-            return _second_moment(ops.square(_turned(g, q)), ops.square(_turned(_extended(a, width), p)))
+            return _second_moment(
+                ops.square(_turned(g, q)), ops.square(_turned(_extended(a, width), p))
+            )
         return ops.square(samples(a, g, w, p, q)).sum(1)
 
     return squares

@@ -162,6 +162,36 @@ def _numbers_shape(shape):
     return (*shape[:-1], 1)
 
 
+def _numbered(indices, axis_size):
+    """Index tuples of samples, with the number of the sample before each."""
+    numbers = ops.cast(ops.arange(axis_size), indices.dtype)
+    numbers = ops.broadcast_to(
+        reshape(numbers, _sample_numbers(axis_size, indices.shape)), _numbers_shape(indices.shape)
+    )
+    return ops.concat((numbers, indices), -1)
+
+
+@batching("GatherNdExt")
+def batched_gather_nd(prim, axis_size):
+    """Entries of x at an index tuple each."""
+    prim = primitive(prim)
+
+    def rule(x_pair, indices_pair):
+        x, x_dim = x_pair
+        indices, dim = indices_pair
+        if dim is None:
+            if x_dim is None:
+                return prim(x, indices), None
+            found = prim(move(x, x_dim, -1), indices)
+            return found, found.ndim - 1
+        indices = front(indices, dim)
+        if x_dim is None:
+            return prim(x, indices), 0
+        return prim(front(x, x_dim), _numbered(indices, axis_size)), 0
+
+    return rule
+
+
 @batching(
     "TensorScatterAdd", why="MindSpore's rule is wrong for a batch not in front", replaces=True
 )
@@ -180,13 +210,7 @@ def batched_scatter_nd_add(prim, axis_size):
         x, updates = filled(x, x_dim, axis_size), filled(updates, updates_dim, axis_size)
         if dim is None:
             return prim(move(x, 0, -1), indices, move(updates, 0, -1)), x.ndim - 1
-        indices = front(indices, dim)
-        numbers = ops.cast(ops.arange(axis_size), indices.dtype)
-        numbers = ops.broadcast_to(
-            reshape(numbers, _sample_numbers(axis_size, indices.shape)),
-            _numbers_shape(indices.shape),
-        )
-        return prim(x, ops.concat((numbers, indices), -1), updates), 0
+        return prim(x, _numbered(front(indices, dim), axis_size), updates), 0
 
     return rule
 

@@ -4,6 +4,7 @@ numpy.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,6 @@ from mindspore_hessian import _compat
 from mindspore_hessian._errors import (
     UNBATCHED,
     FallbackWarning,
-    HessianError,
     UnsafeRuntimeError,
     warn,
 )
@@ -28,29 +28,34 @@ from mindspore_hessian.transforms import blocks
 
 def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], Any]) -> Any:
     """`batched`, or `loop` with a warning: where a batching rule is missing, which it names, and
-    where MindSpore fails inside itself at the batched graph, as at loops over Tensors that read
-    weights.
+    where MindSpore fails at the batched graph alone, as at loops over Tensors that read weights.
 
     MindSpore itself would unroll a primitive without a rule into as many copies as there are rows.
     """
     try:
         with _compat.batching_rules_watched(unbatched_only) as asked:
             return batched()
-    except (HessianError, RuntimeError, TypeError) as err:  # as MindSpore passes our refusal on
+    except UnsafeRuntimeError:
+        raise
+    except Exception as err:
         missing = [
             primitive for primitive, there in asked.items() if not there
         ] or UNBATCHED.findall(str(err))
-        if isinstance(err, UnsafeRuntimeError) or not (missing or _compat.lost_its_way(err)):
-            raise
+        cause = f"MindSpore fails at the batched graph ({_first_words(err)})"
     result = (
         loop()
     )  # where the function itself is at fault, this says so better than the batched version
-    cause, remedy = "MindSpore fails inside itself at the batched graph", ""
+    remedy = ""
     if missing:
         cause = f"primitive {missing[0]} has no batching rule"
         remedy = f" Supply one: mindspore_hessian.rules.register_batching({missing[0]!r}, getter)."
     warn(f"{name}: {cause}, so the rows are computed one after another.{remedy}", FallbackWarning)
     return result
+
+
+def _first_words(err: BaseException) -> str:
+    """What an error says, in short."""
+    return textwrap.shorten(str(err) or type(err).__name__, 100, placeholder=" ...")
 
 
 def starts(total: int, count: int) -> list[int]:

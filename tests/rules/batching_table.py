@@ -457,6 +457,8 @@ INDEXING = [
     ),
     Row("Scatter", (n(4, 3), i((1, 3), 4), n(1, 3)), call=scatter),
     Row("TensorScatterAdd", (n(4, 3), i((2, 1), 4), n(2, 3)), call=ops.TensorScatterAdd()),
+    Row("GatherNdExt", (n(4, 3), i((2, 1), 3))),
+    Row("GatherNdExt", (n(4, 3), i((3, 2, 2), 3)), option="entries"),
     Row("Argmax", (n(4, 3),), call=ops.Argmax(-1, mindspore.int32)),
     Row("Argmin", (n(4, 3),), call=ops.Argmin(0, mindspore.int64)),
     Row("ArgMaxExt", (n(4, 3),), (-1, True)),
