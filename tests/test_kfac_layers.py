@@ -266,3 +266,54 @@ def test_attention_over_keys_of_another_width_is_refused_or_has_exact_blocks():
     op = mh.KFACOperator(net, nn.MSELoss(), data, blocks="dense", **OFF)
     assert not op.factors
     assert max(block_errors(op, mh.GGNOperator(net, nn.MSELoss(), data, **OFF))) < 1e-5
+
+
+class Sequences(nn.Cell):
+    """Layers of positions, which take those of all samples first, or not."""
+
+    def __init__(self, positions_first):
+        super().__init__()
+        self.embed, self.first, self.norm = nn.Embedding(5, 3), nn.Dense(3, 4), nn.LayerNorm((4,))
+        self.last, self.positions_first = nn.Dense(4, 3), positions_first
+
+    def construct(self, words):
+        x = self.embed(words.swapaxes(0, 1) if self.positions_first else words)
+        x = ops.tanh(self.norm(self.first(x)))
+        along = 0 if self.positions_first else 1
+        x = self.last(x + x.mean(along, keep_dims=True))  # mixes positions
+        return (x.swapaxes(0, 1) if self.positions_first else x).swapaxes(1, 2)
+
+
+def both_ways():
+    nets = Sequences(True), Sequences(False)
+    for one, other in zip(*(net.get_parameters() for net in nets), strict=True):
+        value = normal(*one.shape)
+        one.set_data(value)
+        other.set_data(value)
+    return nets
+
+
+@pytest.mark.parametrize("samples", [4, 2, 3] if FULL else [2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_positions_before_samples(samples, kind):
+    """Also where the number of positions, 4, is that of samples, or a multiple."""
+    nets, data = both_ways(), (words(samples, 4), words(samples, 4))
+    data[1][0, 1] = -100
+    for approx in ("expand", "reduce"):
+        own, other = (kind(net, LOSS, data, approx=approx, **OFF) for net in nets)
+        assert own.factors.keys() == {"embed", "first", "last"}
+        for name, pair in other.factors.items():
+            for at in (0, 1):
+                assert relative_error(own.factors[name][at], pair[at]) < 1e-5
+        assert relative_error(own.diagonal(), other.diagonal()) < 1e-4
+
+
+def test_the_optimizer_with_positions_before_samples():
+    data, trained = (words(4, 4), words(4, 4)), []
+    for net in both_ways():
+        step = mh.optim.TrainStep(net, LOSS, mh.optim.KFAC(net, 0.1, fisher="empirical"))
+        for _ in range(4 if FULL else 2):
+            step(*data)
+        trained.append([p.asnumpy() for p in net.get_parameters()])
+    for own, other in zip(*trained, strict=True):
+        assert relative_error(own, other) < 1e-4

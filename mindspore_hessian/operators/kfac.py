@@ -309,6 +309,7 @@ class Views:
         check: whether all passes have the losses.
         kept: by the name of a pass, where its sums are kept, so that one that was cut off goes on;
             or None.
+        kinds: of layers.
 
     Attributes:
         taps: the layers that are covered.
@@ -324,6 +325,7 @@ class Views:
         progress: bool | None,
         check: bool = False,
         kept: dict[str, Partial] | None = None,
+        kinds: tuple[layers.Kind, ...] = layers.KINDS,
     ):
         self.op, self.progress, self.check, self._kept = op, progress, check, kept
         backend = device_info().backend
@@ -333,13 +335,45 @@ class Views:
         self._shapes: dict[Any, tuple[int, ...]] = {}
         self._in_graph, name = in_graph(op), op.likelihood and op.likelihood.name
         self._known_by = type(op).__name__, name, op.reduction, op._weighted
-        self.taps = layers.taps_of(op.network, op.weights)
-        self.others = self._check(self._explained())
+        self.taps = layers.taps_of(op.network, op.weights, kinds)
+        self.others = self._check(self._either_way())
         self.weights = shared(self.taps.taps, lambda tap: tap.weight)
         self.biases = shared(self.taps.taps, lambda tap: tap.bias)
         self.combinations = tuple(dict.fromkeys(one.taps for one in (*self.weights, *self.biases)))
 
     # --- the first batch: is that all? ------------------------------------------------------------
+
+    def _either_way(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The same as `_explained`, where layers that do not explain their gradients with samples as
+        the first axis of their inputs are asked with samples as the second."""
+
+        def unexplained(found: dict[int, tuple[np.ndarray, np.ndarray]]) -> list[Tap]:
+            bad = {
+                number
+                for number, (slope, part) in found.items()
+                if not explains(part, slope, self.op.dtype)
+            } - unlike
+            return [
+                tap
+                for tap in self.taps.taps
+                if tap.has_positions
+                and tap.rows > tap.calls * self._samples
+                and bad & {id(tap.weight), id(tap.bias)}
+            ]
+
+        def turn(taps: list[Tap]) -> list[Tap]:
+            for tap in taps:
+                tap.positions_first = not tap.positions_first
+            return taps
+
+        found = self._explained()
+        unlike = _unlike([tap for tap in self.taps.taps if tap.calls]).keys()
+        turned = turn(unexplained(found))
+        if not turned:
+            return found
+        found = self._explained()
+        still = [tap for tap in unexplained(found) if tap in turned]
+        return found if not turn(still) else self._explained()
 
     def _explained(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """By id of a Parameter: its gradient for a random cotangent at the first sample, and that
@@ -348,7 +382,7 @@ class Views:
         batch = (
             next((one for _, one, _ in risk.batches("layers", False)), None) or risk.data.first()
         )
-        shape = self._shape(batch)
+        self._samples, shape = batch.size, self._shape(batch)
         rows = row_count(shape, batch)
         cotangent = np.zeros(shape, self.op.dtype)
         cotangent[:rows] = np.random.default_rng(0).standard_normal(cotangent[:rows].shape)
@@ -356,7 +390,7 @@ class Views:
         parts = self._run(
             batch,
             ["calls"] * number,
-            ["first"] * number,
+            ["scale first" if tap.kind.scales else "first" for tap in self.taps.taps],
             Program("layers.check", layers.with_gradient(self.taps, self.op.weights)),
             (Tensor(cotangent),),
         )
@@ -370,7 +404,12 @@ class Views:
         explained: dict[int, list[np.ndarray]] = {}
         for tap, part in zip(self.taps.taps, first, strict=True):
             if tap.calls:
-                weight, bias = (part, None) if tap.kind.indexed else (part[..., :-1], part[..., -1])
+                if tap.kind.scales:
+                    weight, bias = part
+                elif tap.kind.indexed:
+                    weight, bias = part, None
+                else:
+                    weight, bias = part[..., :-1], part[..., -1]
                 explained.setdefault(id(tap.weight), []).append(tap.shaped(weight))
                 if tap.bias is not None and bias is not None:
                     explained.setdefault(id(tap.bias), []).append(bias.reshape(tap.bias.shape))

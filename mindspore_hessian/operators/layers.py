@@ -285,6 +285,15 @@ def _whole(cell: nn.Cell, through: Callable) -> Callable:
     return construct
 
 
+def _samples_first(rows: Callable) -> Callable:
+    """Rows whose positions come before their samples, in the usual order."""
+
+    def samples_first(x):
+        return rows(x).swapaxes(1, 2)
+
+    return samples_first
+
+
 def _three(cell: nn.Cell) -> Callable:
     """What `_projected` looks at, as rows: queries, keys and values, or their gradients."""
     samples_first = cell.batch_first
@@ -830,6 +839,17 @@ def _scale_sums(given):
     return sums
 
 
+def _scale_first(given):
+    """The same of the first sample."""
+    count = given.count
+
+    def sums(a, g, w, p, q):
+        a, g = _by_sample(a, count)[0, 0], _by_sample(g, count)[0, 0]
+        return ops.stack(((a * g).sum(0), g.sum(0)))
+
+    return sums
+
+
 def _scale_squares(given):
     """The sums over the samples of their squares, (2, features)."""
     count = given.count
@@ -859,6 +879,7 @@ GRADIENTS = {
     "samples": _samples,
     "squares": _squares,
     "scale sums": _scale_sums,
+    "scale first": _scale_first,
     "scale squares": _scale_squares,
 }
 
@@ -906,6 +927,7 @@ class Tap:
         calls: how often the network calls it, once that is known.
         rows: how many rows that gives for the first batch.
         around: the attention whose projection of the output it is, or None.
+        positions_first: its inputs have the positions of all samples before their samples.
     """
 
     name: str
@@ -913,6 +935,7 @@ class Tap:
     kind: Kind
     use: Use | None = None
     around: nn.Cell | None = None
+    positions_first: bool = False
     calls: int = 0
     rows: int = 0
     slots: tuple[Parameter, Parameter] = field(init=False)
@@ -991,6 +1014,12 @@ class Tap:
         return weight.reshape((wide, narrow) if self.kind.indexed else (groups, narrow, wide))
 
     @property
+    def has_positions(self) -> bool:
+        """Whether the samples may be the second axis of its inputs: those of a convolution never
+        are, and attention knows."""
+        return self.kind.unfolded is None and self.kind.parts == 1
+
+    @property
     def key(self) -> tuple[int, str]:
         """What is the same for another tap of the same layer."""
         return id(self.cell), self.attribute
@@ -1006,7 +1035,7 @@ class Tap:
         """What takes the place of the Cell's own, or of the expression, while a graph is compiled;
         made once, since graphs are known by it.
         """
-        key = inputs, gradients, count, w.shape, tuple(map(id, basis))
+        key = inputs, gradients, count, w.shape, tuple(map(id, basis)), self.positions_first
         if key not in self._made:
             through = self._through(inputs, gradients, count, w, basis)
             made = (
@@ -1031,8 +1060,11 @@ class Tap:
         self, inputs: str, gradients: str, count: int, w: Parameter, basis: tuple
     ) -> Callable:
         given = Given(self.kind.indexed, self.widths[0], count)
-        rows = as_it_is if inputs == "raw" else self.kind.inputs(self.layer)
-        of_gradients = self.kind.gradients(self.layer)
+        rows, of_gradients = self.kind.inputs(self.layer), self.kind.gradients(self.layer)
+        if inputs == "raw":
+            rows = as_it_is
+        elif self.positions_first:
+            rows, of_gradients = _samples_first(rows), _samples_first(of_gradients)
         seen, passed = INPUTS[inputs](given), GRADIENTS[gradients](given)
 
         def inputs_of(x):
@@ -1091,11 +1123,16 @@ class Taps:
                 self.refused[name] = why
             else:
                 self.taps = (*self.taps, Tap(name, cell, kind, around=around.get(id(cell))))
-        self.token = next(_TOKENS)
+        self._number = next(_TOKENS)
         self.dtype = flat_dtype(p.dtype for p in parameters)
         self._weights: dict[tuple, Parameter] = {}
         self._parts: dict[tuple[Tap, ...], Taps] = {}
         self._none = _number("nothing", self.dtype)
+
+    @property
+    def token(self) -> tuple:
+        """What graphs that look at these layers are known by."""
+        return self._number, tuple(tap.positions_first for tap in self.taps)
 
     def only(self, taps: Sequence[Tap]) -> Taps:
         """Some of them; the same object for the same ones, so that what is compiled for it is found
@@ -1104,7 +1141,7 @@ class Taps:
         chosen = tuple(taps)
         if chosen not in self._parts:
             part = self._parts[chosen] = copy.copy(self)
-            part.taps, part.token = chosen, next(_TOKENS)
+            part.taps, part._number = chosen, next(_TOKENS)
         return self._parts[chosen]
 
     def weights(self, shape: tuple[int, int]) -> Parameter:
@@ -1173,11 +1210,13 @@ class Taps:
         return ParameterTuple(tuple(tap.slots[number] for tap in self.taps))
 
 
-def taps_of(network: Any, parameters: tuple[Parameter, ...]) -> Taps:
+def taps_of(
+    network: Any, parameters: tuple[Parameter, ...], kinds: tuple[Kind, ...] = KINDS
+) -> Taps:
     """Those of a network, made once for the last few that were asked for."""
-    key = id(network), tuple(map(id, parameters))
+    key = id(network), tuple(map(id, parameters)), id(kinds)
     with _OF_NETWORKS:
-        found = _made.pop(key, None) or Taps(network, parameters)
+        found = _made.pop(key, None) or Taps(network, parameters, kinds)
         _made[key] = found
         while len(_made) > _KEPT:
             _made.pop(next(iter(_made)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,11 +170,13 @@ class KFACStep:
                 **own,
             )
             views = Views(op, False)
-        scaling = self._scales(op, inputs)
+        scaling, norms = self._scales(op, inputs)
         taps = optimizer.taps
-        known = {
-            tap.key for tap in (*views.taps.taps, *(taps.taps[block.taps[0]] for block in scaling))
-        }
+        seen = *views.taps.taps, *norms
+        known = {tap.key for tap in seen}
+        positions_first = {tap.key for tap in seen if tap.positions_first}
+        for tap in taps.taps:
+            tap.positions_first = tap.key in positions_first
         self.places = {
             number: place
             for place, number in enumerate(
@@ -201,14 +203,14 @@ class KFACStep:
         self.taps = taps.only([taps.taps[number] for number in self.places])
         self.op = op
 
-    def _scales(self, op: Any, inputs: tuple[Tensor, ...]) -> list[Scales]:
+    def _scales(self, op: Any, inputs: tuple[Tensor, ...]) -> tuple[list[Scales], list[layers.Tap]]:
         """Those of normalization layers that are called once, and explain the gradients of their
-        Parameters.
+        Parameters; and what looks at these, which knows where their samples are.
         """
         optimizer, size = self.optimizer, int(inputs[0].shape[0])
         blocks = [block for block in optimizer.blocks if isinstance(block, Scales)]
         if not blocks:
-            return []
+            return [], []
         taps = optimizer.taps.only([optimizer.taps.taps[block.taps[0]] for block in blocks])
         batch, count = Batch(inputs[:-1], {}, inputs[-1:], size), len(blocks)
         asked = [at for block in blocks for at in block.places]
@@ -222,15 +224,25 @@ class KFACStep:
                 parts = op.risk.run(batch, program, (Tensor(cotangent),))
         parts = [_compat.to_numpy(part) for part in parts]
         slopes = dict(zip(asked, parts[2 * count :], strict=True))
-        return [
-            block
-            for block, calls, rows in zip(blocks, parts, parts[count:], strict=False)
+        found = {
+            taps.taps[number].key: block
+            for number, (block, calls, rows) in enumerate(
+                zip(blocks, parts, parts[count:], strict=False)
+            )
             if round(float(np.ravel(calls)[0])) == 1
             and all(
                 at is None or explains(row, slopes[at], op.dtype)
                 for at, row in zip((block.weight, block.bias), rows, strict=True)
             )
-        ]
+        }
+        seen: Sequence[layers.Tap] = taps.taps
+        if any(
+            np.ravel(calls)[-1] > size for calls in parts[:count]
+        ):  # which axis has the samples?
+            with _evaluating(self.network):
+                seen = Views(op, False, kinds=layers.SCALES).taps.taps
+        seen = [tap for tap in seen if tap.key in found]
+        return [found[tap.key] for tap in seen], seen
 
     def _refuse_nan(self, inputs: tuple[Tensor, ...]) -> None:
         named = [
