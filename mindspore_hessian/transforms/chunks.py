@@ -4,7 +4,6 @@ numpy.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from mindspore_hessian import _compat
 from mindspore_hessian._errors import (
     UNBATCHED,
     FallbackWarning,
+    HessianError,
     UnsafeRuntimeError,
     warn,
 )
@@ -28,34 +28,29 @@ from mindspore_hessian.transforms import blocks
 
 def batched_or_loop(name: str, batched: Callable[[], Any], loop: Callable[[], Any]) -> Any:
     """`batched`, or `loop` with a warning: where a batching rule is missing, which it names, and
-    where MindSpore fails at the batched graph alone, as at loops over Tensors that read weights.
+    where MindSpore fails inside itself at the batched graph, as at loops over Tensors that read
+    weights.
 
     MindSpore itself would unroll a primitive without a rule into as many copies as there are rows.
     """
     try:
         with _compat.batching_rules_watched(unbatched_only) as asked:
             return batched()
-    except UnsafeRuntimeError:
-        raise
-    except Exception as err:
+    except (HessianError, RuntimeError, TypeError) as err:  # as MindSpore passes our refusal on
         missing = [
             primitive for primitive, there in asked.items() if not there
         ] or UNBATCHED.findall(str(err))
-        cause = f"MindSpore fails at the batched graph ({_first_words(err)})"
+        if isinstance(err, UnsafeRuntimeError) or not (missing or _compat.lost_its_way(err)):
+            raise
     result = (
         loop()
     )  # where the function itself is at fault, this says so better than the batched version
-    remedy = ""
+    cause, remedy = "MindSpore fails inside itself at the batched graph", ""
     if missing:
         cause = f"primitive {missing[0]} has no batching rule"
         remedy = f" Supply one: mindspore_hessian.rules.register_batching({missing[0]!r}, getter)."
     warn(f"{name}: {cause}, so the rows are computed one after another.{remedy}", FallbackWarning)
     return result
-
-
-def _first_words(err: BaseException) -> str:
-    """What an error says, in short."""
-    return textwrap.shorten(str(err) or type(err).__name__, 100, placeholder=" ...")
 
 
 def starts(total: int, count: int) -> list[int]:
