@@ -667,7 +667,7 @@ from mindspore.ops.operations._grad_ops import (  # noqa: E402, F401
 )
 from mindspore.ops.operations._inner_ops import TensorCopySlices  # noqa: E402, F401
 from mindspore.ops.operations.image_ops import CropAndResizeGradBoxes, CropAndResizeGradImage  # noqa: E402, F401
-from mindspore.ops.operations.linalg_ops import Eigh  # noqa: E402, F401
+from mindspore.ops.operations.linalg_ops import Eigh, Svd  # noqa: E402, F401
 from mindspore.ops.operations.nn_ops import Conv3DBackpropInput  # noqa: E402, F401
 
 pow_tensor_scalar = PowTensorScalar()

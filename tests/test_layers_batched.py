@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import warnings
 
+import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, mint, nn, ops
 
 import mindspore_hessian as mh
 
@@ -93,3 +94,30 @@ def test_multi_head_attention():
         second_differences(truth, x),
         1e-3,
     )
+
+
+def test_random_numbers_in_evaluation():
+    x = RNG.standard_normal((2, 3))
+    slope = np.where(x > 0, 1, 0.2)
+    agree(
+        in_one_batch(lambda x: (nn.RReLU(0.2, 0.2)(x) ** 3).sum(), x),
+        np.diag((6 * slope**3 * x).reshape(-1)),
+    )
+    given = Tensor(x.astype(np.float32))
+    with pytest.warns(mh.FallbackWarning, match="primitive Generator has no batching rule"):
+        found = mh.hessian(lambda x: (mint.nn.functional.dropout(x, 0.5, False) ** 3).sum())(given)
+    agree(found.asnumpy().reshape(6, 6), np.diag(6 * x.reshape(-1)))
+
+
+def test_cut_and_resized_images_go_row_after_row():
+    image, boxes = RNG.standard_normal((2, 2, 3, 1)), np.array([[0.1, 0, 0.8, 0.9]], np.float32)
+    cut = ops.CropAndResize()
+
+    def cropped(x):
+        return cut(x, Tensor(boxes), Tensor([1], ms.int32), (2, 2))
+
+    units = np.eye(image.size, dtype=np.float32).reshape(-1, *image.shape)
+    map_of = np.stack([cropped(Tensor(unit)).asnumpy().reshape(-1) for unit in units], 1)
+    with pytest.warns(mh.FallbackWarning, match="primitive CropAndResize has no batching rule"):
+        found = mh.hessian(lambda x: (cropped(x) ** 2).sum())(Tensor(image.astype(np.float32)))
+    agree(found.asnumpy().reshape(image.size, image.size), 2 * map_of.T @ map_of)

@@ -179,6 +179,17 @@ def _one_less(p):
     return Tensor(np.where(value == 0, 0, value - 1), p.dtype)
 
 
+@derivative("Floor", why="MindSpore's cannot be batched", replaces=True)
+@derivative("Trunc", why="MindSpore's cannot be batched", replaces=True)
+def step(prim):
+    """0, as a function of x."""
+
+    def bprop(x, out, dout):
+        return (ops.zeros_like(x),)
+
+    return bprop
+
+
 @derivative(
     "Pow",
     replaces=True,

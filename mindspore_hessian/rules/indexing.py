@@ -12,9 +12,11 @@ from mindspore_hessian.rules.forward import FORWARD, allow, from_end, joint, lin
 from mindspore_hessian.rules.kit import (
     any_batched,
     apart,
+    attributes_of,
     dims_of,
     filled,
     front,
+    merged,
     move,
     numbers,
     paired,
@@ -693,6 +695,31 @@ forward("TensorScatterUpdate", "TensorScatterAdd", "TensorScatterSub")(joint(0, 
 forward("Scatter")(joint(0, 3))
 forward("ScatterNd")(joint(1, 1))
 forward("UnsortedSegmentSum", "ReverseSequence")(linear)
+
+
+@batching("ReverseSequence", why="MindSpore's rule fails", replaces=True)
+def batched_reverse_sequence(prim, axis_size):
+    """The batch goes to the back, where the kernel leaves it alone; with lengths of its own it
+    becomes one with the axis that these are for.
+    """
+    prim = primitive(prim)
+    along, of_lengths = attributes_of(prim, "seq_dim", "batch_dim")
+    joined = ops.ReverseSequence(along + (along < of_lengths), 0)
+
+    def rule(x_pair, lengths_pair):
+        x, dim = x_pair
+        lengths, lengths_dim = lengths_pair
+        if lengths_dim is None:
+            if dim is None:
+                return prim(x, lengths), None
+            return prim(move(x, dim, -1), lengths), x.ndim - 1
+        x = move(filled(x, dim, axis_size), of_lengths + 1, 1)
+        found = joined(reshape(x, merged(x.shape, 0)), reshape(front(lengths, lengths_dim), (-1,)))
+        return move(reshape(found, x.shape), 1, of_lengths + 1), 0
+
+    return rule
+
+
 forward("StridedSlice", "Slice", "SliceExt", "Gather", "GatherD", "GatherNd", "IndexSelect")(linear)
 
 

@@ -59,6 +59,7 @@ derivative("MaxPoolGradWithArgmaxV2")(argmax_pool_grad(2, True))
 derivative("MaxPool3DGradWithArgmax")(argmax_pool_grad(3, True))
 derivative("FractionalMaxPool3DGradWithFixedKsize")(argmax_pool_grad(3, True))
 batching("FractionalMaxPool3DGradWithFixedKsize")(joining(3))
+batching("MaxPool3DGradGrad", why="MindSpore's rule fails", replaces=True)(joining(3))
 derivative("AdaptiveMaxPool2DGrad")(argmax_pool_grad(2, False))
 derivative("AdaptiveMaxPool3DGrad")(argmax_pool_grad(3, False))
 

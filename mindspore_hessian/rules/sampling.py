@@ -11,7 +11,12 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.kit import attributes_of, joining
+from mindspore_hessian.rules.kit import (
+    attributes_of,
+    joining,
+    primitive,
+    values,
+)
 from mindspore_hessian.rules.registry import batching, derivative
 
 _NEAREST = 1  # MindSpore's numbers, beside 0 for bilinear
@@ -250,3 +255,25 @@ def crop_grad_of_boxes(prim):
         return dd, ops.cast(dx, x.dtype), dboxes, ops.zeros_like(box_index)
 
     return bprop
+
+
+# --- random numbers: a batch sees the same ---------------------------------------------------------
+
+
+@batching("UniformReal", why="MindSpore's rule fails", replaces=True)
+def batched_uniform(prim, axis_size):
+    """Of a shape."""
+    prim = primitive(prim)
+
+    def rule(*pairs):
+        return prim(*values(pairs)), None
+
+    return rule
+
+
+@batching("Generator", why="MindSpore has none: it takes a tuple")
+@batching("CropAndResize", why="MindSpore's rule fails", replaces=True)
+def not_batched(prim, axis_size):
+    """What needs it goes row after row."""
+    name = prim if isinstance(prim, str) else prim.name
+    raise NotImplementedError(f"primitive {name} has no batching rule")

@@ -167,34 +167,33 @@ def batched_flatten(prim, x, start, end):
 
 
 @constexpr
-def _side(shape, rank):
-    """Side of the matrices; samples of other ranks are refused."""
-    if len(shape) != rank + 1:
-        raise ValueError(
-            "mindspore_hessian batches diagonals of matrices only, got a sample of shape "
-            f"{shape[1:]}"
-        )
-    return shape[-1]
+def _entries(shape):
+    """Their number."""
+    return int(np.prod(shape))
 
 
 @batching("Diag", why="MindSpore's rule calls a kernel that CPU has not", replaces=True)
 @one_tensor
 def batched_diag(prim, x):
-    """Vector to diagonal matrix; the kernel takes no batch."""
-    side = _side(x.shape, 1)
-    return ops.select(
-        ops.eye(side, side, x.dtype) != 0, ops.expand_dims(x, -1), ops.zeros((1,), x.dtype)
+    """Entries of any shape to the diagonal of a matrix over them; the kernel takes no batch."""
+    flat = reshape(x, (x.shape[0], -1))
+    side = flat.shape[1]
+    matrix = ops.select(
+        ops.eye(side, side, x.dtype) != 0, ops.expand_dims(flat, -1), ops.zeros((1,), x.dtype)
     )
+    return reshape(matrix, x.shape + x.shape[1:])
 
 
 @batching("DiagPart")
 @one_tensor
 def batched_diag_part(prim, x):
-    """Matrix to its diagonal: every (side + 1)-th entry."""
-    size, side = x.shape[0], _side(x.shape, 2)
-    return ops.strided_slice(
+    """The other way round: every (side + 1)-th entry."""
+    shape = x.shape[: (x.ndim + 1) // 2]
+    size, side = shape[0], _entries(shape[1:])
+    found = ops.strided_slice(
         reshape(x, (size, side * side)), (0, 0), (size, side * side), (1, side + 1)
     )
+    return reshape(found, shape)
 
 
 # --- views, whose rules are slices and reshapes that copy -----------------------------------------

@@ -105,6 +105,15 @@ def gather_d_last(x, index):
     return gen.GatherD()(x, -1, index)
 
 
+def max_pool_3d_twice(x, d):
+    pool = ops.MaxPool3D(2, 2)
+    return _grad_ops.MaxPool3DGradGrad(2, 2)(x, pool(x), d)
+
+
+def reverse_sequence(x, lengths):
+    return ops.reverse_sequence(x, lengths, 0, 1)
+
+
 def scatter(x, indices, updates):
     return ops.scatter(x, -2, indices, updates)
 
@@ -476,7 +485,18 @@ INDEXING = [
     Row("LinSpace", (n(3),), call=linspace),
     Row("Sort", (n(4, 3),), call=ops.Sort(0)),
     Row("Diag", (n(3),), call=ops.Diag()),
+    Row("Diag", (n(2, 3),), call=ops.Diag(), option="of a matrix"),
     Row("DiagPart", (n(3, 3),), call=ops.DiagPart()),
+    Row("DiagPart", (n(2, 3, 2, 3),), call=ops.DiagPart(), option="of four axes"),
+    Row("MaxPool3DGradGrad", (n(1, 2, 2, 4, 2), n(1, 2, 2, 4, 2)), call=max_pool_3d_twice),
+    Row("Svd", (n(3, 2),), call=gen.Svd(False, False)),
+    Row("ReverseSequence", (n(3, 2, 4), i((2,), 3) + 1), call=reverse_sequence),
+    Row(
+        "ReverseSequence",
+        (n(3, 2, 4), i((3,), 4) + 1),
+        call=ops.ReverseSequence(2, 0),
+        option="samples first",
+    ),
     Row("Range", (n(3),), call=sequence),
     Row("Eye", (n(3, 3),), call=eye),
 ]

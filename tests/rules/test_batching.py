@@ -98,9 +98,12 @@ def test_rule_agrees_with_a_loop(row):
             )
 
 
+ELSEWHERE = {"CropAndResize", "Generator", "UniformReal"}  # see test_layers_batched.py
+
+
 def test_every_rule_has_a_row():
     ours = {rule.primitive for rule in registry.ROWS if rule.kind is registry.batching}
-    assert ours == {row.name for row in TABLE}
+    assert ours == {row.name for row in TABLE} | ELSEWHERE
 
 
 NESTED = [row for row in TABLE if len(row.tensors) == 2 and not row.option]
