@@ -1,4 +1,4 @@
-"""AdaHessian and Sophia beside Adam on a convolutional classifier of handwritten digits
+"""AdaHessian, Sophia and K-FAC beside Adam on a convolutional classifier of handwritten digits
 (scikit-learn, 8 x 8).
 
     python ci/bench/optim_training.py [--costs] [--only NAME] [--seeds 0 1 2] [--epochs 10] [--batch
@@ -6,7 +6,7 @@
 
 Prints two tables. What a step costs, all optimizers in turn, ten steps each, five times over: the
 median of CPU milliseconds (all threads) and of wall milliseconds of a step, and how many steps of
-Adam that is. Sophia's curvature is in one step of the ten. Then, without --costs, for each
+Adam that is. Sophia's curvature is in one step of the ten, and so are K-FAC's inverses. Then, without --costs, for each
 optimizer, learning rate and seed the accuracy on 500 digits that were not trained on, the last
 epoch's mean loss, and CPU seconds, of which the first steps, which compile. Adam is trained as
 MindSpore's tutorial does, with one compiled function of ``value_and_grad``; the others by
@@ -66,17 +66,33 @@ def plain_step(net, loss_fn, optimizer):
     return step
 
 
+def of_parameters(kind):
+    """An optimizer that is made of Parameters, made of a network."""
+
+    def make(net, rate, **options):
+        return kind(net.trainable_params(), rate, **options)
+
+    return make
+
+
 RUNS = [
-    ("Adam", plain_step, nn.Adam, (1e-3, 3e-3, 1e-2), {}),
+    ("Adam", plain_step, of_parameters(nn.Adam), (1e-3, 3e-3, 1e-2), {}),
     (
         "AdaHessian",
         optim.TrainStep,
-        optim.AdaHessian,
+        of_parameters(optim.AdaHessian),
         (0.01, 0.03, 0.1),
         {"spatial_average": "kernel"},
     ),
-    ("Sophia, Hutchinson", optim.TrainStep, optim.Sophia, (1e-3, 3e-3), {}),
-    ("Sophia, GNB", optim.TrainStep, optim.Sophia, (1e-3, 3e-3), {"estimator": "gnb"}),
+    ("Sophia, Hutchinson", optim.TrainStep, of_parameters(optim.Sophia), (1e-3, 3e-3), {}),
+    (
+        "Sophia, GNB",
+        optim.TrainStep,
+        of_parameters(optim.Sophia),
+        (1e-3, 3e-3),
+        {"estimator": "gnb"},
+    ),
+    ("K-FAC", optim.TrainStep, optim.KFAC, (0.03, 0.1, 0.3), {"inverse_update_period": 10}),
 ]
 
 
@@ -85,9 +101,7 @@ def costs(batch, rounds=5, count=10):
     x, y, steps = Tensor(images[:batch]), Tensor(labels[:batch]), {}
     for name, make, kind, rates, options in RUNS:
         net = network(0)
-        steps[name] = make(
-            net, nn.CrossEntropyLoss(), kind(net.trainable_params(), rates[0], **options)
-        )
+        steps[name] = make(net, nn.CrossEntropyLoss(), kind(net, rates[0], **options))
         for _ in range(count):
             steps[name](x, y).asnumpy()
     print_costs(steps, (x, y), rounds, count)
@@ -120,7 +134,7 @@ def print_costs(steps, batch, rounds, count):
 def train(make, kind, rate, options, seed, epochs, batch):
     (images, labels), (held, truth) = digits()
     net, loss_fn = network(seed), nn.CrossEntropyLoss()
-    step = make(net, loss_fn, kind(net.trainable_params(), rate, **options))
+    step = make(net, loss_fn, kind(net, rate, **options))
     rng, losses, cpu, first = np.random.default_rng(seed), [], time.process_time(), None
     for _ in range(epochs):
         order, losses = rng.permutation(len(labels)), []
