@@ -22,6 +22,7 @@ from mindspore_hessian.rules.kit import (
     largest,
     primitive,
     reshape,
+    same_shape,
     sample_rank,
     tensors_of,
     unpaired,
@@ -114,6 +115,9 @@ batching("BinaryCrossEntropyWithLogitsBackward")(loss_gradient(bce_logits_grad, 
 def sigmoid_cross_entropy_grad(x, t, d):
     """d * (sigmoid(x) - t)."""
     return d * (ops.sigmoid(x) - t)
+
+
+batching("SigmoidCrossEntropyWithLogitsGrad")(same_shape(3))
 
 
 @derivative("KLDivLoss", why="MindSpore's gives zero for the target", replaces=True)

@@ -105,6 +105,10 @@ def gather_d_last(x, index):
     return gen.GatherD()(x, -1, index)
 
 
+def max_pool_3d_back(x, d):
+    return _grad_ops.MaxPool3DGrad(2, 2)(x, ops.MaxPool3D(2, 2)(x), d)
+
+
 def max_pool_3d_twice(x, d):
     pool = ops.MaxPool3D(2, 2)
     return _grad_ops.MaxPool3DGradGrad(2, 2)(x, pool(x), d)
@@ -488,6 +492,12 @@ INDEXING = [
     Row("Diag", (n(2, 3),), call=ops.Diag(), option="of a matrix"),
     Row("DiagPart", (n(3, 3),), call=ops.DiagPart()),
     Row("DiagPart", (n(2, 3, 2, 3),), call=ops.DiagPart(), option="of four axes"),
+    Row("MaxPool3DGrad", (n(1, 2, 2, 4, 2), n(1, 2, 1, 2, 1)), call=max_pool_3d_back),
+    Row(
+        "SigmoidCrossEntropyWithLogitsGrad",
+        (n(2, 3), t(2, 3), n(2, 3)),
+        call=_grad_ops.SigmoidCrossEntropyWithLogitsGrad(),
+    ),
     Row("MaxPool3DGradGrad", (n(1, 2, 2, 4, 2), n(1, 2, 2, 4, 2)), call=max_pool_3d_twice),
     Row("Svd", (n(3, 2),), call=gen.Svd(False, False)),
     Row("ReverseSequence", (n(3, 2, 4), i((2,), 3) + 1), call=reverse_sequence),
