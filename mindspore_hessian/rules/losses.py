@@ -11,6 +11,7 @@ from collections.abc import Callable
 from mindspore import ops
 from mindspore.ops import constexpr
 
+from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import by_formula
 from mindspore_hessian.rules.kit import (
     aligned,
@@ -118,6 +119,17 @@ def sigmoid_cross_entropy_grad(x, t, d):
 
 
 batching("SigmoidCrossEntropyWithLogitsGrad")(same_shape(3))
+
+
+@derivative("SigmoidCrossEntropyWithLogits", why="MindSpore's by the labels is 0", replaces=True)
+def sigmoid_cross_entropy(prim):
+    """d (sigmoid(x) - t), and -d x by the labels t."""
+    grad = _compat.backward("SigmoidCrossEntropyWithLogitsGrad")
+
+    def bprop(x, t, out, dout):
+        return grad(x, t, dout), -dout * x
+
+    return bprop
 
 
 @derivative("KLDivLoss", why="MindSpore's gives zero for the target", replaces=True)

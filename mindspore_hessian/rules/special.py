@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 
-from mindspore import Tensor, float64, int32, ops
+from mindspore import Tensor, float64, int32, mutable, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian.rules import taylor
+from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import (
     FORWARD,
     allow,
@@ -42,6 +43,38 @@ from mindspore_hessian.rules.taylor import by_series
 
 batching("Lgamma", "Digamma")(unary)
 batching("Zeta")(same_shape(2))
+
+_TERMS = 10  # of the sum itself; the rest is an asymptotic series
+# The inverses of B_2j / (2j)!, whole numbers (the last nearly): graphs round others to float32
+_BERNOULLI = (12, -720, 30240, -1209600, 47900160, -1892437580)
+
+
+def _zeta(s, q):
+    """sum_k (q + k)^-s by Euler's and Maclaurin's formula, differentiable in s."""
+    total, w = ops.zeros_like(s * q), q + _TERMS
+    for k in range(_TERMS):
+        total = total + ops.exp(-s * ops.log(q + k))
+    power = ops.exp(-s * ops.log(w))  # w^-s
+    total = total + power * w / (s - 1) + power / 2
+    rising = s
+    for j, number in enumerate(_BERNOULLI):
+        power = power / w if j == 0 else power / (w * w)
+        total = total + rising * power / number
+        rising = rising * (s + 2 * j + 1) * (s + 2 * j + 2)
+    return total
+
+
+@derivative("Zeta", why="MindSpore's by the exponent is 0", replaces=True)
+def zeta(prim):
+    """By the exponent s that of the formula, by q -s zeta(s + 1, q)."""
+
+    def bprop(s, q, out, dout):
+        def by_exponent(s):
+            return _zeta(s, q)
+
+        return pull(by_exponent)(mutable(s), dout)[0], -s * ops.zeta(s + 1, q) * dout
+
+    return bprop
 
 
 @batching("Polygamma")

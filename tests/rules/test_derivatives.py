@@ -371,3 +371,32 @@ def test_eigenvalues_alone(lower):
     half, whole = half if lower else half.T, np.ones((4, 4))
     np.testing.assert_allclose(g.asnumpy(), half * (3 * x @ x), atol=1e-12)
     np.testing.assert_allclose(hv.asnumpy(), half * 3 * (x @ whole + whole @ x), atol=1e-11)
+
+
+def test_zeta_by_its_exponent():
+    """MindSpore's is 0. Closed values of Riemann's function, and second differences in both."""
+
+    def riemann(s):
+        return ops.zeta(s, Tensor(np.ones(1))).sum()
+
+    def hurwitz(s, q):
+        return (ops.zeta(s, q) ** 2).sum()
+
+    two = Tensor(np.array([2.0]))
+    slope = mh.jacobian(lambda s: ops.zeta(s, Tensor(np.ones(1))))(two).asnumpy().item()
+    np.testing.assert_allclose(slope, -0.9375482543158437, rtol=1e-13)
+    np.testing.assert_allclose(mh.hessian(riemann)(two).asnumpy().item(), 1.9892802342989010, 1e-13)
+    s, q = np.array([1.7, 2.5, 30.0]), np.array([0.3, 1.2, 7.0])
+    v, w, step = 0.1 * np.ones(3), np.array([0.05, -0.1, 0.1]), 0.02
+
+    def value(t):
+        return float(hurwitz(Tensor(s + t * v), Tensor(q + t * w)).asnumpy())
+
+    weights = {0: -205 / 72, 1: 8 / 5, 2: -1 / 5, 3: 8 / 315, 4: -1 / 560}
+    curve = (
+        sum(c * value(k * step) for n, c in weights.items() for k in ((n, -n) if n else (0,)))
+        / step**2
+    )
+    by_s, by_q = mh.hvp(hurwitz, (Tensor(s), Tensor(q)), (Tensor(v), Tensor(w)))
+    found = (by_s.asnumpy() * v + by_q.asnumpy() * w).sum()
+    np.testing.assert_allclose(found, curve, rtol=1e-8)
