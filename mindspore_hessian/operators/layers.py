@@ -507,25 +507,24 @@ def _refuses_axes(cell: nn.Cell) -> str | None:
     return None if last else "it takes several axes together"
 
 
-SCALES = (
-    Kind(
-        (nn.BatchNorm1d, nn.BatchNorm2d),
-        _of_batch_norm,
-        lambda cell: _features_second(1),
-        "gamma",
-        "beta",
-        scales=True,
-    ),
-    Kind(
-        (nn.LayerNorm,),
-        _of_layer_norm,
-        lambda cell: _features_last(1),
-        "gamma",
-        "beta",
-        refuses=_refuses_axes,
-        scales=True,
-    ),
+BATCH_NORM = Kind(
+    (nn.BatchNorm1d, nn.BatchNorm2d),
+    _of_batch_norm,
+    lambda cell: _features_second(1),
+    "gamma",
+    "beta",
+    scales=True,
 )
+LAYER_NORM = Kind(
+    (nn.LayerNorm,),
+    _of_layer_norm,
+    lambda cell: _features_last(1),
+    "gamma",
+    "beta",
+    refuses=_refuses_axes,
+    scales=True,
+)
+SCALES, OF_POSITIONS = (BATCH_NORM, LAYER_NORM), (LAYER_NORM,)
 NORMS = tuple(
     cls
     for cls in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -235,12 +235,16 @@ class KFACStep:
                 for at, row in zip((block.weight, block.bias), rows, strict=True)
             )
         }
-        seen: Sequence[layers.Tap] = taps.taps
-        if any(
-            np.ravel(calls)[-1] > size for calls in parts[:count]
-        ):  # which axis has the samples?
+        of_positions = {
+            tap.key
+            for tap, calls in zip(taps.taps, parts, strict=False)
+            if tap.kind is layers.LAYER_NORM and np.ravel(calls)[-1] > size
+        }
+        seen = [tap for tap in taps.taps if tap.key not in of_positions]
+        if of_positions:  # which axis has the samples?
             with _evaluating(self.network):
-                seen = Views(op, False, kinds=layers.SCALES).taps.taps
+                views = Views(op, False, kinds=layers.OF_POSITIONS)
+            seen += [tap for tap in views.taps.taps if tap.key in of_positions]
         seen = [tap for tap in seen if tap.key in found]
         return [found[tap.key] for tap in seen], seen
 
