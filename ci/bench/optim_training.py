@@ -6,9 +6,9 @@
 
 Prints two tables. What a step costs, all optimizers in turn, ten steps each, five times over: the
 median of CPU milliseconds (all threads) and of wall milliseconds of a step, and how many steps of
-Adam that is. Sophia's curvature is in one step of the ten, and so are K-FAC's inverses. Then, without --costs, for each
-optimizer, learning rate and seed the accuracy on 500 digits that were not trained on, the last
-epoch's mean loss, and CPU seconds, of which the first steps, which compile. Adam is trained as
+Adam that is. Sophia's curvature is in one step of the ten, and so are K-FAC's inverses. Then,
+without --costs, for each optimizer, learning rate and seed the accuracy on 500 digits that were
+not trained on, the last epoch's mean loss, and CPU seconds, of which the first steps, which compile. Adam is trained as
 MindSpore's tutorial does, with one compiled function of ``value_and_grad``; the others by
 TrainStep.
 """

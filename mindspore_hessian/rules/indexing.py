@@ -14,6 +14,7 @@ from mindspore_hessian.rules.kit import (
     apart,
     attributes_of,
     dims_of,
+    entries,
     filled,
     front,
     merged,
@@ -316,11 +317,6 @@ def _begins_inside(shape, begin, strides, free, ellipsis, new_axes):
     return True
 
 
-@constexpr
-def _count(shape):
-    return int(np.prod(shape))
-
-
 _COPY_SLICES = _compat.TensorCopySlices()
 
 
@@ -610,7 +606,7 @@ def strided_slice(prim):
         if not _backwards(strides if ops.isconstant(strides) else None):
             grad = _compat.strided_slice_grad(begins, ends, ellipsis, new_axes, shrunk)
             return grad(dout, x.shape, begin, end, strides), 0, 0, 0, 0, 0, 0, 0, 0
-        if _count(dout.shape) == 0:
+        if entries(dout.shape) == 0:
             return ops.zeros_like(x), 0, 0, 0, 0, 0, 0, 0, 0
         if ops.isconstant(begin) and ops.isconstant(strides):
             _begins_inside(x.shape, begin, strides, begins, ellipsis, new_axes)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from mindspore import Tensor, ops
 from mindspore.ops import Primitive, constexpr
 
@@ -117,6 +118,12 @@ def filled(x, dim, size):
     if dim is None:
         return ops.broadcast_to(ops.expand_dims(x, 0), _repeated(x.shape, size))
     return front(x, dim)
+
+
+@constexpr
+def entries(shape):
+    """Their number."""
+    return int(np.prod(shape))
 
 
 @constexpr

@@ -19,6 +19,7 @@ from mindspore_hessian.rules.kit import (
     axis_at,
     broadcast_to,
     constant,
+    entries,
     front,
     joining,
     known,
@@ -166,12 +167,6 @@ def batched_flatten(prim, x, start, end):
     return prim(x, shifted(start), shifted(end))
 
 
-@constexpr
-def _entries(shape):
-    """Their number."""
-    return int(np.prod(shape))
-
-
 @batching("Diag", why="MindSpore's rule calls a kernel that CPU has not", replaces=True)
 @one_tensor
 def batched_diag(prim, x):
@@ -189,7 +184,7 @@ def batched_diag(prim, x):
 def batched_diag_part(prim, x):
     """The other way round: every (side + 1)-th entry."""
     shape = x.shape[: (x.ndim + 1) // 2]
-    size, side = shape[0], _entries(shape[1:])
+    size, side = shape[0], entries(shape[1:])
     found = ops.strided_slice(
         reshape(x, (size, side * side)), (0, 0), (size, side * side), (1, side + 1)
     )

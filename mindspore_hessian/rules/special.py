@@ -77,6 +77,19 @@ def zeta(prim):
     return bprop
 
 
+@derivative("Betainc", why="MindSpore's by a and b is 0", replaces=True)
+def betainc(prim):
+    """By x x^(a - 1) (1 - x)^(b - 1) / B(a, b); by a and b there is no formula: NaN, if it is used."""
+
+    def bprop(a, b, x, out, dout):
+        scale = ops.lgamma(a + b) - ops.lgamma(a) - ops.lgamma(b)
+        slope = ops.exp((a - 1) * ops.log(x) + (b - 1) * ops.log1p(-x) + scale)
+        unknown = dout * ops.exp(a + b + x) * float("nan")  # so are its derivatives, of any order
+        return unknown, unknown, dout * slope
+
+    return bprop
+
+
 @batching("Polygamma")
 def batched_polygamma(prim, axis_size):
     """Polygamma(n, x) of one order n."""

@@ -42,6 +42,7 @@ ELSEWHERE = {
     "TensorScatterElements",
     "TensorScatterMul",
     "TensorScatterUpdate",  # see test_repeated_indices.py
+    "Betainc",
     "Zeta",  # see test_derivatives.py
 }
 

@@ -400,3 +400,16 @@ def test_zeta_by_its_exponent():
     by_s, by_q = mh.hvp(hurwitz, (Tensor(s), Tensor(q)), (Tensor(v), Tensor(w)))
     found = (by_s.asnumpy() * v + by_q.asnumpy() * w).sum()
     np.testing.assert_allclose(found, curve, rtol=1e-8)
+
+
+def test_betainc_by_x_and_not_by_its_parameters():
+    """MindSpore's by a and b is 0; I_x(2, 3) = 6 x^2 - 8 x^3 + 3 x^4."""
+    betainc, x = ops.Betainc(), Tensor(np.array([0.3, 0.6]))
+    a, b = Tensor(np.array([2.0, 2.0])), Tensor(np.array([3.0, 3.0]))
+    found = mh.hessian(lambda x: betainc(a, b, x).sum())(x).asnumpy()
+    t = x.asnumpy()
+    np.testing.assert_allclose(found, np.diag(12 - 48 * t + 36 * t**2), rtol=1e-5, atol=1e-5)
+    with pytest.warns(mh.NonFiniteWarning):
+        by_all = mh.hessian(lambda a, b, x: betainc(a, b, x).sum(), (0, 1, 2))(a, b, x)
+    for block in sum(by_all, ()):  # none is a number that looks right
+        assert not np.isfinite(np.diag(block.asnumpy())).any()
