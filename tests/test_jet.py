@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from full import FULL
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.scipy.linalg import eigh
 from scipy.special import zeta
 
 import mindspore_hessian as mh
@@ -114,6 +116,22 @@ def matrices(x):
     )
 
 
+def decompositions(x):
+    matrix = ops.matmul(x.T**2, x) + DIAGONAL
+    eigenvalues, eigenvectors = eigh(matrix + matrix.T)
+    sizes, left, right = ops.svd(x)
+    q, r = ops.qr(x.T)
+    return (
+        eigenvalues,
+        eigenvectors**2,
+        sizes,
+        ops.matmul(left, right.T),
+        q**2,
+        r**2,
+        ops.qr(ops.flip(x, (1,)))[1] ** 2,
+    )
+
+
 def special_functions(x):
     wide = ops.concat((x, x**3), -1).reshape(1, 4, 3)
     return (
@@ -192,6 +210,15 @@ NAMES = {
         "cholesky inverse",
         "cholesky solve",
     ),
+    decompositions: (
+        "eigenvalues",
+        "eigenvectors",
+        "singular values",
+        "polar",
+        "tall q",
+        "tall r",
+        "wide r",
+    ),
     special_functions: ("erfinv", "lgamma", "digamma", "group norm"),
     of_two: (
         "mul",
@@ -234,6 +261,17 @@ def test_rules_agree_with_nested_derivatives_of_jax(function):
         np.testing.assert_allclose(
             value.asnumpy(), GOLDEN[name][0], rtol=1e-5, err_msg=name
         )  # kernels' own
+
+
+@pytest.mark.parametrize("power", [0, 1, 2, 3, 4.0])
+def test_whole_powers_at_zero(power):
+    """By products: x^n has no derivative of order n + 1, and no division by x."""
+    n = int(power)
+    x, one = Tensor([0.0, -2.0], ms.float64), Tensor([1.0, 1.0], ms.float64)
+    _, found = mh.jet(lambda x: x**power, x, (one, 0 * one, 0 * one))
+    for order, series in enumerate(found, 1):
+        expected = math.perm(n, order) * np.array([0.0, -2.0]) ** max(n - order, 0)
+        np.testing.assert_allclose(series.asnumpy(), expected, rtol=1e-14)
 
 
 # --- networks and closed forms --------------------------------------------------------------------

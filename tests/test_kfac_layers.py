@@ -223,11 +223,12 @@ def test_projections_of_attention_are_those_of_separate_layers(name, approx):
         assert relative_error(own.factors["attention"][at], separately) < 1e-5
         for one, same in (("attention.out_proj", "o"), ("out", "out")):
             assert relative_error(own.factors[one][at], other.factors[same][at]) < 1e-5
-    exact = mh.GGNOperator(net, nn.MSELoss(), data, **OFF)
-    corrected = mh.EKFACOperator(net, nn.MSELoss(), data, approx=approx, **OFF)
-    found, whole = corrected.diagonal(), np.diag(exact.to_dense())
-    for part in exact.space.slices:  # the corrected eigenvalues have the trace of each block
-        assert relative_error(found[part].sum(), whole[part].sum()) < 1e-4
+    if FULL:
+        exact = mh.GGNOperator(net, nn.MSELoss(), data, **OFF)
+        corrected = mh.EKFACOperator(net, nn.MSELoss(), data, approx=approx, **OFF)
+        found, whole = corrected.diagonal(), np.diag(exact.to_dense())
+        for part in exact.space.slices:  # the corrected eigenvalues have the trace of each block
+            assert relative_error(found[part].sum(), whole[part].sum()) < 1e-4
     assert "construct" not in vars(net.attention)
     np.testing.assert_array_equal(net(data[0]).asnumpy(), before)
 

@@ -26,6 +26,11 @@ def norm(x, axis, eps=1e-5):
     return centred / jnp.sqrt((centred * centred).mean(axis, keepdims=True) + eps)
 
 
+def polar(x):
+    left, _, right = jnp.linalg.svd(x, full_matrices=False)
+    return left @ right
+
+
 def matrix(x):
     """(3, 3), not symmetric."""
     return (x.T**2) @ x + jnp.diag(jnp.arange(1.0, 4.0))
@@ -100,6 +105,13 @@ ONE = {
     "cholesky": lambda x: jnp.linalg.cholesky(positive(x)),
     "cholesky inverse": lambda x: jnp.linalg.inv(jnp.tril(matrix(x)) @ jnp.tril(matrix(x)).T),
     "cholesky solve": lambda x: jnp.linalg.solve(jnp.tril(matrix(x)) @ jnp.tril(matrix(x)).T, x.T),
+    "eigenvalues": lambda x: jnp.linalg.eigh(matrix(x) + matrix(x).T)[0],
+    "eigenvectors": lambda x: jnp.linalg.eigh(matrix(x) + matrix(x).T)[1] ** 2,
+    "singular values": lambda x: jnp.linalg.svd(x, full_matrices=False)[1],
+    "polar": polar,
+    "tall q": lambda x: jnp.linalg.qr(x.T)[0] ** 2,
+    "tall r": lambda x: jnp.linalg.qr(x.T)[1] ** 2,
+    "wide r": lambda x: jnp.triu(jnp.linalg.qr(x[:, :0:-1])[0].T @ x[:, ::-1]) ** 2,
     "erfinv": special.erfinv,
     "lgamma": special.gammaln,
     "digamma": special.digamma,

@@ -8,6 +8,7 @@ the file is imported. Nothing reaches MindSpore until `install`.
 from mindspore_hessian.rules import (  # noqa: F401  each files its rules
     activations,
     convolution,
+    decompositions,
     distance,
     elementwise,
     fourier,

@@ -368,7 +368,7 @@ def numpy_logaddexp2(x1, x2, dtype=None):
 
 # --- forward --------------------------------------------------------------------------------------
 
-forward("Neg", "Muls", "Divs")(linear)
+forward("Neg", "Muls", "Divs", "Conj")(linear)
 forward("Add", "Sub", "AddExt", "SubExt")(sum_or_difference)
 forward("AddN")(tuple_first)
 forward("AddScalar", "SubScalar")(shifting)

@@ -87,7 +87,7 @@ def carried(dims, forward_places, series_places, missing):
 
 def dim_of(pair):
     """The batch axis of a pair, or the tuple of those of a tuple of pairs."""
-    if not isinstance(pair, tuple):  # the token of a view
+    if not isinstance(pair, (tuple, list)):  # the token of a view
         return None
     if len(pair) == 2 and (pair[1] is None or isinstance(pair[1], int)):
         return pair[1]

@@ -8,7 +8,16 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
-from mindspore_hessian.rules.forward import FORWARD, allow, from_end, joint, linear, straight
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    allow,
+    by_composition,
+    from_end,
+    joint,
+    linear,
+    mark_of_missing,
+    straight,
+)
 from mindspore_hessian.rules.kit import (
     any_batched,
     apart,
@@ -27,6 +36,7 @@ from mindspore_hessian.rules.kit import (
     shifted,
     tensors_of,
     values,
+    zeros_like,
 )
 from mindspore_hessian.rules.registry import batching, derivative, forward
 
@@ -196,10 +206,17 @@ def batched_gather_nd(prim, axis_size):
 
 
 @batching(
-    "TensorScatterAdd", why="MindSpore's rule is wrong for a batch not in front", replaces=True
+    "TensorScatterAdd",
+    "TensorScatterSub",
+    "TensorScatterMul",
+    "TensorScatterDiv",
+    "TensorScatterMax",
+    why="MindSpore's rule is wrong for a batch not in front",
+    replaces=True,
 )
-def batched_scatter_nd_add(prim, axis_size):
-    """Updates added to x, at an index tuple each: unbatched indices leave the batch at the back,
+@batching("TensorScatterMin")
+def batched_scatter_nd(prim, axis_size):
+    """Updates into x, at an index tuple each: unbatched indices leave the batch at the back,
     untouched.
     """
     prim = primitive(prim)
@@ -688,8 +705,62 @@ def batched_strided_slice_grad(prim, axis_size):
 
 forward("TensorCopySlices")(joint(0, 1))
 forward("TensorScatterUpdate", "TensorScatterAdd", "TensorScatterSub")(joint(0, 2))
-forward("Scatter")(joint(0, 3))
 forward("ScatterNd")(joint(1, 1))
+
+
+@constexpr
+def _is_linear(reduction):
+    return reduction in (0, 1)  # written or added
+
+
+def _along_an_axis(updates: int, reduction: int):
+    """The getter of a scatter along one axis, from the places of its arguments."""
+
+    @straight
+    @allow(0, updates)
+    def getter(prim, usual):
+        linear_rule, missing = joint(0, updates)(prim, usual), mark_of_missing(prim.name)
+
+        def rule(*pairs):
+            return linear_rule(*pairs) if _is_linear(pairs[reduction][0]) else (0, missing)
+
+        return rule
+
+    return getter
+
+
+forward("Scatter")(_along_an_axis(3, 4))
+forward("TensorScatterElements")(_along_an_axis(2, 4))
+
+
+@constexpr
+def _last(axis, rank):
+    return int(axis) % rank - rank
+
+
+@by_composition("IndexFill", kinked=True)
+def pushed_index_fill(prim, a, axis, index, value):
+    """What is filled in carries nothing."""
+    axis, nothing = _last(axis, a[0].ndim), 0
+    if isinstance(value, Tensor):
+        nothing = zeros_like(value)
+    return (
+        prim(a[0], axis, index, value),
+        prim(a[1], axis, index, nothing),
+        prim(a[2], axis, index, nothing),
+    )
+
+
+@by_composition("UnsortedSegmentMax", "UnsortedSegmentMin", kinked=True)
+def pushed_extreme_of_segments(prim, a, ids, count):
+    """Equal ones share what comes through."""
+    y, total = prim(a[0], ids, count), ops.UnsortedSegmentSum()
+    equal = ops.cast(a[0] == ops.gather(y, ids, 0), a[0].dtype)
+    share = equal / ops.gather(total(equal, ids, count), ids, 0)
+    j = total(move(a[1] * share, 0, -1), ids, count)
+    return (y, move(j, -1, 0), total(a[2] * share, ids, count))
+
+
 forward("UnsortedSegmentSum", "ReverseSequence")(linear)
 
 

@@ -1,15 +1,11 @@
-"""Rules of linear algebra: inverses, factorizations, determinants, eigenvalues, traces, cross
-products.
-"""
+"""Rules of linear algebra: inverses, Cholesky factors, determinants, traces, cross products."""
 
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
-from mindspore_hessian import _compat
 from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import (
@@ -26,16 +22,14 @@ from mindspore_hessian.rules.kit import (
     attributes_of,
     broadcast_to,
     filled,
-    front,
     leading,
     one_tensor,
-    primitive,
     reshape,
     shifted,
     two_along,
 )
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
-from mindspore_hessian.rules.taylor import bilinear, by_series
+from mindspore_hessian.rules.taylor import bilinear, by_series, matrix_at
 
 # --- inverses and Cholesky factors ----------------------------------------------------------------
 
@@ -158,156 +152,6 @@ def batched_cholesky_solve(prim, axis_size):
             prim(reshape(b, _stack_shape(b.shape)), reshape(factor, _stack_shape(factor.shape))),
             b.shape,
         ), 0
-
-    return rule
-
-
-# --- eigenvalues ----------------------------------------------------------------------------------
-
-
-@constexpr
-def _own_triangle(n, lower, real):
-    """1 in the triangle that an eigendecomposition reads, 1/2 on its diagonal."""
-    if not real:
-        raise ValueError(
-            "mindspore_hessian has no derivative of the eigendecomposition of a complex matrix. "
-            "Write it as the real one of twice the size, [[re, -im], [im, re]]."
-        )
-    triangle = np.tri(n) - np.eye(n) / 2
-    return Tensor(triangle if lower else triangle.T)
-
-
-@constexpr
-def _rounding(n, double):
-    """Relative to the largest, how far apart equal eigenvalues of an n x n matrix may come out."""
-    return float(4 * n * np.finfo(np.float64 if double else np.float32).eps)
-
-
-@constexpr
-def _unit(n):
-    return Tensor(np.eye(n))
-
-
-def _quotient(a, b):
-    """a / b, where 0 / 0 is 0 and has no derivative."""
-    neither = ops.logical_and(a == 0, b == 0)
-    one = ops.ones_like(a)
-    return ops.where(
-        neither,
-        ops.sqrt(ops.abs(ops.where(neither, a, one))),
-        a / ops.where(neither, one, b),
-    )
-
-
-@derivative("Eigh", why="MindSpore's is silently wrong for equal eigenvalues", replaces=True)
-def eigh(prim):
-    """(w, V) of a symmetric matrix, or w alone: V (dw + (V^T dV) F) V^T, F_ij = 1 / (w_j - w_i).
-    Where two are equal V has no derivative, and what depends on it is infinite; what MindSpore has is
-    a number, but no derivative either."""
-    lower, vectors = prim.attrs["lower"], prim.attrs["compute_eigenvectors"]
-    whole = _compat.Eigh(True, lower)
-
-    def bprop(x, out, dout):
-        unit = ops.cast(_unit(x.shape[-1]), x.dtype)
-        if vectors:
-            w, v = out
-            part = ops.expand_dims(w, -2) - ops.expand_dims(w, -1)
-            equal = (
-                ops.abs(part) <= _rounding(x.shape[-1], x.dtype == ms.float64) * ops.abs(w).max()
-            )
-            part = ops.where(equal, ops.zeros_like(part), part)
-            turned = ops.matmul(ops.swapaxes(v, -1, -2), dout[1]) * (1 - unit)
-            turned = _quotient(turned, part + unit)
-            middle = turned + unit * ops.expand_dims(dout[0], -1)
-        else:
-            v = whole(x)[1]
-            middle = unit * ops.expand_dims(dout, -1)
-        dx = ops.matmul(ops.matmul(v, middle), ops.swapaxes(v, -1, -2))
-        real = x.dtype in (ms.float32, ms.float64)
-        return (
-            (dx + ops.swapaxes(dx, -1, -2))
-            * ops.cast(_own_triangle(x.shape[-1], lower, real), x.dtype),
-        )
-
-    return bprop
-
-
-def _transpose(x):
-    return ops.swapaxes(x, -1, -2)
-
-
-def _others(basis, d, count):
-    """The columns after the first ones, and d at these: None for none. They are a basis of what the
-    first leave, but any of it: a function that asks for one has no derivative, which is infinite
-    here."""
-    if basis.shape[-1] == count:
-        return None
-    more, d = basis[..., count:], d[..., count:]
-    turning = ops.matmul(_transpose(more), d)
-    turning = ops.square(turning - _transpose(turning)).sum()
-    chosen = turning > 1e-6 * ops.square(d).sum()
-    return more, ops.where(chosen, ops.full_like(d, float("inf")), d)
-
-
-@derivative("Svd", why="MindSpore's has no second derivative: infinite or NaN", replaces=True)
-def svd(prim):
-    """(s, U, V) of x = U S V^T, or s alone: U (ds + P(U^T dU) S + S P(V^T dV)) V^T + (I - U U^T) dU S^-1
-    V^T + U S^-1 dV^T (I - V V^T), P(X)_ij = (X - X^T)_ij / (s_j^2 - s_i^2). Where two are equal, or
-    one is 0, U and V may have no derivative: what is divided by 0 is infinite then."""
-    whole = _compat.Svd(False, True)
-
-    def projected(d, basis, s, others):
-        """What of d is not in the basis, divided by s; `others` complete the basis, and turn with
-        it.
-        """
-        outside = d - ops.matmul(basis, ops.matmul(_transpose(basis), d))
-        if others is not None:
-            more, d_more = others
-            outside = outside - ops.matmul(more, ops.matmul(_transpose(d_more), basis))
-        return _quotient(outside, s)
-
-    def bprop(x, full_matrices, compute_uv, out, dout):
-        s, u, v = out if compute_uv else whole(x)
-        count, ds = s.shape[-1], dout[0]
-        unit = ops.cast(_unit(count), x.dtype)
-        middle = unit * ops.expand_dims(ds, -1)
-        if not compute_uv:
-            return ops.matmul(ops.matmul(u, middle), _transpose(v)), 0, 0
-        du, dv = dout[1], dout[2]
-        others = _others(u, du, count), _others(v, dv, count)
-        u, v, du, dv = u[..., :count], v[..., :count], du[..., :count], dv[..., :count]
-        row, column = ops.expand_dims(s, -2), ops.expand_dims(s, -1)
-        apart = row - column
-        equal = ops.abs(apart) <= _rounding(count, x.dtype == ms.float64) * ops.abs(s).max()
-        apart = ops.where(equal, ops.zeros_like(apart), apart) * (row + column)
-
-        def turned(basis, d):
-            found = ops.matmul(_transpose(basis), d)
-            return _quotient((found - _transpose(found)) * (1 - unit), apart + unit)
-
-        middle = middle + turned(u, du) * row + column * turned(v, dv)
-        dx = ops.matmul(ops.matmul(u, middle), _transpose(v))
-        if x.shape[-2] > count:
-            dx = dx + ops.matmul(projected(du, u, row, others[0]), _transpose(v))
-        if x.shape[-1] > count:
-            dx = dx + ops.matmul(u, _transpose(projected(dv, v, row, others[1])))
-        return dx, 0, 0
-
-    return bprop
-
-
-@batching("Svd", why="MindSpore's rule fails", replaces=True)
-def batched_svd(prim, axis_size):
-    """Its kernel takes stacks."""
-    prim = primitive(prim)
-
-    def rule(x_pair, full_pair, vectors_pair):
-        x, dim = x_pair
-        s, u, v = prim(front(x, dim), full_pair[0], vectors_pair[0])
-        if dim is None:
-            return (s, None), (u, None), (v, None)
-        at = 0 if vectors_pair[0] else None
-        return (s, 0), (u, at), (v, at)
 
     return rule
 
@@ -612,22 +456,11 @@ def pushed_log_determinant(prim, usual):
 expansion("Cross", "Ger")(bilinear)
 
 
-def _matrix_at(a, b, n, first=0):
-    """Coefficient n of the matrix product a b, but for terms with one of the `first` coefficients of
-    a; None where nothing is left.
-    """
-    total = None
-    for i in range(max(first, n - len(b) + 1), min(n, len(a) - 1) + 1):
-        term = ops.matmul(a[i], b[n - i])
-        total = term if total is None else total + term
-    return total
-
-
 def _matrix_product(a, b):
     """The product of two series, at least one of them as long as it gets."""
     out = ()
     for n in range(max(len(a), len(b))):
-        out = out + (_matrix_at(a, b, n),)
+        out = out + (matrix_at(a, b, n),)
     return out
 
 
@@ -643,7 +476,7 @@ def _inverse_series(a):
     """y a = 1: y_n = -y_0 (a_1 y_{n-1} + ... + a_n y_0)."""
     out = (_inverse(a[0]),)
     for n in range(1, len(a)):
-        out = out + (-ops.matmul(out[0], _matrix_at(a, out, n, 1)),)
+        out = out + (-ops.matmul(out[0], matrix_at(a, out, n, 1)),)
     return out
 
 
@@ -652,7 +485,7 @@ def _solution_series(a, b):
     inverse = _inverse(a[0])
     out = (ops.matmul(inverse, b[0]),)
     for n in range(1, max(len(a), len(b))):
-        known = _matrix_at(a, out, n, 1)
+        known = matrix_at(a, out, n, 1)
         rest = b[n] if n < len(b) else ops.zeros_like(out[0])
         out = out + (ops.matmul(inverse, rest if known is None else rest - known),)
     return out
@@ -733,7 +566,7 @@ def expanded_cholesky(y, x, upper):
     out = (factor,)
     for n in range(1, len(x)):
         rest = (x[n] + ops.swapaxes(x[n], -1, -2)) / 2
-        known = _matrix_at(out, _flipped(out), n, 1)
+        known = matrix_at(out, _flipped(out), n, 1)
         rest = rest if known is None else rest - known
         inner = ops.matmul(ops.matmul(back, rest), ops.swapaxes(back, -1, -2))
         out = out + (ops.matmul(factor, inner * half),)

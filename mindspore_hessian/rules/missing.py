@@ -79,9 +79,10 @@ def unrolled(name: str, asked: dict[str, bool]) -> Callable:
                 inputs = tuple([x if dim is None else front(x, dim)[number] for x, dim in pairs])
                 samples = samples + (prim(*inputs),)
             if isinstance(samples[0], tuple):
-                return tuple(
-                    [(ops.stack([one[k] for one in samples]), 0) for k in range(len(samples[0]))]
-                )
+                outs = ()
+                for k in range(len(samples[0])):
+                    outs = outs + ((ops.stack(tuple([one[k] for one in samples])), 0),)
+                return outs  # (a list in the place of a tuple would not be seen to be carried)
             return ops.stack(samples), 0
 
         return rule

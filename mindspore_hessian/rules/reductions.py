@@ -403,6 +403,19 @@ def logsumexp(input, dim, keepdim=False):  # noqa: A002 -- as MindSpore calls it
     return shifted + (highest if keepdim else highest.squeeze(dim))
 
 
+@derivative(
+    "Cummax", "Cummin", why="MindSpore's has a primitive that does not compile", replaces=True
+)
+def running_extreme(prim):
+    """Cummax(x, axis): d added where each value was found."""
+
+    def bprop(x, axis, out, dout):
+        zeros = ops.zeros_like(x)
+        return ops.tensor_scatter_elements(zeros, out[1], dout[0], axis, "add"), 0
+
+    return bprop
+
+
 # --- forward --------------------------------------------------------------------------------------
 
 forward("Argmax", "Argmin", "ArgMaxExt")(without_derivative)
@@ -481,6 +494,23 @@ def pushed_index_with_extreme(prim, usual):
     def rule(x_pair, axis_pair, keep_pair):
         index, y = prim(x_pair[0][0], axis_pair[0], keep_pair[0])
         return (index, None), (_picked(x_pair[0], index, y, axis_pair[0], keep_pair[0]), FORWARD)
+
+    return rule
+
+
+@forward("Cummax", "Cummin")
+@straight
+@allow(0)
+def pushed_running_extreme(prim, usual):
+    """(values, indices): all goes where the indices say."""
+
+    def rule(x_pair, axis_pair):
+        v, j, l = x_pair[0]  # noqa: E741
+        y, index = prim(v, axis_pair[0])
+        axis = from_end(axis_pair[0], v.ndim)
+        wide = broadcast_to((j.shape[0],) + index.shape)(index)
+        triple = (y, ops.gather_d(j, axis, wide), ops.gather_d(l, axis, index))
+        return (triple, FORWARD), (index, None)
 
     return rule
 

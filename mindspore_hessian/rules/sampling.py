@@ -11,13 +11,16 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
+from mindspore_hessian.rules.forward import FORWARD, allow, options_of, value_of
 from mindspore_hessian.rules.kit import (
+    add,
     attributes_of,
+    front,
     joining,
     primitive,
     values,
 )
-from mindspore_hessian.rules.registry import batching, derivative
+from mindspore_hessian.rules.registry import batching, derivative, forward
 
 _NEAREST = 1  # MindSpore's numbers, beside 0 for bilinear
 _ZEROS, _REFLECTION = 0, 2  # and 1 for the border
@@ -36,43 +39,55 @@ def _mirrors(size, align):
 
 
 def _reflected(place, size, align):
-    """The place in the image where repeated mirrors show it. Slopes 1 and -1 between the
-    mirrors.
-    """
+    """The place in the image where repeated mirrors show it, and the slope, 1 or -1."""
     first, span = _mirrors(size, align)
     if span == 0:
-        return ops.zeros_like(place)
+        return ops.zeros_like(place), ops.zeros_like(place)
     away = ops.abs(place - first)
     times = ops.stop_gradient(ops.floor(away / span))
     rest = away - times * span
     odd = times - 2 * ops.floor(times / 2)
-    return first + rest + odd * (span - 2 * rest)
+    slope = ops.sign(place - first) * (1 - 2 * odd)
+    return first + rest + odd * (span - 2 * rest), slope
 
 
 def _inside(place, size):
-    """The place moved to the edge of the image, from where on it is constant."""
+    """The place moved to the edge of the image, from where on it is constant; and where it is
+    not.
+    """
     edge = ops.stop_gradient(ops.clamp(place, 0, size - 1))
-    return ops.select(ops.logical_and(place > 0, place < size - 1), place, edge)
+    inside = ops.logical_and(place > 0, place < size - 1)
+    return ops.select(inside, place, edge), inside
 
 
 def _places(grid, size, padding, align):
-    """From -1 to 1 over the image, or over its outermost pixels' centres, to pixels."""
-    place = (grid + 1) / 2 * (size - 1) if align else ((grid + 1) * size - 1) / 2
+    """From -1 to 1 over the image, or over its outermost pixels' centres, to pixels; and the
+    slope.
+    """
+    place, slope = (grid + 1) / 2 * (size - 1), ops.ones_like(grid) * (size - 1) / 2
+    if not align:
+        place, slope = ((grid + 1) * size - 1) / 2, ops.ones_like(grid) * size / 2
     if padding == _REFLECTION:
-        place = _reflected(place, size, align)
-    return place if padding == _ZEROS else _inside(place, size)
+        place, sign = _reflected(place, size, align)
+        slope = slope * sign
+    if padding != _ZEROS:
+        place, inside = _inside(place, size)
+        slope = slope * ops.cast(inside, slope.dtype)
+    return place, slope
 
 
-def _corner(places, corner):
-    """(pixels, share): those at one corner around the places, and how much of them is read."""
+def _corner(places, corner, along=()):
+    """(pixels, share): those at one corner around the places, and how much of them is read; or the
+    derivative of that along some of the axes."""
     pixels, share = (), 1
     for axis in range(len(corner)):
         low = ops.stop_gradient(ops.floor(places[axis]))
         ahead = places[axis] - low
-        pixels, share = (
-            pixels + (low + corner[axis],),
-            share * (ahead if corner[axis] == 1 else 1 - ahead),
-        )
+        pixels = pixels + (low + corner[axis],)
+        if axis in along:
+            share = share if corner[axis] == 1 else -share
+        else:
+            share = share * (ahead if corner[axis] == 1 else 1 - ahead)
     return pixels, share
 
 
@@ -95,17 +110,41 @@ def _read(flat, index):
 # --- at the places of a grid ----------------------------------------------------------------------
 
 
+def _lines(grid, leading):
+    """The coordinates along each axis of the image, whose last one comes first in the grid: (*leading,
+    1, all of them)."""
+    axes, lines = grid.shape[-1], ()
+    for axis in range(axes):
+        lines = lines + (grid[..., axes - 1 - axis].reshape(leading + (1, -1)),)
+    return lines
+
+
+def _in_pixels(grid, sizes, padding, align):
+    """The places of a grid along each axis of the image, and the slopes."""
+    places, slopes = (), ()
+    lines = _lines(grid, (grid.shape[0],))
+    for axis in range(len(sizes)):
+        place, slope = _places(lines[axis], sizes[axis], padding, align)
+        places, slopes = places + (place,), slopes + (slope,)
+    return places, slopes
+
+
+def _between_pixels(flat, places, sizes, along=()):
+    """A flat image at these places, or its derivative along some of the axes."""
+    result = 0
+    for corner in _corners(len(sizes)):
+        pixels, share = _corner(places, corner, along)
+        index, inside = _flat(pixels, sizes, 0)
+        result = result + share * inside * _read(flat, index)
+    return result
+
+
 def sampled(x, grid, interpolation, padding, align):
     """grid_sample: x of shape (N, C, *sizes) at the places of a grid (N, *out, axes), whose last
     axis comes first.
     """
-    axes = grid.shape[-1]
-    lines = grid.reshape(grid.shape[0], 1, -1, axes)
+    (places, _), sizes, result = _in_pixels(grid, x.shape[2:], padding, align), x.shape[2:], 0
     flat = x.reshape(x.shape[0], x.shape[1], -1)
-    places, sizes = (), x.shape[2:]
-    for axis in range(axes):
-        places = places + (_places(lines[..., axes - 1 - axis], sizes[axis], padding, align),)
-    result = 0
     if interpolation == _NEAREST:
         pixels = ()
         for place in places:
@@ -113,10 +152,7 @@ def sampled(x, grid, interpolation, padding, align):
         index, inside = _flat(pixels, sizes, 0)
         result = inside * _read(flat, index)
     else:
-        for corner in _corners(axes):
-            pixels, share = _corner(places, corner)
-            index, inside = _flat(pixels, sizes, 0)
-            result = result + share * inside * _read(flat, index)
+        result = _between_pixels(flat, places, sizes)
     return result.reshape(x.shape[:2] + grid.shape[1:-1])
 
 
@@ -137,6 +173,56 @@ def grid_sampler_grad(prim):
         return dd, dx, dgrid, 0, 0, 0, 0
 
     return bprop
+
+
+@forward("GridSampler2D", "GridSampler3D")
+@allow(0, 1)
+def pushed_grid_sampler(prim, usual):
+    """Linear in x, and in each of the places p_a that the grid says: y' = y(x') + sum y_a p_a', and
+    y'' = y(x'') + sum (y_a p_a'' + 2 y_a(x') p_a') + sum y_ab p_a' p_b', where y_aa = 0."""
+
+    def rule(x_pair, grid_pair, *rest):
+        options = options_of(rest)
+        x, grid = value_of(x_pair), value_of(grid_pair)
+        out, x_change = (prim(x, grid, *options), None, None), None
+        if x_pair[1] == FORWARD:
+            x_change = x_pair[0][1]
+            batched = usual((x_change, 0), (grid, None), *rest)
+            out = (out[0], front(batched[0], batched[1]), prim(x_pair[0][2], grid, *options))
+        if grid_pair[1] == FORWARD and options[0] != _NEAREST:
+            j, l = _moved(x, x_change, grid_pair[0], options[1], options[2])  # noqa: E741
+            if x_change is not None:
+                j, l = add(out[1], j), add(out[2], l)  # noqa: E741
+            out = (out[0], j, l)
+        return (out[0], None) if out[1] is None else (out, FORWARD)
+
+    return rule
+
+
+def _moved(x, x_change, grid, padding, align):
+    """What comes of the grid, and of both together: the derivatives, the sum of the second ones."""
+    sizes, shape, count = x.shape[2:], x.shape[:2] + grid[0].shape[1:-1], grid[1].shape[0]
+    places, slopes = _in_pixels(grid[0], sizes, padding, align)
+    flat = x.reshape(x.shape[0], x.shape[1], -1)
+    first, second = _lines(grid[1], (count, x.shape[0])), _lines(grid[2], (x.shape[0],))
+    several = ()
+    for place in places:
+        wide = ops.broadcast_to(place, (count,) + place.shape)
+        several = several + (wide.reshape((-1,) + place.shape[1:]),)
+    j, l, firsts = 0, 0, ()  # noqa: E741
+    for axis in range(len(sizes)):
+        change, slope = first[axis] * slopes[axis], _between_pixels(flat, places, sizes, (axis,))
+        j, l = j + slope * change, l + slope * second[axis] * slopes[axis]  # noqa: E741
+        for other in range(axis):
+            both = _between_pixels(flat, places, sizes, (other, axis))
+            l = l + 2 * both * (change * firsts[other]).sum(0)  # noqa: E741
+        if x_change is not None:
+            turned = x_change.reshape(count * x.shape[0], x.shape[1], -1)
+            turned = _between_pixels(turned, several, sizes, (axis,))
+            turned = turned.reshape((count,) + slope.shape)
+            l = l + 2 * (turned * change).sum(0)  # noqa: E741
+        firsts = firsts + (change,)
+    return j.reshape((count,) + shape), l.reshape(shape)
 
 
 batching("AffineGrid", "AffineGridGrad")(joining(1, shape=True))

@@ -17,7 +17,15 @@ from typing import Any
 from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
-from mindspore_hessian.rules.forward import FORWARD, SERIES, allow, options_of, widened
+from mindspore_hessian import _compat
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    SERIES,
+    allow,
+    mark_of_missing,
+    options_of,
+    widened,
+)
 from mindspore_hessian.rules.kit import (
     add,
     aligned,
@@ -29,7 +37,7 @@ from mindspore_hessian.rules.kit import (
     sub,
     zeros_like,
 )
-from mindspore_hessian.rules.registry import Getter, expansion
+from mindspore_hessian.rules.registry import Getter, expansion, forward
 
 _div, _neg, _concat, _exp = ops.Div(), ops.Neg(), ops.Concat(), ops.Exp()
 
@@ -273,11 +281,22 @@ def hyperbolic_tangent(y, x):
     return by_square(y, sub(1, mul(y, y)), x, -1)
 
 
+def _number(p):
+    """A number, also where MindSpore has made a Tensor of it; another Tensor as it is."""
+    return p.asnumpy().item() if isinstance(p, Tensor) and p.size == 1 else p
+
+
+@constexpr
+def _is_zero(p):
+    return not isinstance(_number(p), Tensor) and _number(p) == 0
+
+
 @constexpr
 def _bits(p):
     """The binary digits of a whole power after the first; None where there are none, or the power
     is large.
     """
+    p = _number(p)
     if isinstance(p, int | float) and not isinstance(p, bool) and p == int(p) and 1 <= p <= 64:
         return tuple(int(digit) for digit in bin(int(p))[3:])
     return None
@@ -286,8 +305,8 @@ def _bits(p):
 def power(y, x, p):
     """x^p, whose value is y, for a number or a constant tensor p: by products where p is a small
     whole number, so that x may be 0; else by k x_0 y_k = sum_j (p j - (k - j)) x_j y_{k-j}."""
-    if not isinstance(p, Tensor):
-        if p == 0:
+    if not isinstance(p, Tensor) or _compat.is_constant(p):
+        if _is_zero(p):
             return (y,) + scaled(x[1:], 0)
         bits = _bits(p)
         if bits is not None:
@@ -303,6 +322,17 @@ def power(y, x, p):
         rest = add(mul(one, p), sub(one, fold(two, k)))
         out = out + (over(_div(rest, x[0]), k),)
     return out
+
+
+def matrix_at(a, b, n, first=0):
+    """Coefficient n of the matrix product a b, but for terms with one of the `first` coefficients of
+    a; None where nothing is left.
+    """
+    total = None
+    for i in range(max(first, n - len(b) + 1), min(n, len(a) - 1) + 1):
+        term = ops.matmul(a[i], b[n - i])
+        total = term if total is None else total + term
+    return total
 
 
 def summed(a, axes, keep_dims):
@@ -446,6 +476,62 @@ def by_two_series(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
     def file(function: Getter) -> Getter:
         expansion(*primitives, **row)(of_two(function))
         return function
+
+    return file
+
+
+def _outputs(found, carry):
+    """The coefficients of one output or of several as pairs; those that carry nothing are values
+    alone.
+    """
+    if isinstance(found[0], tuple):
+        outs = ()
+        for one in found:
+            outs = outs + ((one[0], None) if len(one) == 1 else carry(one),)
+        return outs
+    return carry(found)
+
+
+def _carried_on(y):
+    return ((y[0], y[1], fold(y[2].sum(0), 2)), FORWARD)
+
+
+def by_expansion(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+    """The decorator of a maker: ``maker(prim)`` gives ``function(x, *options)``, and that the
+    coefficients of the result, or a tuple of those of each output; None where there is no rule.
+    Files it as Taylor rule of these primitives, and as forward rule: along the curves x + t j_d, to
+    the first of which t^2 l / 2 is added, the sum of the second derivatives is what is to be carried.
+
+    The coefficients after the value have an axis more then, in front."""
+
+    def file(maker: Getter) -> Getter:
+        @expansion(*primitives, **row)
+        @allow(0)
+        def expanded(prim, usual):
+            missing, function = mark_of_missing(prim.name), maker(prim)
+
+            def rule(x_pair, *rest):
+                found = function(coefficients(x_pair), *options_of(rest))
+                return (0, missing) if found is None else _outputs(found, joined)
+
+            return rule
+
+        @forward(*primitives, **row)
+        @allow(0)
+        def pushed(prim, usual):
+            missing, function = mark_of_missing(prim.name), maker(prim)
+
+            def rule(x_pair, *rest):
+                v, j, l = x_pair[0]  # noqa: E741
+                half = reshape(over(l, 2), (1,) + l.shape)
+                if j.shape[0] > 1:
+                    half = _concat((half, zeros_like(j[1:])))
+                found = function((v, j, half), *options_of(rest))
+                return (0, missing) if found is None else _outputs(found, _carried_on)
+
+            return rule
+
+        return maker
 
     return file
 

@@ -470,6 +470,16 @@ INDEXING = [
     ),
     Row("Scatter", (n(4, 3), i((1, 3), 4), n(1, 3)), call=scatter),
     Row("TensorScatterAdd", (n(4, 3), i((2, 1), 4), n(2, 3)), call=ops.TensorScatterAdd()),
+    *(
+        Row(f"TensorScatter{what}", (t(4, 3), i((2, 1), 4), t(2, 3)), call=scatters())
+        for what, scatters in (
+            ("Sub", ops.TensorScatterSub),
+            ("Mul", ops.TensorScatterMul),
+            ("Div", ops.TensorScatterDiv),
+            ("Max", ops.TensorScatterMax),
+            ("Min", ops.TensorScatterMin),
+        )
+    ),
     Row("GatherNdExt", (n(4, 3), i((2, 1), 3))),
     Row("GatherNdExt", (n(4, 3), i((3, 2, 2), 3)), option="entries"),
     Row("Argmax", (n(4, 3),), call=ops.Argmax(-1, mindspore.int32)),
@@ -488,6 +498,7 @@ INDEXING = [
     Row("UnsortedSegmentSum", (n(3), i((5,), 3)), call=beside_a_batch, option="beside"),
     Row("LinSpace", (n(3),), call=linspace),
     Row("Sort", (n(4, 3),), call=ops.Sort(0)),
+    Row("Qr", (n(3, 2),), call=ops.Qr(False)),
     Row("Diag", (n(3),), call=ops.Diag()),
     Row("Diag", (n(2, 3),), call=ops.Diag(), option="of a matrix"),
     Row("DiagPart", (n(3, 3),), call=ops.DiagPart()),

@@ -37,6 +37,7 @@ from mindspore import jit, mint, nn, ops
 from mindspore.mint import linalg, special
 from mindspore.mint.nn import functional as F
 from mindspore.ops.operations.math_ops import Median
+from mindspore.scipy.linalg import eigh
 from mindspore_hessian import hvp
 
 def c(x):

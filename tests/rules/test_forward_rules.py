@@ -15,6 +15,7 @@ import pytest
 from full import FULL
 from mindspore import Tensor, jit, nn, ops
 from mindspore.ops.operations.math_ops import MatrixSolve
+from mindspore.scipy.linalg import eigh
 from scipy.special import ivp, kvp, yvp
 from special_points import POINTS, Point
 
@@ -120,8 +121,92 @@ WITHOUT_A_LINE = {
     *("AddN", "BatchToSpaceND", "SpaceToBatchND", "MatrixBandPart", "MatrixDiagV3"),
     *("ReverseSequence", "ScatterNd", "TensorScatterSub", "UnsortedSegmentSum"),
     *("Argmax", "Argmin", "ArgMaxExt"),
+    *("UnsortedSegmentMax", "UnsortedSegmentMin", "TensorScatterElements"),  # below
     *("BatchNorm", "ResizeNearestNeighbor", "TensorCopySlices", "TensorScatterUpdate"),  # below
 }
+
+
+def by_list(x):
+    """A list where MindSpore has tuples."""
+    rows = []
+    for power in range(1, 4):
+        rows.append(x**power)
+    return (ops.stack(rows) * ops.stack([x, x**2, x])).sum()
+
+
+def test_lists_of_what_is_carried():
+    x = table(3)
+    found = mh.laplacian(by_list, mode="forward")(x).asnumpy()
+    y = x.asnumpy()
+    np.testing.assert_allclose(found, (2 + 12 * y**2 + 12 * y**2).sum(), rtol=1e-12)
+
+
+SEGMENTS = Tensor([0, 1, 0, 1], ms.int32)
+LARGEST = np.array([[3.0, 1.0], [0.5, 2.0], [2.0, 1.0], [0.7, 4.0]])  # 1.0 is there twice
+
+
+@pytest.mark.parametrize(
+    ("segments", "sign"), [(ops.unsorted_segment_max, 1), (ops.unsorted_segment_min, -1)]
+)
+def test_extremes_of_segments(segments, sign):
+    """Of sum(y^3): 6 y, half of which goes to each of two equal ones, and so a quarter twice."""
+    x = Tensor(sign * LARGEST)
+    found = mh.laplacian(lambda x: (segments(x, SEGMENTS, 2) ** 3).sum(), mode="forward")(x)
+    expected = 6 * sign * (3.0 + 1.0 / 2 + 0.7 + 4.0)
+    np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-12)
+
+
+INDICES = Tensor([[0, 2], [1, 0]], ms.int32)
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_scatter_along_an_axis(reduction, axis):
+    def fn(x):
+        out = ops.tensor_scatter_elements(x**2, INDICES, x[:, :2] ** 3, axis, reduction)
+        return (out * ops.arange(3)).sum()
+
+    x = table(2, 3)
+    y, weights = x.asnumpy(), np.arange(3) * np.ones((2, 3))
+    kept, rows = weights.copy(), np.arange(2)[:, None]
+    if reduction == "none":
+        kept[rows, INDICES.asnumpy()] = 0
+    expected = 2 * kept.sum() + (6 * y[:, :2] * weights[rows, INDICES.asnumpy()]).sum()
+    found = mh.laplacian(fn, mode="forward")(x).asnumpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_eigenvalues_of_one_triangle(lower):
+    """(a + c) / 2 +- r, r^2 = (a - c)^2 / 4 + b^2: the Laplacian of r by a, b, c is
+    (1 / 2 + 1 - |r'|^2) / r, and the entry that is not read has no derivative."""
+    x = np.array([[1.0, 0.7], [0.4, -0.5]])
+    b = x[1, 0] if lower else x[0, 1]
+
+    def fn(x):
+        return eigh(x, lower=lower, eigvals_only=True)[1]
+
+    half = (x[0, 0] - x[1, 1]) / 2
+    r = np.hypot(half, b)
+    slope = (half**2 / 2 + b**2) / r**2
+    found = mh.laplacian(fn, mode="forward")(Tensor(x)).asnumpy()
+    np.testing.assert_allclose(found, (1.5 - slope) / r, rtol=1e-12)
+    many = mh.laplacian(fn, in_axes=0, mode="forward")(Tensor(np.stack((x, x)))).asnumpy()
+    np.testing.assert_allclose(many, found, rtol=1e-12)
+
+
+def test_a_full_basis_goes_by_reverse_derivatives():
+    """The last column is any that completes the basis."""
+
+    def fn(x):
+        return ops.svd(x, full_matrices=True)[1][:, 2] ** 2 @ Tensor([1.0, 2.0, 3.0], ms.float64)
+
+    x = table(3, 2)
+    with pytest.raises(mh.MissingRuleError, match="Svd has no forward rule"):
+        mh.laplacian(fn, mode="forward")(x)
+    with pytest.warns(mh.FallbackWarning, match="Svd"):
+        found = mh.laplacian(fn)(x).asnumpy()
+    np.testing.assert_allclose(found, mh.laplacian(fn, mode="reverse")(x).asnumpy())
 
 
 def by_slice(x):
