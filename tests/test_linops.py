@@ -14,6 +14,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 import mindspore_hessian as mh
 from mindspore_hessian.linops import (
@@ -31,6 +32,7 @@ from mindspore_hessian.linops import (
     solve,
     trace,
 )
+from mindspore_hessian.linops.structured import side_by_side
 
 RNG = np.random.default_rng(0)
 
@@ -413,6 +415,24 @@ def test_vectors_come_back_in_their_kind():
         found = op @ ms.Tensor([1.0, 3.0], dtype)
         assert isinstance(found, ms.Tensor) and found.asnumpy().tolist() == [1.0, 6.0]
     assert (op @ [1, 3]).tolist() == [1.0, 6.0]
+
+
+def threads():
+    return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+
+def test_decompositions_side_by_side_take_a_thread_each_and_give_them_back():
+    before, rng = threads(), np.random.default_rng(0)
+    matrices = [(one + one.T) / 2 for one in rng.standard_normal((5, 30, 30))]
+    with side_by_side() as each:
+        assert set(threads()) == {1}
+        found = list(each(np.linalg.eigh, matrices))
+    assert threads() == before
+    for matrix, (values, vectors) in zip(matrices, found, strict=True):
+        np.testing.assert_allclose((vectors * values) @ vectors.T, matrix, atol=1e-13)
+    with pytest.raises(np.linalg.LinAlgError), side_by_side() as each:
+        list(each(np.linalg.cholesky, [-np.eye(2)]))
+    assert threads() == before
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from mindspore_hessian.linops.structured import (
     Kronecker,
     Spectral,
     Structured,
-    eigh,
+    side_by_side,
 )
 from mindspore_hessian.operators import layers
 from mindspore_hessian.operators.checks import TOLERANCE, check_losses, gap_of_losses, losses
@@ -859,7 +859,8 @@ def _several(blocks: list[Structured]) -> Structured:
 
 
 def _eigenvectors(matrices: np.ndarray) -> np.ndarray:
-    return np.stack([eigh(one.astype(np.float64))[1] for one in matrices])
+    """By numpy, which takes longer than scipy for one matrix, but lets other threads run."""
+    return np.linalg.eigh(matrices.astype(np.float64))[1]
 
 
 def _places(op: Any, parameter: Parameter, shaped: Callable) -> np.ndarray | None:
@@ -1223,12 +1224,14 @@ class EKFACOperator(KFACOperator):
 
     def _blocks(self, views: Views, found: list[Factors]) -> Iterator[Placed]:
         taps = views.taps.taps
-        bases: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
+        own: dict[int, Factors] = {}
         for one in found:
-            if (
-                not set(one.taps) <= bases.keys()
-            ):  # a bias of tied weights is seen in the basis of these
-                bases |= dict.fromkeys(one.taps, one.bases())
+            if not set(one.taps) <= own.keys():  # a bias of tied weights is seen in their basis
+                own |= dict.fromkeys(one.taps, one)
+        several = list({id(one): one for one in own.values()}.values())
+        with side_by_side() as each:
+            made = dict(zip(map(id, several), each(Factors.bases, several), strict=True))
+        bases = {tap: made[id(one)] for tap, one in own.items()}
         alone = [len(group) == 1 and taps[group[0]].calls == 1 for group in views.combinations]
         how = {
             place: "squares" if single else "samples"
