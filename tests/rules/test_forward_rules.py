@@ -45,7 +45,8 @@ def test_forward_rules_are_torchs(group, tmp_path):
     "group", GROUPS[:: 1 if FULL else 12], ids=lambda group: group[0].line.split(" | ")[0]
 )
 def test_no_line_is_copied_for_each_point_of_a_batch(group, tmp_path):
-    assert not forward_check.Lines(group, tmp_path).copied()
+    """But for eigenvectors, whose kernel takes one matrix."""
+    assert forward_check.Lines(group, tmp_path).copied() <= {"Eigh"}
 
 
 def table(*shape):
