@@ -274,6 +274,22 @@ def test_whole_powers_at_zero(power):
         np.testing.assert_allclose(series.asnumpy(), expected, rtol=1e-14)
 
 
+def test_lists_in_lists():
+    """MindSpore hands them over as lists, not as tuples."""
+
+    def fn(t):
+        return ops.stack([ops.stack([t, t**2]), ops.stack([t**3, t])]).sum()
+
+    t, one = Tensor(0.5, ms.float64), Tensor(1.0, ms.float64)
+    expected = [2 + 2 * 0.5 + 3 * 0.25, 2 + 6 * 0.5, 6.0]
+
+    def orders(t):
+        return mh.jet(fn, t, (one, 0 * one, 0 * one))[1]
+
+    for series in (orders(t), ms.jit(orders)(t)):
+        np.testing.assert_allclose([float(d.asnumpy()) for d in series], expected, rtol=1e-14)
+
+
 # --- networks and closed forms --------------------------------------------------------------------
 
 

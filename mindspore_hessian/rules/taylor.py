@@ -384,7 +384,7 @@ def _is_pair(value):
 
 def _triple(pair):
     """A pair as a forward rule takes it; the tuple of pairs of a tuple of inputs likewise."""
-    if not isinstance(pair, tuple):  # the token of a view
+    if not isinstance(pair, (tuple, list)):  # the token of a view
         return pair
     if _is_pair(pair):
         if pair[1] == SERIES:
