@@ -1224,14 +1224,16 @@ class EKFACOperator(KFACOperator):
 
     def _blocks(self, views: Views, found: list[Factors]) -> Iterator[Placed]:
         taps = views.taps.taps
-        own: dict[int, Factors] = {}
+        several: list[Factors] = []
+        seen: set[int] = set()
         for one in found:
-            if not set(one.taps) <= own.keys():  # a bias of tied weights is seen in their basis
-                own |= dict.fromkeys(one.taps, one)
-        several = list({id(one): one for one in own.values()}.values())
+            if not seen.issuperset(one.taps):  # a bias of tied weights is seen in their basis
+                several.append(one)
+                seen.update(one.taps)
+        bases: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
         with side_by_side() as each:
-            made = dict(zip(map(id, several), each(Factors.bases, several), strict=True))
-        bases = {tap: made[id(one)] for tap, one in own.items()}
+            for one, basis in zip(several, each(Factors.bases, several), strict=True):
+                bases |= dict.fromkeys(one.taps, basis)
         alone = [len(group) == 1 and taps[group[0]].calls == 1 for group in views.combinations]
         how = {
             place: "squares" if single else "samples"
