@@ -55,6 +55,12 @@ def _quotient(a, b):
     )
 
 
+def _unequal(s, apart):
+    """Differences of the entries of s, those that are rounding as 0."""
+    equal = ops.abs(apart) <= _rounding(s.shape[-1], s.dtype == ms.float64) * ops.abs(s).max()
+    return ops.where(equal, ops.zeros_like(apart), apart)
+
+
 @derivative("Eigh", why="MindSpore's is silently wrong for equal eigenvalues", replaces=True)
 def eigh(prim):
     """(w, V) of a symmetric matrix, or w alone: V (dw + (V^T dV) F) V^T, F_ij = 1 / (w_j - w_i).
@@ -67,11 +73,7 @@ def eigh(prim):
         unit = ops.cast(_unit(x.shape[-1]), x.dtype)
         if vectors:
             w, v = out
-            part = ops.expand_dims(w, -2) - ops.expand_dims(w, -1)
-            equal = (
-                ops.abs(part) <= _rounding(x.shape[-1], x.dtype == ms.float64) * ops.abs(w).max()
-            )
-            part = ops.where(equal, ops.zeros_like(part), part)
+            part = _unequal(w, ops.expand_dims(w, -2) - ops.expand_dims(w, -1))
             turned = ops.matmul(ops.swapaxes(v, -1, -2), dout[1]) * (1 - unit)
             turned = _quotient(turned, part + unit)
             middle = turned + unit * ops.expand_dims(dout[0], -1)
@@ -133,9 +135,7 @@ def svd(prim):
         others = _others(u, du, count), _others(v, dv, count)
         u, v, du, dv = u[..., :count], v[..., :count], du[..., :count], dv[..., :count]
         row, column = ops.expand_dims(s, -2), ops.expand_dims(s, -1)
-        apart = row - column
-        equal = ops.abs(apart) <= _rounding(count, x.dtype == ms.float64) * ops.abs(s).max()
-        apart = ops.where(equal, ops.zeros_like(apart), apart) * (row + column)
+        apart = _unequal(s, row - column) * (row + column)
 
         def turned(basis, d):
             found = ops.matmul(_transpose(basis), d)
@@ -238,12 +238,6 @@ def _lengths_at(a, n):
 
 def _minus(a, b):
     return a if b is None else a - b
-
-
-def _unequal(s, apart):
-    """Differences of the entries of s, those that are rounding as 0."""
-    equal = ops.abs(apart) <= _rounding(s.shape[-1], s.dtype == ms.float64) * ops.abs(s).max()
-    return ops.where(equal, ops.zeros_like(apart), apart)
 
 
 @by_expansion("Eigh")
