@@ -26,6 +26,19 @@ def norm(x, axis, eps=1e-5):
     return centred / jnp.sqrt((centred * centred).mean(axis, keepdims=True) + eps)
 
 
+def wide(x):
+    """Five columns, which is no power of 2."""
+    return jnp.concatenate((x, 1 + x[:, 1:]), 1)
+
+
+def before(x):
+    return jnp.concatenate((jnp.ones_like(x[:, :1]), x[:, :-1]), 1)
+
+
+def distance(a, b):
+    return jnp.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
+
+
 def polar(x):
     left, _, right = jnp.linalg.svd(x, full_matrices=False)
     return left @ right
@@ -117,6 +130,23 @@ ONE = {
     "digamma": special.digamma,
     "group norm": grouped,
     "largest": lambda x: x.max(-1) * x.min(0).sum(),
+    "product": lambda x: wide(x).prod(1),
+    "product of all": lambda x: x.prod(),
+    "kept product": lambda x: wide(x).prod((0, 1), keepdims=True),
+    "running product": lambda x: jnp.cumprod(wide(x), 1),
+    "running product before": lambda x: before(jnp.cumprod(x, 1)),
+    "running product from the end": lambda x: jnp.cumprod(x[:, ::-1], 1)[:, ::-1],
+    "running logsumexp": lambda x: jax.lax.cumlogsumexp(x, 1),
+    "celu": lambda x: nn.celu(x - 0.5, 0.75),
+    "logit": special.logit,
+    "sinc": lambda x: jnp.sinc(x - 0.25),
+    "trace": lambda x: jnp.trace(matrix(x)),
+    "between rows": lambda x: distance(x, x)[0, 1][None],
+    "mvlgamma": lambda x: special.multigammaln(x + 1, 3),
+    "igamma": lambda x: special.gammainc(1.3, x),
+    "igammac": lambda x: special.gammaincc(1.3, x),
+    "i0e": special.i0e,
+    "i1e": special.i1e,
 }
 TWO = {
     "mul": lambda a, b: a * b[0],
@@ -130,6 +160,10 @@ TWO = {
     "squared difference": lambda a, b: (a - b) ** 2,
     "matmul": lambda a, b: a @ b.T,
     "where": lambda a, b: jnp.where(a > b, a * b, b),
+    "addcmul": lambda a, b: 1 + 0.5 * a * b[0],
+    "addcdiv": lambda a, b: a[0] + 0.5 * a / b,
+    "xdivy": lambda a, b: a[0] / b,
+    "distances": distance,
 }
 
 

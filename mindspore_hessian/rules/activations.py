@@ -662,6 +662,26 @@ def expanded_elu(y, x, *alpha):
     return (y,) + taylor.selected(x[0] > 0, x[1:], taylor.exponential(y + 1, x)[1:])
 
 
+@by_series("CeLU")
+def expanded_celu(y, x, *alpha):
+    """alpha (exp(x / alpha) - 1) below 0."""
+    a = ops.ones_like(y) * (alpha[0] if len(alpha) else 1)
+    z = taylor.divided(x, (a,))
+    grown = taylor.exponential(ops.exp(ops.minimum(z[0], ops.zeros_like(y))), z)
+    return (y,) + taylor.selected(x[0] > 0, x[1:], taylor.scaled(grown[1:], a))
+
+
+@by_series("Logit")
+def expanded_logit(y, x, eps):
+    """log(x / (1 - x)), within what eps leaves."""
+    slope = taylor.inverse(taylor.minus(x, taylor.squared(x)))
+    out = taylor.integrated(y, x, slope)
+    if eps is None or eps < 0:
+        return out
+    within = ops.cast(ops.logical_and(x[0] >= eps, x[0] <= 1 - eps), y.dtype)
+    return (y,) + taylor.scaled(out[1:], within)
+
+
 @by_series("SeLU")
 def expanded_selu(y, x):
     """scale x above 0, scale alpha (exp(x) - 1) below. (The kernel's y has fewer digits.)"""

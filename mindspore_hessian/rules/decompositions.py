@@ -14,7 +14,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules import taylor
-from mindspore_hessian.rules.kit import front, leading, primitive
+from mindspore_hessian.rules.kit import front, inverse, leading, primitive, transposed
 from mindspore_hessian.rules.registry import batching, derivative
 from mindspore_hessian.rules.taylor import by_expansion, matrix_at
 
@@ -74,24 +74,17 @@ def eigh(prim):
         if vectors:
             w, v = out
             part = _unequal(w, ops.expand_dims(w, -2) - ops.expand_dims(w, -1))
-            turned = ops.matmul(ops.swapaxes(v, -1, -2), dout[1]) * (1 - unit)
+            turned = ops.matmul(transposed(v), dout[1]) * (1 - unit)
             turned = _quotient(turned, part + unit)
             middle = turned + unit * ops.expand_dims(dout[0], -1)
         else:
             v = whole(x)[1]
             middle = unit * ops.expand_dims(dout, -1)
-        dx = ops.matmul(ops.matmul(v, middle), ops.swapaxes(v, -1, -2))
+        dx = ops.matmul(ops.matmul(v, middle), transposed(v))
         real = x.dtype in (ms.float32, ms.float64)
-        return (
-            (dx + ops.swapaxes(dx, -1, -2))
-            * ops.cast(_own_triangle(x.shape[-1], lower, real), x.dtype),
-        )
+        return ((dx + transposed(dx)) * ops.cast(_own_triangle(x.shape[-1], lower, real), x.dtype),)
 
     return bprop
-
-
-def _transpose(x):
-    return ops.swapaxes(x, -1, -2)
 
 
 def _others(basis, d, count):
@@ -101,8 +94,8 @@ def _others(basis, d, count):
     if basis.shape[-1] == count:
         return None
     more, d = basis[..., count:], d[..., count:]
-    turning = ops.matmul(_transpose(more), d)
-    turning = ops.square(turning - _transpose(turning)).sum()
+    turning = ops.matmul(transposed(more), d)
+    turning = ops.square(turning - transposed(turning)).sum()
     chosen = turning > 1e-6 * ops.square(d).sum()
     return more, ops.where(chosen, ops.full_like(d, float("inf")), d)
 
@@ -118,10 +111,10 @@ def svd(prim):
         """What of d is not in the basis, divided by s; `others` complete the basis, and turn with
         it.
         """
-        outside = d - ops.matmul(basis, ops.matmul(_transpose(basis), d))
+        outside = d - ops.matmul(basis, ops.matmul(transposed(basis), d))
         if others is not None:
             more, d_more = others
-            outside = outside - ops.matmul(more, ops.matmul(_transpose(d_more), basis))
+            outside = outside - ops.matmul(more, ops.matmul(transposed(d_more), basis))
         return _quotient(outside, s)
 
     def bprop(x, full_matrices, compute_uv, out, dout):
@@ -130,7 +123,7 @@ def svd(prim):
         unit = ops.cast(_unit(count), x.dtype)
         middle = unit * ops.expand_dims(ds, -1)
         if not compute_uv:
-            return ops.matmul(ops.matmul(u, middle), _transpose(v)), 0, 0
+            return ops.matmul(ops.matmul(u, middle), transposed(v)), 0, 0
         du, dv = dout[1], dout[2]
         others = _others(u, du, count), _others(v, dv, count)
         u, v, du, dv = u[..., :count], v[..., :count], du[..., :count], dv[..., :count]
@@ -138,15 +131,15 @@ def svd(prim):
         apart = _unequal(s, row - column) * (row + column)
 
         def turned(basis, d):
-            found = ops.matmul(_transpose(basis), d)
-            return _quotient((found - _transpose(found)) * (1 - unit), apart + unit)
+            found = ops.matmul(transposed(basis), d)
+            return _quotient((found - transposed(found)) * (1 - unit), apart + unit)
 
         middle = middle + turned(u, du) * row + column * turned(v, dv)
-        dx = ops.matmul(ops.matmul(u, middle), _transpose(v))
+        dx = ops.matmul(ops.matmul(u, middle), transposed(v))
         if x.shape[-2] > count:
-            dx = dx + ops.matmul(projected(du, u, row, others[0]), _transpose(v))
+            dx = dx + ops.matmul(projected(du, u, row, others[0]), transposed(v))
         if x.shape[-1] > count:
-            dx = dx + ops.matmul(u, _transpose(projected(dv, v, row, others[1])))
+            dx = dx + ops.matmul(u, transposed(projected(dv, v, row, others[1])))
         return dx, 0, 0
 
     return bprop
@@ -185,11 +178,6 @@ def _of_reduced(full_matrices, rows, columns):
     return min(rows, columns)
 
 
-def _inverse_of(first):
-    """Of the square part of R. (The kernel takes no 1 x 1 matrices.)"""
-    return ops.inverse(first) if first.shape[-1] > 1 else 1 / first
-
-
 @derivative("Qr")
 def qr(prim):
     """(Q, R) of x: (dQ + Q H) R^-T, with H symmetric, its upper part that of dR R^T - Q^T dQ. Further
@@ -200,11 +188,11 @@ def qr(prim):
         count = _of_reduced(full_matrices, x.shape[-2], x.shape[-1])
         first = r[..., :count]
         if x.shape[-1] > count:
-            dq = dq + ops.matmul(x[..., count:], _transpose(dr[..., count:]))
-        both = ops.matmul(dr[..., :count], _transpose(first)) - ops.matmul(_transpose(q), dq)
+            dq = dq + ops.matmul(x[..., count:], transposed(dr[..., count:]))
+        both = ops.matmul(dr[..., :count], transposed(first)) - ops.matmul(transposed(q), dq)
         below = ops.cast(_below(count), x.dtype)
-        both = both * (1 - below) + _transpose(both) * below
-        dx = ops.matmul(dq + ops.matmul(q, both), _transpose(_inverse_of(first)))
+        both = both * (1 - below) + transposed(both) * below
+        dx = ops.matmul(dq + ops.matmul(q, both), transposed(inverse(first)))
         if x.shape[-1] > count:
             dx = ops.concat((dx, ops.matmul(q, dr[..., count:])), -1)
         return dx, 0
@@ -256,8 +244,8 @@ def expanded_eigh(prim):
         ws, vs, zs, turned = (w,), (v,), (unit,), (None,)
         for n in range(1, len(x)):
             half = x[n] * triangle
-            both = ops.matmul(half + _transpose(half), v)
-            turned = turned + (ops.matmul(_transpose(v), both),)
+            both = ops.matmul(half + transposed(half), v)
+            turned = turned + (ops.matmul(transposed(v), both),)
             rest = _minus(matrix_at(turned, zs, n, 1), _columns_at(zs, ws, n))
             z = _quotient(rest * (1 - unit), apart + unit)
             lengths = _lengths_at(zs, n)
@@ -283,9 +271,7 @@ def expanded_svd(prim):
         unit = ops.cast(_unit(s.shape[-1]), s.dtype)
         row, column = ops.expand_dims(s, -2), ops.expand_dims(s, -1)
         apart = _unequal(s, row - column) * (row + column)
-        flipped, ss, us, vs = (), (s,), (u,), (v,)
-        for one in x:
-            flipped = flipped + (_transpose(one),)
+        flipped, ss, us, vs = taylor.transposed(x), (s,), (u,), (v,)
 
         def completed(basis, known, inside, turned):
             """The next coefficient of a basis, of which `turned` is in it, and the rest is that of
@@ -298,7 +284,7 @@ def expanded_svd(prim):
         for n in range(1, len(x)):
             a = _minus(matrix_at(x, vs, n, 1), _columns_at(us, ss, n))
             b = _minus(matrix_at(flipped, us, n, 1), _columns_at(vs, ss, n))
-            p, q = ops.matmul(_transpose(u), a), ops.matmul(_transpose(v), b)
+            p, q = ops.matmul(transposed(u), a), ops.matmul(transposed(v), b)
             of_u = _quotient((p * row + column * q) * (1 - unit), apart + unit)
             of_v = _quotient((q * row + column * p) * (1 - unit), apart + unit)
             change = (p * unit).sum(-1)
@@ -326,9 +312,9 @@ def expanded_qr(prim):
         count = _of_reduced(full_matrices, x[0].shape[-2], x[0].shape[-1])
         q, r = prim(x[0], full_matrices)
         first = r[..., :count]
-        back = _inverse_of(first)
+        back = inverse(first)
         below, unit = ops.cast(_below(count), r.dtype), ops.cast(_unit(count), r.dtype)
-        qs, rs, flipped = (q,), (first,), (_transpose(q),)
+        qs, rs, flipped = (q,), (first,), (transposed(q),)
         for n in range(1, len(x)):
             rest, known = x[n][..., :count], None
             for i in range(1, n):
@@ -337,12 +323,12 @@ def expanded_qr(prim):
                 known = term if known is None else known + term
             inside = ops.matmul(ops.matmul(flipped[0], rest), back)
             turned = inside * below
-            turned = turned - _transpose(turned)
+            turned = turned - transposed(turned)
             if known is not None:
-                turned = turned - known * _transpose(below) - known * unit / 2
+                turned = turned - known * transposed(below) - known * unit / 2
             change = ops.matmul(inside - turned, first)
             q = ops.matmul(rest - ops.matmul(qs[0], change), back)
-            qs, rs, flipped = qs + (q,), rs + (change,), flipped + (_transpose(q),)
+            qs, rs, flipped = qs + (q,), rs + (change,), flipped + (transposed(q),)
         if x[0].shape[-1] > count:
             wide, further = (r,), ()
             for one in x:

@@ -7,6 +7,7 @@ from mindspore import Tensor, mutable, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import (
     FORWARD,
@@ -18,7 +19,7 @@ from mindspore_hessian.rules.forward import (
     value_of,
 )
 from mindspore_hessian.rules.kit import attributes_of, front, known
-from mindspore_hessian.rules.registry import batching, derivative, forward
+from mindspore_hessian.rules.registry import batching, derivative, expansion, forward
 
 
 def length(difference, p):
@@ -180,3 +181,57 @@ def pdist(prim):
         return pull(between)(mutable(x), dout)
 
     return bprop
+
+
+# --- Taylor coefficients --------------------------------------------------------------------------
+
+
+def _length_series(apart):
+    """The length over the last axis; 0, with zero derivatives, where that is 0."""
+    total = taylor.summed(taylor.squared(apart), -1, False)
+    apart, nothing = total[0] != 0, ops.zeros_like(total[0])  # NaN is apart
+    safe = ops.sqrt(ops.select(apart, total[0], ops.ones_like(total[0])))
+    out = ()
+    for one in taylor.root(safe, total):
+        out = out + (ops.select(apart, one, nothing),)
+    return out
+
+
+@expansion("Cdist")
+@allow(0, 1)
+def expanded_cdist(prim, usual):
+    """The distances of every row of x from every row of y, as lengths."""
+    missing = mark_of_missing("Cdist")
+
+    def rule(x_pair, y_pair, p_pair):
+        x, y = taylor.coefficients(x_pair), taylor.coefficients(y_pair)
+        if p_pair[0] != 2:
+            return prim(x[0], y[0], p_pair[0]), missing
+        one, two = (), ()
+        for part in x:
+            one = one + (ops.expand_dims(part, -2),)
+        for part in y:
+            two = two + (ops.expand_dims(part, -3),)
+        apart = taylor.minus(one, two)
+        return taylor.joined(_length_series(taylor.broadcast(apart, apart[0])))
+
+    return rule
+
+
+@expansion("Pdist")
+@allow(0)
+def expanded_pdist(prim, usual):
+    """The distances between every two rows, as lengths."""
+    (p,) = attributes_of(prim, "p")
+    missing = mark_of_missing("Pdist")
+
+    def rule(x_pair):
+        x = taylor.coefficients(x_pair)
+        if p != 2:
+            return prim(x[0]), missing
+        apart = ()
+        for part in x:
+            apart = apart + (_between_rows(part),)
+        return taylor.joined(_length_series(apart))
+
+    return rule

@@ -851,6 +851,45 @@ def expanded_div(prim, usual):
     return rule
 
 
+@expansion("DivMod")
+@allow(0, 1)
+def expanded_rounded_quotient(prim, usual):
+    """a / b, rounded by a mode, or as it is."""
+    quotient = expanded_div(ops.Div(), usual)
+    constant = taylor.of_forward(without_derivative)(prim, usual)
+
+    def rule(a_pair, b_pair, mode_pair):
+        if mode_pair[0] is None:
+            return quotient(a_pair, b_pair)
+        return constant(a_pair, b_pair, mode_pair)
+
+    return rule
+
+
+def _expanded_with(combine):
+    """x + c a b, or x + c a / b."""
+
+    @allow(0, 1, 2)
+    def getter(prim, usual):
+        def rule(x_pair, a_pair, b_pair, c_pair):
+            term = combine(taylor.coefficients(a_pair), taylor.coefficients(b_pair))
+            out = taylor.plus(taylor.coefficients(x_pair), taylor.scaled(term, c_pair[0]))
+            return taylor.joined(taylor.broadcast(out, out[0]))
+
+        return rule
+
+    return getter
+
+
+expansion("Addcmul")(_expanded_with(taylor.times))
+expansion("Addcdiv")(_expanded_with(taylor.divided))
+
+
+@by_two_series("Xdivy")
+def expanded_xdivy(y, a, b):
+    return taylor.broadcast((y,) + taylor.divided(a, b)[1:], y)
+
+
 @by_series("PowTensorScalar")
 def expanded_pow_tensor_scalar(y, x, p):
     return taylor.power(y, x, p)

@@ -120,6 +120,16 @@ def filled(x, dim, size):
     return front(x, dim)
 
 
+def transposed(x):
+    """Matrices."""
+    return ops.swapaxes(x, -1, -2)
+
+
+def inverse(x):
+    """Of matrices: the kernel takes no 1 x 1 ones."""
+    return ops.inverse(x) if x.shape[-1] > 1 else 1 / x
+
+
 @constexpr
 def entries(shape):
     """Their number."""

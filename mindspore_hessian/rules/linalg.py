@@ -22,10 +22,12 @@ from mindspore_hessian.rules.kit import (
     attributes_of,
     broadcast_to,
     filled,
+    inverse,
     leading,
     one_tensor,
     reshape,
     shifted,
+    transposed,
     two_along,
 )
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
@@ -40,16 +42,12 @@ def matrix_inverse(prim):
     (adjoint,) = attributes_of(prim, "adjoint")
 
     def bprop(x, out, dout):
-        flipped = ops.swapaxes(dout, -1, -2)
+        flipped = transposed(dout)
         if adjoint:
             return (-ops.matmul(ops.matmul(out, flipped), out),)
-        return (-ops.swapaxes(ops.matmul(ops.matmul(out, flipped), out), -1, -2),)
+        return (-transposed(ops.matmul(ops.matmul(out, flipped), out)),)
 
     return bprop
-
-
-def _inverse(x):
-    return ops.inverse(x) if x.shape[-1] > 1 else 1 / x  # the kernel takes no 1 x 1 matrices
 
 
 batching("MatrixInverse", "MatrixPower")(leading)
@@ -67,17 +65,11 @@ def cholesky(prim):
     L^-T P L^-1 and P the lower part of L^T d, half its diagonal."""
 
     def bprop(x, upper, out, dout):
-        factor, d = (
-            (ops.swapaxes(out, -1, -2), ops.swapaxes(dout, -1, -2)) if upper else (out, dout)
-        )
-        part = ops.matmul(ops.swapaxes(factor, -1, -2), d) * ops.cast(
-            _half_lower(x.shape[-1]), x.dtype
-        )
-        back = (
-            ops.inverse(factor) if x.shape[-1] > 1 else 1 / factor
-        )  # the kernel takes no 1 x 1 matrices
-        whole = ops.matmul(ops.matmul(ops.swapaxes(back, -1, -2), part), back)
-        return 0.5 * (whole + ops.swapaxes(whole, -1, -2)), 0
+        factor, d = (transposed(out), transposed(dout)) if upper else (out, dout)
+        part = ops.matmul(transposed(factor), d) * ops.cast(_half_lower(x.shape[-1]), x.dtype)
+        back = inverse(factor)
+        whole = ops.matmul(ops.matmul(transposed(back), part), back)
+        return 0.5 * (whole + transposed(whole)), 0
 
     return bprop
 
@@ -92,7 +84,7 @@ def cholesky_inverse(prim):
     """
 
     def bprop(x, upper, out, dout):
-        both = ops.matmul(ops.matmul(out, dout + ops.swapaxes(dout, -1, -2)), out)
+        both = ops.matmul(ops.matmul(out, dout + transposed(dout)), out)
         return -(ops.matmul(x, both) if upper else ops.matmul(both, x)), 0
 
     return bprop
@@ -102,8 +94,8 @@ def cholesky_inverse(prim):
 @one_tensor
 def batched_cholesky_inverse(prim, x, upper):
     """The inverse of the product: the kernel takes one matrix."""
-    flipped = ops.swapaxes(x, -1, -2)
-    return _inverse(ops.matmul(flipped, x) if upper else ops.matmul(x, flipped))
+    flipped = transposed(x)
+    return inverse(ops.matmul(flipped, x) if upper else ops.matmul(x, flipped))
 
 
 @constexpr
@@ -121,8 +113,8 @@ def cholesky_solve(prim):
     def bprop(b, factor, out, dout):
         triangle = ops.cast(_factor_triangle(factor.shape[-1], upper), factor.dtype)
         db = ops.cholesky_solve(dout, factor, upper)
-        both = ops.matmul(db, ops.swapaxes(out, -1, -2))
-        both = both + ops.swapaxes(both, -1, -2)
+        both = ops.matmul(db, transposed(out))
+        both = both + transposed(both)
         part = factor * triangle
         return db, -triangle * (ops.matmul(part, both) if upper else ops.matmul(both, part))
 
@@ -161,16 +153,12 @@ def batched_cholesky_solve(prim, axis_size):
 _TRANSPOSED = "MindSpore's second derivative is silently wrong: it takes the inverse of the transpose for the inverse"
 
 
-def _inverse_transposed(x):
-    return ops.swapaxes(ops.inverse(x), -1, -2)
-
-
 @derivative("MatrixDeterminant", why=_TRANSPOSED, replaces=True)
 def matrix_determinant(prim):
     """d det(x) x^-T."""
 
     def bprop(x, out, dout):
-        return ((dout * out).reshape(out.shape + (1, 1)) * _inverse_transposed(x),)
+        return ((dout * out).reshape(out.shape + (1, 1)) * transposed(inverse(x)),)
 
     return bprop
 
@@ -180,7 +168,7 @@ def log_matrix_determinant(prim):
     """(sign, log |det x|): d x^-T."""
 
     def bprop(x, out, dout):
-        return (dout[1].reshape(out[1].shape + (1, 1)) * _inverse_transposed(x),)
+        return (dout[1].reshape(out[1].shape + (1, 1)) * transposed(inverse(x)),)
 
     return bprop
 
@@ -257,7 +245,7 @@ forward("Cross", "Ger")(product)
 
 def _trace_of(a, b):
     """trace(a b), without the product."""
-    return (a * ops.swapaxes(b, -1, -2)).sum((-2, -1))
+    return (a * transposed(b)).sum((-2, -1))
 
 
 @forward("MatrixInverse", "MatrixInverseExt")
@@ -279,13 +267,13 @@ def pushed_inverse(prim, usual):
 
 def _inverted(a):
     """The inverse of a triple."""
-    y = _inverse(a[0])
+    y = inverse(a[0])
     k = -ops.matmul(ops.matmul(y, a[1]), y)
     return (y, k, -ops.matmul(y, ops.matmul(a[2], y) + 2 * ops.matmul(a[1], k).sum(0)))
 
 
 def _transposed(a):
-    return (ops.swapaxes(a[0], -1, -2), ops.swapaxes(a[1], -1, -2), ops.swapaxes(a[2], -1, -2))
+    return (transposed(a[0]), transposed(a[1]), transposed(a[2]))
 
 
 def _multiplied(a, b):
@@ -333,13 +321,13 @@ def pushed_matrix_power(prim, usual):
 def _solved(a_pair, b_pair):
     """x = a^-1 b: x' = a^-1 (b' - a' x), x'' = a^-1 (b'' - a'' x - 2 a' x'). The kernels that solve
     have the accuracy of float32."""
-    inverse = _inverse(value_of(a_pair))
-    y = ops.matmul(inverse, value_of(b_pair))
+    back = inverse(value_of(a_pair))
+    y = ops.matmul(back, value_of(b_pair))
     like = a_pair[0][1] if a_pair[1] == FORWARD else b_pair[0][1]
     a, b = _triple_of(a_pair, like), _triple_of(b_pair, like)
-    j = ops.matmul(inverse, b[1] - ops.matmul(a[1], y))
+    j = ops.matmul(back, b[1] - ops.matmul(a[1], y))
     inner = ops.matmul(a[2], y) + 2 * ops.matmul(a[1], j).sum(0)
-    return (y, j, ops.matmul(inverse, b[2] - inner))
+    return (y, j, ops.matmul(back, b[2] - inner))
 
 
 @forward("MatrixSolve")
@@ -350,10 +338,8 @@ def pushed_matrix_solve(prim, usual):
 
     def rule(a_pair, b_pair):
         if adjoint:
-            if a_pair[1] == FORWARD:
-                a_pair = (_transposed(a_pair[0]), FORWARD)
-            else:
-                a_pair = (ops.swapaxes(a_pair[0], -1, -2), None)
+            turned = _transposed if a_pair[1] == FORWARD else transposed
+            a_pair = (turned(a_pair[0]), a_pair[1])
         return (_solved(a_pair, b_pair), FORWARD)
 
     return rule
@@ -389,7 +375,7 @@ def pushed_cholesky_solve(prim, usual):
     return rule
 
 
-@by_composition("TraceV2")
+@by_composition("TraceV2", kinked=True)
 def pushed_trace(prim, a, offset, axis1, axis2, dtype):
     """The sum of a diagonal."""
     first, second = from_end(axis1, a[0].ndim), from_end(axis2, a[0].ndim)
@@ -404,7 +390,7 @@ def _of_determinant(a):
     """The derivatives of log |det a|: trace(y a') and trace(y a'') - trace((y a')^2), with y the
     inverse of a.
     """
-    y = _inverse(a[0])
+    y = inverse(a[0])
     turned = ops.matmul(y, a[1])
     return _trace_of(y, a[1]), _trace_of(y, a[2]) - _trace_of(turned, turned).sum(0)
 
@@ -415,19 +401,19 @@ def pushed_cholesky(prim, a, upper):
     of a'' - 2 L' L'^T. The kernel takes a for symmetric.
     """
     y = prim(a[0], upper)
-    factor = ops.swapaxes(y, -1, -2) if upper else y
-    back = _inverse(factor)
+    factor = transposed(y) if upper else y
+    back = inverse(factor)
     half = ops.cast(_half_lower(y.shape[-1]), y.dtype)
 
     def part(change):
-        both = (change + ops.swapaxes(change, -1, -2)) / 2
-        inner = ops.matmul(ops.matmul(back, both), ops.swapaxes(back, -1, -2))
+        both = (change + transposed(change)) / 2
+        inner = ops.matmul(ops.matmul(back, both), transposed(back))
         return ops.matmul(factor, inner * half)
 
     first = part(a[1])
-    second = part(a[2] - 2 * ops.matmul(first, ops.swapaxes(first, -1, -2)).sum(0))
+    second = part(a[2] - 2 * ops.matmul(first, transposed(first)).sum(0))
     if upper:
-        return (y, ops.swapaxes(first, -1, -2), ops.swapaxes(second, -1, -2))
+        return (y, transposed(first), transposed(second))
     return (y, first, second)
 
 
@@ -464,17 +450,9 @@ def _matrix_product(a, b):
     return out
 
 
-def _flipped(a):
-    """Each transposed."""
-    out = ()
-    for one in a:
-        out = out + (ops.swapaxes(one, -1, -2),)
-    return out
-
-
 def _inverse_series(a):
     """y a = 1: y_n = -y_0 (a_1 y_{n-1} + ... + a_n y_0)."""
-    out = (_inverse(a[0]),)
+    out = (inverse(a[0]),)
     for n in range(1, len(a)):
         out = out + (-ops.matmul(out[0], matrix_at(a, out, n, 1)),)
     return out
@@ -482,12 +460,12 @@ def _inverse_series(a):
 
 def _solution_series(a, b):
     """a y = b: y_n = a_0^-1 (b_n - a_1 y_{n-1} - ... - a_n y_0)."""
-    inverse = _inverse(a[0])
-    out = (ops.matmul(inverse, b[0]),)
+    back = inverse(a[0])
+    out = (ops.matmul(back, b[0]),)
     for n in range(1, max(len(a), len(b))):
         known = matrix_at(a, out, n, 1)
         rest = b[n] if n < len(b) else ops.zeros_like(out[0])
-        out = out + (ops.matmul(inverse, rest if known is None else rest - known),)
+        out = out + (ops.matmul(back, rest if known is None else rest - known),)
     return out
 
 
@@ -499,7 +477,7 @@ def expanded_inverse(prim, usual):
 
     def rule(x_pair):
         out = _inverse_series(taylor.coefficients(x_pair))
-        return taylor.joined(_flipped(out) if adjoint else out)
+        return taylor.joined(taylor.transposed(out) if adjoint else out)
 
     return rule
 
@@ -529,7 +507,7 @@ def expanded_matrix_solve(prim, usual):
     def rule(a_pair, b_pair):
         a = taylor.coefficients(a_pair)
         return taylor.joined(
-            _solution_series(_flipped(a) if adjoint else a, taylor.coefficients(b_pair))
+            _solution_series(taylor.transposed(a) if adjoint else a, taylor.coefficients(b_pair))
         )
 
     return rule
@@ -537,7 +515,7 @@ def expanded_matrix_solve(prim, usual):
 
 @by_series("CholeskyInverse")
 def expanded_cholesky_inverse(y, x, upper):
-    return (y,) + _inverse_series(_of_factor(x, _flipped(x), upper, _matrix_product))[1:]
+    return (y,) + _inverse_series(_of_factor(x, taylor.transposed(x), upper, _matrix_product))[1:]
 
 
 @expansion("CholeskySolve")
@@ -550,7 +528,7 @@ def expanded_cholesky_solve(prim, usual):
         whole = taylor.coefficients(factor_pair)
         triangle = ops.cast(_factor_triangle(whole[0].shape[-1], upper), whole[0].dtype)
         part = taylor.scaled(whole, triangle)
-        factor = _of_factor(part, _flipped(part), upper, _matrix_product)
+        factor = _of_factor(part, taylor.transposed(part), upper, _matrix_product)
         return taylor.joined(_solution_series(factor, taylor.coefficients(b_pair)))
 
     return rule
@@ -560,26 +538,26 @@ def expanded_cholesky_solve(prim, usual):
 def expanded_cholesky(y, x, upper):
     """L L^T = x: L_n = L_0 P(L_0^-1 (x_n - L_1 L_{n-1}^T - ... - L_{n-1} L_1^T) L_0^-T), P the lower
     part, half its diagonal."""
-    factor = ops.swapaxes(y, -1, -2) if upper else y
-    back = _inverse(factor)
+    factor = transposed(y) if upper else y
+    back = inverse(factor)
     half = ops.cast(_half_lower(y.shape[-1]), y.dtype)
     out = (factor,)
     for n in range(1, len(x)):
-        rest = (x[n] + ops.swapaxes(x[n], -1, -2)) / 2
-        known = matrix_at(out, _flipped(out), n, 1)
+        rest = (x[n] + transposed(x[n])) / 2
+        known = matrix_at(out, taylor.transposed(out), n, 1)
         rest = rest if known is None else rest - known
-        inner = ops.matmul(ops.matmul(back, rest), ops.swapaxes(back, -1, -2))
+        inner = ops.matmul(ops.matmul(back, rest), transposed(back))
         out = out + (ops.matmul(factor, inner * half),)
-    return _flipped(out) if upper else out
+    return taylor.transposed(out) if upper else out
 
 
 def _log_determinant_series(y, x):
     """log |det x|, whose value is y and whose derivative is trace(x^-1 x')."""
-    inverse, d, slope = _inverse_series(x), taylor.derivative_of(x), ()
+    back, d, slope = _inverse_series(x), taylor.derivative_of(x), ()
     for n in range(len(d)):
-        total = _trace_of(inverse[0], d[n])
+        total = _trace_of(back[0], d[n])
         for i in range(1, n + 1):
-            total = total + _trace_of(inverse[i], d[n - i])
+            total = total + _trace_of(back[i], d[n - i])
         slope = slope + (total,)
     return taylor.integral(y, slope)
 

@@ -81,7 +81,7 @@ def unrolled(name: str, asked: dict[str, bool]) -> Callable:
             if isinstance(samples[0], tuple):
                 outs = ()
                 for k in range(len(samples[0])):
-                    outs = outs + ((ops.stack(tuple([one[k] for one in samples])), 0),)
+                    outs = outs + ((ops.stack([one[k] for one in samples]), 0),)
                 return outs  # (a list in the place of a tuple would not be seen to be carried)
             return ops.stack(samples), 0
 

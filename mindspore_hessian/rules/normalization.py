@@ -19,6 +19,7 @@ from mindspore_hessian.rules.forward import (
     reshaped,
     rsqrt,
     scaled,
+    straight,
     times,
 )
 from mindspore_hessian.rules.kit import (
@@ -469,6 +470,7 @@ def _check_given(training):
 
 
 @forward("BatchNorm")
+@straight
 @allow(0)
 def pushed_batch_norm(prim, usual):
     """With given statistics, which make it linear but for a constant. In training they are those of

@@ -18,7 +18,6 @@ from mindspore_hessian.rules.forward import (
     from_end,
     linear,
     options_of,
-    reshaped,
     straight,
     times,
     without_derivative,
@@ -45,6 +44,7 @@ from mindspore_hessian.rules.registry import (
     batching,
     composition,
     derivative,
+    expansion,
     forward,
 )
 from mindspore_hessian.rules.taylor import by_series
@@ -143,19 +143,47 @@ def batched_product(prim, axis_size):
 # --- running products and sums --------------------------------------------------------------------
 
 
-def _running(combine, x, axis, reverse):
-    """`combine` of all up to each element, in log2(n) steps; `reverse`: of all from each element
-    on.
+def _each(f, a):
+    """A function that counts axes from the end, of each tensor of a tuple."""
+    out = ()
+    for one in a:
+        out = out + (f(one),)
+    return out
+
+
+def _beside(a, b, axis):
+    """One along an axis behind the other."""
+    out = ()
+    for n in range(len(a)):
+        out = out + (ops.concat((a[n], b[n]), axis),)
+    return out
+
+
+def _split(a, at, length, axis):
+    """The first entries along an axis counted from the end, and the rest."""
+    first, rest = (), ()
+    for one in a:
+        parts = ops.split(one, (at, length - at), axis)
+        first, rest = first + (parts[0],), rest + (parts[1],)
+    return first, rest
+
+
+def _running(combine, a, axis, reverse):
+    """`combine` of all up to each entry along an axis counted from the end, in log2(n) steps;
+    `reverse`: of all from each entry on. Of a tuple of tensors: one alone, a triple, a series.
     """
-    out = ops.flip(x, (axis,)) if reverse else x
-    length = x.shape[axis]
-    step = 1
+
+    def flipped(x):
+        return ops.flip(x, (axis + x.ndim,))
+
+    out = _each(flipped, a) if reverse else a
+    length, step = a[0].shape[axis], 1
     while step < length:
-        head, rest = ops.split(out, (step, length - step), axis)
-        moved = ops.split(out, (length - step, step), axis)[0]
-        out = ops.concat((head, combine(rest, moved)), axis)
+        first, rest = _split(out, step, length, axis)
+        moved = _split(out, length - step, length, axis)[0]
+        out = _beside(first, combine(rest, moved), axis)
         step = 2 * step
-    return ops.flip(out, (axis,)) if reverse else out
+    return _each(flipped, out) if reverse else out
 
 
 def _moved_by_one(x, axis, reverse):
@@ -168,15 +196,18 @@ def _moved_by_one(x, axis, reverse):
     return ops.concat((ops.ones_like(edge), rest), axis)
 
 
+def _product(a, b):
+    return (ops.mul(a[0], b[0]),)
+
+
 @derivative("CumProd", why="MindSpore's divides by x: NaN at zeros", replaces=True, visible=True)
 def cumprod(prim):
     """CumProd(x, axis, exclusive, reverse), without a division by x."""
 
     def bprop(x, axis, exclusive, reverse, out, dout):
         def products(x):
-            return _running(
-                ops.mul, _moved_by_one(x, axis, reverse) if exclusive else x, axis, reverse
-            )
+            x = _moved_by_one(x, axis, reverse) if exclusive else x
+            return _running(_product, (x,), from_end(axis, x.ndim), reverse)[0]
 
         return pull(products)(mutable(x), dout)[0], 0, 0, 0
 
@@ -203,6 +234,10 @@ def batched_cumulative_logsumexp(prim, x, axis):
     return prim(x, _behind_the_batch(axis))
 
 
+def _log_of_one_sum(a, b):
+    return (logaddexp(a[0], b[0]),)
+
+
 @derivative(
     "CumulativeLogsumexp", why="MindSpore's third derivative is NaN", replaces=True, visible=True
 )
@@ -216,7 +251,7 @@ def cumulative_logsumexp(prim):
 
     def bprop(x, axis, out, dout):
         def sums(x):
-            return _running(logaddexp, x, _number(axis), reverse)
+            return _running(_log_of_one_sum, (x,), from_end(_number(axis), x.ndim), reverse)[0]
 
         return pull(sums)(mutable(x), dout)[0], ops.zeros_like(axis)
 
@@ -574,127 +609,87 @@ def pushed_norm(prim, a, p, axis, keep_dims, *others):
 
 
 @constexpr
-def _flat_or_last(rank, axis):
-    """The order of axes in which what is multiplied comes last."""
-    last = [one % rank for one in ((axis,) if isinstance(axis, int) else axis)]
+def _axes(rank, axis):
+    """Counted from the end, all where none is given."""
+    axis = tuple(range(rank)) if axis is None or axis == () else axis
+    return tuple(one % rank - rank for one in ((axis,) if isinstance(axis, int) else axis))
+
+
+@constexpr
+def _last(rank, axes):
+    """The order of axes in which these come last."""
+    last = [one % rank for one in axes]
     return (*(k for k in range(rank) if k not in last), *last)
 
 
 @constexpr
-def _last_as_one(shape, count):
-    """The shape in which the last axes are one."""
-    return (*shape[: len(shape) - count], -1)
-
-
-@constexpr
-def _behind(order):
-    return (0, *(k + 1 for k in order))
-
-
-def _multiplied(a):
-    """The product over the last axis, half of it with the other half, and so on."""
-    while a[0].shape[-1] > 1:
-        half, count = a[0].shape[-1] // 2, a[0].shape[-1]
-        both = times(_cut(a, 0, half), _cut(a, half, 2 * half))
-        if 2 * half < count:
-            rest = _cut(a, 2 * half, count)
-            both = (
-                ops.concat((both[0], rest[0]), -1),
-                ops.concat((both[1], rest[1]), -1),
-                ops.concat((both[2], rest[2]), -1),
-            )
-        a = both
-    return a
+def _behind(shape, count, own):
+    """`own` for the last axes of a shape."""
+    return (*shape[: len(shape) - count], *own)
 
 
 def _cut(a, start, stop):
-    return (a[0][..., start:stop], a[1][..., start:stop], a[2][..., start:stop])
+    def part(x):
+        return x[..., start:stop]
+
+    return _each(part, a)
 
 
-def _product_over(a, axis, y):
-    """The product over one axis, or over all, whose value is y."""
-    if a[0].ndim == 0:
+def _multiplied(a, product):
+    """The product over the last axis, half of it with the other half, and so on."""
+    while a[0].shape[-1] > 1:
+        half, count = a[0].shape[-1] // 2, a[0].shape[-1]
+        both = product(_cut(a, 0, half), _cut(a, half, 2 * half))
+        a = _beside(both, _cut(a, 2 * half, count), -1) if 2 * half < count else both
+    return a
+
+
+def _product_over(a, axis, y, product):
+    """The product over axes, whose value is y, of a triple or of a series."""
+    rank = a[0].ndim
+    if rank == 0:
         return a
-    if axis is None:
-        moved = reshaped(a, (-1,))
-    else:
-        order = _flat_or_last(a[0].ndim, axis)
-        moved = (
-            ops.transpose(a[0], order),
-            ops.transpose(a[1], _behind(order)),
-            ops.transpose(a[2], order),
-        )
-        if isinstance(axis, tuple):
-            moved = reshaped(moved, _last_as_one(moved[0].shape, len(axis)))
-    out = reshaped(_multiplied(moved), y.shape)
-    return (y, out[1], out[2])
+    axes = _axes(rank, axis)
+
+    def turned(x):
+        x = ops.transpose(ops.cast(x, y.dtype), _last(x.ndim, axes))
+        return reshape(x, _behind(x.shape, len(axes), (-1,)))
+
+    def shaped(x):
+        return reshape(x, _behind(x.shape, rank - len(axes) + 1, y.shape))
+
+    return (y,) + _each(shaped, _multiplied(_each(turned, a), product))[1:]
 
 
 @by_composition("ProdExt")
 def pushed_product(prim, a, axis, keep_dims, dtype):
     """ProdExt(x, axis, keep_dims, dtype), of one axis or of all."""
-    return _product_over(a, axis, prim(a[0], axis, keep_dims, dtype))
+    return _product_over(a, axis, prim(a[0], axis, keep_dims, dtype), times)
 
 
 @by_composition("ReduceProd")
 def pushed_reduced_product(prim, a, axis, keep_dims):
     """ReduceProd(x, axis, keep_dims), of one axis, several, or all."""
+    return _product_over(a, axis, prim(a[0], axis, keep_dims), times)
+
+
+def _products_along(a, axis, exclusive, reverse, y, product):
+    """The running product, whose value is y, of a triple or of a series."""
     axis = from_end(axis, a[0].ndim)
-    return _product_over(a, axis, prim(a[0], axis, keep_dims))
+    if exclusive:
+        edge = _moved_by_one(zeros_like(a[0]), axis, reverse)  # 1 where there is no neighbour
 
+        def moved(x):
+            return _moved_by_one(x, axis, reverse) - edge
 
-def _each(f, a):
-    """A function of tensors that counts axes from the end."""
-    return (f(a[0]), f(a[1]), f(a[2]))
-
-
-def _running_triple(combine, a, axis, reverse):
-    """`_running` of a triple."""
-
-    def flipped(x):
-        return ops.flip(x, (axis + x.ndim,))
-
-    out = _each(flipped, a) if reverse else a
-    length, step = a[0].shape[axis], 1
-    while step < length:
-        parts = _split(out, step, length, axis)
-        moved = _split(out, length - step, length, axis)[0]
-        grown = combine(parts[1], moved)
-        out = (
-            ops.concat((parts[0][0], grown[0]), axis),
-            ops.concat((parts[0][1], grown[1]), axis),
-            ops.concat((parts[0][2], grown[2]), axis),
-        )
-        step = 2 * step
-    return _each(flipped, out) if reverse else out
-
-
-def _split(a, at, length, axis):
-    """The first entries along an axis counted from the end, and the rest, as triples."""
-    v, j, l = (  # noqa: E741
-        ops.split(a[0], (at, length - at), axis),
-        ops.split(a[1], (at, length - at), axis),
-        ops.split(a[2], (at, length - at), axis),
-    )
-    return (v[0], j[0], l[0]), (v[1], j[1], l[1])
+        a = (_moved_by_one(a[0], axis, reverse),) + _each(moved, a[1:])
+    return (y,) + _running(product, a, axis, reverse)[1:]
 
 
 @by_composition("CumProd")
 def pushed_cumprod(prim, a, axis, exclusive, reverse):
     """CumProd(x, axis, exclusive, reverse)."""
-    y = prim(a[0], axis, exclusive, reverse)
-    axis = from_end(axis, a[0].ndim)
-    if exclusive:
-        zero = zeros_like(a[0])
-        ones = _moved_by_one(a[0], axis, reverse), _moved_by_one(zero, axis, reverse)
-        edge = ones[1]  # 1 at the edge, where there is no neighbour
-        a = (
-            ones[0],
-            _moved_by_one(a[1], axis, reverse) - edge,
-            _moved_by_one(a[2], axis, reverse) - edge,
-        )
-    out = _running_triple(times, a, axis, reverse)
-    return (y, out[1], out[2])
+    return _products_along(a, axis, exclusive, reverse, prim(a[0], axis, exclusive, reverse), times)
 
 
 def _log_of_sum(a, b):
@@ -715,7 +710,7 @@ def pushed_cumulative_logsumexp(prim, usual):
 
     def rule(x_pair, axis_pair):
         a = x_pair[0]
-        out = _running_triple(_log_of_sum, a, from_end(_number(axis_pair[0]), a[0].ndim), reverse)
+        out = _running(_log_of_sum, a, from_end(_number(axis_pair[0]), a[0].ndim), reverse)
         return ((prim(a[0], axis_pair[0]), out[1], out[2]), FORWARD)
 
     return rule
@@ -731,6 +726,46 @@ def expanded_logsumexp(y, x, axis, keep_dims):
     grown = taylor.exponential(ops.exp(x[0] - reshape(y, _kept(x[0].shape, axis))), x)
     total = taylor.summed(grown, axis, keep_dims)
     return taylor.integrated(y, total, taylor.inverse(total))
+
+
+@by_series("ProdExt")
+def expanded_product(y, x, axis, keep_dims, dtype):
+    return _product_over(x, axis, y, taylor.times)
+
+
+@by_series("ReduceProd")
+def expanded_reduced_product(y, x, axis, keep_dims):
+    return _product_over(x, axis, y, taylor.times)
+
+
+@by_series("CumProd")
+def expanded_cumprod(y, x, axis, exclusive, reverse):
+    return _products_along(x, axis, exclusive, reverse, y, taylor.times)
+
+
+def _log_of_sum_series(a, b):
+    """log(exp(a) + exp(b)), whose value is y, from the sum of exp(a - y) and exp(b - y), which is 1."""
+    y = logaddexp(a[0], b[0])
+    one, two = taylor.exponential(ops.exp(a[0] - y), a), taylor.exponential(ops.exp(b[0] - y), b)
+    total = taylor.plus(one, two)
+    return taylor.integrated(y, total, taylor.inverse(total))
+
+
+@expansion("CumulativeLogsumexp")
+@allow(0)
+def expanded_cumulative_logsumexp(prim, usual):
+    """CumulativeLogsumexp(x, axis)."""
+    exclusive, reverse = attributes_of(prim, "exclusive", "reverse")
+    if exclusive:
+        raise MissingRuleError("CumulativeLogsumexp(exclusive=True) has no Taylor rule")
+
+    def rule(x_pair, axis_pair):
+        x = taylor.coefficients(x_pair)
+        axis = from_end(_number(axis_pair[0]), x[0].ndim)
+        out = _running(_log_of_sum_series, x, axis, reverse)
+        return taylor.joined((prim(x[0], axis_pair[0]),) + out[1:])
+
+    return rule
 
 
 @by_series("LpNormV2", "Norm")

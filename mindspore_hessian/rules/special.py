@@ -36,7 +36,7 @@ from mindspore_hessian.rules.kit import (
     values,
     zeros_like,
 )
-from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
 from mindspore_hessian.rules.taylor import by_series
 
 # --- the gamma function and its like --------------------------------------------------------------
@@ -130,6 +130,15 @@ _SERIES = {
     "j1": [(-1) ** k * c for k, c in enumerate(_BESSEL)],
     "pi": [math.pi],
 }
+# of whole functions, for Taylor coefficients, which need more terms: sin(x) / x, and I0, J0, I1 / x,
+# J1 / x
+for _order in (0, 1):
+    _terms = [
+        1 / (2**_order * 4**k * math.factorial(k) * math.factorial(k + _order)) for k in range(14)
+    ]
+    _SERIES[f"i{_order} even"] = _terms
+    _SERIES[f"j{_order} even"] = [(-1) ** k * c for k, c in enumerate(_terms)]
+_SERIES["sin over x"] = [(-1) ** k / math.factorial(2 * k + 1) for k in range(14)]
 # the derivative of "i1" and "j1", over x
 _SERIES |= {
     f"{name}'": [2 * k * c for k, c in enumerate(_SERIES[name])][1:] for name in ("i1", "j1")
@@ -464,3 +473,155 @@ def expanded_lgamma(y, x):
 @by_series("Digamma")
 def expanded_digamma(y, x):
     return taylor.by_derivatives(y, x, _polygammas(x[0], 1, len(x) - 1))
+
+
+@expansion("Mvlgamma")
+@allow(0)
+def expanded_mvlgamma(prim, usual):
+    """The sum of log gamma(x - j / 2)."""
+    (p,) = attributes_of(prim, "p")
+
+    def rule(x_pair):
+        x = taylor.coefficients(x_pair)
+        out = (prim(x[0]),)
+        for j in range(p):
+            moved = taylor.shifted(x, -j * 0.5)
+            out = taylor.plus(out, (zeros_like(x[0]),) + expanded_lgamma(x[0], moved)[1:])
+        return taylor.joined(out)
+
+    return rule
+
+
+def _gamma_tail_series(sign):
+    """P(a, x) or Q(a, x) along x, from the density."""
+
+    @allow(1)
+    def getter(prim, usual):
+        def rule(a_pair, x_pair):
+            a, x = a_pair[0], taylor.coefficients(x_pair)
+            y = prim(a, x[0])
+            x = taylor.broadcast(x, y)
+            logarithm = taylor.integrated(ops.log(x[0]), x, taylor.inverse(x))
+            inner = taylor.minus(taylor.scaled(logarithm, a - 1), x)
+            slope = taylor.exponential(sign * ops.exp(inner[0] - ops.lgamma(a)), inner)
+            return taylor.joined(taylor.integrated(y, x, slope))
+
+        return rule
+
+    return getter
+
+
+expansion("Igamma")(_gamma_tail_series(1))
+expansion("Igammac")(_gamma_tail_series(-1))
+
+
+def _even(name, x):
+    """The series of the sum of ``coefficients[k] x^(2 k)``."""
+    square, out = taylor.squared(x), ()
+    for c in _coefficients(name, x[0].dtype):
+        out = taylor.shifted(taylor.times(out, square), c) if out else (ones_like(x[0]) * c,)
+    return out
+
+
+def _near_and_far(x):
+    """`_near` of a series."""
+    near, small, large = _near(x[0])
+    return near, (small,) + x[1:], (large,) + x[1:]
+
+
+@by_series("Sinc")
+def expanded_sinc(y, x):
+    """sin(u) / u, u = pi x."""
+    u = taylor.scaled(x, _coefficients("pi", y.dtype)[0])
+    near, small, large = _near_and_far(u)
+    sine, _ = taylor.circular(ops.sin(large[0]), ops.cos(large[0]), large, -1)
+    found = taylor.selected(near, _even("sin over x", small), taylor.divided(sine, large))
+    return (y,) + found[1:]
+
+
+def _orders(u, v, x, first, second, shift):
+    """The series of functions of order 0 and 1, whose values are u and v: u' = first v + shift u and
+    v' = second u - v / x + shift v, along x."""
+    d, us, vs, ratio, slope_u, slope_v = taylor.derivative_of(x), (u,), (v,), (), (), ()
+    for n in range(len(x) - 1):
+        rest = vs[n] - taylor.at(x[1:], ratio, n - 1) if n > 0 else vs[n]
+        ratio = ratio + (rest / x[0],)
+        slope_u = slope_u + (first * vs[n] + shift * us[n],)
+        slope_v = slope_v + (second * us[n] - ratio[n] + shift * vs[n],)
+        us = us + (taylor.over(taylor.at(d, slope_u, n), n + 1),)
+        vs = vs + (taylor.over(taylor.at(d, slope_v, n), n + 1),)
+    return us, vs
+
+
+def _regular(u, v, x, kind, shift):
+    """Those of I or J, perhaps times exp(shift x): near 0 by their power series."""
+    near, small, large = _near_and_far(x)
+    far = _orders(u, v, large, 1 if kind == "i" else -1, 1, shift)
+    zero = _even(kind + "0 even", small)
+    one = taylor.times(_even(kind + "1 even", small), small)
+    if isinstance(shift, Tensor):
+        turned = taylor.scaled(small, shift)
+        factor = taylor.exponential(ops.exp(turned[0]), turned)
+        zero, one = taylor.times(zero, factor), taylor.times(one, factor)
+    zero, one = taylor.selected(near, zero, far[0]), taylor.selected(near, one, far[1])
+    return (u,) + zero[1:], (v,) + one[1:]
+
+
+@by_series("BesselJ0")
+def expanded_bessel_j0(y, x):
+    return _regular(y, ops.bessel_j1(x[0]), x, "j", 0)[0]
+
+
+@by_series("BesselJ1")
+def expanded_bessel_j1(y, x):
+    return _regular(ops.bessel_j0(x[0]), y, x, "j", 0)[1]
+
+
+@by_series("BesselI0")
+def expanded_bessel_i0(y, x):
+    return _regular(y, ops.bessel_i1(x[0]), x, "i", 0)[0]
+
+
+@by_series("BesselI1")
+def expanded_bessel_i1(y, x):
+    return _regular(ops.bessel_i0(x[0]), y, x, "i", 0)[1]
+
+
+@by_series("BesselI0e")
+def expanded_bessel_i0e(y, x):
+    return _regular(y, ops.bessel_i1e(x[0]), x, "i", -ops.sign(x[0]))[0]
+
+
+@by_series("BesselI1e")
+def expanded_bessel_i1e(y, x):
+    return _regular(ops.bessel_i0e(x[0]), y, x, "i", -ops.sign(x[0]))[1]
+
+
+@by_series("BesselK0")
+def expanded_bessel_k0(y, x):
+    return _orders(y, ops.bessel_k1(x[0]), x, -1, -1, 0)[0]
+
+
+@by_series("BesselK1")
+def expanded_bessel_k1(y, x):
+    return _orders(ops.bessel_k0(x[0]), y, x, -1, -1, 0)[1]
+
+
+@by_series("BesselK0e")
+def expanded_bessel_k0e(y, x):
+    return _orders(y, ops.bessel_k1e(x[0]), x, -1, -1, 1)[0]
+
+
+@by_series("BesselK1e")
+def expanded_bessel_k1e(y, x):
+    return _orders(ops.bessel_k0e(x[0]), y, x, -1, -1, 1)[1]
+
+
+@by_series("BesselY0")
+def expanded_bessel_y0(y, x):
+    return _orders(y, ops.bessel_y1(x[0]), x, -1, 1, 0)[0]
+
+
+@by_series("BesselY1")
+def expanded_bessel_y1(y, x):
+    return _orders(ops.bessel_y0(x[0]), y, x, -1, 1, 0)[1]

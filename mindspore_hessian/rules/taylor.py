@@ -335,6 +335,14 @@ def matrix_at(a, b, n, first=0):
     return total
 
 
+def transposed(a):
+    """Each coefficient transposed."""
+    out = ()
+    for one in a:
+        out = out + (ops.swapaxes(one, -1, -2),)
+    return out
+
+
 def summed(a, axes, keep_dims):
     """The sum over axes counted from the end."""
     out = ()

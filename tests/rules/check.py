@@ -89,6 +89,7 @@ def module(call, space, folder, constants):
             "net = "
             + built.replace(".train()", ".set_train()").replace(".eval()", ".set_train(False)")
         )
+        lines.append(f"net.update_parameters_name('{call.key}.')")  # one of its kind in a graph
         text = "net" + rest
     free = ", ".join(call.free)
     vectors = ", ".join(f"v{name}" for name in call.free)
