@@ -451,6 +451,17 @@ net = ms.nn.SequentialCell(ms.nn.Conv2d(1, 1, 2, pad_mode="valid"), ms.nn.Flatte
 op = HessianOperator(net, ms.nn.MSELoss(), (x, ms.Tensor([[1.0]])), check_deterministic=False)
 print("convolutions run about 100 times slower" in str(op.plan()))
 """
+NARROW = """
+import mindspore_hessian as mh
+import mindspore as ms
+import numpy as np
+x, y = ms.Tensor(np.ones((2, 1, 4, 4), np.float32)), ms.Tensor([[1.0], [2.0]])
+flat = ms.nn.SequentialCell(ms.nn.Flatten(), ms.nn.Dense(16, 1))
+net = ms.nn.SequentialCell(ms.nn.Conv2d(1, 1, 2, pad_mode="valid"), ms.nn.Flatten(), ms.nn.Dense(9, 1))
+for net in (flat, net):
+    op = mh.HessianOperator(net, ms.nn.MSELoss(), (x, y), check_deterministic=False)
+    print("MINDSPORE_HESSIAN_CPU_ISA=ALL" in str(op.plan()))
+"""
 AVX512 = sys.platform == "linux" and "avx512f" in Path("/proc/cpuinfo").read_text()
 SLOW = _compat.MS_VERSION >= (2, 9)  # these bring oneDNN 3
 
@@ -493,6 +504,13 @@ def test_instructions_are_chosen_at_the_first_kernel(tmp_path):
     assert line.startswith(
         "max_cpu_isa='AVX2' cannot be had: a kernel has run, and oneDNN takes it once per process."
     )
+
+
+@pytest.mark.skipif(not (AVX512 and SLOW), reason="AVX-512 on Linux, MindSpore 2.9 or later")
+@pytest.mark.parametrize("variable", ["", "ALL"])
+def test_a_plan_without_convolutions_says_what_they_cost(tmp_path, monkeypatch, variable):
+    monkeypatch.setenv("MINDSPORE_HESSIAN_CPU_ISA", variable)
+    assert in_new_process(NARROW, tmp_path) == [str(not variable), "False"]
 
 
 def test_real_settings(tmp_path):

@@ -15,7 +15,7 @@ from mindspore import Tensor
 
 from mindspore_hessian import _compat
 from mindspore_hessian.arguments import is_integer, shown
-from mindspore_hessian.device import device_info, slow_convolutions
+from mindspore_hessian.device import device_info, instructions_advice
 
 if TYPE_CHECKING:
     from mindspore_hessian.operators.curvature import CurvatureOperator
@@ -141,7 +141,7 @@ def plan(op: CurvatureOperator, columns: int, max_memory: int | None) -> Plan:
         min(most, columns) if at_once else op.chunk_size,
         micro,
         op.risk.data.kept_bytes,
-        slow_convolutions(),
+        instructions_advice(),
     )
 
 
