@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from _pytest.doctest import DoctestModule
 from full import FULL
+from mindspore import dataset
 
 from mindspore_hessian.device import why_unusable
 
 FRESH = "MINDSPORE_HESSIAN_FRESH"  # set in the process of a test that has one of its own
+DATASET_SEED = dataset.config.get_seed()
 BACKEND_OF_MARKER = {"needs_gpu": "GPU", "needs_ascend": "Ascend"}
 
 
@@ -131,7 +133,10 @@ def pytest_collect_file():
 
 @pytest.fixture(autouse=True)
 def seeded():
+    """Random numbers are those of no other test. With the seed that MindSpore has at the start, a
+    pipeline shuffles anew in each pass; ``mindspore.set_seed`` in a test ends that."""
     np.random.seed(0)
+    dataset.config.set_seed(DATASET_SEED)
 
 
 @pytest.fixture(autouse=True)

@@ -154,6 +154,134 @@ def test_a_function_of_a_batch_that_mixes_its_samples_is_refused(function, mode)
         laplacian(function, in_axes=0, batched=True, mode=mode)(X)
 
 
+W, B, S = (Tensor(np.random.default_rng(2).normal(size=shape)) for shape in ((3, 4), 4, 3))
+DENSE = nn.Dense(3, 4, dtype=ms.float64)
+
+
+def first_layers(x):
+    """What is the same for all samples until a layer that is not affine, in many spellings."""
+    z = ops.matmul(x, W)
+    return (
+        (ops.tanh(z + B) ** 2).sum(-1),
+        ops.sin(DENSE(x)).sum(-1),
+        ops.exp(-ops.dense(x, W.T, B)).sum(-1),
+        ops.tanh(ops.matmul((2 * x - 1) / S, W)).sum(-1),
+        ((ops.tanh(x) + x + ops.matmul(z, W.T)) ** 3).sum(-1),
+        (ops.matmul(z, W.T) * x).sum(-1),
+        z.sum(-1),
+        ops.tanh(ops.matmul(ops.concat((x[:, 1:], x[:, :1]), -1), W)).sum(-1),
+        ops.tanh(ops.matmul(x.reshape(-1, 1, 3), W)).sum((-1, -2)),
+        (ops.concat((ops.sin(z), z, x), -1) ** 2).sum(-1),
+        (ops.relu(z) ** 3).sum(-1),
+        (ops.tanh(1 - x) / (x * x + 2) * ops.tanh(S / (x * x + 2))).sum(-1),
+        (ops.softmax(z, -1) ** 2).sum(-1),
+        (ops.stack((x, -2 * x), 1) ** 3).sum((-1, -2)),
+        ops.tanh(ops.addmm(B, x, W)).sum(-1),
+        ops.tanh(ops.expand_dims(x, -1) * ops.expand_dims(x, -2)).sum((-1, -2)),
+        ops.tanh(ops.mv(x, S)),
+        ops.tanh(x + x).sum(-1) * ops.tanh(S - x).sum(-1),
+        ops.where(x > 0, x, x * 2).sum(-1) ** 3,
+        ops.norm(x, dim=-1),
+    )
+
+
+STENCIL = {-2: -1, -1: 16, 0: -30, 1: 16, 2: -1}
+
+
+def by_differences(function, inputs, places, axis, entries=None, h=1e-3):
+    """The Laplacians of each sample, from values of fourth order; all samples move at once."""
+    total = 0
+    for place in places:
+        x = inputs[place].asnumpy()
+        shape = x.shape[:axis] + (1,) + x.shape[axis + 1 :]
+        for number in range(int(np.prod(shape))) if entries is None else entries:
+            unit = np.eye(int(np.prod(shape)))[number].reshape(shape)
+            for step, weight in STENCIL.items():
+                moved = list(inputs)
+                moved[place] = Tensor(x + step * h * unit)
+                out = function(*moved)
+                out = out if isinstance(out, tuple) else (out,)
+                total = total + weight / (12 * h * h) * np.array([one.asnumpy() for one in out])
+    return total
+
+
+def test_derivatives_that_are_the_same_for_all_samples():
+    """Forward derivatives go through affine layers once for all samples."""
+    forward = laplacian(first_layers, in_axes=0, batched=True, mode="forward")(X)
+    for found, expected in zip(forward, by_differences(first_layers, (X,), (0,), 0), strict=True):
+        np.testing.assert_allclose(
+            found.asnumpy(), expected, rtol=1e-7, atol=1e-6 * np.abs(expected).max() + 1e-8
+        )
+    w, t = W.asnumpy(), np.tanh(POINTS @ W.asnumpy() + B.asnumpy())
+    slope = 1 - t**2
+    close(forward[0], ((2 * slope**2 - 4 * t**2 * slope) * (w**2).sum(0)).sum(-1))
+    close(forward[6], np.zeros(4))
+
+
+def samples_last(x):
+    return ops.tanh(ops.matmul(x.T, W)).sum(-1) * ops.tanh(ops.matmul(W.T, x)).sum(0)
+
+
+def of_two(x, y):
+    return ops.tanh(ops.matmul(ops.concat((x, y), -1), ops.concat((W, W), 0))).sum(-1)
+
+
+def of_a_sequence(x):
+    return ops.tanh(ops.matmul(x, W)).sum((-1, -2))
+
+
+def of_numbers(x):
+    return ops.tanh(ops.matmul(x, W))
+
+
+def deciding(x):
+    """By a Tensor, whether a nonlinearity is applied."""
+    y = ops.matmul(x, W)
+    if y.sum() > -1e3:
+        y = y * y * y
+    return y.sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "places", "axis", "along"),
+    [
+        (samples_last, (X.T,), (0,), 1, None),
+        (of_two, (X, X + 1), (0, 1), 0, None),
+        (of_two, (X, X + 1), (1,), 0, None),
+        (of_a_sequence, (ops.stack((X, 2 * X), 1),), (0,), 0, None),
+        (of_a_sequence, (ops.expand_dims(X[:1], 1),), (0,), 0, None),
+        (of_numbers, (X,), (0,), 0, None),
+        (of_numbers, (X,), (0,), 0, (0, 2)),
+    ],
+)
+def test_samples_and_options_of_what_is_the_same(function, inputs, places, axis, along):
+    options = {"grad_position": places, "along": along, "in_axes": axis, "batched": True}
+    found = laplacian(function, mode="forward", **options)(*inputs).asnumpy()
+    (expected,) = by_differences(function, inputs, places, axis, along)
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7 * np.abs(expected).max())
+
+
+def test_values_of_both_kinds_meet_in_a_branch():
+    """y^3 = (x W)^3: 6 y |w|^2 summed over its entries."""
+    found = laplacian(deciding, in_axes=0, batched=True, mode="forward")(X)
+    close(found, (6 * (POINTS @ W.asnumpy()) * (W.asnumpy() ** 2).sum(0)).sum(-1))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_an_indefinite_operator_keeps_the_digits_of_captured_tensors(mode, batched):
+    """In one graph MindSpore would copy them by TensorMove, which rounds float64 to float32."""
+    found = laplacian(
+        lambda x: (ops.matmul(x, W) ** 3).sum(-1),
+        in_axes=0,
+        batched=batched,
+        metric=METRIC,
+        mode=mode,
+    )(X)
+    w = W.asnumpy()
+    close(found, (6 * (POINTS @ w) * np.einsum("ih,ij,jh->h", w, METRIC, w)).sum(-1))
+
+
 def test_a_function_of_a_batch_must_keep_the_samples_first():
     with pytest.raises(ValueError, match=r"for 4 samples its output has shape \(3,?\)"):
         laplacian(lambda xs: (xs**2).sum(0), in_axes=0, batched=True)(X)

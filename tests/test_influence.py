@@ -49,13 +49,14 @@ class Logistic:
         p = self.losses(w)[1] - np.eye(CLASSES)[self.y]
         return np.concatenate([(p[:, :, None] * self.x[:, None]).reshape(len(p), -1), p], axis=1)
 
-    def curvature(self, w):
+    def curvature(self, w, counts=1.0):
         p = self.losses(w)[1][: self.rows]
         j = np.concatenate([np.kron(np.eye(CLASSES), self.x[n])[None] for n in range(self.rows)])
         j = np.concatenate(
             [j, np.broadcast_to(np.eye(CLASSES), (self.rows, CLASSES, CLASSES))], axis=2
         )
         metric = p[:, :, None] * (np.eye(CLASSES) - p[:, None])
+        metric = metric * np.reshape(counts, (-1, 1, 1))
         return np.einsum("ncp,nck,nkq->pq", j, metric, j) / self.rows
 
     def fitted(self, changed=None, count=0.0):
@@ -73,7 +74,11 @@ class Logistic:
                 counts @ slopes / self.rows + DAMPING * w,
             )
 
-        return minimize(risk, np.zeros(CLASSES * (WIDTH + 1)), jac=True, options={"gtol": 1e-10}).x
+        w = minimize(risk, np.zeros(CLASSES * (WIDTH + 1)), jac=True, options={"gtol": 1e-10}).x
+        for _ in range(3):  # it stops where values differ by rounding
+            hessian = self.curvature(w, counts) + DAMPING * np.eye(len(w))
+            w = w - np.linalg.solve(hessian, risk(w)[1])
+        return w
 
     def scores(self, w):
         g = self.gradients(w)

@@ -20,8 +20,9 @@ from mindspore_hessian.rules.forward import (
     by_partials,
     by_slopes,
     chain,
+    either,
     joint,
-    linear,
+    proportional,
     scaled,
     shifting,
     spread,
@@ -29,6 +30,8 @@ from mindspore_hessian.rules.forward import (
     sum_or_difference,
     times,
     tuple_first,
+    uniform_multiple,
+    uniformly,
     value_of,
     widened,
     without_derivative,
@@ -368,7 +371,7 @@ def numpy_logaddexp2(x1, x2, dtype=None):
 
 # --- forward --------------------------------------------------------------------------------------
 
-forward("Neg", "Muls", "Divs", "Conj")(linear)
+forward("Neg", "Muls", "Divs", "Conj")(proportional)
 forward("Add", "Sub", "AddExt", "SubExt")(sum_or_difference)
 forward("AddN")(tuple_first)
 forward("AddScalar", "SubScalar")(shifting)
@@ -419,6 +422,7 @@ def pushed_cast(prim, usual):
 
 
 @forward("Mul")
+@uniformly(either(uniform_multiple))
 @allow(0, 1)
 def pushed_mul(prim, usual):
     """a b."""
@@ -440,6 +444,7 @@ def _scaled(a, c):
 
 
 @forward("Div", "RealDiv")
+@uniformly(either(uniform_multiple, first_only=True))
 @allow(0, 1)
 def pushed_div(prim, usual):
     """y = a / b: y' = (a' - y b') / b, and y'' = (a'' - 2 y' b' - y b'') / b."""

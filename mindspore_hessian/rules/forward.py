@@ -25,6 +25,7 @@ from mindspore_hessian.rules.registry import Getter, forward
 
 FORWARD = -7  # in the place of a batch axis: the value is a triple
 SERIES = -8  # the value is a series: see `rules.taylor`
+UNIFORM = -9  # the value is (v, j): derivatives that are the same for all samples, see `wide`
 _MISSING = -100  # from here on down: it should have been one, but a primitive has no forward rule
 _names: list[str] = []  # of these primitives, by that number
 applied: set[str] = set()  # the primitives whose forward rules this process used
@@ -63,8 +64,8 @@ NOTHING = (-1,)  # the places that are allowed where there is no rule
 
 @constexpr
 def carried(dims, forward_places, series_places, missing):
-    """FORWARD or SERIES where such a rule is to be applied, 0 where nothing is carried forward,
-    else the mark of what is missing.
+    """FORWARD, UNIFORM or SERIES where such a rule is to be applied, 0 where nothing is carried
+    forward, else the mark of what is missing.
 
     Args:
         dims: of the inputs, nested like them.
@@ -74,7 +75,9 @@ def carried(dims, forward_places, series_places, missing):
     worst = [min([0, *(dim for dim in _flat((own,)) if dim is not None)]) for own in dims]
     if min(worst, default=0) <= _MISSING:
         return min(worst)
-    kinds = {dim for dim in worst if dim in (FORWARD, SERIES)}
+    kinds = {
+        FORWARD if dim == UNIFORM else dim for dim in worst if dim in (FORWARD, SERIES, UNIFORM)
+    }
     if not kinds:
         return 0
     kind = kinds.pop()
@@ -82,7 +85,7 @@ def carried(dims, forward_places, series_places, missing):
     if kinds or (places and not {place for place, dim in enumerate(worst) if dim} <= set(places)):
         return missing
     (applied if kind == FORWARD else expanded).add(missing_name(missing))
-    return kind
+    return UNIFORM if UNIFORM in worst else kind
 
 
 def dim_of(pair):
@@ -167,6 +170,124 @@ def widened(x, v):
     if _same(x.shape, v.shape):
         return x
     return broadcast_to(v.shape)(x)
+
+
+# --- derivatives that are the same for all samples ------------------------------------------------
+#
+# All samples go along the same directions, so what enters is ((v, j), UNIFORM), with j of shape (D, 1,
+# ...) and no second derivatives. It stays so through what is affine in each sample, as the first
+# layer of a network: a rule whose getter has a `uniform` rule takes it. For all others it is made
+# wide before.
+
+
+def wide(pair):
+    """A pair, and what is UNIFORM in it as a triple with derivatives of full size."""
+    if not isinstance(pair, (tuple, list)):
+        return pair
+    if len(pair) == 2 and (pair[1] is None or isinstance(pair[1], int)):
+        if pair[1] == UNIFORM:
+            v, j = pair[0]
+            j = j if _same(j.shape[1:], v.shape) else broadcast_to((j.shape[0],) + v.shape)(j)
+            return ((v, j, zeros_like(v)), FORWARD)
+        return pair
+    out = ()
+    for one in pair:
+        out = out + (wide(one),)
+    return out
+
+
+@constexpr
+def of_each_sample(v_shape, j_shape, *flags):
+    """Whether j is that of v but for the first axis, that of samples; the flags, as that of a
+    transposition, are to be False."""
+    fits = len(v_shape) > 1 and tuple(j_shape[2:]) == tuple(v_shape[1:])
+    return fits and j_shape[1] in (1, v_shape[0]) and not any(flags)
+
+
+def uniform_product(prim, usual, pushed):
+    """A matrix product of each sample with a constant."""
+
+    def rule(a_pair, b_pair, *rest):
+        options = options_of(rest)
+        if a_pair[1] == UNIFORM and b_pair[1] is None:
+            v, j = a_pair[0]
+            if of_each_sample(v.shape, j.shape, *options[:1]):
+                k, dim = usual((j, 0), b_pair, *rest)
+                return ((prim(v, b_pair[0], *options), front(k, dim)), UNIFORM)
+        return pushed(wide(a_pair), wide(b_pair), *rest)
+
+    return rule
+
+
+def uniform_sum(prim, usual, pushed):
+    """A constant is added, of no larger shape."""
+
+    def rule(a_pair, *rest):
+        if a_pair[1] == UNIFORM:
+            y = prim(a_pair[0][0], *options_of(rest))
+            if _same(y.shape, a_pair[0][0].shape):
+                return ((y, a_pair[0][1]), UNIFORM)
+        return pushed(wide(a_pair), *rest)
+
+    return rule
+
+
+def uniform_multiple(prim, usual, pushed):
+    """Entry by entry, proportional to one of the inputs."""
+
+    def rule(a_pair, *rest):
+        if a_pair[1] == UNIFORM:
+            v, j = a_pair[0]
+            y = prim(v, *options_of(rest))
+            if _same(y.shape, v.shape):
+                return ((y, prim(j, *options_of(rest))), UNIFORM)
+        return pushed(wide(a_pair), *rest)
+
+    return rule
+
+
+def either(uniform: Callable, first_only: bool = False) -> Callable:
+    """Such a rule of two inputs, one of which carries nothing."""
+
+    def made(prim, usual, pushed):
+        def swapped(b, a, *options):
+            return prim(a, b, *options)
+
+        def both(b_pair, a_pair, *rest):
+            return pushed(a_pair, b_pair, *rest)
+
+        of_first, of_second = uniform(prim, usual, pushed), uniform(swapped, usual, both)
+
+        def rule(a_pair, b_pair, *rest):
+            if b_pair[1] is None:
+                return of_first(a_pair, b_pair, *rest)
+            if a_pair[1] is None and not first_only:
+                return of_second(b_pair, a_pair, *rest)
+            return pushed(wide(a_pair), wide(b_pair), *rest)
+
+        return rule
+
+    return made
+
+
+def _uniform_joined(prim, usual, pushed):
+    """A concatenation of what is uniform, but along the samples."""
+
+    def rule(pairs, *rest):
+        vs, js, alike = (), (), True
+        for pair in pairs:
+            if pair[1] == UNIFORM:
+                vs, js = vs + (pair[0][0],), js + ((pair[0][1], 0),)
+            else:
+                alike = False
+        if alike:
+            y, (j, dim) = prim(vs, *options_of(rest)), usual(js, *rest)
+            j = front(j, dim)
+            if of_each_sample(y.shape, j.shape):
+                return ((y, j), UNIFORM)
+        return pushed(wide(pairs), *rest)
+
+    return rule
 
 
 # --- arithmetic of triples ------------------------------------------------------------------------
@@ -267,6 +388,17 @@ def allow(*places: int) -> Callable[[Getter], Getter]:
     return mark
 
 
+def uniformly(uniform: Callable) -> Callable[[Getter], Getter]:
+    """The decorator of a getter that has a rule for derivatives which are the same for all samples:
+    ``uniform(prim, usual, pushed)`` makes it, with `pushed` the rule for all others."""
+
+    def mark(getter: Getter) -> Getter:
+        getter.uniform = uniform  # type: ignore[attr-defined]
+        return getter
+
+    return mark
+
+
 def straight(getter: Getter) -> Getter:
     """The decorator of a getter whose rule is linear in what is carried, given the values: j may as
     well be the Taylor coefficients of a series, which go through in the same way."""
@@ -289,6 +421,14 @@ def linear(prim, usual):
     return rule
 
 
+@uniformly(uniform_multiple)
+@straight
+@allow(0)
+def proportional(prim, usual):
+    """The same entry by entry, with numbers besides."""
+    return linear(prim, usual)
+
+
 @straight
 @allow(0)
 def linear_view(prim, usual):
@@ -309,6 +449,7 @@ def linear_view(prim, usual):
     return rule
 
 
+@uniformly(uniform_sum)
 @straight
 @allow(0)
 def shifting(prim, usual):
@@ -354,7 +495,20 @@ def elementwise(slopes: Callable) -> Callable:
 
         return rule
 
-    return getter
+    def uniform(prim, usual, pushed):
+        def rule(x_pair, *rest):
+            v, j = x_pair[0]
+            options = options_of(rest)
+            y = prim(v, *options)
+            found = slopes(v, y, *options)
+            if isinstance(found, tuple):
+                squares = _sum(mul(j, j), 0)
+                return ((y, mul(j, found[0]), mul(squares, found[1])), FORWARD)
+            return ((y, mul(j, found), zeros_like(y)), FORWARD)
+
+        return rule
+
+    return uniformly(uniform)(getter)
 
 
 def by_slopes(*primitives: str, kinked: bool = False, **row: Any) -> Callable[[Getter], Getter]:
@@ -441,10 +595,18 @@ def product(prim, usual):
     return rule
 
 
+@uniformly(uniform_product)
+@allow(0, 1)
+def matrix_product(prim, usual):
+    """The same, of matrices."""
+    return product(prim, usual)
+
+
 def _zeros(x):
     return zeros_like(x) if isinstance(x, Tensor) else 0
 
 
+@uniformly(either(uniform_sum, first_only=True))
 @straight
 @allow(0, 1)
 def sum_or_difference(prim, usual):
@@ -605,3 +767,10 @@ def tuple_first(prim, usual):
         return triples(prim(vs, *options), usual(batched, *rest), prim(ls, *options))
 
     return rule
+
+
+@uniformly(_uniform_joined)
+@straight
+def concatenation(prim, usual):
+    """The same, along an axis."""
+    return tuple_first(prim, usual)

@@ -29,11 +29,13 @@ from mindspore_hessian.rules.forward import (
     FORWARD,
     NOTHING,
     SERIES,
+    UNIFORM,
     carried,
     dim_of,
     dims_of,
     mark_of_missing,
     missing_name,
+    wide,
 )
 from mindspore_hessian.rules.kit import broadcast_to, primitive, tensors_of, zeros_like
 from mindspore_hessian.rules.missing import unbatched_only, unrolled
@@ -118,6 +120,7 @@ def leave(otherwise: Callable | None, of_series: bool = False) -> HessianLeave:
     """A `HessianLeave` of its own for one function, which is about to be compiled: the forward mode
     is on.
     """
+    Table.branches = Table.branches and bool(_waiting)
     prim = HessianLeave()
     prim.otherwise, prim.ticket, prim.of_series = otherwise, next(_tickets), of_series
     _waiting[prim.ticket] = prim
@@ -134,11 +137,14 @@ def close() -> None:
 class Table:
     """What MindSpore's vmap pass asks in the place of its registry while the forward mode is on."""
 
+    branches = False  # whether a graph decides by a Tensor: values of both kinds may meet there
+
     def __init__(self, registry: dict):
         self.stands_for = registry
 
     def get(self, key, default=None):
         usual = self.stands_for.get(key, None)
+        Table.branches = Table.branches or key in ("Switch", "SwitchLayer")
         if not isinstance(key, str) or key in _PLAIN:
             return default if usual is None else usual
         if key == "TupleGetItem":
@@ -164,6 +170,7 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
         return None
     forward_places, pushed = _made(make, prim, batched)
     series_places, expanded = _made(expand, prim, batched)
+    uniform = getattr(make, "uniform", _made_wide)(primitive(prim), batched, pushed)
 
     def rule(*pairs):
         state = carried(dims_of(pairs), forward_places, series_places, missing)
@@ -171,6 +178,8 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
             return batched(*pairs)
         if state == FORWARD:
             return pushed(*pairs)
+        if state == UNIFORM:
+            return uniform(*pairs)
         if state == SERIES:
             return expanded(*pairs)
         return (0, state)
@@ -197,6 +206,18 @@ def _made(make: Callable | None, prim, batched: Callable) -> tuple[tuple[int, ..
         if make is None
         else (getattr(make, "allowed", ()), make(primitive(prim), batched))
     )
+
+
+def _made_wide(prim, usual, pushed):
+    """The rule of what has none for UNIFORM values."""
+
+    def rule(*pairs):
+        given = ()
+        for pair in pairs:
+            given = given + (wide(pair),)
+        return pushed(*given)
+
+    return rule
 
 
 def _item(prim, axis_size):
@@ -270,12 +291,23 @@ def _went_through(ticket, dim, refuse, of_series):
     return not name
 
 
+@constexpr
+def _stays_uniform(ticket, x, j):
+    """Whether derivatives of shape j, one for all samples of x, may stay so; the ticket is for one
+    pass."""
+    return tuple(j[1:]) != tuple(x) and not Table.branches
+
+
 @_end("HessianEnter")
 def batched_enter(prim, axis_size):
-    """The triple of x, which is not batched, and its derivatives, whose directions are."""
+    """x, which is not batched, with its derivatives, whose directions are."""
+    ticket = next(_tickets)
 
     def rule(x_pair, j_pair):
-        return ((x_pair[0], j_pair[0], zeros_like(x_pair[0])), FORWARD)
+        pair = ((x_pair[0], j_pair[0]), UNIFORM)
+        if _stays_uniform(ticket, x_pair[0].shape, j_pair[0].shape):
+            return pair
+        return wide(pair)
 
     _kept.append(rule)
     return rule
@@ -302,8 +334,8 @@ def batched_leave(prim, axis_size):
             if y_pair[1] == SERIES:
                 y, c = y_pair[0]
                 return _outputs(y, ops.cast(c, y.dtype), zeros_like(y))
-            if y_pair[1] == FORWARD:
-                v, j, l = y_pair[0]  # noqa: E741
+            if y_pair[1] in (FORWARD, UNIFORM):
+                v, j, l = wide(y_pair)[0]  # noqa: E741
                 return _outputs(v, ops.cast(j, v.dtype), ops.cast(l, v.dtype))
             zeros = zeros_like(y_pair[0])
             return _outputs(y_pair[0], broadcast_to((axis_size,) + zeros.shape)(zeros), zeros)

@@ -14,7 +14,17 @@ from math import prod
 from mindspore import ops
 from mindspore.ops import constexpr
 
-from mindspore_hessian.rules.forward import FORWARD, allow, product, shifting, straight
+from mindspore_hessian.rules.forward import (
+    FORWARD,
+    UNIFORM,
+    allow,
+    matrix_product,
+    of_each_sample,
+    shifting,
+    straight,
+    uniformly,
+    wide,
+)
 from mindspore_hessian.rules.kit import (
     aligned,
     batch_first,
@@ -344,11 +354,27 @@ def batched_dense(prim, axis_size):
 
 # --- forward --------------------------------------------------------------------------------------
 
-forward("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Mv", "Dot", "Outer")(product)
+forward("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Mv", "Dot", "Outer")(
+    matrix_product
+)
 forward("BiasAdd")(shifting)
 
 
+def _uniform_dense(prim, usual, pushed):
+    """j goes without b."""
+
+    def rule(x_pair, w_pair, b_pair):
+        v, j = x_pair[0]
+        if of_each_sample(v.shape, j.shape):
+            k, dim = usual((j, 0), w_pair, (None, None))
+            return ((prim(v, w_pair[0], b_pair[0]), front(k, dim)), UNIFORM)
+        return pushed(wide(x_pair), w_pair, b_pair)
+
+    return rule
+
+
 @forward("Dense")
+@uniformly(_uniform_dense)
 @straight
 @allow(0)
 def pushed_dense(prim, usual):

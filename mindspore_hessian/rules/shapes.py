@@ -12,7 +12,7 @@ from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
-from mindspore_hessian.rules.forward import linear, linear_view, tuple_first
+from mindspore_hessian.rules.forward import concatenation, linear, linear_view, tuple_first
 from mindspore_hessian.rules.kit import (
     aligned,
     along_axis,
@@ -455,5 +455,6 @@ forward(
     "UnstackExtView",
     "DiagonalView",
 )(linear_view)
-forward("Concat", "Stack", "StackExt", "Meshgrid")(tuple_first)
+forward("Concat")(concatenation)
+forward("Stack", "StackExt", "Meshgrid")(tuple_first)
 forward("BatchToSpaceND", "SpaceToBatchND", "Im2Col")(linear)

@@ -150,7 +150,8 @@ def push(f, pos, otherwise, of_series=False):
     """``p(xs, js)``: for each output of `f` the triple (value, derivatives along js, sum of second
     derivatives).
 
-    js has a Tensor (D, *x.shape) for each differentiated position. Where a primitive has no forward
+    js has a Tensor (D, *x.shape) for each differentiated position, or (D, 1, ...) where it is the
+    same for all samples (see `rules.forward.wide`). Where a primitive has no forward
     rule, ``otherwise(number of the output, *xs, *js)`` gives the triple; where that is None, the
     pass ends with a `MissingRuleError`. `of_series`: js are Taylor coefficients, and come out in
     the place of the derivatives.
@@ -236,10 +237,20 @@ class Directions:
             tuple(part.tobytes() for part in parts),
         )
 
-    def signed(self, total: int) -> list[tuple[int, np.ndarray]]:
-        """The rows, each matrix with its sign."""
-        plus = np.eye(total) if self.plus is None else self.plus
-        return [(1, plus)] if self.minus is None else [(1, plus), (-1, self.minus)]
+    @property
+    def parts(self) -> list[Directions]:
+        """Those of `plus` and of `minus`, each alone."""
+        if self.minus is None:
+            return [self]
+        keys = [(*self.key, sign) for sign in "+-"]
+        return [
+            Directions(rows, None, key)
+            for rows, key in zip((self.plus, self.minus), keys, strict=True)
+        ]
+
+    def rows(self, total: int) -> np.ndarray:
+        """Those of `plus`."""
+        return np.eye(total) if self.plus is None else self.plus
 
 
 def check_along(along: Any) -> None:
@@ -299,8 +310,8 @@ def sample_shapes(space: Space, axes: Axes) -> list[tuple[int, ...]]:
 
 
 def seeds(space: Space, axes: Axes, rows: np.ndarray | None) -> Callable:
-    """``make(xs)``: the directions as `push` takes them, (D, *x.shape) for each differentiated
-    input.
+    """``make()``: the directions as `push` takes them, (D, *x.shape) for each differentiated
+    input, but with 1 for the samples, which all go along the same.
     """
     plan: list[tuple] = []
     start = 0
@@ -314,17 +325,15 @@ def seeds(space: Space, axes: Axes, rows: np.ndarray | None) -> Callable:
         block = (
             None if rows is None else Tensor(rows[:, start : start + size].reshape(narrow), dtype)
         )
-        plan.append((block, start, size, narrow, None if axis is None else leaf, dtype))
+        plan.append((block, start, size, narrow, dtype))
         start += size
     plans = tuple(plan)
 
-    def make(xs):
+    def make():
         out = ()
-        for block, first, size, narrow, leaf, dtype in plans:
+        for block, first, size, narrow, dtype in plans:
             if block is None:
                 block = _RESHAPE(blocks.unit_rows(0, count, first, size, dtype), narrow)
-            if leaf is not None:  # all samples go along the same directions
-                block = _BROADCAST((count,) + xs[leaf].shape)(block)
             out = out + (mutable(block),)
         return out
 
@@ -350,7 +359,7 @@ def directional(f, space: Space, rows: np.ndarray | None):
     assemble = blocks.per_output(shaped)
 
     def total(*xs):
-        out, vs = checked(*xs), make(xs)
+        out, vs = checked(*xs), make()
         entries = 0.0
         for part, direction in zip(many(xs, out, vs), vs):  # noqa: B905 -- compiled by MindSpore
             own = ops.where(direction != 0, _MUL(part, direction), ops.zeros_like(part))
@@ -364,16 +373,15 @@ def reverse(f: Callable, samples: Samples, directions: Directions, sample: Space
     """``l(*xs)``: the whole operator by reverse derivatives; `sample` are the variables of one
     sample.
     """
-    of_rows = [directions.plus] if directions.minus is None else [directions.plus, directions.minus]
-    parts = [samples.over(directional(samples.one(f), sample, rows)) for rows in of_rows]
+    parts = [directional(samples.one(f), sample, part.plus) for part in directions.parts]
     if len(parts) == 1:
-        return parts[0]
+        return samples.over(parts[0])
     first, second = parts
 
     def difference(*xs):
         return less(first(*xs), second(*xs))
 
-    return difference
+    return samples.over(difference)
 
 
 def less(one, two):
@@ -406,7 +414,7 @@ def forward(
         )
 
         def second(*xs):
-            out = pushed(xs, make(xs))
+            out = pushed(xs, make())
             if isinstance(out[0], tuple):
                 seconds = ()
                 for item in out:
@@ -481,7 +489,7 @@ def everything(
     make, cut = seeds(space, samples.axes, None), _gradients(sample, samples.axes)
 
     def run(*xs):
-        value, derivatives, second = pushed(xs, make(xs))
+        value, derivatives, second = pushed(xs, make())
         return value, cut(derivatives), second
 
     return run

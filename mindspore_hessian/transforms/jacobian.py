@@ -64,7 +64,7 @@ def _by_forward(function: Function, space: Space) -> Callable:
         return out
 
     def matrix(*xs):
-        out = pushed(xs, make(xs))
+        out = pushed(xs, make())
         if isinstance(out[0], tuple):
             several = ()
             for item in out:
