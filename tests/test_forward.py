@@ -261,6 +261,18 @@ def test_samples_and_options_of_what_is_the_same(function, inputs, places, axis,
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7 * np.abs(expected).max())
 
 
+def minus_one(x, y):
+    return -1, 0
+
+
+def test_slopes_that_are_numbers(monkeypatch):
+    """A rule of the user's may say that f' is a number: what is the same for all samples is made as
+    large as they are."""
+    monkeypatch.setitem(rules.registry.FORWARD_RULES, "Neg", rules.forward.elementwise(minus_one))
+    found = laplacian(lambda x: (-x).sum(-1) ** 2, in_axes=0, batched=True, mode="forward")(X)
+    close(found, np.full(4, 6.0))
+
+
 def test_values_of_both_kinds_meet_in_a_branch():
     """y^3 = (x W)^3: 6 y |w|^2 summed over its entries."""
     found = laplacian(deciding, in_axes=0, batched=True, mode="forward")(X)

@@ -502,9 +502,9 @@ def elementwise(slopes: Callable) -> Callable:
             y = prim(v, *options)
             found = slopes(v, y, *options)
             if isinstance(found, tuple):
-                squares = _sum(mul(j, j), 0)
-                return ((y, mul(j, found[0]), mul(squares, found[1])), FORWARD)
-            return ((y, mul(j, found), zeros_like(y)), FORWARD)
+                second = widened(mul(_sum(mul(j, j), 0), found[1]), y)
+                return ((y, spread(mul(j, found[0]), y), second), FORWARD)
+            return ((y, spread(mul(j, found), y), zeros_like(y)), FORWARD)
 
         return rule
 
