@@ -58,7 +58,7 @@ def info(arguments: argparse.Namespace) -> int:
             "convolutions: "
             + (
                 "fast, as importing this package keeps oneDNN to AVX2; without them, "
-                "MINDSPORE_HESSIAN_CPU_ISA=ALL makes matrix products up to twice as fast"
+                "MINDSPORE_HESSIAN_CPU_ISA=ALL makes matrix products faster"
                 if chosen.cpu_isa == "AVX2"
                 else 'about 100 times slower than they can be here; max_cpu_isa="AVX2" of configure() would mend that'
             )

@@ -18,7 +18,7 @@ from mindspore_hessian.rules.forward import (
     times,
     value_of,
 )
-from mindspore_hessian.rules.kit import attributes_of, front, known
+from mindspore_hessian.rules.kit import attributes_of, each, front, known
 from mindspore_hessian.rules.registry import batching, derivative, expansion, forward
 
 
@@ -197,6 +197,14 @@ def _length_series(apart):
     return out
 
 
+def _as_rows(x):
+    return ops.expand_dims(x, -2)
+
+
+def _as_columns(x):
+    return ops.expand_dims(x, -3)
+
+
 @expansion("Cdist")
 @allow(0, 1)
 def expanded_cdist(prim, usual):
@@ -207,12 +215,7 @@ def expanded_cdist(prim, usual):
         x, y = taylor.coefficients(x_pair), taylor.coefficients(y_pair)
         if p_pair[0] != 2:
             return prim(x[0], y[0], p_pair[0]), missing
-        one, two = (), ()
-        for part in x:
-            one = one + (ops.expand_dims(part, -2),)
-        for part in y:
-            two = two + (ops.expand_dims(part, -3),)
-        apart = taylor.minus(one, two)
+        apart = taylor.minus(each(_as_rows, x), each(_as_columns, y))
         return taylor.joined(_length_series(taylor.broadcast(apart, apart[0])))
 
     return rule
@@ -229,9 +232,6 @@ def expanded_pdist(prim, usual):
         x = taylor.coefficients(x_pair)
         if p != 2:
             return prim(x[0]), missing
-        apart = ()
-        for part in x:
-            apart = apart + (_between_rows(part),)
-        return taylor.joined(_length_series(apart))
+        return taylor.joined(_length_series(each(_between_rows, x)))
 
     return rule

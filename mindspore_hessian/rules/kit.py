@@ -120,6 +120,14 @@ def filled(x, dim, size):
     return front(x, dim)
 
 
+def each(f, parts):
+    """A function of each tensor of a tuple: of a triple, of the coefficients of a series."""
+    out = ()
+    for one in parts:
+        out = out + (f(one),)
+    return out
+
+
 def transposed(x):
     """Matrices."""
     return ops.swapaxes(x, -1, -2)

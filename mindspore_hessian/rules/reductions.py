@@ -27,6 +27,7 @@ from mindspore_hessian.rules.kit import (
     attributes_of,
     axis_at,
     broadcast_to,
+    each,
     front,
     one_tensor,
     paired,
@@ -143,14 +144,6 @@ def batched_product(prim, axis_size):
 # --- running products and sums --------------------------------------------------------------------
 
 
-def _each(f, a):
-    """A function that counts axes from the end, of each tensor of a tuple."""
-    out = ()
-    for one in a:
-        out = out + (f(one),)
-    return out
-
-
 def _beside(a, b, axis):
     """One along an axis behind the other."""
     out = ()
@@ -176,14 +169,14 @@ def _running(combine, a, axis, reverse):
     def flipped(x):
         return ops.flip(x, (axis + x.ndim,))
 
-    out = _each(flipped, a) if reverse else a
+    out = each(flipped, a) if reverse else a
     length, step = a[0].shape[axis], 1
     while step < length:
         first, rest = _split(out, step, length, axis)
         moved = _split(out, length - step, length, axis)[0]
         out = _beside(first, combine(rest, moved), axis)
         step = 2 * step
-    return _each(flipped, out) if reverse else out
+    return each(flipped, out) if reverse else out
 
 
 def _moved_by_one(x, axis, reverse):
@@ -632,7 +625,7 @@ def _cut(a, start, stop):
     def part(x):
         return x[..., start:stop]
 
-    return _each(part, a)
+    return each(part, a)
 
 
 def _multiplied(a, product):
@@ -658,7 +651,7 @@ def _product_over(a, axis, y, product):
     def shaped(x):
         return reshape(x, _behind(x.shape, rank - len(axes) + 1, y.shape))
 
-    return (y,) + _each(shaped, _multiplied(_each(turned, a), product))[1:]
+    return (y,) + each(shaped, _multiplied(each(turned, a), product))[1:]
 
 
 @by_composition("ProdExt")
@@ -682,7 +675,7 @@ def _products_along(a, axis, exclusive, reverse, y, product):
         def moved(x):
             return _moved_by_one(x, axis, reverse) - edge
 
-        a = (_moved_by_one(a[0], axis, reverse),) + _each(moved, a[1:])
+        a = (_moved_by_one(a[0], axis, reverse),) + each(moved, a[1:])
     return (y,) + _running(product, a, axis, reverse)[1:]
 
 

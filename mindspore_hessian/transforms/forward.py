@@ -31,7 +31,7 @@ from mindspore_hessian.core.space import Space, tensors_of
 from mindspore_hessian.rules import interpreter
 from mindspore_hessian.transforms import blocks, compose
 
-_SUM, _MUL, _BROADCAST, _RESHAPE = ops.ReduceSum(), ops.Mul(), ops.BroadcastTo, ops.Reshape()
+_MUL, _RESHAPE = ops.Mul(), ops.Reshape()
 Axes = tuple[int | None, ...] | None  # of the samples, for each leaf
 
 
@@ -424,9 +424,10 @@ def forward(
 
         return second
 
-    if directions.minus is None:
-        return one_pass(directions.plus)
-    first, other = one_pass(directions.plus), one_pass(directions.minus)
+    passes = [one_pass(part.plus) for part in directions.parts]
+    if len(passes) == 1:
+        return passes[0]
+    first, other = passes
 
     def difference(*xs):
         return less(first(*xs), other(*xs))
