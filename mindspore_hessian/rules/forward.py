@@ -20,7 +20,16 @@ from typing import Any
 from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
-from mindspore_hessian.rules.kit import add, aligned, broadcast_to, front, mul, sub, zeros_like
+from mindspore_hessian.rules.kit import (
+    add,
+    aligned,
+    copied_to,
+    front,
+    mul,
+    product_of,
+    sub,
+    zeros_like,
+)
 from mindspore_hessian.rules.registry import Getter, forward
 
 FORWARD = -7  # in the place of a batch axis: the value is a triple
@@ -146,18 +155,9 @@ def triples(v, j_pairs, l):  # noqa: E741
     return ((v, front(j_pairs[0], j_pairs[1]), l), FORWARD)
 
 
-@constexpr
-def _spread(shape, of_value):
-    """The shape of derivatives spread to a value's, or None where they have it."""
-    return None if shape[1:] == tuple(of_value) else (shape[0], *of_value)
-
-
 def spread(j, v):
     """Derivatives as large as those of v, to whose shape their value broadcasts."""
-    shape = _spread(j.shape, v.shape)
-    if shape is None:
-        return j
-    return broadcast_to(shape)(aligned(j, 0, v.ndim))
+    return copied_to(aligned(j, 0, v.ndim), (j.shape[0],) + v.shape)
 
 
 @constexpr
@@ -167,9 +167,7 @@ def _same(one, two):
 
 def widened(x, v):
     """x broadcast to the shape of v."""
-    if _same(x.shape, v.shape):
-        return x
-    return broadcast_to(v.shape)(x)
+    return copied_to(x, v.shape)
 
 
 # --- derivatives that are the same for all samples ------------------------------------------------
@@ -187,7 +185,7 @@ def wide(pair):
     if len(pair) == 2 and (pair[1] is None or isinstance(pair[1], int)):
         if pair[1] == UNIFORM:
             v, j = pair[0]
-            j = j if _same(j.shape[1:], v.shape) else broadcast_to((j.shape[0],) + v.shape)(j)
+            j = copied_to(j, (j.shape[0],) + v.shape)
             return ((v, j, zeros_like(v)), FORWARD)
         return pair
     out = ()
@@ -295,13 +293,14 @@ def _uniform_joined(prim, usual, pushed):
 
 def chain(a, y, first, second):
     """f(a), entry by entry, from its value and its first two derivatives at a."""
-    return (y, mul(a[1], first), add(mul(a[2], first), mul(_sum(mul(a[1], a[1]), 0), second)))
+    second = add(mul(a[2], first), mul(_sum(mul(a[1], a[1]), 0), second))
+    return (y, product_of(a[1], first), second)
 
 
 def scaled(a, c):
     """a times a tensor c that carries nothing."""
     y = mul(a[0], c)
-    return (y, mul(aligned(a[1], 0, y.ndim), c), mul(a[2], c))
+    return (y, product_of(aligned(a[1], 0, y.ndim), c), mul(a[2], c))
 
 
 def plus(a, b):
@@ -323,7 +322,7 @@ def times(a, b):
     cross = _sum(mul(ja, jb), 0)
     return (
         y,
-        add(mul(ja, b[0]), mul(jb, a[0])),
+        add(product_of(ja, b[0]), product_of(jb, a[0])),
         add(add(mul(a[2], b[0]), mul(b[2], a[0])), add(cross, cross)),
     )
 
@@ -491,7 +490,7 @@ def elementwise(slopes: Callable) -> Callable:
             found = slopes(a[0], y, *options)
             if isinstance(found, tuple):
                 return (chain(a, y, found[0], found[1]), FORWARD)
-            return ((y, mul(a[1], found), mul(a[2], found)), FORWARD)
+            return ((y, product_of(a[1], found), mul(a[2], found)), FORWARD)
 
         return rule
 
@@ -503,8 +502,8 @@ def elementwise(slopes: Callable) -> Callable:
             found = slopes(v, y, *options)
             if isinstance(found, tuple):
                 second = widened(mul(_sum(mul(j, j), 0), found[1]), y)
-                return ((y, spread(mul(j, found[0]), y), second), FORWARD)
-            return ((y, spread(mul(j, found), y), zeros_like(y)), FORWARD)
+                return ((y, spread(product_of(j, found[0]), y), second), FORWARD)
+            return ((y, spread(product_of(j, found), y), zeros_like(y)), FORWARD)
 
         return rule
 
@@ -736,7 +735,7 @@ def joined(pairs, axis_size):
             zeros = zeros_like(pair[0])
             vs, js, ls = (
                 vs + (pair[0],),
-                js + (broadcast_to((axis_size,) + zeros.shape)(zeros),),
+                js + (copied_to(zeros, (axis_size,) + zeros.shape),),
                 ls + (zeros,),
             )
     return vs, js, ls

@@ -37,7 +37,7 @@ from mindspore_hessian.rules.forward import (
     missing_name,
     wide,
 )
-from mindspore_hessian.rules.kit import broadcast_to, primitive, tensors_of, zeros_like
+from mindspore_hessian.rules.kit import copied_to, primitive, tensors_of, zeros_like
 from mindspore_hessian.rules.missing import unbatched_only, unrolled
 from mindspore_hessian.rules.registry import FORWARD_RULES, TAYLOR_RULES, Kind
 from mindspore_hessian.rules.taylor import of_forward
@@ -338,7 +338,7 @@ def batched_leave(prim, axis_size):
                 v, j, l = wide(y_pair)[0]  # noqa: E741
                 return _outputs(v, ops.cast(j, v.dtype), ops.cast(l, v.dtype))
             zeros = zeros_like(y_pair[0])
-            return _outputs(y_pair[0], broadcast_to((axis_size,) + zeros.shape)(zeros), zeros)
+            return _outputs(y_pair[0], copied_to(zeros, (axis_size,) + zeros.shape), zeros)
         return _outputs(*otherwise(number_pair[0], *tensors_of(given_pairs)))
 
     _kept.append(rule)

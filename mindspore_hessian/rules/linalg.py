@@ -20,7 +20,7 @@ from mindspore_hessian.rules.forward import (
 )
 from mindspore_hessian.rules.kit import (
     attributes_of,
-    broadcast_to,
+    copied_to,
     filled,
     inverse,
     leading,
@@ -288,7 +288,7 @@ def _triple_of(pair, like):
     if pair[1] == FORWARD:
         return pair[0]
     zeros = ops.zeros_like(pair[0])
-    return (pair[0], broadcast_to((like.shape[0],) + zeros.shape)(zeros), zeros)
+    return (pair[0], copied_to(zeros, (like.shape[0],) + zeros.shape), zeros)
 
 
 def _power(factor, n, product):

@@ -28,7 +28,7 @@ from mindspore_hessian.rules.forward import (
 from mindspore_hessian.rules.kit import (
     aligned,
     batch_first,
-    broadcast_to,
+    copied_to,
     front,
     known,
     primitive,
@@ -82,11 +82,6 @@ def _stacked(x, w):
 def _lead(shape, batch):
     """The shape of a matrix or stack spread over the batch axes of the product."""
     return (*batch, *shape[-2:])
-
-
-def _spread(x, shape):
-    """Broadcast, without a copy where nothing is repeated."""
-    return x if x.shape == shape else ops.broadcast_to(x, shape)
 
 
 @constexpr
@@ -159,8 +154,8 @@ def matmul_ext(prim):
             )
         whole = _stacked(left, right)
         d, batch = dout.reshape(whole), whole[:-2]
-        wide_x = _spread(x.reshape(left), _lead(left, batch))
-        wide_w = _spread(w, _lead(right, batch))
+        wide_x = copied_to(x.reshape(left), _lead(left, batch))
+        wide_w = copied_to(w, _lead(right, batch))
         dx = _unrepeated(_stack_right_transposed(d, wide_w), left, batch)
         return dx.reshape(x.shape), _unrepeated(_stack_left_transposed(wide_x, d), right, batch)
 
@@ -255,7 +250,7 @@ def _prepared(x, steps):
     if shape is not None:
         x = reshape(x, shape)
     if full is not None:
-        x = broadcast_to(full)(x)
+        x = copied_to(x, full)
     return x
 
 

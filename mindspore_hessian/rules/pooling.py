@@ -19,7 +19,7 @@ from mindspore_hessian.rules.forward import (
     options_of,
     straight,
 )
-from mindspore_hessian.rules.kit import attributes_of, broadcast_to, joining
+from mindspore_hessian.rules.kit import attributes_of, copied_to, joining
 from mindspore_hessian.rules.registry import (
     KEEPS_ATTRIBUTES,
     REWRITTEN,
@@ -234,7 +234,7 @@ batching("AdaptiveAvgPool2DGrad", "AdaptiveAvgPool3DGrad")(joining(1, shape=True
 def _picked(a, index, spatial):
     """The derivatives of a triple at flat positions."""
     count = a[1].shape[0]
-    each = pick(a[1], broadcast_to((count,) + index.shape)(index), spatial)
+    each = pick(a[1], copied_to(index, (count,) + index.shape), spatial)
     return each, pick(a[2], index, spatial)
 
 

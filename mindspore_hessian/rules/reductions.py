@@ -26,7 +26,7 @@ from mindspore_hessian.rules.kit import (
     along_axis,
     attributes_of,
     axis_at,
-    broadcast_to,
+    copied_to,
     each,
     front,
     one_tensor,
@@ -462,7 +462,7 @@ def pushed_reduction(prim, usual):
         if sums and x_pair[0][0].size == 0:
             zeros = zeros_like(prim(x_pair[0][0], *options_of(rest)))
             shape = (x_pair[0][1].shape[0],) + zeros.shape
-            return ((zeros, broadcast_to(shape)(zeros), zeros), FORWARD)
+            return ((zeros, copied_to(zeros, shape), zeros), FORWARD)
         return usual_rule(x_pair, *rest)
 
     return rule
@@ -536,7 +536,7 @@ def pushed_running_extreme(prim, usual):
         v, j, l = x_pair[0]  # noqa: E741
         y, index = prim(v, axis_pair[0])
         axis = from_end(axis_pair[0], v.ndim)
-        wide = broadcast_to((j.shape[0],) + index.shape)(index)
+        wide = copied_to(index, (j.shape[0],) + index.shape)
         triple = (y, ops.gather_d(j, axis, wide), ops.gather_d(l, axis, index))
         return (triple, FORWARD), (index, None)
 

@@ -17,8 +17,8 @@ from mindspore_hessian.rules.kit import (
     aligned,
     along_axis,
     axis_at,
-    broadcast_to,
     constant,
+    copied_to,
     entries,
     front,
     joining,
@@ -132,7 +132,7 @@ def batched_broadcast(prim, axis_size):
         if dim is None:
             return prim(x, shape), None
         x = front(x, dim)
-        return broadcast_to(_spread_shape(axis_size, x.shape, shape))(aligned(x, 0, len(shape))), 0
+        return copied_to(aligned(x, 0, len(shape)), _spread_shape(axis_size, x.shape, shape)), 0
 
     return rule
 
@@ -288,7 +288,7 @@ def batched_expand_dims_view(x, axis):
 @batching("BroadcastToView")
 @view_by_one
 def batched_broadcast_view(x, shape):
-    return ops.broadcast_to(aligned(x, 0, len(shape)), _spread_shape(x.shape[0], x.shape, shape))
+    return copied_to(aligned(x, 0, len(shape)), _spread_shape(x.shape[0], x.shape, shape))
 
 
 @constexpr
