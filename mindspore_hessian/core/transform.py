@@ -15,6 +15,7 @@ from typing import Any, ParamSpec
 
 from mindspore import Tensor
 
+from mindspore_hessian import _compat
 from mindspore_hessian.core.cache import check_captured
 from mindspore_hessian.core.in_graph import readable_in_graph, tensors_in, twin_of, twin_of_derived
 from mindspore_hessian.core.inplace import refuse_in_graph
@@ -41,6 +42,9 @@ class Evaluation:
         extras: Tensors after those of the point.
         pack: of the program's value, in the structure of the user's; compiled by MindSpore, too.
         run: how the value (and aux) is computed outside of graphs; None: by `program`.
+        recorded: whether that is so, too, where PyNative records for a gradient. It sees nothing of
+            what is put together in numpy, and its gradient would be 0: by `program`, unless said
+            otherwise.
         outside_only: an option that is refused inside the user's graph.
     """
 
@@ -49,13 +53,17 @@ class Evaluation:
     extras: tuple[Tensor, ...] = ()
     pack: Callable = as_it_is
     run: Callable[[], tuple[Any, Any]] | None = None
+    recorded: bool = False
     outside_only: str = ""
 
     def result(self) -> Any:
         """The value, checked and in the structure of the user's; ``(value, aux)`` where there is
         aux.
         """
-        value, aux = self.program.run(self.point, self.extras) if self.run is None else self.run()
+        if self.run is None or (_compat.is_recording() and not self.recorded):
+            value, aux = self.program.run(self.point, self.extras)
+        else:
+            value, aux = self.run()
         check_finite(self.program.name, value)
         value = self.pack(value)
         return (value, aux) if self.point.has_aux else value

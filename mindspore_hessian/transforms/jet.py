@@ -126,6 +126,7 @@ def jet(fn: Any, primals: Any, series: Any) -> Any:
         Program("jet", _jet(order), (order,)),
         flat,
         run=_refusing(point, lambda: Program("jet", _jet(order), (order,)).run(point, flat)),
+        recorded=True,
     )
 
 
@@ -351,6 +352,7 @@ def derivative(fn: Any, order: int, argnum: int = 0) -> Callable:
             point,
             Program("derivative", _inside(order), ("inside", order)),
             run=_refusing(point, run),
+            recorded=True,
         )
 
     return derived("d_fn", fn, evaluate)

@@ -466,7 +466,7 @@ def curvature(
             raise ValueError("direction is zero, so there is no curvature along it")
         return along.run() if along.run else along.program.run(along.point, along.extras)
 
-    return replace(along, run=run)
+    return replace(along, run=run, recorded=True)
 
 
 @evaluates("inputs", "vectors")
