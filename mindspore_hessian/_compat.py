@@ -327,10 +327,15 @@ def lost_its_way(err: BaseException) -> bool:
 
 def is_recording() -> bool:
     """Whether PyNative records a gradient now: the caller is inside ``ms.grad``, ``ms.vjp`` or a
-    training step.
+    training step. After an exception in one of them MindSpore goes on recording.
     """
     flag = _pynative_executor.requires_grad
     return bool(flag() if callable(flag) else flag)
+
+
+def is_recorded(value: Any) -> bool:
+    """Whether that gradient would go through a Tensor."""
+    return isinstance(value, Tensor) and is_recording() and bool(value._requires_grad)
 
 
 def disk_cache_enabled() -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
 from mindspore_hessian.transforms import hessian
@@ -121,3 +121,32 @@ def test_a_hessian_is_computed_in_pieces_where_it_is_large(monkeypatch):
     monkeypatch.setattr(hessian, "_MANY", 4)
     np.testing.assert_allclose(mh.hessian(f)(x).asnumpy(), expected, rtol=1e-12)
     assert asked == [2, 2]
+
+
+def test_operators_refuse_tensors():
+    """They are numpy's: a gradient through them would be 0."""
+    dense = nn.Dense(3, 2)
+    batch = Tensor(POINTS, ms.float32), Tensor([0, 1, 1, 0], ms.int32)
+    op = mh.HessianOperator(dense, nn.CrossEntropyLoss(), [batch])
+    jacobian = mh.JacobianOperator(dense, [batch])
+
+    def flat(v):
+        return (op @ v).sum()
+
+    def structured(v):
+        return (op @ (v[:6].reshape(2, 3), v[6:]))[0].sum()
+
+    def columns(v):
+        return (jacobian @ v).sum()
+
+    v = ops.ones(8, ms.float32)
+    for function in (flat, structured, columns):
+        with pytest.raises(mh.UnsafeRuntimeError, match="has none"):
+            ms.grad(function)(v)
+        function(ops.ones(8, ms.float32))  # MindSpore still records, but nothing of this Tensor
+
+    def aside(v):
+        fixed = ops.stop_gradient(v)
+        return (v**2).sum() + flat(fixed) + structured(fixed) + float((op @ v.asnumpy()).sum())
+
+    np.testing.assert_allclose(ms.grad(aside)(v).asnumpy(), 2 * np.ones(8))

@@ -28,7 +28,7 @@ from mindspore_hessian.core.program import Program
 from mindspore_hessian.core.space import Space, numpy_dtype, ravel
 from mindspore_hessian.device import device_info
 from mindspore_hessian.operators import weights as weight_choice
-from mindspore_hessian.operators.base import Operator, check_vectors
+from mindspore_hessian.operators.base import Operator, check_vectors, refuse_recorded
 from mindspore_hessian.operators.checks import check_deterministic as deterministic
 from mindspore_hessian.operators.checks import check_network
 from mindspore_hessian.operators.data import Batch, Data
@@ -154,6 +154,7 @@ class CurvatureOperator(Operator):
         return weight_choice.layer_classes(self.risk.network, self.weights)
 
     def flatten(self, structure: Any) -> np.ndarray:
+        refuse_recorded(structure)
         return self.space.ravel(structure)
 
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:

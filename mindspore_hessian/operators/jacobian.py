@@ -19,6 +19,7 @@ from mindspore_hessian.core.space import Space, numpy_dtype, unraveled
 from mindspore_hessian.linops.operator import Operator, check_vectors, in_kind_of
 from mindspore_hessian.operators import kernels
 from mindspore_hessian.operators import weights as weight_choice
+from mindspore_hessian.operators.base import refuse_recorded
 from mindspore_hessian.operators.data import Batch, Data, leaves
 from mindspore_hessian.operators.progress import bar
 from mindspore_hessian.operators.risk import OUTPUT, Risk
@@ -198,6 +199,7 @@ class JacobianOperator(_Rectangular):
 
     def flatten(self, structure: Any) -> np.ndarray:
         """Tensors shaped like the weights as a flat vector."""
+        refuse_recorded(structure)
         return self.space.ravel(structure)
 
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
