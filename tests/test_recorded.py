@@ -9,6 +9,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindspore_hessian as mh
+from mindspore_hessian import _compat
 from mindspore_hessian.transforms import hessian
 
 POINT = np.array([0.1, 0.2, 0.3])
@@ -73,7 +74,12 @@ def test_the_gradient_goes_through(name, call, at):
     def squares(x):
         return (call(x) ** 2).sum()
 
-    found = ms.grad(squares)(Tensor(at)).asnumpy()
+    try:
+        found = ms.grad(squares)(Tensor(at)).asnumpy()
+    except RuntimeError as err:
+        if _compat.READS_CAPTURED_ANEW or "[mutable]" not in str(err):
+            raise
+        pytest.skip("refused by MindSpore before 2.10, see docs/limits.md")
     expected = differences(lambda array: squares(Tensor(array)).asnumpy(), at)
     np.testing.assert_allclose(found, expected, atol=1e-6 * abs(expected).max())
 
