@@ -37,6 +37,7 @@ from mindspore_hessian.rules.forward import (
     without_derivative,
 )
 from mindspore_hessian.rules.kit import (
+    COMPARISONS,
     aligned,
     all_batched,
     any_batched,
@@ -138,12 +139,7 @@ batching(
     "Maximum",
     "Minimum",
     "Atan2",
-    "Greater",
-    "GreaterEqual",
-    "Less",
-    "LessEqual",
-    "Equal",
-    "NotEqual",
+    *COMPARISONS,
     "Xlogy",
     "Xdivy",
     why=_SLOW,
@@ -376,12 +372,7 @@ forward("Add", "Sub", "AddExt", "SubExt")(sum_or_difference)
 forward("AddN")(tuple_first)
 forward("AddScalar", "SubScalar")(shifting)
 forward(
-    "Greater",
-    "GreaterEqual",
-    "Less",
-    "LessEqual",
-    "Equal",
-    "NotEqual",
+    *COMPARISONS,
     "GreaterEqualScalar",
     "LessScalar",
     "EqScalar",

@@ -189,14 +189,20 @@ def aligned(x, dim, rank):
 
 
 @constexpr
-def _tiles(shape, whole):
-    """`_repeats`; () where only BroadcastTo does it: unknown lengths, or none."""
-    return _repeats(shape, whole) if min((*shape, *whole), default=1) > 0 else ()
+def _repeats(shape, whole):
+    """How often a tensor is repeated along each axis to have another shape; None where it has it; ()
+    where only BroadcastTo does it: unknown lengths, or none."""
+    if tuple(shape) == tuple(whole):
+        return None
+    if min((*shape, *whole), default=1) < 1:
+        return ()
+    own = (1,) * (len(whole) - len(shape)) + tuple(shape)
+    return tuple(long // short for long, short in zip(whole, own, strict=True))
 
 
 def copied_to(x, shape):
     """x broadcast to a shape, by a kernel that is several times as fast as BroadcastTo's."""
-    repeats = _tiles(x.shape, shape)
+    repeats = _repeats(x.shape, shape)
     if repeats is None:
         return x
     if len(repeats) == 0:
@@ -204,38 +210,19 @@ def copied_to(x, shape):
     return tile(x, repeats)
 
 
+COMPARISONS = ("Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual")
 # Kernels of MindSpore for CPU that take several times as long where shapes differ; those of float32
 # also keep a table of 16 bytes an entry of the result, as long as the graph lives.
 _ALIKE = {
     **dict.fromkeys(("Add", "Sub", "Mul", "RealDiv"), ("Float32",)),
-    **dict.fromkeys(
-        (
-            "Maximum",
-            "Minimum",
-            "Greater",
-            "GreaterEqual",
-            "Less",
-            "LessEqual",
-            "Equal",
-            "NotEqual",
-        ),
-        ("Float32", "Float64", "Float16"),
-    ),
+    **dict.fromkeys(("Maximum", "Minimum", *COMPARISONS), ("Float32", "Float64", "Float16")),
 }
 _MANY = 1 << 16  # entries, from where on copying pays
 
 
-def _repeats(shape, whole):
-    """How often a tensor is repeated along each axis to have another shape; None where it has it."""
-    if tuple(shape) == tuple(whole):
-        return None
-    own = (1,) * (len(whole) - len(shape)) + tuple(shape)
-    return tuple(long // short for long, short in zip(whole, own, strict=True))
-
-
 @constexpr
-def _copies(name, x_shape, y_shape, x_dtype, y_dtype):
-    """`_repeats` of both where one shape is faster, else None."""
+def _common_shape(name, x_shape, y_shape, x_dtype, y_dtype):
+    """That of the result, where operands of this shape are faster; else None."""
     if x_shape == y_shape or x_dtype != y_dtype or str(x_dtype) not in _ALIKE.get(name, ()):
         return None
     if min(x_shape + y_shape, default=0) < 1 or 1 in (np.prod(x_shape), np.prod(y_shape)):
@@ -243,19 +230,15 @@ def _copies(name, x_shape, y_shape, x_dtype, y_dtype):
     whole = np.broadcast_shapes(x_shape, y_shape)
     if np.prod(whole) < _MANY or ms.get_context("device_target") != "CPU":
         return None
-    return _repeats(x_shape, whole), _repeats(y_shape, whole)
+    return whole
 
 
 def alike(name, x, y):
     """The two inputs of a primitive, entry by entry: in one shape where that is faster."""
-    repeats = _copies(name, x.shape, y.shape, x.dtype, y.dtype)
-    if repeats is None:
+    shape = _common_shape(name, x.shape, y.shape, x.dtype, y.dtype)
+    if shape is None:
         return x, y
-    if repeats[0] is not None:
-        x = tile(x, repeats[0])
-    if repeats[1] is not None:
-        y = tile(y, repeats[1])
-    return x, y
+    return copied_to(x, shape), copied_to(y, shape)
 
 
 def product_of(x, y):
