@@ -15,6 +15,7 @@ from _pytest.doctest import DoctestModule
 from full import FULL
 from mindspore import dataset
 
+from mindspore_hessian import _compat
 from mindspore_hessian.device import why_unusable
 
 FRESH = "MINDSPORE_HESSIAN_FRESH"  # set in the process of a test that has one of its own
@@ -139,6 +140,14 @@ def seeded():
     pipeline shuffles anew in each pass; ``mindspore.set_seed`` in a test ends that."""
     dataset.config.set_seed(DATASET_SEED)  # (which numpy gets, too)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_recorded():
+    """After an exception in ``ms.grad`` MindSpore goes on recording: no other test sees that."""
+    yield
+    if _compat.is_recording():
+        _compat._pynative_executor.clear_res()
 
 
 @pytest.fixture(autouse=True)

@@ -156,3 +156,19 @@ def test_operators_refuse_tensors():
         return (v**2).sum() + flat(fixed) + structured(fixed) + float((op @ v.asnumpy()).sum())
 
     np.testing.assert_allclose(ms.grad(aside)(v).asnumpy(), 2 * np.ones(8))
+
+
+def test_what_does_not_compile_while_recording_leaves_nothing_behind():
+    """(Nor after an exception in ``ms.grad``: MindSpore goes on recording. See also conftest's
+    `no_debris`.)"""
+
+    def fails(x):
+        raise KeyError("stopped")
+
+    with pytest.raises(KeyError, match="stopped"):
+        ms.grad(fails)(DIRECTION)
+    assert _compat.is_recording()
+    with pytest.raises(ValueError, match=r"shape \(3\)"):
+        mh.hvp(vector, DIRECTION, DIRECTION)
+    product = mh.hvp(lambda x: (x**3).sum(), DIRECTION, DIRECTION)
+    np.testing.assert_allclose(product.asnumpy(), 6 * DIRECTION.asnumpy() ** 2)

@@ -228,7 +228,8 @@ def execute(program: Program, point: Point, extras: tuple[Tensor, ...] = ()) -> 
 def _run(entry: _Entry, tensors: tuple) -> Any:
     if isinstance(entry.graph, _compat.Graph) and not entry.statistics:
         return entry.graph(tensors)
-    with _compat.kept(entry.statistics), inplace.followed():  # a recorded graph may compile
+    # a recorded graph may compile
+    with debris_removed(), _compat.kept(entry.statistics), inplace.followed():
         return entry.graph(tensors)
 
 
