@@ -14,6 +14,7 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.ops import CumProd, ReduceProd
 from mindspore.ops.operations.math_ops import CumulativeLogsumexp
 from mindspore.scipy.linalg import eigh
+from numpy.polynomial import Polynomial
 from scipy.special import ivp, jvp, kvp, yvp, zeta
 
 import mindspore_hessian as mh
@@ -296,6 +297,7 @@ LIMITS = {
     "layer norm": 1e-9,  # MindSpore's epsilon is float32
     "group norm": 1e-8,  # here too
     "lgamma": 2e-6,  # the accuracy of MindSpore's digamma
+    "mvlgamma": 2e-6,
 }
 
 
@@ -487,6 +489,91 @@ def test_float32():
 
 
 # --- inside graphs --------------------------------------------------------------------------------
+
+
+def along_lines(x):
+    """Functions of 2 x + 1, whose derivatives by x end after the first."""
+    z = 2 * x + 1
+    return ops.stack(
+        [
+            ops.exp(z),
+            ops.expm1(z),
+            ops.log(z),
+            ops.sin(z),
+            ops.cos(z),
+            ops.sinh(z),
+            ops.cosh(z),
+            ops.tanh(z),
+            ops.sigmoid(z),
+            ops.tan(z / 3),
+            ops.silu(z),
+            ops.softplus(z),
+            z * z * z,
+            1 / z,
+            ops.exp(ops.cat((z, z * z))[: x.shape[0]] - ops.cat((x, x))[: x.shape[0]]),
+            z,
+        ],
+        1,
+    )
+
+
+def derivative_of_polynomial(slope, power, y, n):
+    """The n-th derivative of the `power` of a y with y' = slope(y), both polynomials."""
+    for _ in range(n):
+        power = power.deriv() * slope
+    return power(y)
+
+
+def closed_forms(z, n):
+    """Their n-th derivatives by z, n > 0."""
+
+    def sigma(n):
+        return derivative_of_polynomial(Polynomial([0, 1, -1]), y, 1 / (1 + np.exp(-z)), n)
+
+    y, exp, cosines = Polynomial([0, 1]), np.exp(z), (np.cos(z), -np.sin(z), -np.cos(z), np.sin(z))
+    cubes = (z**3, 3 * z**2, 6 * z, 6 + 0 * z)
+    odd, even = np.sinh(z), np.cosh(z)
+    return [
+        exp,
+        exp,
+        (-1) ** (n - 1) * math.factorial(n - 1) / z**n,
+        cosines[(n - 1) % 4],
+        cosines[n % 4],
+        (odd, even)[n % 2],
+        (even, odd)[n % 2],
+        derivative_of_polynomial(Polynomial([1, 0, -1]), y, np.tanh(z), n),
+        sigma(n),
+        derivative_of_polynomial(Polynomial([1, 0, 1]), y, np.tan(z / 3), n) / 3**n,
+        n * sigma(n - 1) + z * sigma(n),
+        sigma(n - 1),
+        cubes[n] if n < 4 else 0 * z,
+        (-1) ** n * math.factorial(n) / z ** (n + 1),
+        np.exp(z - (z - 1) / 2) / 2**n,
+        (n == 1) + 0 * z,
+    ]
+
+
+@pytest.mark.parametrize("order", [6, *([1, 2, 3] * FULL)])
+def test_along_a_line(order):
+    x = np.linspace(0.1, 0.9, 5)
+    found = mh.derivative(along_lines, order)(Tensor(x, ms.float64)).asnumpy()
+    expected = 2**order * np.stack(closed_forms(2 * x + 1, order), 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_line_where_a_tensor_decides():
+    """In one branch the derivatives end, in the other they do not."""
+
+    def f(x):
+        y = 3 * x
+        if x.sum() > 2:
+            y = ops.sin(x)
+        return y * x
+
+    x = np.array([0.5, 0.25])
+    second, far = mh.derivative(f, 2), x + 1
+    for at, expected in ((x, 6 + 0 * x), (far, 2 * np.cos(far) - far * np.sin(far))):
+        np.testing.assert_allclose(second(Tensor(at, ms.float64)).asnumpy(), expected, rtol=1e-12)
 
 
 def test_a_jet_and_a_derivative_inside_a_graph():

@@ -1,6 +1,6 @@
 """What unequal shapes cost MindSpore's kernels for CPU: milliseconds of a kernel with operands of one
 shape, with a row for the second, and with the row copied to that shape before it, and the MiB that
-the second graph keeps; and copies by BroadcastTo and by Tile.
+the second graph keeps; copies by BroadcastTo and by Tile; and sums of tensors of one shape by Add and by AddN.
 
 Usage: python ci/bench/shapes.py
 """
@@ -82,6 +82,31 @@ def copies() -> None:
         )
 
 
+def sums() -> None:
+    """Microseconds of one of twenty sums in a row, which overhead does not hide."""
+    total = ops.AddN()
+
+    def by_add(x, y):
+        for _ in range(20):
+            x = ops.Add()(x, y)
+        return first(x, (0, 0), (1, 1))
+
+    def by_add_n(x, y):
+        for _ in range(20):
+            x = total((x, y))
+        return first(x, (0, 0), (1, 1))
+
+    for dtype in ("float32", "float64"):
+        for rows in (16, 64, 512):
+            x, y = (Tensor(np.random.rand(rows, COLUMNS).astype(dtype)) for _ in range(2))
+            times = (50 * measured(sum_of, x, y)[0] for sum_of in (by_add, by_add_n))
+            print(
+                f"| {dtype}, {rows} x {COLUMNS} | "
+                + " | ".join(f"{one:.0f}" for one in times)
+                + " |"
+            )
+
+
 if __name__ == "__main__":
     print("| kernel | equal, ms | unequal, ms | copied first, ms | kept where unequal, MiB |")
     print("|---|---|---|---|---|")
@@ -89,3 +114,5 @@ if __name__ == "__main__":
         kernels(dtype)
     print("\n| copy | BroadcastTo, ms | Tile, ms |\n|---|---|---|")
     copies()
+    print("\n| sum of two | Add, us | AddN, us |\n|---|---|---|")
+    sums()

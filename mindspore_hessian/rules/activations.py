@@ -590,12 +590,12 @@ def pushed_log_softmax(prim, a, axis):
 # --- Taylor coefficients --------------------------------------------------------------------------
 
 
-@by_series("Tanh")
+@by_series("Tanh", of_line=True)
 def expanded_tanh(y, x):
     return taylor.hyperbolic_tangent(y, x)
 
 
-@by_series("Sigmoid")
+@by_series("Sigmoid", of_line=True)
 def expanded_sigmoid(y, x):
     return taylor.logistic(y, x)
 
@@ -605,7 +605,7 @@ def _swish(y, x, z):
     return (y,) + taylor.times(x, taylor.logistic(ops.sigmoid(z[0]), z))[1:]
 
 
-@by_series("SiLU")
+@by_series("SiLU", of_line=True)
 def expanded_silu(y, x):
     return _swish(y, x, x)
 
@@ -635,7 +635,7 @@ def _softplus(y, x):
     return taylor.integrated(y, x, taylor.logistic(ops.sigmoid(x[0]), x))
 
 
-@by_series("Softplus")
+@by_series("Softplus", of_line=True)
 def expanded_softplus(y, x):
     return _softplus(y, x)
 

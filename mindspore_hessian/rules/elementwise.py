@@ -818,6 +818,7 @@ def pushed_masked_fill(prim, usual):
 
 
 @expansion("Mul")
+@taylor.on_lines((0,), (1,))
 @allow(0, 1)
 def expanded_mul(prim, usual):
     """a b."""
@@ -833,6 +834,7 @@ def expanded_mul(prim, usual):
 
 
 @expansion("Div", "RealDiv")
+@taylor.on_lines((0,))
 @allow(0, 1)
 def expanded_div(prim, usual):
     """a / b."""
@@ -945,17 +947,17 @@ def expanded_reciprocal(y, x):
     return (y,) + taylor.inverse(x)[1:]
 
 
-@by_series("Exp")
+@by_series("Exp", of_line=True)
 def expanded_exp(y, x):
     return taylor.exponential(y, x)
 
 
-@by_series("Expm1")
+@by_series("Expm1", of_line=True)
 def expanded_expm1(y, x):
     return (y,) + taylor.exponential(y + 1, x)[1:]
 
 
-@by_series("Log")
+@by_series("Log", of_line=True)
 def expanded_log(y, x):
     return taylor.integrated(y, x, taylor.inverse(x))
 
@@ -965,30 +967,30 @@ def expanded_log1p(y, x):
     return taylor.integrated(y, x, taylor.inverse(taylor.shifted(x, 1)))
 
 
-@by_series("Sin")
+@by_series("Sin", of_line=True)
 def expanded_sin(y, x):
     s, _ = taylor.circular(y, ops.cos(x[0]), x, -1)
     return s
 
 
-@by_series("Cos")
+@by_series("Cos", of_line=True)
 def expanded_cos(y, x):
     _, c = taylor.circular(ops.sin(x[0]), y, x, -1)
     return c
 
 
-@by_series("Tan")
+@by_series("Tan", of_line=True)
 def expanded_tan(y, x):
     return taylor.by_square(y, 1 + y * y, x, 1)
 
 
-@by_series("Sinh")
+@by_series("Sinh", of_line=True)
 def expanded_sinh(y, x):
     s, _ = taylor.circular(y, ops.cosh(x[0]), x, 1)
     return s
 
 
-@by_series("Cosh")
+@by_series("Cosh", of_line=True)
 def expanded_cosh(y, x):
     _, c = taylor.circular(ops.sinh(x[0]), y, x, 1)
     return c

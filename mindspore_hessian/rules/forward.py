@@ -22,6 +22,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian.rules.kit import (
     add,
+    added,
     aligned,
     copied_to,
     front,
@@ -35,12 +36,15 @@ from mindspore_hessian.rules.registry import Getter, forward
 FORWARD = -7  # in the place of a batch axis: the value is a triple
 SERIES = -8  # the value is a series: see `rules.taylor`
 UNIFORM = -9  # the value is (v, j): derivatives that are the same for all samples, see `wide`
+LINE = (
+    -10
+)  # less an order: the value is a series of that order that ends after its first coefficient
 _MISSING = -100  # from here on down: it should have been one, but a primitive has no forward rule
 _names: list[str] = []  # of these primitives, by that number
 applied: set[str] = set()  # the primitives whose forward rules this process used
 expanded: set[str] = set()  # those whose rules for series it used
 
-_sum = ops.ReduceSum()
+_sum, _concat = ops.ReduceSum(), ops.Concat()
 
 
 # --- what the pass hands over ---------------------------------------------------------------------
@@ -60,33 +64,39 @@ def missing_name(mark: int) -> str:
     return _names[_MISSING - mark] if mark <= _MISSING else ""
 
 
-def _flat(dims):
+def flat(dims):
+    """Those of nested tuples."""
     for dim in dims:
         if isinstance(dim, tuple):
-            yield from _flat(dim)
+            yield from flat(dim)
         else:
             yield dim
 
 
+_KINDS = {FORWARD: FORWARD, UNIFORM: FORWARD, SERIES: SERIES}  # and LINEs, which are SERIES
 NOTHING = (-1,)  # the places that are allowed where there is no rule
+LONGEST = LINE - _MISSING - 1  # the highest order of a LINE
+
+
+def line_order(mark: int) -> int:
+    """The order of a LINE; 0 for other marks."""
+    return LINE - mark if _MISSING < mark < LINE else 0
 
 
 @constexpr
 def carried(dims, forward_places, series_places, missing):
-    """FORWARD, UNIFORM or SERIES where such a rule is to be applied, 0 where nothing is carried
-    forward, else the mark of what is missing.
+    """FORWARD, UNIFORM, SERIES or a LINE where such a rule is to be applied, 0 where nothing is
+    carried forward, else the mark of what is missing.
 
     Args:
         dims: of the inputs, nested like them.
         forward_places, series_places: the inputs that each rule takes carried forward; () for all.
         missing: the mark of the primitive, for those that it does not take.
     """
-    worst = [min([0, *(dim for dim in _flat((own,)) if dim is not None)]) for own in dims]
+    worst = [min([0, *(dim for dim in flat((own,)) if dim is not None)]) for own in dims]
     if min(worst, default=0) <= _MISSING:
         return min(worst)
-    kinds = {
-        FORWARD if dim == UNIFORM else dim for dim in worst if dim in (FORWARD, SERIES, UNIFORM)
-    }
+    kinds = {_KINDS.get(dim, SERIES) for dim in worst if dim in _KINDS or line_order(dim)}
     if not kinds:
         return 0
     kind = kinds.pop()
@@ -94,7 +104,7 @@ def carried(dims, forward_places, series_places, missing):
     if kinds or (places and not {place for place, dim in enumerate(worst) if dim} <= set(places)):
         return missing
     (applied if kind == FORWARD else expanded).add(missing_name(missing))
-    return UNIFORM if UNIFORM in worst else kind
+    return min(kind, *(dim for dim in worst if dim == UNIFORM or line_order(dim)), 0)
 
 
 def dim_of(pair):
@@ -178,8 +188,22 @@ def widened(x, v):
 # wide before.
 
 
+@constexpr
+def order_of(mark):
+    """`line_order`, of a batch axis as well."""
+    return line_order(mark or 0)
+
+
+@constexpr
+def line_of(order):
+    """The mark of a LINE of that order."""
+    return LINE - order
+
+
 def wide(pair):
-    """A pair, and what is UNIFORM in it as a triple with derivatives of full size."""
+    """A pair, and what is UNIFORM in it as a triple with derivatives of full size; a LINE as a
+    series with all coefficients.
+    """
     if not isinstance(pair, (tuple, list)):
         return pair
     if len(pair) == 2 and (pair[1] is None or isinstance(pair[1], int)):
@@ -187,6 +211,11 @@ def wide(pair):
             v, j = pair[0]
             j = copied_to(j, (j.shape[0],) + v.shape)
             return ((v, j, zeros_like(v)), FORWARD)
+        order = order_of(pair[1])
+        if order > 0:
+            v, c = pair[0]
+            zeros = copied_to(zeros_like(c), (order - 1,) + v.shape)
+            return ((v, _concat((c, zeros))), SERIES)
         return pair
     out = ()
     for one in pair:
@@ -293,7 +322,7 @@ def _uniform_joined(prim, usual, pushed):
 
 def chain(a, y, first, second):
     """f(a), entry by entry, from its value and its first two derivatives at a."""
-    second = add(mul(a[2], first), mul(_sum(mul(a[1], a[1]), 0), second))
+    second = added((mul(a[2], first), mul(_sum(mul(a[1], a[1]), 0), second)))
     return (y, product_of(a[1], first), second)
 
 
@@ -322,8 +351,8 @@ def times(a, b):
     cross = _sum(mul(ja, jb), 0)
     return (
         y,
-        add(product_of(ja, b[0]), product_of(jb, a[0])),
-        add(add(mul(a[2], b[0]), mul(b[2], a[0])), add(cross, cross)),
+        added((product_of(ja, b[0]), product_of(jb, a[0]))),
+        added((mul(a[2], b[0]), mul(b[2], a[0]), cross, cross)),
     )
 
 
@@ -585,9 +614,13 @@ def product(prim, usual):
             usual((j, 0), (k, 0), *rest),
         )
         cross = _sum(front(both[0], both[1]), 0)
-        second = add(add(prim(l, w, *options), prim(v, m, *options)), add(cross, cross))
+        second = added((prim(l, w, *options), prim(v, m, *options), cross, cross))
         return (
-            (prim(v, w, *options), add(front(left[0], left[1]), front(right[0], right[1])), second),
+            (
+                prim(v, w, *options),
+                added((front(left[0], left[1]), front(right[0], right[1]))),
+                second,
+            ),
             FORWARD,
         )
 
@@ -685,7 +718,8 @@ def two_inputs(partials: Callable) -> Callable:
             p, q = _spread_triple(a_pair[0], y), _spread_triple(b_pair[0], y)
             one, two = chain(p, y, fa, faa), chain(q, y, fb, fbb)
             cross = mul(_sum(mul(p[1], q[1]), 0), fab)
-            return ((y, add(one[1], two[1]), add(add(one[2], two[2]), add(cross, cross))), FORWARD)
+            second = added((one[2], two[2], cross, cross))
+            return ((y, added((one[1], two[1])), second), FORWARD)
 
         return rule
 
@@ -702,7 +736,7 @@ def _in_parts(a_pair, b_pair, y, slopes):
     if a_pair[1] != FORWARD:
         return (y, j, l)
     a = _spread_triple(a_pair[0], y)
-    return (y, add(mul(a[1], slopes[0]), j), add(mul(a[2], slopes[0]), l))
+    return (y, added((mul(a[1], slopes[0]), j)), added((mul(a[2], slopes[0]), l)))
 
 
 def _spread_triple(a, y):

@@ -27,14 +27,17 @@ from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, MissingRuleError, warn
 from mindspore_hessian.rules.forward import (
     FORWARD,
+    LONGEST,
     NOTHING,
     SERIES,
     UNIFORM,
     carried,
     dim_of,
     dims_of,
+    line_of,
     mark_of_missing,
     missing_name,
+    order_of,
     wide,
 )
 from mindspore_hessian.rules.kit import copied_to, primitive, tensors_of, zeros_like
@@ -82,7 +85,15 @@ class HessianEnter(PrimitiveWithInfer):
 class HessianSeries(HessianEnter):
     """x, with its Taylor coefficients j of shape (K, *x.shape): here the forward mode for series
     begins.
+
+    Args:
+        ends: whether all but the first of them are zero.
     """
+
+    @prim_attr_register
+    def __init__(self, ends=False):
+        self.init_prim_io_names(inputs=["x", "j"], outputs=["y"])
+        self.ends = ends
 
 
 class HessianLeave(PrimitiveWithInfer):
@@ -107,7 +118,7 @@ class HessianLeave(PrimitiveWithInfer):
         return (y, y, y)
 
 
-enter, enter_series = HessianEnter(), HessianSeries()
+enter, enter_series, enter_line = HessianEnter(), HessianSeries(), HessianSeries(True)
 
 
 _tickets = itertools.count(1)
@@ -171,6 +182,9 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
     forward_places, pushed = _made(make, prim, batched)
     series_places, expanded = _made(expand, prim, batched)
     uniform = getattr(make, "uniform", _made_wide)(primitive(prim), batched, pushed)
+    line = _made_wide(prim, batched, expanded)
+    if expand is not None and hasattr(expand, "line"):  # of one coefficient
+        line = expand.line(primitive(prim), (usual or copies(name, {}))(prim, 1), line)
 
     def rule(*pairs):
         state = carried(dims_of(pairs), forward_places, series_places, missing)
@@ -182,6 +196,8 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
             return uniform(*pairs)
         if state == SERIES:
             return expanded(*pairs)
+        if order_of(state) > 0:
+            return line(*pairs)
         return (0, state)
 
     return rule
@@ -209,7 +225,7 @@ def _made(make: Callable | None, prim, batched: Callable) -> tuple[tuple[int, ..
 
 
 def _made_wide(prim, usual, pushed):
-    """The rule of what has none for UNIFORM values."""
+    """The rule of what has none for UNIFORM values, or for a LINE."""
 
     def rule(*pairs):
         given = ()
@@ -313,11 +329,20 @@ def batched_enter(prim, axis_size):
     return rule
 
 
+@constexpr
+def _stays_line(ticket, order):
+    """Whether a series that ends may stay so; the ticket is for one pass."""
+    return 1 < order <= LONGEST and not Table.branches
+
+
 @_end("HessianSeries")
 def batched_series(prim, axis_size):
     """The series of x."""
+    ticket, ends = next(_tickets), prim.ends
 
     def rule(x_pair, c_pair):
+        if ends and _stays_line(ticket, axis_size):
+            return ((x_pair[0], c_pair[0][:1]), line_of(axis_size))
         return ((x_pair[0], c_pair[0]), SERIES)
 
     _kept.append(rule)
@@ -331,11 +356,12 @@ def batched_leave(prim, axis_size):
 
     def rule(y_pair, number_pair, *given_pairs):
         if _went_through(ticket, dim_of(y_pair), otherwise is None, of_series):
+            y_pair = wide(y_pair)
             if y_pair[1] == SERIES:
                 y, c = y_pair[0]
                 return _outputs(y, ops.cast(c, y.dtype), zeros_like(y))
-            if y_pair[1] in (FORWARD, UNIFORM):
-                v, j, l = wide(y_pair)[0]  # noqa: E741
+            if y_pair[1] == FORWARD:
+                v, j, l = y_pair[0]  # noqa: E741
                 return _outputs(v, ops.cast(j, v.dtype), ops.cast(l, v.dtype))
             zeros = zeros_like(y_pair[0])
             return _outputs(y_pair[0], copied_to(zeros, (axis_size,) + zeros.shape), zeros)

@@ -38,6 +38,23 @@ add, sub, mul, pow_, abs_, sigmoid = (
 )
 less, select, ones_like, zeros_like = ops.Less(), ops.Select(), ops.OnesLike(), ops.ZerosLike()
 
+_add_all = ops.AddN()
+
+
+def added(terms):
+    """The sum of tensors of one shape and dtype. On the CPU, AddN takes half of the time of Add, in
+    float64 a quarter; it has no bfloat16.
+    """
+    if len(terms) == 1:
+        return terms[0]
+    if terms[0].dtype != ms.bfloat16:
+        return _add_all(terms)
+    total = terms[0]
+    for term in terms[1:]:
+        total = add(total, term)
+    return total
+
+
 put = _compat.backward(
     "GatherDGradV2"
 )  # put(x, axis, index, d): d added where the index points along the axis, zero

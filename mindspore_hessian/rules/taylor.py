@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
@@ -22,12 +23,18 @@ from mindspore_hessian.rules.forward import (
     FORWARD,
     SERIES,
     allow,
+    dims_of,
+    flat,
+    line_of,
+    line_order,
     mark_of_missing,
     options_of,
+    order_of,
     widened,
 )
 from mindspore_hessian.rules.kit import (
     add,
+    added,
     aligned,
     front,
     mul,
@@ -39,7 +46,8 @@ from mindspore_hessian.rules.kit import (
 )
 from mindspore_hessian.rules.registry import Getter, expansion, forward
 
-_div, _neg, _concat, _exp = ops.Div(), ops.Neg(), ops.Concat(), ops.Exp()
+_div, _neg, _concat, _exp = ops.RealDiv(), ops.Neg(), ops.Concat(), ops.Exp()
+_square = ops.Square()
 
 
 # --- between tensors and tuples -------------------------------------------------------------------
@@ -57,7 +65,12 @@ def split(v, c):
 
 
 def coefficients(pair):
-    """Those of a pair; of what is constant, itself alone."""
+    """Those of a pair; of what is constant, itself alone. Of a LINE, the number 0 from the second
+    on.
+    """
+    order = order_of(pair[1])
+    if order > 0:
+        return (pair[0][0], reshape(pair[0][1], pair[0][0].shape)) + (0,) * (order - 1)
     if pair[1] == SERIES:
         return split(pair[0][0], pair[0][1])
     return (pair[0],)
@@ -82,39 +95,52 @@ def quotient_of(one, two, dtype):
     return Tensor(one / two, dtype)
 
 
+# (On the CPU, products in float64 go through tables of indices, which quotients and squares do not.)
+
+
+def _multiple(x, one, two):
+    """x times a fraction."""
+    if x.dtype == ms.float64:
+        return _div(x, quotient_of(two, one, x.dtype))
+    return mul(x, quotient_of(one, two, x.dtype))
+
+
 def over(x, k):
     """x / k, for an integer k."""
-    return x if k == 1 else mul(x, quotient_of(1, k, x.dtype))
+    return x if k == 1 else _multiple(x, 1, k)
 
 
 def fold(x, k):
     """k x, for an integer k. (As a number, it would be cast anew at every run.)"""
-    return x if k == 1 else mul(x, quotient_of(k, 1, x.dtype))
+    return x if k == 1 or _nothing(x) else _multiple(x, k, 1)
+
+
+def _nothing(x):
+    """Whether that is the number 0."""
+    return isinstance(x, int)
 
 
 def at(a, b, n):
     """Coefficient n of a b."""
-    low, high = max(0, n - len(b) + 1), min(n, len(a) - 1)
-    total = mul(a[low], b[n - low])
-    for i in range(low + 1, high + 1):
-        total = add(total, mul(a[i], b[n - i]))
-    return total
+    terms = ()
+    for i in range(max(0, n - len(b) + 1), min(n, len(a) - 1) + 1):
+        if not (_nothing(a[i]) or _nothing(b[n - i])):
+            terms = terms + (mul(a[i], b[n - i]),)
+    return added(terms)
 
 
 def square_at(a, n, first=0, sign=1):
     """Coefficient n of a^2 times a sign, but for terms with one of the `first` coefficients; None
     where nothing is left."""
-    total = None
+    terms = ()
     for i in range(first, (n + 1) // 2):
-        term = mul(a[i], a[n - i])
-        total = term if total is None else add(total, term)
-    if total is not None:
-        total = fold(total, 2 * sign)
+        terms = terms + (mul(a[i], a[n - i]),)
+    total = fold(added(terms), 2 * sign) if len(terms) > 0 else None
     if n % 2 == 0 and n // 2 >= first:
-        middle = mul(a[n // 2], a[n // 2])
+        middle = _square(a[n // 2]) if a[n // 2].dtype == ms.float64 else mul(a[n // 2], a[n // 2])
         if total is None:
             return fold(middle, sign)
-        total = add(total, middle) if sign == 1 else sub(total, middle)
+        total = added((total, middle)) if sign == 1 else sub(total, middle)
     return total
 
 
@@ -236,7 +262,7 @@ def exponential(y, x):
 
 def root(y, x):
     """sqrt(x), whose value is y: 2 y_0 y_k = x_k - sum of y_i y_{k-i} with neither index 0."""
-    out, twice = (y,), add(y, y)
+    out, twice = (y,), added((y, y))
     for k in range(1, len(x)):
         rest = square_at(out + (y,), k, 1)
         out = out + (_div(x[k] if rest is None else sub(x[k], rest), twice),)
@@ -275,8 +301,8 @@ def logistic(y, x):
 def hyperbolic_tangent(y, x):
     """tanh(x), whose value is y; in float32 from the sigmoid, which is exact to more digits."""
     if x[0].dtype == y.dtype and str(x[0].dtype) != "Float64":
-        s = sigmoid(add(x[0], x[0]))
-        fine = by_square(sub(add(s, s), 1), mul(mul(s, sub(1, s)), 4), x, -1)
+        s = sigmoid(added((x[0], x[0])))
+        fine = by_square(sub(added((s, s)), 1), mul(mul(s, sub(1, s)), 4), x, -1)
         return (y,) + fine[1:]
     return by_square(y, sub(1, mul(y, y)), x, -1)
 
@@ -410,11 +436,66 @@ def _series(pair):
     return pair
 
 
+@constexpr
+def _alone(dims, places):
+    """The order of the LINEs where nothing else is carried, and by inputs that are one of `places`
+    (none: by any); else 0."""
+    marks = [{dim for dim in flat((own,)) if dim is not None and dim < 0} for own in dims]
+    carrying = tuple(place for place, own in enumerate(marks) if own)
+    found = set().union(*marks)
+    if len(found) != 1 or (places and carrying not in places):
+        return 0
+    return line_order(*found)
+
+
+def _marked(pair, order):
+    """A LINE as a series of one coefficient, for order 0; and back."""
+    if not isinstance(pair, (tuple, list)):
+        return pair
+    if _is_pair(pair):
+        if order == 0 and order_of(pair[1]) > 0:
+            return (pair[0], SERIES)
+        if order > 0 and pair[1] == SERIES:
+            return (pair[0], line_of(order))
+        return pair
+    out = ()
+    for one in pair:
+        out = out + (_marked(one, order),)
+    return out
+
+
+def on_lines(*places: tuple[int, ...]) -> Callable[[Getter], Getter]:
+    """The decorator of a getter whose rule is linear in the inputs at these places together, or at
+    other `places` (none: in all): it takes LINEs as they are.
+    """
+
+    def mark(getter: Getter) -> Getter:
+        def line(prim, usual, otherwise):
+            expanded = getter(prim, usual)
+
+            def rule(*pairs):
+                order = _alone(dims_of(pairs), places)
+                if order == 0:
+                    return otherwise(*pairs)
+                given = ()
+                for pair in pairs:
+                    given = given + (_marked(pair, 0),)
+                return _marked(expanded(*given), order)
+
+            return rule
+
+        getter.line = line  # type: ignore[attr-defined]
+        return getter
+
+    return mark
+
+
 def of_forward(getter: Callable) -> Callable:
     """The rule for series of a forward rule that is `straight`: coefficients go through as
     derivatives do.
     """
 
+    @on_lines()
     @allow(*getattr(getter, "allowed", ()))
     def made(prim, usual):
         pushed = getter(prim, usual)
@@ -436,9 +517,9 @@ def of_forward(getter: Callable) -> Callable:
     return made
 
 
-def of_one(function: Callable) -> Callable:
+def of_one(function: Callable, of_line: bool = False) -> Callable:
     """One tensor: ``function(y, x, *options)`` gives the coefficients of the result, of which y is
-    the value.
+    the value. `of_line`: some of x may be the number 0: it goes to `derivative_of` and `at` alone.
     """
 
     @allow(0)
@@ -449,6 +530,8 @@ def of_one(function: Callable) -> Callable:
 
         return rule
 
+    if of_line:
+        getter.line = lambda prim, usual, otherwise: getter(prim, usual)  # type: ignore[attr-defined]
     return getter
 
 
@@ -468,11 +551,11 @@ def of_two(function: Callable) -> Callable:
     return getter
 
 
-def by_series(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
+def by_series(*primitives: str, of_line: bool = False, **row: Any) -> Callable[[Getter], Getter]:
     """The decorator of a function as of `of_one`: files the Taylor rule of these primitives."""
 
     def file(function: Getter) -> Getter:
-        expansion(*primitives, **row)(of_one(function))
+        expansion(*primitives, **row)(of_one(function, of_line))
         return function
 
     return file
@@ -544,6 +627,7 @@ def by_expansion(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
     return file
 
 
+@on_lines((0,), (1,))
 @allow(0, 1)
 def bilinear(prim, usual):
     """Linear in each of the first two inputs: a matrix product, a convolution."""
@@ -559,10 +643,10 @@ def bilinear(prim, usual):
         a, b = coefficients(a_pair), coefficients(b_pair)
         out = ()
         for n in range(len(a)):
-            total = prim(a[0], b[n], *options)
-            for i in range(1, n + 1):
-                total = add(total, prim(a[i], b[n - i], *options))
-            out = out + (total,)
+            terms = ()
+            for i in range(n + 1):
+                terms = terms + (prim(a[i], b[n - i], *options),)
+            out = out + (added(terms),)
         return joined(out)
 
     return rule

@@ -146,7 +146,7 @@ def _of_one(f: Callable, axes: tuple[int | None, ...]) -> Callable:
 # --- the pass -------------------------------------------------------------------------------------
 
 
-def push(f, pos, otherwise, of_series=False):
+def push(f, pos, otherwise, of_series=False, ends=False):
     """``p(xs, js)``: for each output of `f` the triple (value, derivatives along js, sum of second
     derivatives).
 
@@ -154,10 +154,12 @@ def push(f, pos, otherwise, of_series=False):
     same for all samples (see `rules.forward.wide`). Where a primitive has no forward
     rule, ``otherwise(number of the output, *xs, *js)`` gives the triple; where that is None, the
     pass ends with a `MissingRuleError`. `of_series`: js are Taylor coefficients, and come out in
-    the place of the derivatives.
+    the place of the derivatives; `ends`: all but the first of them are zero.
     """
     leave = interpreter.leave(otherwise, of_series)
-    enter = interpreter.enter_series if of_series else interpreter.enter
+    enter = interpreter.enter
+    if of_series:
+        enter = interpreter.enter_line if ends else interpreter.enter_series
     own = tuple(
         pos.index(place) if place in pos else -1 for place in range(max(pos) + 1)
     )  # they come in any order

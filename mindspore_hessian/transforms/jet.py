@@ -240,7 +240,7 @@ def _along(function: Function, space: Space, order: int) -> Callable:
     a tuple of them.
     """
     pushed, place = (
-        passes.push(function.value, space.positions, None, True),
+        passes.push(function.value, space.positions, None, True, ends=True),
         space.positions[0],
     )
 
