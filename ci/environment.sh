@@ -54,15 +54,17 @@ project_venv() {
 # run_tests FOLDER ARGUMENT...: the tests and the examples in the docstrings, in two processes (or JOBS), because
 # compiling keeps one core busy. These are started anew after each dozen of files: in a process that has compiled some
 # hundred graphs MindSpore takes two to three times as long for the next, and sometimes fails at it. A third of a
-# compilation is malloc's, so that it may keep what is freed. A closing line like pytest's comes last.
+# compilation is malloc's, so that it may keep what is freed, and gets large pages. A closing line like pytest's comes
+# last.
 run_tests() {
     local folder=$1 status=0 part from log begin=$SECONDS
     local files=(mindspore_hessian tests/rules tests/test_*.py)
+    local malloc=glibc.malloc.tcache_count=65000:glibc.malloc.trim_threshold=4000000000:glibc.malloc.hugetlb=1
     shift
     log=$(mktemp)
     for ((from = 0; from < ${#files[@]}; from += 12)); do
         part=0
-        GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.tcache_count=65000:glibc.malloc.trim_threshold=4000000000} \
+        GLIBC_TUNABLES=${GLIBC_TUNABLES:-$malloc} \
             "$folder/bin/python" -m pytest --doctest-modules "${files[@]:from:12}" \
             -n "${JOBS:-2}" --dist worksteal "$@" 2>&1 | tee -a "$log" || part=$?
         [[ $part == 0 || $part == 5 ]] || status=$part  # 5: none of the tests that were asked for is in this part

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import ctypes
 import gc
+import inspect
 import itertools
 import os
 import pkgutil
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -92,6 +93,28 @@ def graphs_saved_in(folder: str, passes: str) -> Iterator[None]:
 # --- what MindSpore's parser reads (used by _inplace.py) ------------------------------------------
 
 
+_LIBRARIES = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep for file in (ms.__file__, __file__)
+)
+_sources: dict[tuple[str, CodeType], tuple[list[str], int]] = {}
+
+
+def _source_lines(fn: Any) -> tuple[list[str], int]:
+    """`inspect.getsourcelines`, which of MindSpore's functions and ours reads each once: without
+    that, it is a tenth of all compilations.
+    """
+    code = getattr(inspect.unwrap(getattr(fn, "__func__", fn)), "__code__", None)
+    if code is None or not code.co_filename.startswith(_LIBRARIES):
+        return inspect.getsourcelines(fn)
+    key = (code.co_filename, code)
+    if key not in _sources:
+        _sources[key] = inspect.getsourcelines(fn)
+    return _sources[key]
+
+
+_inspect = SimpleNamespace(**{**vars(inspect), "getsourcelines": _source_lines})
+
+
 @contextlib.contextmanager
 def parsing(read: Callable[[FunctionType, Any, ast.AST], ast.AST]) -> Iterator[None]:
     """While MindSpore compiles inside, it goes on with ``read(function, self, tree)`` in the place
@@ -108,7 +131,7 @@ def parsing(read: Callable[[FunctionType, Any, ast.AST], ast.AST]) -> Iterator[N
         tokens, tree = parse(self)
         return tokens, tree if tree is None else read(self.fn, self.owner_of_fn, tree)
 
-    cls.__init__, cls.parse = remembering, reading
+    cls.__init__, cls.parse, parser.inspect = remembering, reading, _inspect
     operators.update(
         (kind, resources.parse_object_map[kind])
         for kind in before
@@ -118,7 +141,7 @@ def parsing(read: Callable[[FunctionType, Any, ast.AST], ast.AST]) -> Iterator[N
     try:
         yield
     finally:
-        cls.__init__, cls.parse = init, parse
+        cls.__init__, cls.parse, parser.inspect = init, parse, inspect
         operators.update(before)
         if index_by_views is not None:
             os.environ["MS_DEV_TENSOR_INDEX_BOOST"] = index_by_views

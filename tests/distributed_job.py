@@ -40,7 +40,7 @@ def network(dtype):
 
 def agree(rank):
     vector = np.array([1.0, -2.0, 0.5])
-    for dtype, tolerance in (("float32", 1e-6), ("float64", 1e-14)):
+    for dtype, tolerance in (*[("float32", 1e-6)] * FULL, ("float64", 1e-14)):
         net = network(dtype)
         op = mh.HessianOperator(net, squared, batches(rank, dtype), distributed=True)
         assert (op.num_data, op.reduction) == (8, "mean"), op
@@ -122,7 +122,7 @@ OPTIMIZERS = {
 
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10}
-CASES = [(name, "float64") for name in (OPTIMIZERS if FULL else ("AdaHessian", "KFAC"))]
+CASES = [(name, "float64") for name in (OPTIMIZERS if FULL else ("KFAC",))]
 CASES += [("AdaHessian", "float32"), ("KFAC", "float32")] if FULL else []
 
 

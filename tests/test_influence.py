@@ -462,6 +462,7 @@ def test_scores_by_layers_are_parts_of_the_inner_product(deep):
         close(own[layer], -np.einsum("np,np->n", c[:, where], deep.g[:40, where]))
 
 
+@pytest.mark.full_run
 def test_of_blocks_scores_by_layers_are_those_of_each_alone(deep):
     options = {**OPTIONS, "curvature": "ekfac"}
     found = influence(*deep.asked(), per_layer=True, **options)

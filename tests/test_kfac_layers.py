@@ -233,6 +233,7 @@ def test_projections_of_attention_are_those_of_separate_layers(name, approx):
     np.testing.assert_array_equal(net(data[0]).asnumpy(), before)
 
 
+@pytest.mark.full_run
 def test_the_projection_of_the_output_alone():
     net, separate = attentions(3, True, batch_first=True)
     data = (normal(4, 3, 4), normal(4, 2))
@@ -307,6 +308,7 @@ def test_positions_before_samples(samples, kind):
         assert relative_error(own.diagonal(), other.diagonal()) < 1e-4
 
 
+@pytest.mark.full_run
 def test_the_optimizer_with_positions_before_samples():
     data, trained = (words(4, 4), words(4, 4)), []
     for net in both_ways():

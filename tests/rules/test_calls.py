@@ -157,6 +157,7 @@ def test_a_wrong_number_is_seen(tmp_path):
 SAMPLE = ["nn nn.SmoothL1Loss(0.4)(x ** 3, y)", "Tensor min(x, 1)[0]"]
 
 
+@pytest.mark.full_run
 def test_the_worker_of_the_whole_table_finds_what_is_right():
     lines = [call.line for call in TABLE]
     pairs = [name.split(" ", 1) for name in SAMPLE]

@@ -196,6 +196,7 @@ def test_eigenvalues_of_one_triangle(lower):
     np.testing.assert_allclose(many, found, rtol=1e-12)
 
 
+@pytest.mark.full_run
 def test_a_full_basis_goes_by_reverse_derivatives():
     """The last column is any that completes the basis."""
 
