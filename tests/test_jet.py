@@ -553,7 +553,7 @@ def closed_forms(z, n):
     ]
 
 
-@pytest.mark.parametrize("order", [6, *([1, 2, 3] * FULL)])
+@pytest.mark.parametrize("order", [3, *([1, 2, 6] * FULL)])
 def test_along_a_line(order):
     x = np.linspace(0.1, 0.9, 5)
     found = mh.derivative(along_lines, order)(Tensor(x, ms.float64)).asnumpy()

@@ -248,8 +248,9 @@ def numpy_dtype(dtype: Any) -> np.dtype:
 
 
 def to_tensor(array: np.ndarray, dtype: Any) -> Tensor:
-    """The array as a Tensor of a dtype."""
-    tensor = Tensor.from_numpy(np.require(array, requirements="C"))
+    """The array as a Tensor of a dtype. (A cast of numpy's is nothing to wait for.)"""
+    own = None if dtype == ms.bfloat16 else IN_NUMPY.get(dtype)
+    tensor = Tensor.from_numpy(np.require(array, own, "C"))
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
