@@ -36,9 +36,7 @@ from mindspore_hessian.rules.registry import Getter, forward
 FORWARD = -7  # in the place of a batch axis: the value is a triple
 SERIES = -8  # the value is a series: see `rules.taylor`
 UNIFORM = -9  # the value is (v, j): derivatives that are the same for all samples, see `wide`
-LINE = (
-    -10
-)  # less an order: the value is a series of that order that ends after its first coefficient
+LINE = -10  # less an order: (v, c_1), a series of that order whose other coefficients are zero
 _MISSING = -100  # from here on down: it should have been one, but a primitive has no forward rule
 _names: list[str] = []  # of these primitives, by that number
 applied: set[str] = set()  # the primitives whose forward rules this process used
@@ -104,7 +102,7 @@ def carried(dims, forward_places, series_places, missing):
     if kinds or (places and not {place for place, dim in enumerate(worst) if dim} <= set(places)):
         return missing
     (applied if kind == FORWARD else expanded).add(missing_name(missing))
-    return min(kind, *(dim for dim in worst if dim == UNIFORM or line_order(dim)), 0)
+    return min([kind, *(dim for dim in worst if dim == UNIFORM or line_order(dim))])
 
 
 def dim_of(pair):

@@ -42,14 +42,14 @@ _add_all = ops.AddN()
 
 
 def added(terms):
-    """The sum of tensors of one shape and dtype. For large ones on the CPU, AddN takes 0.6 of the
-    time of Add, in float64 0.3 to 0.5 (``ci/bench/shapes.py``); it has no bfloat16.
+    """The sum of tensors. For large ones of one shape on the CPU, AddN takes 0.6 of the time of
+    Add, in float64 0.3 to 0.5 (``ci/bench/shapes.py``); it has no bfloat16.
     """
-    if len(terms) == 1:
-        return terms[0]
-    if terms[0].dtype != ms.bfloat16:
+    total, like = terms[0], terms[0].dtype != ms.bfloat16
+    for term in terms[1:]:
+        like = like and term.dtype == total.dtype and term.shape == total.shape
+    if like and len(terms) > 1:
         return _add_all(terms)
-    total = terms[0]
     for term in terms[1:]:
         total = add(total, term)
     return total
