@@ -121,12 +121,12 @@ def _nothing(x):
 
 
 def at(a, b, n):
-    """Coefficient n of a b."""
+    """Coefficient n of a b; the number 0 where no term is left."""
     terms = ()
     for i in range(max(0, n - len(b) + 1), min(n, len(a) - 1) + 1):
         if not (_nothing(a[i]) or _nothing(b[n - i])):
             terms = terms + (mul(a[i], b[n - i]),)
-    return added(terms)
+    return added(terms) if len(terms) > 0 else 0
 
 
 def square_at(a, n, first=0, sign=1):
@@ -243,13 +243,20 @@ def integrated(y, x, slope):
 
 def by_derivatives(y, x, orders):
     """f(x), whose value is y, from the derivatives of f at x_0: f', f'', ...: the sum of
-    f^(m) (x - x_0)^m / m!."""
-    apart = (zeros_like(x[0]),) + x[1:]
-    power, out, factorial = apart, scaled(apart, orders[0]), 1
+    f^(m) (x - x_0)^m / m!, of which a coefficient meets no derivative of higher order (which may be
+    infinite)."""
+    apart, factorial = (0,) + x[1:], 1
+    powers, scales, out = (apart,), orders[:1], (y,)
     for m in range(2, len(x)):
-        power, factorial = times(power, apart), factorial * m
-        out = plus(out, scaled(power, over(orders[m - 1], factorial)))
-    return (y,) + out[1:]
+        factorial = factorial * m
+        powers = powers + (times(powers[-1], apart),)
+        scales = scales + (over(orders[m - 1], factorial),)
+    for n in range(1, len(x)):
+        terms = ()
+        for m in range(n):
+            terms = terms + (mul(powers[m][n], scales[m]),)
+        out = out + (added(terms),)
+    return out
 
 
 def exponential(y, x):
@@ -328,20 +335,34 @@ def _bits(p):
     return None
 
 
+def _falling(x, p, count):
+    """The derivatives p x^(p - 1), p (p - 1) x^(p - 2), ...: 0 from where a factor is, also for x = 0."""
+    p = ops.cast(p, x.dtype)
+    factor, out = p, ()
+    for m in range(1, count + 1):
+        lower = sub(p, m)
+        exponent = ops.where(ops.equal(factor, 0), zeros_like(lower), lower)
+        out = out + (mul(factor, ops.pow(x, exponent)),)
+        factor = mul(factor, lower)
+    return out
+
+
 def power(y, x, p):
-    """x^p, whose value is y, for a number or a constant tensor p: by products where p is a small
-    whole number, so that x may be 0; else by k x_0 y_k = sum_j (p j - (k - j)) x_j y_{k-j}."""
-    if not isinstance(p, Tensor) or _compat.is_constant(p):
-        if _is_zero(p):
-            return (y,) + scaled(x[1:], 0)
-        bits = _bits(p)
-        if bits is not None:
-            out = x
-            for bit in bits:
-                out = squared(out)
-                if bit == 1:
-                    out = times(out, x)
-            return (y,) + out[1:]
+    """x^p, whose value is y, for a number or a tensor p: by products where p is known to be a small
+    whole number, so that x may be 0, by derivatives where it is not known; else by
+    k x_0 y_k = sum_j (p j - (k - j)) x_j y_{k-j}."""
+    if isinstance(p, Tensor) and not _compat.is_constant(p):
+        return by_derivatives(y, x, _falling(x[0], p, len(x) - 1))
+    if _is_zero(p):
+        return (y,) + scaled(x[1:], 0)
+    bits = _bits(p)
+    if bits is not None:
+        out = x
+        for bit in bits:
+            out = squared(out)
+            if bit == 1:
+                out = times(out, x)
+        return (y,) + out[1:]
     d, out = derivative_of(x), (y,)
     for k in range(1, len(x)):
         one, two = at(d, out, k - 1), at(x[1:], out, k - 1)
