@@ -26,6 +26,10 @@ DIAGONAL, UNIT, ONES = Tensor(np.diag([1.0, 2, 3])), Tensor(np.eye(2)), Tensor(n
 SCALES, SHIFTS = Tensor(np.arange(1.0, 5)), Tensor(np.zeros(4))
 SHAPE, HALF = Tensor(1.3, ms.float64), Tensor(0.5, ms.float64)
 UNIT_ROW = Tensor(np.ones((1, 3)))
+EXPONENT, FIRST = Tensor(np.full((2, 3), 2.5)), Tensor(1, ms.int32)
+LABELS = Tensor([2, 0], ms.int32)
+ONES_OF_FLOAT32 = Tensor(np.ones((2, 3)), ms.float32)
+UP_TO_3 = Tensor([1.0, 2.0, 3.0], ms.float32)
 layer_norm_weights = Tensor(np.ones(3)), Tensor(np.zeros(3))
 
 
@@ -144,6 +148,8 @@ def special_functions(x):
         ops.lgamma(x),
         ops.digamma(x),
         ops.group_norm(wide, 2, SCALES, SHIFTS, 0.01),
+        ops.zeta(EXPONENT, x),
+        ops.polygamma(FIRST, x),
     )
 
 
@@ -199,6 +205,28 @@ def of_two(a, b):
         ops.square(a - b),
         ops.matmul(a, b.T),
         ops.where(a > b, a * b, b),
+    )
+
+
+def losses(a, b):
+    return (
+        ops.smooth_l1_loss(a, b, 0.2, "sum"),
+        ops.kl_div(a, b, "batchmean"),
+        ops.SigmoidCrossEntropyWithLogits()(a, b),
+        ops.nll_loss(a * b, LABELS),
+    )
+
+
+def in_float32(a, b):
+    """Kernels that take no other."""
+    a, b = ops.cast(a, ms.float32), ops.cast(b, ms.float32)
+    return (
+        ops.binary_cross_entropy(a, b, ONES_OF_FLOAT32),
+        ops.binary_cross_entropy_with_logits(a, b, ONES_OF_FLOAT32, UP_TO_3, "sum"),
+        ops.SoftmaxCrossEntropyWithLogits()(a, b)[0],
+        ops.SparseSoftmaxCrossEntropyWithLogits()(a * b, LABELS),
+        ops.lerp(a, b, a * b),
+        ops.prelu(a - 0.5, ops.sin(a[0])),
     )
 
 
@@ -263,7 +291,7 @@ NAMES = {
         "tall r",
         "wide r",
     ),
-    special_functions: ("erfinv", "lgamma", "digamma", "group norm"),
+    special_functions: ("erfinv", "lgamma", "digamma", "group norm", "zeta", "trigamma"),
     along_axes: (
         "product",
         "product of all",
@@ -290,14 +318,25 @@ NAMES = {
         "matmul",
         "where",
     ),
+    losses: ("smooth l1", "kl", "sigmoid cross entropy", "nll"),
+    in_float32: (
+        "cross entropy",
+        "cross entropy of logits",
+        "softmax cross entropy",
+        "of classes",
+        "lerp",
+        "prelu",
+    ),
 }
 
 
+OF_TWO = (of_two, of_three, losses, in_float32)
 LIMITS = {
     "layer norm": 1e-9,  # MindSpore's epsilon is float32
     "group norm": 1e-8,  # here too
     "lgamma": 2e-6,  # the accuracy of MindSpore's digamma
     "mvlgamma": 2e-6,
+    **dict.fromkeys(NAMES[in_float32], 2e-5),
 }
 
 
@@ -308,7 +347,7 @@ def inputs(count):
 
 @pytest.mark.parametrize("function", NAMES, ids=lambda f: f.__name__)
 def test_rules_agree_with_nested_derivatives_of_jax(function):
-    values, found = mh.jet(function, *inputs(2 if function in (of_two, of_three) else 1))
+    values, found = mh.jet(function, *inputs(2 if function in OF_TWO else 1))
     for name, value, series in zip(NAMES[function], values, found, strict=True):
         for k, one in enumerate(series, 1):
             expected = GOLDEN[name][k]

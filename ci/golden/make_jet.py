@@ -147,6 +147,9 @@ ONE = {
     "igammac": lambda x: special.gammaincc(1.3, x),
     "i0e": special.i0e,
     "i1e": special.i1e,
+    "zeta": lambda x: special.zeta(2.5, x),
+    "trigamma": lambda x: special.polygamma(1, x),
+    "prelu": lambda x: jnp.where(x > 0.5, x - 0.5, (x - 0.5) * jnp.sin(x[:1])),
 }
 TWO = {
     "mul": lambda a, b: a * b[0],
@@ -164,6 +167,19 @@ TWO = {
     "addcdiv": lambda a, b: a[0] + 0.5 * a / b,
     "xdivy": lambda a, b: a[0] / b,
     "distances": distance,
+    "smooth l1": lambda a, b: jnp.where(
+        jnp.abs(a - b) < 0.2, (a - b) ** 2 / 0.4, jnp.abs(a - b) - 0.1
+    ).sum(),
+    "kl": lambda a, b: (b * (jnp.log(b) - a)).sum() / 2,
+    "sigmoid cross entropy": lambda a, b: nn.softplus(a) - a * b,
+    "cross entropy": lambda a, b: -(b * jnp.log(a) + (1 - b) * jnp.log(1 - a)).mean(),
+    "cross entropy of logits": lambda a, b: (
+        (1 - b) * a + (1 + jnp.arange(0.0, 3) * b) * nn.softplus(-a)
+    ).sum(),
+    "softmax cross entropy": lambda a, b: -(b * nn.log_softmax(a, -1)).sum(-1),
+    "of classes": lambda a, b: -nn.log_softmax(a * b, -1)[jnp.arange(2), jnp.array([2, 0])].mean(),
+    "nll": lambda a, b: -(a * b)[jnp.arange(2), jnp.array([2, 0])].mean(),
+    "lerp": lambda a, b: a + a * b * (b - a),
 }
 
 

@@ -17,12 +17,9 @@ from mindspore_hessian import _compat
 from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import by_formula
 from mindspore_hessian.rules.forward import (
-    FORWARD,
-    allow,
     by_composition,
     by_slopes,
     from_end,
-    straight,
 )
 from mindspore_hessian.rules.kit import (
     add,
@@ -43,8 +40,8 @@ from mindspore_hessian.rules.kit import (
     unary,
     unpaired,
 )
-from mindspore_hessian.rules.registry import COPIES, batching, derivative, forward
-from mindspore_hessian.rules.taylor import by_series
+from mindspore_hessian.rules.registry import COPIES, batching, derivative
+from mindspore_hessian.rules.taylor import by_expansion, by_series
 
 _INEXACT = "MindSpore's takes the output, of which the CPU kernel knows four digits"
 _BATCH_FIRST = (
@@ -526,20 +523,25 @@ def fast_gelu_slopes(x, y):
     return s + x * slope, slope * (2 + 1.702 * x * (1 - 2 * s))
 
 
-@forward("PReLU")
-@straight
-@allow(0)
-def pushed_prelu(prim, usual):
-    """1 where x > 0, else the channel's weight."""
+@constexpr
+def _of_channels(shape, rank):
+    """A weight a channel, or one for all, with the axes of x; what comes before its own stays."""
+    return (*shape[:-1], *(1, shape[-1], *(1,) * (rank - 2))[2 - min(rank, 2) :])
 
-    def rule(x_pair, w_pair):
-        v, j, l = x_pair[0]  # noqa: E741
-        w = w_pair[0]
-        w = reshape(w, channel_shape(w.shape, False, v.ndim)) if w.size > 1 and v.ndim > 1 else w
-        slope = ops.where(v > 0, ops.ones_like(v), ops.zeros_like(v) + w)
-        return ((prim(v, w_pair[0]), j * slope, l * slope), FORWARD)
 
-    return rule
+@by_expansion("PReLU", places=(0, 1))
+def expanded_prelu(prim):
+    """x where it is above 0, else w x."""
+
+    def function(x, w):
+        y, above = prim(x[0], w[0]), ops.cast(x[0] > 0, x[0].dtype)
+        wide = ()
+        for one in w:
+            wide = wide + (reshape(one, _of_channels(one.shape, y.ndim)),)
+        below = taylor.scaled(wide, 1 - above)
+        return (y,) + taylor.times(x, taylor.shifted(below, above))[1:]
+
+    return function
 
 
 @by_slopes("Softsign")
@@ -631,19 +633,15 @@ def expanded_gelu(y, x):
     return _swish(y, x, taylor.scaled(taylor.plus(x, cubic), ops.cast(_TWICE_GELU, y.dtype)))
 
 
-def _softplus(y, x):
-    return taylor.integrated(y, x, taylor.logistic(ops.sigmoid(x[0]), x))
-
-
 @by_series("Softplus", of_line=True)
 def expanded_softplus(y, x):
-    return _softplus(y, x)
+    return taylor.softplus(y, x)
 
 
 @by_series("SoftplusExt")
 def expanded_softplus_ext(y, x, beta, threshold):
     z = taylor.scaled(x, beta)
-    smooth = _softplus(y, z)
+    smooth = taylor.softplus(y, z)
     return (y,) + taylor.selected(z[0] > threshold, x[1:], taylor.divided(smooth[1:], (beta,)))
 
 

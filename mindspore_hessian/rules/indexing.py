@@ -8,6 +8,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import MissingRuleError
+from mindspore_hessian.rules.by_gradients import by_gradients
 from mindspore_hessian.rules.forward import (
     FORWARD,
     allow,
@@ -731,6 +732,12 @@ def _along_an_axis(updates: int, reduction: int):
 
 forward("Scatter")(_along_an_axis(3, 4))
 forward("TensorScatterElements")(_along_an_axis(2, 4))
+
+
+forward("TensorScatterMul", "TensorScatterDiv", "TensorScatterMax", "TensorScatterMin")(
+    by_gradients(0, 2)
+)
+forward("UnsortedSegmentProd")(by_gradients(0))
 
 
 @constexpr

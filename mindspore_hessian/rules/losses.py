@@ -8,28 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mindspore import ops
+from mindspore import Tensor, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
+from mindspore_hessian.rules import taylor
+from mindspore_hessian.rules.activations import expanded_log_softmax
 from mindspore_hessian.rules.formula import by_formula
+from mindspore_hessian.rules.forward import FORWARD, allow, from_end, options_of, straight
 from mindspore_hessian.rules.kit import (
     aligned,
     any_batched,
     attributes_of,
     dims_of,
+    entries,
     filled,
     front,
     largest,
+    merged,
     primitive,
     reshape,
     same_shape,
     sample_rank,
+    sub,
     tensors_of,
     unpaired,
     values,
 )
-from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative
+from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, forward
+from mindspore_hessian.rules.taylor import by_expansion
 
 _SUM, _MEAN, _NONE = 0, 1, 2  # MindSpore's numbers of a reduction
 _REDUCTIONS = {"sum": _SUM, "mean": _MEAN, "none": _NONE}
@@ -74,7 +81,46 @@ def loss_gradient(formula: Callable, operands: int, like: int = 0) -> Callable:
     return getter
 
 
+@constexpr
+def _sample_axes(rank):
+    return tuple(range(1, rank))
+
+
+def loss_value(operands: int) -> Callable:
+    """A loss that is entry by entry: so many tensors of the shape of the first, to which they
+    broadcast, or None; a reduction comes last."""
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(*pairs):
+            tensors, options, reduction = pairs[:operands], values(pairs[operands:-1]), pairs[-1][0]
+            if not any_batched(dims_of(tensors)):
+                return prim(*tensors_of(tensors), *options, reduction), None
+            first, wide = filled(*tensors[0], axis_size), ()
+            for x, dim in tensors:
+                if x is None:
+                    wide = wide + (None,)
+                else:
+                    wide = wide + (ops.broadcast_to(aligned(x, dim, first.ndim - 1), first.shape),)
+            out = prim(*wide, *options, _NONE)
+            if reduction == _NONE or out.ndim == 1:
+                return out, 0
+            axes = _sample_axes(out.ndim)
+            return out.sum(axes) if reduction == _SUM else out.mean(axes), 0
+
+        return rule
+
+    return getter
+
+
 # --- entry by entry -------------------------------------------------------------------------------
+
+batching("BinaryCrossEntropy")(loss_value(3))
+batching(
+    "BCEWithLogitsLoss", why="MindSpore's rule fails where no weights are given", replaces=True
+)(loss_value(4))
+batching("SigmoidCrossEntropyWithLogits")(same_shape(2))
 
 
 @by_formula("SmoothL1LossGrad", options=2)
@@ -193,6 +239,66 @@ def _of_samples(shape, dim):
     return (batch, size // batch, 1)
 
 
+@batching("NLLLoss")
+def batched_nll(prim, axis_size):
+    """(-w x at each label, nothing where it is to be ignored; the sum of w), the first summed, or a
+    mean by the second."""
+    prim = primitive(prim)
+
+    def rule(x_pair, labels_pair, w_pair, *rest):
+        reduction, ignored = values(rest)
+        pairs = (x_pair, labels_pair, w_pair)
+        if not any_batched(dims_of(pairs)):
+            return unpaired(prim(*tensors_of(pairs), reduction, ignored))
+        x, labels = filled(*x_pair, axis_size), filled(*labels_pair, axis_size)
+        w, kept = filled(*w_pair, axis_size), labels != ignored
+        index = ops.where(kept, labels, ops.zeros_like(labels))
+        w = ops.gather_d(w, 1, index) * ops.cast(kept, w.dtype)
+        out = -ops.gather_d(x, -1, ops.expand_dims(index, -1)).reshape(labels.shape) * w
+        total = w.sum(1)
+        if reduction == _SUM:
+            out = out.sum(1)
+        elif reduction == _MEAN:
+            out = out.sum(1) / total
+        return (out, 0), (total, 0)
+
+    return rule
+
+
+@batching("SoftmaxCrossEntropyWithLogits")
+def batched_softmax_cross_entropy(prim, axis_size):
+    """Rows of all samples together."""
+    prim = primitive(prim)
+
+    def rule(x_pair, t_pair):
+        if not any_batched((x_pair[1], t_pair[1])):
+            return unpaired(prim(x_pair[0], t_pair[0]))
+        x, t = filled(*x_pair, axis_size), filled(*t_pair, axis_size)
+        out, slope = prim(reshape(x, merged(x.shape, 0)), reshape(t, merged(t.shape, 0)))
+        return (reshape(out, x.shape[:2]), 0), (reshape(slope, x.shape), 0)
+
+    return rule
+
+
+@batching("SparseSoftmaxCrossEntropyWithLogits")
+def batched_sparse_softmax_cross_entropy(prim, axis_size):
+    """The mean of -log_softmax at the labels of each sample, or its gradient."""
+    prim = primitive(prim)
+    (is_grad,) = attributes_of(prim, "is_grad")
+
+    def rule(x_pair, labels_pair):
+        if not any_batched((x_pair[1], labels_pair[1])):
+            return prim(x_pair[0], labels_pair[0]), None
+        x, labels = filled(*x_pair, axis_size), filled(*labels_pair, axis_size)
+        log_p = ops.log_softmax(x, -1)
+        if is_grad:
+            own = ops.one_hot(labels, x.shape[-1], ops.cast(1, x.dtype), ops.cast(0, x.dtype))
+            return (ops.exp(log_p) - own) / x.shape[1], 0
+        return -ops.gather_d(log_p, 2, ops.expand_dims(labels, -1)).mean((1, 2)), 0
+
+    return rule
+
+
 @batching(
     "NLLLossGrad",
     why="MindSpore's rule refuses a mean, and fails where d alone is batched",
@@ -304,3 +410,179 @@ def multi_margin_loss(prim):
         return multi_margin_grad(dout, x, target, w, p, margin, number), ops.zeros_like(target), dw
 
     return bprop
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+@constexpr
+def _same(one, two):
+    """Equal shapes: a target that broadcasts would be aligned with the directions."""
+    return tuple(one) == tuple(two)
+
+
+def of_entries(primitive_name: str) -> Callable[[Callable], Callable]:
+    """The decorator of a loss entry by entry: ``formula(x, t, *options)`` gives the coefficients
+    of what each entry adds; the last input of the primitive is a reduction."""
+
+    def file(formula: Callable) -> Callable:
+        @by_expansion(primitive_name, places=(0, 1))
+        def maker(prim):
+            def function(x, t, *options):
+                if not _same(x[0].shape, t[0].shape):
+                    return None
+                out = _reduced(formula(x, t, *options[:-1]), options[-1])
+                return (prim(x[0], t[0], *options),) + out[1:]
+
+            return function
+
+        return formula
+
+    return file
+
+
+def _reduced(y, reduction):
+    """The sum or the mean over all axes of the value."""
+    if reduction == _NONE or y[0].ndim == 0:
+        return y
+    total = taylor.summed(y, from_end(None, y[0].ndim), False)
+    if reduction == _MEAN:
+        return taylor.averages(total, entries(y[0].shape))
+    return total
+
+
+def _weighed(y, weight):
+    return y if weight is None else taylor.scaled(y, weight)
+
+
+def _from_one(x):
+    """1 - x."""
+    return taylor.shifted(taylor.negative(x), 1)
+
+
+def _softplus(x):
+    return taylor.softplus(ops.softplus(x[0]), x)
+
+
+def _log(x):
+    return taylor.logarithm(ops.log(x[0]), x)
+
+
+@constexpr
+def _half_by(beta, dtype):
+    return Tensor(0.5 / beta if beta else 0.0, dtype)
+
+
+@of_entries("SmoothL1Loss")
+def expanded_smooth_l1(x, t, beta):
+    """r^2 / (2 beta) where |r| < beta, else |r|, r = x - t."""
+    r = taylor.minus(x, t)
+    size = taylor.scaled(r, ops.sign(r[0]))
+    square = taylor.scaled(taylor.squared(r), _half_by(beta, r[0].dtype))
+    return taylor.selected(size[0] < beta, square, size)
+
+
+@of_entries("BinaryCrossEntropy")
+def expanded_bce(x, t, weight):
+    """-w (t log x + (1 - t) log(1 - x))."""
+    one = taylor.times(t, _log(x))
+    two = taylor.times(_from_one(t), _log(_from_one(x)))
+    return _weighed(taylor.negative(taylor.plus(one, two)), weight)
+
+
+@of_entries("BCEWithLogitsLoss")
+def expanded_bce_logits(x, t, weight, of_positive):
+    """w ((1 - t) x + (1 + (p - 1) t) softplus(-x)), p the weight of the positive class."""
+    factor = (ops.ones_like(x[0]),)
+    if of_positive is not None:
+        factor = taylor.shifted(taylor.scaled(t, sub(of_positive, 1)), 1)
+    rest = taylor.times(factor, _softplus(taylor.negative(x)))
+    return _weighed(taylor.plus(taylor.times(_from_one(t), x), rest), weight)
+
+
+@by_expansion("SigmoidCrossEntropyWithLogits", places=(0, 1))
+def expanded_sigmoid_cross_entropy(prim):
+    """softplus(x) - t x."""
+
+    def function(x, t):
+        if not _same(x[0].shape, t[0].shape):
+            return None
+        out = taylor.minus(_softplus(x), taylor.times(t, x))
+        return (prim(x[0], t[0]),) + out[1:]
+
+    return function
+
+
+@by_expansion("KLDivLoss", places=(0, 1))
+def expanded_kl_div(prim):
+    """t (log t - x), 0 where t = 0."""
+    (reduction,) = attributes_of(prim, "reduction")
+
+    def function(x, t):
+        if not _same(x[0].shape, t[0].shape):
+            return None
+        positive = ops.cast(t[0] > 0, t[0].dtype)
+        there = taylor.shifted(t, 1 - positive)
+        out = taylor.scaled(taylor.times(t, taylor.minus(_log(there), x)), positive)
+        if reduction == "batchmean":
+            out = taylor.averages(_reduced(out, _SUM), x[0].shape[0])
+        else:
+            out = _reduced(out, _REDUCTIONS[reduction])
+        return (prim(x[0], t[0]),) + out[1:]
+
+    return function
+
+
+@forward("NLLLoss")
+@straight
+@allow(0)
+def pushed_nll(prim, usual):
+    """Linear in x; the sum of the weights carries nothing."""
+
+    def rule(x_pair, *rest):
+        v, j, l = x_pair[0]  # noqa: E741
+        options = options_of(rest)
+        y, total = prim(v, *options)
+        (pushed, dim), _ = usual((j, 0), *rest)
+        return ((y, front(pushed, dim), prim(l, *options)[0]), FORWARD), (total, None)
+
+    return rule
+
+
+def _log_softmax(x):
+    if len(x) == 1:
+        return (ops.log_softmax(x[0], -1),)
+    return expanded_log_softmax(ops.log_softmax(x[0], -1), x, -1)
+
+
+@by_expansion("SoftmaxCrossEntropyWithLogits", places=(0, 1))
+def expanded_softmax_cross_entropy(prim):
+    """-sum(t log_softmax(x)), and softmax(x) - t."""
+
+    def function(x, t):
+        if not _same(x[0].shape, t[0].shape):
+            return None
+        values = prim(x[0], t[0])
+        log_p = _log_softmax(x)
+        out = taylor.negative(taylor.summed(taylor.times(t, log_p), -1, False))
+        p = log_p
+        if len(x) > 1:
+            p = taylor.exponential(ops.exp(log_p[0]), log_p)
+        return (values[0],) + out[1:], (values[1],) + taylor.minus(p, t)[1:]
+
+    return function
+
+
+@by_expansion("SparseSoftmaxCrossEntropyWithLogits")
+def expanded_sparse_softmax_cross_entropy(prim):
+    """The mean of -log_softmax(x) at the labels; no rule for the primitive that is its gradient."""
+    (is_grad,) = attributes_of(prim, "is_grad")
+
+    def function(x, labels):
+        if is_grad:
+            return None
+        own = ops.one_hot(labels, x[0].shape[1], ops.cast(-1, x[0].dtype), ops.cast(0, x[0].dtype))
+        out = taylor.summed(taylor.scaled(_log_softmax(x), own), (-2, -1), False)
+        return (prim(x[0], labels),) + taylor.averages(out, x[0].shape[0])[1:]
+
+    return function

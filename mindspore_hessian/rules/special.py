@@ -37,7 +37,7 @@ from mindspore_hessian.rules.kit import (
     zeros_like,
 )
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
-from mindspore_hessian.rules.taylor import by_series
+from mindspore_hessian.rules.taylor import by_expansion, by_series
 
 # --- the gamma function and its like --------------------------------------------------------------
 
@@ -625,3 +625,30 @@ def expanded_bessel_y0(y, x):
 @by_series("BesselY1")
 def expanded_bessel_y1(y, x):
     return _orders(ops.bessel_y0(x[0]), y, x, -1, 1, 0)[1]
+
+
+@by_expansion("Zeta", places=(1,))
+def expanded_zeta(prim):
+    """By q: -s zeta(s + 1, q), s (s + 1) zeta(s + 2, q), ..."""
+
+    def function(s, q):
+        factor, orders = -s, ()
+        for m in range(1, len(q)):
+            orders = orders + (factor * prim(s + m, q[0]),)
+            factor = -factor * (s + m)
+        return taylor.by_derivatives(prim(s, q[0]), q, orders)
+
+    return function
+
+
+@by_expansion("Polygamma", places=(1,))
+def expanded_polygamma(prim):
+    """That of the order n + 1, n + 2, ..."""
+
+    def function(n, x):
+        orders = ()
+        for m in range(1, len(x)):
+            orders = orders + (prim(n + m, x[0]),)
+        return taylor.by_derivatives(prim(n, x[0]), x, orders)
+
+    return function

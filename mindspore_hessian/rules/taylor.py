@@ -235,6 +235,8 @@ def integral(y, d):
 
 def integrated(y, x, slope):
     """f(x), whose value is y and whose f'(x) is the series `slope`."""
+    if len(x) == 1:
+        return (y,)
     d, out = derivative_of(x), (y,)
     for k in range(1, len(x)):
         out = out + (over(at(d, slope, k - 1), k),)
@@ -265,6 +267,16 @@ def exponential(y, x):
     for k in range(1, len(x)):
         out = out + (over(at(d, out, k - 1), k),)
     return out
+
+
+def logarithm(y, x):
+    """log(x), whose value is y."""
+    return integrated(y, x, inverse(x))
+
+
+def softplus(y, x):
+    """log(1 + exp(x)), whose value is y."""
+    return (y,) if len(x) == 1 else integrated(y, x, logistic(sigmoid(x[0]), x))
 
 
 def root(y, x):
@@ -395,6 +407,14 @@ def summed(a, axes, keep_dims):
     out = ()
     for one in a:
         out = out + (one.sum(axes, keepdims=keep_dims),)
+    return out
+
+
+def averages(a, count):
+    """Each coefficient by a number of entries."""
+    out = ()
+    for one in a:
+        out = out + (over(one, count),)
     return out
 
 
@@ -608,41 +628,55 @@ def _carried_on(y):
     return ((y[0], y[1], fold(y[2].sum(0), 2)), FORWARD)
 
 
-def by_expansion(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
-    """The decorator of a maker: ``maker(prim)`` gives ``function(x, *options)``, and that the
-    coefficients of the result, or a tuple of those of each output; None where there is no rule.
-    Files it as Taylor rule of these primitives, and as forward rule: along the curves x + t j_d, to
-    the first of which t^2 l / 2 is added, the sum of the second derivatives is what is to be carried.
+def _curve(pair):
+    """What is carried forward as coefficients: along the curves x + t j_d, to the first of which
+    t^2 l / 2 is added, the sum of the second derivatives is what is to be carried."""
+    if pair[1] != FORWARD:
+        return (pair[0],)
+    v, j, l = pair[0]  # noqa: E741
+    half = reshape(over(l, 2), (1,) + l.shape)
+    if j.shape[0] > 1:
+        half = _concat((half, zeros_like(j[1:])))
+    return (v, j, half)
+
+
+def _given(pairs, places, expand):
+    """The inputs: coefficients at these places, values elsewhere."""
+    out = ()
+    for place in range(len(pairs)):
+        if place in places:
+            out = out + (expand(pairs[place]),)
+        elif isinstance(pairs[place], tuple):  # no token of a view
+            out = out + (pairs[place][0],)
+    return out
+
+
+def by_expansion(
+    *primitives: str, places: tuple[int, ...] = (0,), **row: Any
+) -> Callable[[Getter], Getter]:
+    """The decorator of a maker: ``maker(prim)`` gives a function of the inputs, of which those at
+    `places` are coefficients, that of what is constant alone, and that the coefficients of the
+    result, or a tuple of those of each output; None where there is no rule. Files it as Taylor rule
+    of these primitives, and as forward rule: see `_curve`.
 
     The coefficients after the value have an axis more then, in front."""
 
     def file(maker: Getter) -> Getter:
-        @expansion(*primitives, **row)
-        @allow(0)
-        def expanded(prim, usual):
-            missing, function = mark_of_missing(prim.name), maker(prim)
+        def getter_by(expand: Callable, carry: Callable) -> Callable:
+            @allow(*places)
+            def getter(prim, usual):
+                missing, function = mark_of_missing(prim.name), maker(prim)
 
-            def rule(x_pair, *rest):
-                found = function(coefficients(x_pair), *options_of(rest))
-                return (0, missing) if found is None else _outputs(found, joined)
+                def rule(*pairs):
+                    found = function(*_given(pairs, places, expand))
+                    return (0, missing) if found is None else _outputs(found, carry)
 
-            return rule
+                return rule
 
-        @forward(*primitives, **row)
-        @allow(0)
-        def pushed(prim, usual):
-            missing, function = mark_of_missing(prim.name), maker(prim)
+            return getter
 
-            def rule(x_pair, *rest):
-                v, j, l = x_pair[0]  # noqa: E741
-                half = reshape(over(l, 2), (1,) + l.shape)
-                if j.shape[0] > 1:
-                    half = _concat((half, zeros_like(j[1:])))
-                found = function((v, j, half), *options_of(rest))
-                return (0, missing) if found is None else _outputs(found, _carried_on)
-
-            return rule
-
+        expansion(*primitives, **row)(getter_by(coefficients, joined))
+        forward(*primitives, **row)(getter_by(_curve, _carried_on))
         return maker
 
     return file

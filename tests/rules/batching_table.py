@@ -315,13 +315,50 @@ def pool3d(x):
     return ops.AvgPool3D(2, 2)(x)
 
 
+def sigmoid_cross_entropy(x, y):
+    return ops.SigmoidCrossEntropyWithLogits()(x, y)
+
+
+def softmax_cross_entropy(x, y):
+    return ops.SoftmaxCrossEntropyWithLogits()(x, y)
+
+
+def without_weights(x, y):
+    return gen.BCEWithLogitsLoss("mean")(x, y, None, None)
+
+
 def losses():
-    """Backwards of losses: all reductions (sum, mean, none)."""
-    out = []
+    """Losses and their backwards: all reductions (sum, mean, none)."""
+    out = [
+        Row("SigmoidCrossEntropyWithLogits", (n(2, 3), t(2, 3)), call=sigmoid_cross_entropy),
+        Row("SoftmaxCrossEntropyWithLogits", (n(4, 3), t(4, 3)), call=softmax_cross_entropy),
+        *(
+            Row(
+                "SparseSoftmaxCrossEntropyWithLogits",
+                (n(4, 3), i((4,), 3)),
+                call=ops.SparseSoftmaxCrossEntropyWithLogits(is_grad),
+                option=str(is_grad),
+            )
+            for is_grad in (False, True)
+        ),
+        Row("BCEWithLogitsLoss", (n(2, 3), t(2, 3)), call=without_weights, option="no weights"),
+    ]
     for reduction in ("sum", "mean", "none"):
         shape = (2, 3) if reduction == "none" else ()
-        x, target, weight, dy = t(2, 3, high=0.9), t(2, 3, high=0.9), t(2, 3), n(*shape)
+        x, target, weight, dy = t(2, 3, high=0.6), t(2, 3, high=0.6), t(2, 3), n(*shape)
         out += [
+            Row(
+                "BinaryCrossEntropy",
+                (x, target, weight),
+                call=gen.BinaryCrossEntropy(reduction),
+                option=reduction,
+            ),
+            Row(
+                "BCEWithLogitsLoss",
+                (x, target, weight, t(3)),
+                call=gen.BCEWithLogitsLoss(reduction),
+                option=reduction,
+            ),
             Row(
                 "BinaryCrossEntropyGrad",
                 (x, target, dy, weight),
@@ -345,16 +382,26 @@ def losses():
 
 
 def nll():
-    """The backward of the negative log-likelihood: all reductions, and a class that is ignored."""
+    """The negative log-likelihood and its backward: all reductions, and a class that is ignored."""
     return [
-        Row(
-            "NLLLossGrad",
-            (n(4, 3), n(*shape), i((4,), 3), t(3), t() + 1),
-            option=f"{reduction}-{ignored}",
-            call=gen.NLLLossGrad(reduction, ignored),
-        )
+        row
         for reduction, shape in (("none", (4,)), ("mean", ()), ("sum", ()))
         for ignored in (-100, 1)
+        for row in (
+            Row(
+                "NLLLossGrad",
+                (n(4, 3), n(*shape), i((4,), 3), t(3), t() + 1),
+                option=f"{reduction}-{ignored}",
+                call=gen.NLLLossGrad(reduction, ignored),
+            ),
+            Row(
+                "NLLLoss",
+                (n(4, 3), np.array([0, 2, 1, 2], np.int32), t(3)),
+                option=f"{reduction}-{ignored}",
+                call=gen.NLLLoss(reduction, ignored),
+            ),
+        )
+        if row.option != "none-1" or row.name != "NLLLoss"  # the kernel leaves these entries unset
     ]
 
 

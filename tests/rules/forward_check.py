@@ -100,9 +100,18 @@ class Lines:
         ]
 
 
+IN_FLOAT32 = (  # kernels that take no float64
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "lerp",
+    "prelu",
+    "SoftmaxCrossEntropyWithLogits",
+)
+
+
 def dtype_of(call):
     """The line's, else the exact one."""
-    return "float32" if "in" in call.more else "float64"
+    return "float32" if "in" in call.more or call.head in IN_FLOAT32 else "float64"
 
 
 def comparable(call):

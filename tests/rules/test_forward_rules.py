@@ -16,7 +16,7 @@ from full import FULL
 from mindspore import Tensor, jit, nn, ops
 from mindspore.ops.operations.math_ops import MatrixSolve
 from mindspore.scipy.linalg import eigh
-from scipy.special import ivp, kvp, yvp
+from scipy.special import ivp, kvp, polygamma, yvp, zeta
 from special_points import POINTS, Point
 
 import mindspore_hessian as mh
@@ -28,6 +28,7 @@ LINES = [
     CALLS[line] for line in (Path(__file__).parent / "forward_lines.txt").read_text().splitlines()
 ]
 ABOVE = np.array([0.1, 0.7, 3.0, 12.0])
+EXPONENT, FIRST = Tensor(2.5, ms.float64), Tensor(1, ms.int32)
 SIZE = 6  # lines in one graph
 GROUPS = [LINES[start : start + SIZE] for start in range(0, len(LINES), SIZE)]
 
@@ -97,6 +98,8 @@ SMOOTH = {
     },
     "y0": Point(ops.bessel_y0, ABOVE, lambda x: yvp(0, x, 2), None),
     "y1": Point(ops.bessel_y1, ABOVE, lambda x: yvp(1, x, 2), None),
+    "zeta": Point(lambda x: ops.zeta(EXPONENT, x), ABOVE, lambda x: 8.75 * zeta(4.5, x), None),
+    "trigamma": Point(lambda x: ops.polygamma(FIRST, x), ABOVE, partial(polygamma, 3), None),
 }
 
 
@@ -123,6 +126,8 @@ WITHOUT_A_LINE = {
     *("ReverseSequence", "ScatterNd", "TensorScatterSub", "UnsortedSegmentSum"),
     *("Argmax", "Argmin", "ArgMaxExt"),
     *("UnsortedSegmentMax", "UnsortedSegmentMin", "TensorScatterElements"),  # below
+    *("TensorScatterMul", "TensorScatterDiv", "TensorScatterMax", "TensorScatterMin"),  # below
+    *("UnsortedSegmentProd", "Zeta", "Polygamma"),
     *("BatchNorm", "ResizeNearestNeighbor", "TensorCopySlices", "TensorScatterUpdate"),  # below
 }
 
@@ -209,6 +214,63 @@ def test_a_full_basis_goes_by_reverse_derivatives():
     with pytest.warns(mh.FallbackWarning, match="Svd"):
         found = mh.laplacian(fn)(x).asnumpy()
     np.testing.assert_allclose(found, mh.laplacian(fn, mode="reverse")(x).asnumpy())
+
+
+PLACES = Tensor([[0], [2], [2]], ms.int32)  # one of them twice
+BY_NUMPY = {
+    "Mul": np.multiply,
+    "Div": np.divide,
+    "Max": np.maximum,
+    "Min": np.minimum,
+}
+
+
+def differences(function, x, step=1e-3):
+    """The Laplacian, to order 4."""
+    weights = {-2: -1, -1: 16, 0: -30, 1: 16, 2: -1}
+    return sum(
+        weight * function(x + shift * direction) / (12 * step**2)
+        for direction in step * np.eye(len(x))
+        for shift, weight in weights.items()
+    )
+
+
+@pytest.mark.parametrize("name", [*list(BY_NUMPY)[: 4 if FULL else 1]])
+@pytest.mark.parametrize("of", ["both", *["x", "updates"] * FULL])
+def test_a_scatter_that_is_not_linear(name, of):
+    """By gradients of the primitive, against differences of values."""
+    scatter, one = getattr(ops, f"TensorScatter{name}")(), np.array([0.7, -0.4, 1.2])
+    fixed = Tensor(one)
+
+    def fn(x):
+        a = fixed if of == "updates" else x * x
+        b = fixed if of == "x" else ops.sin(x)
+        return (scatter(a, PLACES, b) ** 3).sum()
+
+    def by_numpy(x):
+        a = (one if of == "updates" else x * x).copy()
+        b = one if of == "x" else np.sin(x)
+        for place, value in zip((0, 2, 2), b, strict=True):
+            a[place] = BY_NUMPY[name](a[place], value)
+        return (a**3).sum()
+
+    x = np.array([0.8, 1.3, 2.1])
+    expected = differences(by_numpy, x)
+    assert abs(expected) > 0.1
+    found = mh.laplacian(fn, mode="forward")(Tensor(x)).asnumpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
+    many = mh.laplacian(fn, in_axes=0, mode="forward")(Tensor(np.stack((x, x)))).asnumpy()
+    np.testing.assert_allclose(many, [found, found], rtol=1e-12)
+
+
+def test_products_of_segments():
+    """Of sum(p^2), p = x_0 x_1 and x_2: 2 x_0^2 + 2 x_1^2 + 2."""
+    segments = Tensor([0, 0, 1], ms.int32)
+    x = table(3)
+    found = mh.laplacian(
+        lambda x: (ops.unsorted_segment_prod(x, segments, 2) ** 2).sum(), mode="forward"
+    )(x)
+    np.testing.assert_allclose(found.asnumpy(), 2 * (x.asnumpy()[:2] ** 2).sum() + 2, rtol=1e-12)
 
 
 def by_slice(x):
