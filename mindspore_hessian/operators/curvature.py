@@ -7,11 +7,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from mindspore_hessian import _checkpoint, _compat
 from mindspore_hessian._interrupt import interruptible
@@ -306,6 +306,10 @@ class CurvatureOperator(Operator):
                 f"there is no layer or weight {name!r}; there are {', '.join(self.layers)} and "
                 f"{', '.join(p.name for p in self.weights)}"
             )
+        return self.of_weights(chosen)
+
+    def of_weights(self, chosen: Sequence[Parameter]) -> CurvatureOperator:
+        """The same operator of some of its weights alone."""
         out = copy.copy(self)
         out.space = Space.of_weights(chosen)
         out.shape = (out.space.size,) * 2

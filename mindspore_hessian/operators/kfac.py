@@ -57,6 +57,9 @@ APPROXIMATIONS = {
 # Cotangents that are pulled back together, and what their statistics may take; on the CPU one after
 # another, since a graph of several takes three times as long to compile there, and no less to run
 _AT_ONCE, _BYTES = 16, 2**28
+_WORTH_A_GRAPH = (
+    32  # so many runs that compute the inputs' statistics in vain cost less than a graph without
+)
 _ROWS = 8  # so many rows for each feature are handed to numpy
 _FOLDED = 2048  # rows that numpy multiplies at once, where they are few
 _TOLERANCE = {
@@ -332,6 +335,7 @@ class Views:
         self._on_cpu, self._draws = backend == "CPU", backend != "Ascend"
         self.losses: list[list[float]] = []
         self._passes: list[Callable[[], Any]] = []
+        self._later = 0  # runs for other cotangents than the first of a batch
         self._shapes: dict[Any, tuple[int, ...]] = {}
         self._in_graph, name = in_graph(op), op.likelihood and op.likelihood.name
         self._known_by = type(op).__name__, name, op.reduction, op._weighted
@@ -561,8 +565,7 @@ class Views:
         ]
         with self.op.risk.comm.together(1):
             for batch, weights, terms, vectors in self._chunks("factors", ways, total, again):
-                inputs = seen if vectors.first else ["nothing"] * len(ways)
-                parts = self._statistics(batch, inputs, ways, vectors, terms)
+                parts = self._statistics(batch, seen, ways, vectors, terms)
                 moments = [
                     *self._moments(parts, seen if vectors.first else None, ways, vectors, weights)
                 ]
@@ -599,8 +602,7 @@ class Views:
             ):
                 if vectors.first:
                     seen: dict[int, np.ndarray] = {}  # the inputs in their basis
-                own = inputs if vectors.first else ["nothing"] * len(inputs)
-                parts = self._statistics(batch, own, gradients, vectors, terms)
+                parts = self._statistics(batch, inputs, gradients, vectors, terms)
                 middle = len(parts) - len(ways)
                 for place, (p, q) in columns.items():
                     if place not in seen:
@@ -655,6 +657,12 @@ class Views:
         vectors: Cotangents,
         terms: Parameter,
     ) -> list[np.ndarray]:
+        """What a graph gives for some cotangents. Inputs belong to the first of a batch; a graph for the
+        others, which leaves them out, is compiled once these are many."""
+        if not vectors.first:
+            self._later += 1
+            if self._later > _WORTH_A_GRAPH:
+                inputs = ["nothing"] * len(inputs)
         seen = any(one != "nothing" for one in inputs)
         if vectors.made_in_graph:
             shape = self._shape(batch)
@@ -668,7 +676,7 @@ class Views:
             if vectors.first:
                 self.losses[-1].append(float(loss))
         for place, (tap, how) in enumerate(zip(self.taps.taps, inputs, strict=True)):
-            if how == "raw":
+            if how == "raw" and vectors.first:
                 assert tap.kind.unfolded is not None
                 rows = tap.kind.unfolded(tap.layer, parts[place])
                 if rows.shape[1] % batch.size == 0:  # as many samples as the batch has
@@ -974,14 +982,23 @@ def _symmetric(matrices: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 # --- operators ------------------------------------------------------------------------------------
 
-_OTHERS: dict[str, Callable[[Any], Structured]] = {
-    "dense": lambda op: Kronecker(_halved(op.to_dense())),
-    "diagonal": lambda op: Diagonal(np.diag(op.to_dense())),
+_OTHERS: dict[str, Callable[[np.ndarray], Structured]] = {
+    "dense": lambda block: Kronecker((block + block.T) / 2),
+    "diagonal": lambda block: Diagonal(np.diag(block)),
 }
 
 
-def _halved(matrix: np.ndarray) -> np.ndarray:
-    return (matrix + matrix.T) / 2
+def exact_blocks(op: Any, names: Sequence[str], form: str) -> Iterator[Placed]:
+    """Those of some Parameters, by products of one operator of all of these: one graph, however many
+    there are."""
+    if not names:
+        return
+    joint = op.of_weights([one for one in op.weights if one.name in names])
+    for name, where in slices(joint.space).items():
+        columns = np.zeros((joint.shape[0], where.stop - where.start), joint.dtype)
+        columns[where] = np.eye(columns.shape[1])
+        places = slices(op.space)[name]
+        yield _OTHERS[form]((joint @ columns)[where]), np.arange(places.start, places.stop)
 
 
 class KFACOperator(WeightedBlocks):
@@ -1149,10 +1166,7 @@ class KFACOperator(WeightedBlocks):
         finally:  # sums of data that change are of no use either
             for file in (kept or {}).values():
                 file.remove()
-        for name in views.others:
-            block = _OTHERS[blocks or "diagonal"](self.fisher_operator.block(name))
-            where = slices(self.fisher_operator.space)[name]
-            placed.append((block, np.arange(where.start, where.stop)))
+        placed += exact_blocks(self.fisher_operator, list(views.others), blocks or "diagonal")
         super().__init__(
             [block for block, _ in placed],
             [where.ravel() for _, where in placed],
