@@ -13,6 +13,7 @@ from mindspore import Tensor, nn, ops
 from scenarios import relative_error
 
 import mindspore_hessian as mh
+from mindspore_hessian.operators import kfac
 from mindspore_hessian.operators.progress import Partial
 from mindspore_hessian.operators.risk import Risk
 from mindspore_hessian.operators.weights import slices
@@ -415,6 +416,15 @@ def test_what_is_not_covered_is_named_or_has_exact_blocks():
         part = slices(exact.space)[name]
         assert relative_error(whole[part, part], golden[part, part]) < 1e-5
     assert "construct" not in vars(net.first) and set(op.factors) == {"out"}
+
+
+def test_a_graph_without_inputs_for_later_cotangents_gives_the_same(monkeypatch):
+    """It is compiled where there are many."""
+    found = []
+    for worth in (10**6, 0):
+        monkeypatch.setattr(kfac, "_WORTH_A_GRAPH", worth)
+        found.append(mh.EKFACOperator(DEEP, MEAN, UNEVEN, **OFF).to_dense())
+    assert relative_error(*found) < 1e-12
 
 
 def test_monte_carlo_draws_are_those_of_the_seed():
