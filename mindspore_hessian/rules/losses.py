@@ -484,10 +484,16 @@ def expanded_smooth_l1(x, t, beta):
 
 @of_entries("BinaryCrossEntropy")
 def expanded_bce(x, t, weight):
-    """-w (t log x + (1 - t) log(1 - x))."""
-    one = taylor.times(t, _log(x))
-    two = taylor.times(_from_one(t), _log(_from_one(x)))
-    return _weighed(taylor.negative(taylor.plus(one, two)), weight)
+    """By x (x - t) / max(x (1 - x), 1e-12), by t log(1 - x) - log x: finite where x is 0 or 1, as the
+    gradient is."""
+    inside = taylor.times(x, _from_one(x))
+    least = ops.zeros_like(x[0]) + 1e-12
+    inside = taylor.selected(inside[0] > least, inside, (least, *taylor.scaled(inside[1:], 0)))
+    back = taylor.inverse(inside)
+    out = taylor.integrated(ops.zeros_like(x[0]), x, taylor.times(taylor.minus(x, t), back))
+    logit = ops.log(ops.maximum(1 - x[0], least)) - ops.log(ops.maximum(x[0], least))
+    by_t = taylor.integrated(logit, x, taylor.negative(back))
+    return _weighed(taylor.plus(out, taylor.integrated(ops.zeros_like(t[0]), t, by_t)), weight)
 
 
 @of_entries("BCEWithLogitsLoss")
