@@ -802,6 +802,53 @@ def test_factorials(order):
     np.testing.assert_allclose(found, [1.0])
 
 
+# --- kernels that take float32 alone --------------------------------------------------------------
+
+
+def third_difference(f):
+    def at(h):
+        return (f(2 * h) - 2 * f(h) + 2 * f(-h) - f(-2 * h)) / (2 * h**3)
+
+    return (4 * at(2e-3) - at(4e-3)) / 3
+
+
+def standardized(x):
+    return (x - x.mean(0)) / np.sqrt(x.var(0) + 0.1)
+
+
+WIDER = Tensor([[0, 0], [1, 2]], ms.int32)
+IN_FLOAT32 = {  # of a table, and what numpy says
+    "norm, p=2": (lambda x: ops.LpNorm(axis=1)(x), lambda x: np.sqrt((x * x).sum(1))),
+    "norm, p=3": (
+        lambda x: ops.LpNorm(axis=[0, 1], p=3)(x),
+        lambda x: (np.abs(x) ** 3).sum() ** (1 / 3),
+    ),
+    "norm, p=1": (lambda x: ops.LpNorm(axis=0, p=1)(x * x), lambda x: (x * x).sum(0)),
+    "batch norm in training": (
+        nn.BatchNorm1d(4, eps=0.1).set_train(),
+        standardized,
+    ),
+    "batch norm with statistics": (
+        nn.BatchNorm1d(4, eps=0.1).set_train(False),
+        lambda x: x / np.sqrt(1.1),
+    ),
+    "mirrored": (
+        lambda x: ops.MirrorPad("SYMMETRIC")(x, WIDER),
+        lambda x: np.pad(x, ((0, 0), (1, 2)), "symmetric"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_FLOAT32)
+def test_third_derivatives_are_those_of_differences(name):
+    function, plain = IN_FLOAT32[name]
+    x, v = (np.random.default_rng(k).normal(size=(3, 4)) for k in (0, 1))
+    start, way = Tensor(x, ms.float32), Tensor(v, ms.float32)
+    found = mh.derivative(lambda t: ops.sin(function(start + t * way)).sum(), 3)(Tensor(0.0))
+    expected = third_difference(lambda t: np.sin(plain(x + t * v)).sum())
+    np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-5)
+
+
 # --- jacobian(mode="fwd") -------------------------------------------------------------------------
 
 

@@ -1076,19 +1076,11 @@ def expanded_atan2(y, a, b):
     return taylor.integral(y, taylor.times(slope, scale)[: len(a) - 1])
 
 
-@constexpr
-def _all_same(*shapes):
-    return len({tuple(shape) for shape in shapes}) == 1
-
-
-@by_expansion("Lerp", places=(0, 1, 2))
+@by_expansion("Lerp", places=(0, 1, 2), entrywise=True)
 def expanded_lerp(prim):
-    """a + w (b - a), of one shape unless w is constant."""
+    """a + w (b - a)."""
 
     def function(a, b, w):
-        whole = w[0] if len(w) > 1 else a[0]
-        if not _all_same(a[0].shape, b[0].shape, whole.shape):
-            return None
         return (prim(a[0], b[0], w[0]),) + taylor.plus(a, taylor.times(w, taylor.minus(b, a)))[1:]
 
     return function

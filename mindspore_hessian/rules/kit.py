@@ -78,7 +78,11 @@ def attributes_of(prim, *names: str) -> tuple:
             f"The second derivative of {prim} needs its attributes, which MindSpore keeps in C++. "
             "Import mindspore_hessian before the first gradient of the process."
         )
-    return tuple(prim.attrs[name] for name in names)
+    held = {
+        **prim.get_attr_dict(),
+        **prim.attrs,
+    }  # some classes forget their `attrs` as they are made
+    return tuple(held[name] for name in names)
 
 
 @constexpr

@@ -415,22 +415,14 @@ def multi_margin_loss(prim):
 # --- forward --------------------------------------------------------------------------------------
 
 
-@constexpr
-def _same(one, two):
-    """Equal shapes: a target that broadcasts would be aligned with the directions."""
-    return tuple(one) == tuple(two)
-
-
 def of_entries(primitive_name: str) -> Callable[[Callable], Callable]:
     """The decorator of a loss entry by entry: ``formula(x, t, *options)`` gives the coefficients
     of what each entry adds; the last input of the primitive is a reduction."""
 
     def file(formula: Callable) -> Callable:
-        @by_expansion(primitive_name, places=(0, 1))
+        @by_expansion(primitive_name, places=(0, 1), entrywise=True)
         def maker(prim):
             def function(x, t, *options):
-                if not _same(x[0].shape, t[0].shape):
-                    return None
                 out = _reduced(formula(x, t, *options[:-1]), options[-1])
                 return (prim(x[0], t[0], *options),) + out[1:]
 
@@ -506,27 +498,23 @@ def expanded_bce_logits(x, t, weight, of_positive):
     return _weighed(taylor.plus(taylor.times(_from_one(t), x), rest), weight)
 
 
-@by_expansion("SigmoidCrossEntropyWithLogits", places=(0, 1))
+@by_expansion("SigmoidCrossEntropyWithLogits", places=(0, 1), entrywise=True)
 def expanded_sigmoid_cross_entropy(prim):
     """softplus(x) - t x."""
 
     def function(x, t):
-        if not _same(x[0].shape, t[0].shape):
-            return None
         out = taylor.minus(_softplus(x), taylor.times(t, x))
         return (prim(x[0], t[0]),) + out[1:]
 
     return function
 
 
-@by_expansion("KLDivLoss", places=(0, 1))
+@by_expansion("KLDivLoss", places=(0, 1), entrywise=True)
 def expanded_kl_div(prim):
     """t (log t - x), 0 where t = 0."""
     (reduction,) = attributes_of(prim, "reduction")
 
     def function(x, t):
-        if not _same(x[0].shape, t[0].shape):
-            return None
         positive = ops.cast(t[0] > 0, t[0].dtype)
         there = taylor.shifted(t, 1 - positive)
         out = taylor.scaled(taylor.times(t, taylor.minus(_log(there), x)), positive)
@@ -561,13 +549,11 @@ def _log_softmax(x):
     return expanded_log_softmax(ops.log_softmax(x[0], -1), x, -1)
 
 
-@by_expansion("SoftmaxCrossEntropyWithLogits", places=(0, 1))
+@by_expansion("SoftmaxCrossEntropyWithLogits", places=(0, 1), entrywise=True)
 def expanded_softmax_cross_entropy(prim):
     """-sum(t log_softmax(x)), and softmax(x) - t."""
 
     def function(x, t):
-        if not _same(x[0].shape, t[0].shape):
-            return None
         values = prim(x[0], t[0])
         log_p = _log_softmax(x)
         out = taylor.negative(taylor.summed(taylor.times(t, log_p), -1, False))

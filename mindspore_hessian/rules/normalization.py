@@ -8,7 +8,6 @@ from mindspore import Tensor, mutable, nn, ops
 from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
-from mindspore_hessian._errors import MissingRuleError
 from mindspore_hessian.rules import taylor
 from mindspore_hessian.rules.formula import pull
 from mindspore_hessian.rules.forward import (
@@ -19,7 +18,6 @@ from mindspore_hessian.rules.forward import (
     reshaped,
     rsqrt,
     scaled,
-    straight,
     times,
 )
 from mindspore_hessian.rules.kit import (
@@ -48,6 +46,7 @@ from mindspore_hessian.rules.registry import (
     expansion,
     forward,
 )
+from mindspore_hessian.rules.taylor import by_expansion
 
 # --- layer norm -----------------------------------------------------------------------------------
 # MindSpore's kernel of the second backward takes epsilon for 0 and refuses float64 and constant
@@ -463,36 +462,6 @@ def pushed_layer_norm(prim, usual):
     return rule
 
 
-@constexpr
-def _check_given(training):
-    if training:
-        raise MissingRuleError("primitive BatchNorm has no forward rule in training mode")
-
-
-@forward("BatchNorm")
-@straight
-@allow(0)
-def pushed_batch_norm(prim, usual):
-    """With given statistics, which make it linear but for a constant. In training they are those of
-    the batch.
-    """
-
-    def rule(x_pair, scale_pair, bias_pair, mean_pair, variance_pair, training_pair, *rest):
-        _check_given(training_pair[0])
-        options = (training_pair[0],) + values(rest)
-        given = (scale_pair[0], bias_pair[0], mean_pair[0], variance_pair[0])
-        v, j, l = x_pair[0]  # noqa: E741
-        out = prim(v, *given, *options)
-        slope = ops.cast(scale_pair[0] * ops.rsqrt(variance_pair[0] + rest[0][0]), v.dtype)
-        slope = reshape(slope, channel_shape(slope.shape, rest[-1][0] == "NHWC", v.ndim))
-        outs = (((out[0], j * slope, l * slope), FORWARD),)
-        for k in range(1, len(out)):
-            outs = outs + ((out[k], None),)
-        return outs
-
-    return rule
-
-
 @forward("GroupNorm")
 @allow(0)
 def pushed_group_norm(prim, usual):
@@ -517,6 +486,18 @@ def pushed_group_norm(prim, usual):
 # --- Taylor coefficients --------------------------------------------------------------------------
 
 
+def _standardized(x, axes, eps):
+    """(x - mean) / r with r = sqrt(variance + eps), and the mean, the variance and r."""
+    mean = taylor.averaged(x, axes)
+    centred = taylor.minus(x, mean)
+    variance = taylor.averaged(taylor.squared(centred), axes)
+    square = taylor.shifted(variance, eps)
+    root = (ops.sqrt(square[0]),)
+    if len(x) > 1:
+        root = taylor.root(root[0], square)
+    return taylor.divided(centred, root), mean, variance, root
+
+
 @expansion("LayerNorm")
 @allow(0)
 def expanded_layer_norm(prim, usual):
@@ -525,15 +506,9 @@ def expanded_layer_norm(prim, usual):
     def rule(x_pair, g_pair, b_pair, begin_pair, parameters_pair, eps_pair):
         x = taylor.coefficients(x_pair)
         axes = _last_axes(begin_pair[0], x[0].ndim)
-        mean = taylor.averaged(x, axes)
-        centred = taylor.minus(x, mean)
-        variance = taylor.averaged(taylor.squared(centred), axes)
-        square = taylor.shifted(variance, eps_pair[0])
-        y = taylor.scaled(
-            taylor.divided(centred, taylor.root(ops.sqrt(square[0]), square)), g_pair[0]
-        )
+        y, mean, variance, _ = _standardized(x, axes, eps_pair[0])
         return (
-            taylor.joined(taylor.shifted(y, b_pair[0])),
+            taylor.joined(taylor.shifted(taylor.scaled(y, g_pair[0]), b_pair[0])),
             taylor.joined(mean),
             taylor.joined(variance),
         )
@@ -550,19 +525,45 @@ def expanded_group_norm(prim, usual):
         whole = taylor.coefficients(x_pair)
         v = whole[0]
         x = taylor.reshaped(whole, (v.shape[0], groups_pair[0], -1))
-        mean = taylor.averaged(x, -1)
-        centred = taylor.minus(x, mean)
-        variance = taylor.averaged(taylor.squared(centred), -1)
-        square = taylor.shifted(variance, eps_pair[0])
-        root = taylor.root(ops.sqrt(square[0]), square)
+        y, mean, _, root = _standardized(x, -1, eps_pair[0])
         wide = channel_shape(g_pair[0].shape, False, v.ndim)
-        y = taylor.reshaped(taylor.divided(centred, root), v.shape)
-        y = taylor.shifted(taylor.scaled(y, reshape(g_pair[0], wide)), reshape(b_pair[0], wide))
+        y = taylor.scaled(taylor.reshaped(y, v.shape), reshape(g_pair[0], wide))
         flat = mean[0].shape[:-1]
         return (
-            taylor.joined(y),
+            taylor.joined(taylor.shifted(y, reshape(b_pair[0], wide))),
             taylor.joined(taylor.reshaped(mean, flat)),
             taylor.joined(taylor.reshaped(taylor.inverse(root), flat)),
         )
 
     return rule
+
+
+@constexpr
+def _all_but_channels(rank, last):
+    """The axes of samples and of positions, counted from the end."""
+    return tuple(axis - rank for axis in range(rank) if axis != (rank - 1 if last else 1))
+
+
+@by_expansion("BatchNorm")
+def expanded_batch_norm(prim):
+    """With given statistics linear but for a constant; in training with those of the batch, where
+    the further outputs have no rule."""
+
+    def function(x, scale, bias, mean, variance, training, eps, *rest):
+        outs = prim(x[0], scale, bias, mean, variance, training, eps, *rest)
+        last = rest[-1] == "NHWC"
+        wide = channel_shape(scale.shape, last, x[0].ndim)
+        slope = reshape(ops.cast(scale, x[0].dtype), wide)
+        if training:
+            y, _, _, _ = _standardized(x, _all_but_channels(x[0].ndim, last), eps)
+            found = ((outs[0],) + taylor.scaled(y[1:], slope),)
+            for _ in outs[1:]:
+                found = found + (None,)
+            return found
+        slope = slope * reshape(ops.cast(ops.rsqrt(variance + eps), slope.dtype), wide)
+        found = ((outs[0],) + taylor.scaled(x[1:], slope),)
+        for one in outs[1:]:
+            found = found + ((one,),)
+        return found
+
+    return function

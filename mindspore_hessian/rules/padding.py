@@ -8,7 +8,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.forward import FORWARD, allow, straight, triples
+from mindspore_hessian.rules.forward import FORWARD, allow, linear, straight, triples
 from mindspore_hessian.rules.kit import (
     attributes_of,
     front,
@@ -285,3 +285,28 @@ def mirror_pad(prim):
         return pull(padded)(mutable(x), dout)[0], ops.zeros_like(paddings)
 
     return bprop
+
+
+@batching(
+    "MirrorPad", why="MindSpore's rule fails for samples of fewer than four axes", replaces=True
+)
+def batched_mirror_pad(prim, axis_size):
+    """The same gather of all samples; paddings are those of the axes of one."""
+    prim = primitive(prim)
+    (mode,) = attributes_of(prim, "mode")
+
+    def rule(x_pair, paddings_pair):
+        x, dim = x_pair
+        if dim is None:
+            return prim(x, paddings_pair[0]), None
+        out = front(x, dim)
+        for axis, index, _ in axis_sources(
+            out.shape, _from_last_axis(paddings_pair[0]), mode.lower()
+        ):
+            out = ops.gather(out, index, axis)
+        return out, 0
+
+    return rule
+
+
+forward("MirrorPad")(linear)

@@ -48,7 +48,7 @@ from mindspore_hessian.rules.registry import (
     expansion,
     forward,
 )
-from mindspore_hessian.rules.taylor import by_series
+from mindspore_hessian.rules.taylor import by_expansion, by_series
 
 # --- sums -----------------------------------------------------------------------------------------
 
@@ -590,17 +590,6 @@ def pushed_logsumexp(prim, a, axis, keep_dims):
     )
 
 
-@by_composition("LpNormV2", "Norm")
-def pushed_norm(prim, a, p, axis, keep_dims, *others):
-    """For p = 2: y' = <a, a'> / y, and y'' = (<a, a''> + <a', a'> - y'^2) / y."""
-    if p != 2:
-        raise MissingRuleError("a norm has a forward rule for p = 2 only")
-    y, axis = prim(a[0], p, axis, keep_dims, *others), from_end(axis, a[0].ndim)
-    j = (a[1] * a[0]).sum(axis, keepdims=keep_dims) / y
-    inner = (a[2] * a[0] + (a[1] * a[1]).sum(0)).sum(axis, keepdims=keep_dims)
-    return (y, j, (inner - (j * j).sum(0)) / y)
-
-
 @constexpr
 def _axes(rank, axis):
     """Counted from the end, all where none is given."""
@@ -761,9 +750,43 @@ def expanded_cumulative_logsumexp(prim, usual):
     return rule
 
 
-@by_series("LpNormV2", "Norm")
-def expanded_norm(y, x, p, axis, keep_dims, *others):
-    """The root of a sum of squares."""
-    if p != 2:
-        raise MissingRuleError("a norm has a Taylor rule for p = 2 only")
-    return taylor.root(y, taylor.summed(taylor.squared(x), from_end(axis, x[0].ndim), keep_dims))
+@constexpr
+def _check_whole(p):
+    if p not in range(1, 65):
+        raise MissingRuleError(f"a norm has forward rules for p = 1, 2, ..., 64, not for p = {p}")
+
+
+def _norm(y, x, p, axis, keep_dims):
+    """(sum |x|^p)^(1/p), whose value is y, for a whole p."""
+    _check_whole(p)
+    axis = from_end(axis, x[0].ndim)
+    if p == 2:
+        return taylor.root(y, taylor.summed(taylor.squared(x), axis, keep_dims))
+    size = taylor.scaled(x, ops.sign(x[0]))
+    powers = taylor.power(ops.pow(size[0], p), size, p)
+    total = taylor.summed(powers, axis, keep_dims)
+    return taylor.power(y, total, taylor.quotient_of(1, p, y.dtype))
+
+
+@by_expansion("LpNormV2", "Norm")
+def expanded_norm(prim):
+    def function(x, p, axis, keep_dims, *others):
+        return _norm(prim(x[0], p, axis, keep_dims, *others), x, p, axis, keep_dims)
+
+    return function
+
+
+@by_expansion("LpNorm")
+def expanded_lp_norm(prim):
+    """Constant where it is less than epsilon."""
+    p, axis, keep_dims, epsilon = attributes_of(prim, "p", "axis", "keep_dims", "epsilon")
+    axis = tuple(axis)
+
+    def function(x):
+        y = prim(x[0])
+        out = (y,)
+        for one in _norm(y, x, p, axis, keep_dims)[1:]:
+            out = out + (ops.where(y > epsilon, one, zeros_like(one)),)
+        return out
+
+    return function

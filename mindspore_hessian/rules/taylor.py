@@ -612,16 +612,21 @@ def by_two_series(*primitives: str, **row: Any) -> Callable[[Getter], Getter]:
     return file
 
 
-def _outputs(found, carry):
-    """The coefficients of one output or of several as pairs; those that carry nothing are values
-    alone.
-    """
-    if isinstance(found[0], tuple):
+def _output(found, carry, missing):
+    """Coefficients as a pair; those that carry nothing are a value alone."""
+    if found is None:
+        return (0, missing)
+    return (found[0], None) if len(found) == 1 else carry(found)
+
+
+def _outputs(found, carry, missing):
+    """The same, of one output or of several."""
+    if found is not None and isinstance(found[0], tuple):
         outs = ()
         for one in found:
-            outs = outs + ((one[0], None) if len(one) == 1 else carry(one),)
+            outs = outs + (_output(one, carry, missing),)
         return outs
-    return carry(found)
+    return _output(found, carry, missing)
 
 
 def _carried_on(y):
@@ -651,15 +656,38 @@ def _given(pairs, places, expand):
     return out
 
 
+@constexpr
+def _fit(shapes, lengths):
+    """Whether all have the shape of the first, but for constants that broadcast to it."""
+    first = tuple(shapes[0])
+    for shape, length in zip(shapes, lengths, strict=True):
+        behind = first[len(first) - len(shape) :]
+        fits = len(shape) <= len(first) and all(
+            own in (1, other) for own, other in zip(shape, behind, strict=True)
+        )
+        if not fits or (length > 1 and tuple(shape) != first):
+            return False
+    return True
+
+
+def _fitting(given, places):
+    shapes, lengths = (), ()
+    for place in places:
+        shapes, lengths = shapes + (given[place][0].shape,), lengths + (len(given[place]),)
+    return _fit(shapes, lengths)
+
+
 def by_expansion(
-    *primitives: str, places: tuple[int, ...] = (0,), **row: Any
+    *primitives: str, places: tuple[int, ...] = (0,), entrywise: bool = False, **row: Any
 ) -> Callable[[Getter], Getter]:
     """The decorator of a maker: ``maker(prim)`` gives a function of the inputs, of which those at
     `places` are coefficients, that of what is constant alone, and that the coefficients of the
-    result, or a tuple of those of each output; None where there is no rule. Files it as Taylor rule
+    result, or a tuple of those of each output; None for what there is no rule for. Files it as Taylor rule
     of these primitives, and as forward rule: see `_curve`.
 
-    The coefficients after the value have an axis more then, in front."""
+    The coefficients after the value have an axis more then, in front. `entrywise`: the function goes
+    entry by entry, so that there is no rule where what is carried broadcasts: this axis would be in
+    its way."""
 
     def file(maker: Getter) -> Getter:
         def getter_by(expand: Callable, carry: Callable) -> Callable:
@@ -668,8 +696,10 @@ def by_expansion(
                 missing, function = mark_of_missing(prim.name), maker(prim)
 
                 def rule(*pairs):
-                    found = function(*_given(pairs, places, expand))
-                    return (0, missing) if found is None else _outputs(found, carry)
+                    given = _given(pairs, places, expand)
+                    if entrywise and not _fitting(given, places):
+                        return (0, missing)
+                    return _outputs(function(*given), carry, missing)
 
                 return rule
 

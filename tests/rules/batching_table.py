@@ -644,6 +644,21 @@ NETWORKS = [
         )
         for axis in (0, -1)
     ),
+    *(
+        Row(
+            "MirrorPad",
+            (n(*shape),),
+            (Tensor(paddings, mindspore.int32),),
+            call=ops.MirrorPad(mode),
+            option=f"{mode}, {len(shape)} axes",
+        )
+        for mode, shape, paddings in (
+            ("REFLECT", (4,), [[1, 2]]),
+            ("SYMMETRIC", (2, 3), [[0, 0], [1, 2]]),
+            ("REFLECT", (2, 2, 3), [[0, 1], [1, 0], [1, 2]]),
+            ("SYMMETRIC", (2, 1, 3, 3), [[0, 0], [0, 0], [0, 3], [1, 2]]),
+        )
+    ),
     Row("BatchNorm", (n(2, 3, 2, 2), t(3), n(3), n(3), t(3)), call=batch_norm, axes=(0,)),
     Row(
         "BatchNormGrad",

@@ -103,8 +103,12 @@ class Lines:
 IN_FLOAT32 = (  # kernels that take no float64
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "dist",
     "lerp",
     "prelu",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "TripletMarginWithDistanceLoss",
     "SoftmaxCrossEntropyWithLogits",
 )
 

@@ -128,7 +128,7 @@ WITHOUT_A_LINE = {
     *("UnsortedSegmentMax", "UnsortedSegmentMin", "TensorScatterElements"),  # below
     *("TensorScatterMul", "TensorScatterDiv", "TensorScatterMax", "TensorScatterMin"),  # below
     *("UnsortedSegmentProd", "Zeta", "Polygamma"),
-    *("BatchNorm", "ResizeNearestNeighbor", "TensorCopySlices", "TensorScatterUpdate"),  # below
+    *("ResizeNearestNeighbor", "TensorCopySlices", "TensorScatterUpdate"),  # below
 }
 
 
