@@ -659,6 +659,55 @@ def test_several_passes_in_one_graph():
     close(found[2], value_grad_and_laplacian(without, in_axes=0, mode="reverse")(X)[1].asnumpy())
 
 
+WAY = Tensor([1.0, -2.0, 0.5], ms.float64)
+
+
+def fifth_powers(x):
+    return (x**5).sum()
+
+
+def moved(t, x):
+    return fifth_powers(x + t * WAY)
+
+
+def moved_laplacian(t, x):
+    return laplacian(fifth_powers, mode="forward")(x + t * WAY)
+
+
+def second(x):
+    return mh.derivative(moved, 2)(0 * x[0], x)
+
+
+def both_in_one_graph(x):
+    one = mh.derivative(moved_laplacian, 2)(0 * x[0], x)
+    return one, laplacian(second, mode="forward")(x), fifth_powers(x)
+
+
+def test_laplacians_and_taylor_series_within_each_other():
+    """The fourth derivative of x^5 is 120 x; twice along one way, twice along each axis."""
+    one, other, value = jit(both_in_one_graph)(X[0])
+    expected = 120 * (POINTS[0] * WAY.asnumpy() ** 2).sum()
+    close(one, expected)
+    close(other, expected)
+    close(value, (POINTS[0] ** 5).sum())
+
+
+def test_a_laplacian_makes_no_taylor_rules(monkeypatch):
+    """MindSpore parses what a rule has, used or not."""
+    asked, own = [], rules.registry.TAYLOR_RULES["Exp"]
+
+    def watched(prim, usual):
+        asked.append(prim)
+        return own(prim, usual)
+
+    vars(watched).update(vars(own))
+    monkeypatch.setitem(rules.registry.TAYLOR_RULES, "Exp", watched)
+    close(laplacian(ops.exp, mode="forward")(X[0, 0]), np.exp(POINTS[0, 0]))
+    assert not asked
+    close(mh.derivative(ops.exp, 2)(X[0, 0]), np.exp(POINTS[0, 0]))
+    assert asked
+
+
 def quartic(x):
     return (x * x * x * x).sum()
 

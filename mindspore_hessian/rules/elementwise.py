@@ -38,10 +38,12 @@ from mindspore_hessian.rules.forward import (
 )
 from mindspore_hessian.rules.kit import (
     COMPARISONS,
+    add,
     aligned,
     all_batched,
     any_batched,
     binary,
+    binary_with_parameters,
     broadcasting,
     cotangent_second,
     dims_of,
@@ -56,6 +58,7 @@ from mindspore_hessian.rules.kit import (
     sample_rank,
     select,
     sub,
+    tensors_of,
     unary,
     zeros_like,
 )
@@ -145,7 +148,8 @@ batching(
     why=_SLOW,
     replaces=True,
 )(binary)
-batching("Fmax", "DivMod", "RemainderTensorTensor", "BitwiseAndTensor", "SquaredDifference")(binary)
+batching("Fmax", "RemainderTensorTensor", "BitwiseAndTensor", "SquaredDifference")(binary)
+batching("DivMod")(binary_with_parameters)
 batching("Complex")(same_shape(2))
 
 
@@ -261,17 +265,26 @@ def batched_add_n(prim, axis_size):
     prim = primitive(prim)
 
     def rule(pairs):
-        terms = tuple([front(x, dim) for x, dim in pairs])
-        if all_batched(dims_of(pairs)):
-            return prim(terms), 0
-        if not any_batched(dims_of(pairs)):
-            return prim(terms), None
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total, 0
+        return _add_n(prim, pairs)
 
     return rule
+
+
+def _add_n(prim, pairs):
+    dims = dims_of(pairs)
+    if not any_batched(dims):
+        return prim(tensors_of(pairs)), None
+    if len(pairs) == 2:
+        (x, x_dim), (y, y_dim) = pairs
+        x, y = front(x, x_dim), front(y, y_dim)
+        return (prim((x, y)) if all_batched(dims) else add(x, y)), 0
+    terms = tuple([front(x, dim) for x, dim in pairs])
+    if all_batched(dims):
+        return prim(terms), 0
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total, 0
 
 
 # --- choosing -------------------------------------------------------------------------------------

@@ -81,28 +81,33 @@ def line_order(mark: int) -> int:
     return LINE - mark if _MISSING < mark < LINE else 0
 
 
+BATCHED, WHOLE, ALIKE = 0, 1, 2  # what `way` says, but for marks
+
+
 @constexpr
-def carried(dims, forward_places, series_places, missing):
-    """FORWARD, UNIFORM, SERIES or a LINE where such a rule is to be applied, 0 where nothing is
-    carried forward, else the mark of what is missing.
+def way(dims, kind, others, places, missing):
+    """How a rule for one kind goes on: BATCHED where nothing of that kind is carried, ALIKE where
+    something is UNIFORM or a LINE, else WHOLE; or the mark of what is missing.
 
     Args:
         dims: of the inputs, nested like them.
-        forward_places, series_places: the inputs that each rule takes carried forward; () for all.
+        kind: FORWARD or SERIES.
+        others: whether there is a rule for the other kind.
+        places: the inputs that the rule takes carried forward; () for all.
         missing: the mark of the primitive, for those that it does not take.
     """
     worst = [min([0, *(dim for dim in flat((own,)) if dim is not None)]) for own in dims]
     if min(worst, default=0) <= _MISSING:
         return min(worst)
     kinds = {_KINDS.get(dim, SERIES) for dim in worst if dim in _KINDS or line_order(dim)}
-    if not kinds:
-        return 0
-    kind = kinds.pop()
-    places = forward_places if kind == FORWARD else series_places
-    if kinds or (places and not {place for place, dim in enumerate(worst) if dim} <= set(places)):
+    if kind not in kinds and (others or not kinds):
+        return BATCHED
+    if kinds != {kind} or (
+        places and not {place for place, dim in enumerate(worst) if dim} <= set(places)
+    ):
         return missing
     (applied if kind == FORWARD else expanded).add(missing_name(missing))
-    return min([kind, *(dim for dim in worst if dim == UNIFORM or line_order(dim))])
+    return ALIKE if any(dim == UNIFORM or line_order(dim) for dim in worst) else WHOLE
 
 
 def dim_of(pair):
@@ -118,7 +123,17 @@ def dim_of(pair):
 
 
 def dims_of(pairs):
-    """`dim_of` each."""
+    """`dim_of` each. (A loop takes MindSpore several times as long to compile.)"""
+    count = len(pairs)
+    if count == 1:
+        (a,) = pairs
+        return (dim_of(a),)
+    if count == 2:
+        a, b = pairs
+        return dim_of(a), dim_of(b)
+    if count == 3:
+        a, b, c = pairs
+        return dim_of(a), dim_of(b), dim_of(c)
     dims = ()
     for pair in pairs:
         dims = dims + (dim_of(pair),)
@@ -142,8 +157,17 @@ def values_of(pairs):
 
 def options_of(pairs):
     """The values of further inputs, which are never carried forward; a view's token, which comes as
-    None, is none.
+    None at the end, is none.
     """
+    count = len(pairs)
+    if count == 0:
+        return ()
+    if count == 1 and isinstance(pairs[0], tuple):
+        ((x, _),) = pairs
+        return (x,)
+    if count == 2 and isinstance(pairs[1], tuple):
+        (x, _), (y, _) = pairs
+        return x, y
     out = ()
     for pair in pairs:
         if isinstance(pair, tuple):
@@ -248,27 +272,38 @@ def uniform_sum(prim, usual, pushed):
     """A constant is added, of no larger shape."""
 
     def rule(a_pair, *rest):
-        if a_pair[1] == UNIFORM:
-            y = prim(a_pair[0][0], *options_of(rest))
-            if _same(y.shape, a_pair[0][0].shape):
-                return ((y, a_pair[0][1]), UNIFORM)
-        return pushed(wide(a_pair), *rest)
+        return _uniform_sum(prim, pushed, a_pair, rest)
 
     return rule
+
+
+def _uniform_sum(prim, pushed, a_pair, rest):
+    a, dim = a_pair
+    if dim == UNIFORM:
+        v, j = a
+        y = prim(v, *options_of(rest))
+        if _same(y.shape, v.shape):
+            return ((y, j), UNIFORM)
+    return pushed(wide(a_pair), *rest)
 
 
 def uniform_multiple(prim, usual, pushed):
     """Entry by entry, proportional to one of the inputs."""
 
     def rule(a_pair, *rest):
-        if a_pair[1] == UNIFORM:
-            v, j = a_pair[0]
-            y = prim(v, *options_of(rest))
-            if _same(y.shape, v.shape):
-                return ((y, prim(j, *options_of(rest))), UNIFORM)
-        return pushed(wide(a_pair), *rest)
+        return _uniform_multiple(prim, pushed, a_pair, rest)
 
     return rule
+
+
+def _uniform_multiple(prim, pushed, a_pair, rest):
+    a, dim = a_pair
+    if dim == UNIFORM:
+        v, j = a
+        y = prim(v, *options_of(rest))
+        if _same(y.shape, v.shape):
+            return ((y, prim(j, *options_of(rest))), UNIFORM)
+    return pushed(wide(a_pair), *rest)
 
 
 def either(uniform: Callable, first_only: bool = False) -> Callable:
@@ -284,15 +319,20 @@ def either(uniform: Callable, first_only: bool = False) -> Callable:
         of_first, of_second = uniform(prim, usual, pushed), uniform(swapped, usual, both)
 
         def rule(a_pair, b_pair, *rest):
-            if b_pair[1] is None:
-                return of_first(a_pair, b_pair, *rest)
-            if a_pair[1] is None and not first_only:
-                return of_second(b_pair, a_pair, *rest)
-            return pushed(wide(a_pair), wide(b_pair), *rest)
+            return _either(of_first, of_second, first_only, pushed, a_pair, b_pair, rest)
 
         return rule
 
     return made
+
+
+def _either(of_first, of_second, first_only, pushed, a_pair, b_pair, rest):
+    (_, a_dim), (_, b_dim) = a_pair, b_pair
+    if b_dim is None:
+        return of_first(a_pair, b_pair, *rest)
+    if a_dim is None and not first_only:
+        return of_second(b_pair, a_pair, *rest)
+    return pushed(wide(a_pair), wide(b_pair), *rest)
 
 
 def _uniform_joined(prim, usual, pushed):
@@ -438,13 +478,17 @@ def linear(prim, usual):
     """Linear in the first input, one tensor; one output or several."""
 
     def rule(x_pair, *rest):
-        v, j, l = x_pair[0]  # noqa: E741
-        options = options_of(rest)
-        if not options:
-            return triples(prim(v), usual((j, 0)), prim(l))
-        return triples(prim(v, *options), usual((j, 0), *rest), prim(l, *options))
+        return _linear(prim, usual, x_pair, rest)
 
     return rule
+
+
+def _linear(prim, usual, x_pair, rest):
+    (v, j, l), _ = x_pair  # noqa: E741
+    options = options_of(rest)
+    if not options:
+        return triples(prim(v), usual((j, 0)), prim(l))
+    return triples(prim(v, *options), usual((j, 0), *rest), prim(l, *options))
 
 
 @uniformly(uniform_multiple)
@@ -643,18 +687,24 @@ def sum_or_difference(prim, usual):
     """Linear in the first two inputs together, entry by entry, where they broadcast."""
 
     def rule(a_pair, b_pair, *rest):
-        options = options_of(rest)
-        y = prim(value_of(a_pair), value_of(b_pair), *options)
-        if a_pair[1] != FORWARD:
-            m = widened(prim(_zeros(a_pair[0]), b_pair[0][2], *options), y)
-            k = spread(prim(_zeros(b_pair[0][2]), b_pair[0][1], *options), y)
-            return ((y, k, m), FORWARD)
-        if b_pair[1] != FORWARD:
-            return ((y, spread(a_pair[0][1], y), widened(a_pair[0][2], y)), FORWARD)
-        j, k = aligned(a_pair[0][1], 0, y.ndim), aligned(b_pair[0][1], 0, y.ndim)
-        return ((y, prim(j, k, *options), prim(a_pair[0][2], b_pair[0][2], *options)), FORWARD)
+        return _sum_or_difference(prim, a_pair, b_pair, rest)
 
     return rule
+
+
+def _sum_or_difference(prim, a_pair, b_pair, rest):
+    (a, a_dim), (b, b_dim), options = a_pair, b_pair, options_of(rest)
+    y = prim(value_of(a_pair), value_of(b_pair), *options)
+    if a_dim != FORWARD:
+        _, k, m = b
+        k = spread(prim(_zeros(m), k, *options), y)
+        return ((y, k, widened(prim(_zeros(a), m, *options), y)), FORWARD)
+    _, j, l = a  # noqa: E741
+    if b_dim != FORWARD:
+        return ((y, spread(j, y), widened(l, y)), FORWARD)
+    _, k, m = b
+    j = prim(aligned(j, 0, y.ndim), aligned(k, 0, y.ndim), *options)
+    return ((y, j, prim(l, m, *options)), FORWARD)
 
 
 def _parts(pair):

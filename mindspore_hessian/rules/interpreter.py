@@ -26,18 +26,20 @@ from mindspore.ops import PrimitiveWithInfer, constexpr, prim_attr_register
 from mindspore_hessian import _compat
 from mindspore_hessian._errors import FallbackWarning, MissingRuleError, warn
 from mindspore_hessian.rules.forward import (
+    ALIKE,
+    BATCHED,
     FORWARD,
     LONGEST,
     NOTHING,
     SERIES,
     UNIFORM,
-    carried,
+    WHOLE,
     dim_of,
     dims_of,
     line_of,
     mark_of_missing,
     missing_name,
-    order_of,
+    way,
     wide,
 )
 from mindspore_hessian.rules.kit import copied_to, primitive, tensors_of, zeros_like
@@ -172,35 +174,46 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
     """The rule of a primitive for values of both kinds; None where MindSpore has to unroll it."""
     copies = unrolled if axis_size <= _COPIES else unbatched_only
     batched = (usual or copies(name, {}))(prim, axis_size)
-    missing, make, expand = mark_of_missing(name), FORWARD_RULES.get(name), _of_series(name)
+    make, expand = FORWARD_RULES.get(name), _of_series(name)
     if isinstance(prim, str) and _compat.takes_attributes(
         name
     ):  # made in C++: its attributes are out of reach
         make = expand = None
     if batched is None:
         return None
-    forward_places, pushed = _made(make, prim, batched)
-    series_places, expanded = _made(expand, prim, batched)
-    uniform = getattr(make, "uniform", _made_wide)(primitive(prim), batched, pushed)
-    line = _made_wide(prim, batched, expanded)
-    if expand is not None and hasattr(expand, "line"):  # of one coefficient
-        line = expand.line(primitive(prim), (usual or copies(name, {}))(prim, 1), line)
+    rule, kinds = batched, {waiting.of_series for waiting in _waiting.values()}
+    if True in kinds:
+        places, expanded = _made(expand, prim, batched)
+        line = _made_wide(prim, batched, expanded)
+        if expand is not None and hasattr(expand, "line"):  # of one coefficient
+            line = expand.line(primitive(prim), (usual or copies(name, {}))(prim, 1), line)
+        rule = _chosen(SERIES, kinds, places, mark_of_missing(name), expanded, line, rule)
+    if False in kinds:
+        places, pushed = _made(make, prim, batched)
+        uniform = getattr(make, "uniform", _made_wide)(primitive(prim), batched, pushed)
+        rule = _chosen(FORWARD, kinds, places, mark_of_missing(name), pushed, uniform, rule)
+    return rule
+
+
+def _chosen(kind, kinds, places, missing, whole, alike, otherwise):
+    """The rule for values of one kind: all of them, those that are alike; `otherwise` for others."""
+    others = len(kinds) > 1
 
     def rule(*pairs):
-        state = carried(dims_of(pairs), forward_places, series_places, missing)
-        if state == 0:
-            return batched(*pairs)
-        if state == FORWARD:
-            return pushed(*pairs)
-        if state == UNIFORM:
-            return uniform(*pairs)
-        if state == SERIES:
-            return expanded(*pairs)
-        if order_of(state) > 0:
-            return line(*pairs)
-        return (0, state)
+        return _apply(kind, others, places, missing, whole, alike, otherwise, pairs)
 
     return rule
+
+
+def _apply(kind, others, places, missing, whole, alike, otherwise, pairs):
+    found = way(dims_of(pairs), kind, others, places, missing)
+    if found == BATCHED:
+        return otherwise(*pairs)
+    if found == WHOLE:
+        return whole(*pairs)
+    if found == ALIKE:
+        return alike(*pairs)
+    return (0, found)
 
 
 def _of_series(name: str) -> Callable | None:

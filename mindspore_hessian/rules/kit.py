@@ -241,8 +241,7 @@ _ALIKE = {
 _MANY = 1 << 16  # entries, from where on copying pays
 
 
-@constexpr
-def _common_shape(name, x_shape, y_shape, x_dtype, y_dtype):
+def common_shape(name, x_shape, y_shape, x_dtype, y_dtype):
     """That of the result, where operands of this shape are faster; else None."""
     if x_shape == y_shape or x_dtype != y_dtype or str(x_dtype) not in _ALIKE.get(name, ()):
         return None
@@ -252,6 +251,9 @@ def _common_shape(name, x_shape, y_shape, x_dtype, y_dtype):
     if np.prod(whole) < _MANY or ms.get_context("device_target") != "CPU":
         return None
     return whole
+
+
+_common_shape = constexpr(common_shape)
 
 
 def alike(name, x, y):
@@ -288,7 +290,10 @@ def values(pairs):
     float32. Views carry a token at the end that orders them after writes in place; our graphs have
     none.
     """
-    return tensors_of(pairs[: _parameter_count(pairs)])
+    count = _parameter_count(pairs)
+    if count == len(pairs):  # (a slice is slow to compile)
+        return tensors_of(pairs)
+    return tensors_of(pairs[:count])
 
 
 @constexpr
@@ -318,14 +323,22 @@ shifted = constexpr(_behind)
 def paired(out):
     """The outputs of a primitive, batch in front, as the pairs a rule returns."""
     if isinstance(out, tuple):
-        return tuple([(one, 0) for one in out])
+        return _marked(out, 0)
     return out, 0
+
+
+def _marked(outs, dim):
+    """Each with that batch axis."""
+    if len(outs) == 2:
+        x, y = outs
+        return (x, dim), (y, dim)
+    return tuple([(one, dim) for one in outs])
 
 
 def unpaired(out):
     """The outputs of a primitive that met no batch, as pairs."""
     if isinstance(out, tuple):
-        return tuple([(one, None) for one in out])
+        return _marked(out, None)
     return out, None
 
 
@@ -348,32 +361,53 @@ def unary(prim, axis_size):
 
 
 @constexpr
-def _binary_plan(x_dim, x_rank, y_dim, y_rank):
+def _binary_plan(name, x_dim, x_shape, x_dtype, y_dim, y_shape, y_dtype):
     """(ready to call, rank of a sample's result, dim of the result)."""
-    x_sample, y_sample = x_rank - (x_dim is not None), y_rank - (y_dim is not None)
+    x_sample, y_sample = len(x_shape) - (x_dim is not None), len(y_shape) - (y_dim is not None)
     rank = max(x_sample, y_sample)
-    ready = all(
+    lined_up = all(
         dim is None or (dim == 0 and sample == rank)
         for dim, sample in ((x_dim, x_sample), (y_dim, y_sample))
     )
+    ready = lined_up and common_shape(name, x_shape, y_shape, x_dtype, y_dtype) is None
     return ready, rank, None if x_dim is None and y_dim is None else 0
 
 
 def binary(prim, axis_size):
-    """Two tensors that broadcast, then parameters."""
+    """Two tensors that broadcast."""
+    prim = primitive(prim)
+    name = prim.name
+
+    def rule(x_pair, y_pair):
+        x, y, dim = _lined_up(name, x_pair, y_pair)
+        return prim(x, y), dim
+
+    return rule
+
+
+# (MindSpore parses a rule for each place where a graph has its primitive, a function of a module
+# once: the commonest rules only call theirs. One that takes *pairs it copies at each call, with all
+# that it calls.)
+
+
+def _lined_up(name, x_pair, y_pair):
+    """What a primitive of that name is given for two tensors that broadcast, and the batch axis of
+    its result."""
+    (x, x_dim), (y, y_dim) = x_pair, y_pair
+    ready, rank, dim = _binary_plan(name, x_dim, x.shape, x.dtype, y_dim, y.shape, y.dtype)
+    if not ready:
+        x, y = alike(name, aligned(x, x_dim, rank), aligned(y, y_dim, rank))
+    return x, y, dim
+
+
+def binary_with_parameters(prim, axis_size):
+    """The same, then parameters."""
     prim = primitive(prim)
     name = prim.name
 
     def rule(x_pair, y_pair, *rest):
-        x, x_dim = x_pair
-        y, y_dim = y_pair
-        ready, rank, out_dim = _binary_plan(x_dim, x.ndim, y_dim, y.ndim)
-        if not ready:
-            x, y = aligned(x, x_dim, rank), aligned(y, y_dim, rank)
-        x, y = alike(name, x, y)
-        if not rest:
-            return prim(x, y), out_dim
-        return prim(x, y, *values(rest)), out_dim
+        x, y, dim = _lined_up(name, x_pair, y_pair)
+        return prim(x, y, *values(rest)), dim
 
     return rule
 
@@ -407,12 +441,29 @@ def broadcasting(prim, axis_size):
 
 def tensors_of(pairs):
     """The values of pairs."""
-    return tuple([x for x, _ in pairs])
+    xs, _ = _apart(pairs)
+    return xs
 
 
 def dims_of(pairs):
     """The batch axes of pairs."""
-    return tuple([dim for _, dim in pairs])
+    _, dims = _apart(pairs)
+    return dims
+
+
+def _apart(pairs):
+    """Values and batch axes. (A loop takes MindSpore several times as long to compile.)"""
+    count = len(pairs)
+    if count == 1:
+        ((x, x_dim),) = pairs
+        return (x,), (x_dim,)
+    if count == 2:
+        (x, x_dim), (y, y_dim) = pairs
+        return (x, y), (x_dim, y_dim)
+    if count == 3:
+        (x, x_dim), (y, y_dim), (z, z_dim) = pairs
+        return (x, y, z), (x_dim, y_dim, z_dim)
+    return tuple([x for x, _ in pairs]), tuple([dim for _, dim in pairs])
 
 
 def same_shape(count: int) -> Callable:
@@ -503,21 +554,22 @@ def over_axis(shift: Callable) -> Callable:
         prim = primitive(prim)
 
         def rule(x_pair, axis_pair, *rest):
-            x, dim = x_pair
-            axis, _ = axis_pair
-            if dim is None:
-                return unpaired(prim(x, axis, *values(rest)))
-            x = front(x, dim)
-            if (
-                x.ndim == 1
-            ):  # a sample is a scalar: without an axis of its own, the batch would be reduced
-                shape = x.shape
-                return _all_flat(prim(reshape(x, (-1, 1)), _one_axis(axis), *values(rest)), shape)
-            return paired(prim(x, shift(axis, x.ndim - 1), *values(rest)))
+            return _over_axis(prim, shift, x_pair, axis_pair, rest)
 
         return rule
 
     return getter
+
+
+def _over_axis(prim, shift, x_pair, axis_pair, rest):
+    (x, dim), (axis, _) = x_pair, axis_pair
+    if dim is None:
+        return unpaired(prim(x, axis, *values(rest)))
+    x = front(x, dim)
+    if x.ndim == 1:  # a sample is a scalar: without an axis of its own, the batch would be reduced
+        shape = x.shape
+        return _all_flat(prim(reshape(x, (-1, 1)), _one_axis(axis), *values(rest)), shape)
+    return paired(prim(x, shift(axis, x.ndim - 1), *values(rest)))
 
 
 @constexpr

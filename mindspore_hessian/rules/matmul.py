@@ -35,7 +35,6 @@ from mindspore_hessian.rules.kit import (
     reshape,
     sample_rank,
     transpose,
-    values,
 )
 from mindspore_hessian.rules.registry import COPIES, batching, derivative, expansion, forward
 from mindspore_hessian.rules.taylor import bilinear
@@ -297,15 +296,17 @@ def batched_matmul(prim, axis_size):
     """Matrix product; MatMul and BatchMatMul have a flag for each operand that transposes it."""
     prim = primitive(prim)
 
-    def rule(a_pair, b_pair, *flags):
-        a, a_dim = a_pair
-        b, b_dim = b_pair
-        if a_dim is None and b_dim is None:
-            return prim(a, b, *values(flags)), None
-        flip_a, flip_b = values(flags)
-        return multiply(a, b, a_dim, b_dim, flip_a, flip_b)
+    def rule(a_pair, b_pair, flip_a_pair, flip_b_pair):
+        return _product(prim, a_pair, b_pair, flip_a_pair, flip_b_pair)
 
     return rule
+
+
+def _product(prim, a_pair, b_pair, flip_a_pair, flip_b_pair):
+    (a, a_dim), (b, b_dim), (flip_a, _), (flip_b, _) = a_pair, b_pair, flip_a_pair, flip_b_pair
+    if a_dim is None and b_dim is None:
+        return prim(a, b, flip_a, flip_b), None
+    return multiply(a, b, a_dim, b_dim, flip_a, flip_b)
 
 
 @batching("MatMulExt", why="MindSpore's rule ignores the batch axes it is given", replaces=True)
