@@ -120,10 +120,21 @@ def _nothing(x):
     return isinstance(x, int)
 
 
+@constexpr
+def _longer(a_count, b_count):
+    return max(a_count, b_count)
+
+
+@constexpr
+def _places(a_count, b_count, n, first):
+    """The i from `first` on for which there are a_i and b_{n-i}."""
+    return tuple(range(max(first, n - b_count + 1), min(n, a_count - 1) + 1))
+
+
 def at(a, b, n):
     """Coefficient n of a b; the number 0 where no term is left."""
     terms = ()
-    for i in range(max(0, n - len(b) + 1), min(n, len(a) - 1) + 1):
+    for i in _places(len(a), len(b), n, 0):
         if not (_nothing(a[i]) or _nothing(b[n - i])):
             terms = terms + (mul(a[i], b[n - i]),)
     return added(terms) if len(terms) > 0 else 0
@@ -147,7 +158,7 @@ def square_at(a, n, first=0, sign=1):
 def times(a, b):
     """a b."""
     out = ()
-    for n in range(max(len(a), len(b))):
+    for n in range(_longer(len(a), len(b))):
         out = out + (at(a, b, n),)
     return out
 
@@ -184,7 +195,7 @@ def negative(a):
 def plus(a, b):
     """a + b, of which either may be the longer one."""
     out = ()
-    for n in range(max(len(a), len(b))):
+    for n in range(_longer(len(a), len(b))):
         if n >= len(a):
             out = out + (b[n],)
         elif n >= len(b):
@@ -202,7 +213,7 @@ def minus(a, b):
 def divided(a, b):
     """a / b."""
     y = (_div(a[0], b[0]),)
-    for n in range(1, max(len(a), len(b))):
+    for n in range(1, _longer(len(a), len(b))):
         if len(b) == 1:
             rest = a[n]
         else:
@@ -361,9 +372,9 @@ def _falling(x, p, count):
 
 def power(y, x, p):
     """x^p, whose value is y, for a number or a tensor p: by products where p is known to be a small
-    whole number, so that x may be 0, by derivatives where it is not known; else by
+    whole number, so that x may be 0, by derivatives where it is not known or several; else by
     k x_0 y_k = sum_j (p j - (k - j)) x_j y_{k-j}."""
-    if isinstance(p, Tensor) and not _compat.is_constant(p):
+    if isinstance(p, Tensor) and (p.size > 1 or not _compat.is_constant(p)):
         return by_derivatives(y, x, _falling(x[0], p, len(x) - 1))
     if _is_zero(p):
         return (y,) + scaled(x[1:], 0)
@@ -388,7 +399,7 @@ def matrix_at(a, b, n, first=0):
     a; None where nothing is left.
     """
     total = None
-    for i in range(max(first, n - len(b) + 1), min(n, len(a) - 1) + 1):
+    for i in _places(len(a), len(b), n, first):
         term = ops.matmul(a[i], b[n - i])
         total = term if total is None else total + term
     return total
