@@ -226,6 +226,7 @@ def test_the_command(capsys, monkeypatch):
     assert "no_such_function" in capsys.readouterr().out
 
 
+@pytest.mark.full_run
 def test_the_command_as_a_program(tmp_path):
     folder = tmp_path / "project"
     folder.mkdir()

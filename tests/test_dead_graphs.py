@@ -90,6 +90,7 @@ def long_and_aligned(x):
     return aligned(x)
 
 
+@pytest.mark.full_run
 def test_the_user_s_line_of_a_missing_rule_costs_little(monkeypatch):
     """By the second derivative's graph it took four times as long as the refusal, and 115 MB of
     dumps.

@@ -74,6 +74,7 @@ def test_influence_of_the_training_data_of_two_processes(tmp_path):
         assert "DONE" in log, log[-3000:]
 
 
+@pytest.mark.full_run
 def test_training_in_two_processes_equals_that_in_one(tmp_path):
     logs, _ = launch("train", tmp_path)
     for log in logs:

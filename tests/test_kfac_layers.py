@@ -260,6 +260,7 @@ class OtherWidths(nn.Cell):
         return self.attention(x, x[:, :, :3], x[:, :, :3])[0].mean(1)
 
 
+@pytest.mark.full_run
 def test_attention_over_keys_of_another_width_is_refused_or_has_exact_blocks():
     net, data = OtherWidths(), (normal(3, 2, 4), normal(3, 4))
     with pytest.raises(

@@ -488,7 +488,7 @@ class Normed(nn.Cell):
         return self.last(ops.relu(self.norm(self.first(x))))
 
 
-@pytest.mark.parametrize("how", ["to_float", "O1", "O2"])
+@pytest.mark.parametrize("how", ["to_float", *["O1", "O2"] * FULL])
 def test_networks_of_half_precision(how, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # mindspore.amp writes a file where it stands
     rng = np.random.default_rng(0)

@@ -600,6 +600,7 @@ def test_a_network_with_batch_norm_trains():
     step(data[0][:5], data[1][:5])  # another size of batch
 
 
+@pytest.mark.full_run
 def test_one_warning_says_what_gets_the_plain_gradient():
     net = Normed().set_train()
     step = optim.TrainStep(net, nn.CrossEntropyLoss(), optim.KFAC(net, 0.05, damping=0.01))
