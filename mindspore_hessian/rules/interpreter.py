@@ -181,7 +181,7 @@ def _rule(name: str, prim, axis_size: int, usual: Callable | None) -> Callable |
         make = expand = None
     if batched is None:
         return None
-    rule, kinds = batched, {waiting.of_series for waiting in _waiting.values()}
+    rule, kinds = batched, {one.of_series for one in _waiting.values()} or {True, False}
     if True in kinds:
         places, expanded = _made(expand, prim, batched)
         line = _made_wide(prim, batched, expanded)
@@ -206,6 +206,7 @@ def _chosen(kind, kinds, places, missing, whole, alike, otherwise):
 
 
 def _apply(kind, others, places, missing, whole, alike, otherwise, pairs):
+    """(A function of its own: MindSpore parses a rule for each place where its primitive is.)"""
     found = way(dims_of(pairs), kind, others, places, missing)
     if found == BATCHED:
         return otherwise(*pairs)
