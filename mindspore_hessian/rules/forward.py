@@ -272,37 +272,29 @@ def uniform_sum(prim, usual, pushed):
     """A constant is added, of no larger shape."""
 
     def rule(a_pair, *rest):
-        return _uniform_sum(prim, pushed, a_pair, rest)
+        return _uniform_entries(prim, False, pushed, a_pair, rest)
 
     return rule
-
-
-def _uniform_sum(prim, pushed, a_pair, rest):
-    a, dim = a_pair
-    if dim == UNIFORM:
-        v, j = a
-        y = prim(v, *options_of(rest))
-        if _same(y.shape, v.shape):
-            return ((y, j), UNIFORM)
-    return pushed(wide(a_pair), *rest)
 
 
 def uniform_multiple(prim, usual, pushed):
     """Entry by entry, proportional to one of the inputs."""
 
     def rule(a_pair, *rest):
-        return _uniform_multiple(prim, pushed, a_pair, rest)
+        return _uniform_entries(prim, True, pushed, a_pair, rest)
 
     return rule
 
 
-def _uniform_multiple(prim, pushed, a_pair, rest):
+def _uniform_entries(prim, multiplies, pushed, a_pair, rest):
     a, dim = a_pair
     if dim == UNIFORM:
         v, j = a
         y = prim(v, *options_of(rest))
         if _same(y.shape, v.shape):
-            return ((y, prim(j, *options_of(rest))), UNIFORM)
+            if multiplies:
+                j = prim(j, *options_of(rest))
+            return ((y, j), UNIFORM)
     return pushed(wide(a_pair), *rest)
 
 

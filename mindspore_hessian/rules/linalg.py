@@ -445,7 +445,7 @@ expansion("Cross", "Ger")(bilinear)
 def _matrix_product(a, b):
     """The product of two series, at least one of them as long as it gets."""
     out = ()
-    for n in range(max(len(a), len(b))):
+    for n in range(taylor.longer(len(a), len(b))):
         out = out + (matrix_at(a, b, n),)
     return out
 
@@ -462,7 +462,7 @@ def _solution_series(a, b):
     """a y = b: y_n = a_0^-1 (b_n - a_1 y_{n-1} - ... - a_n y_0)."""
     back = inverse(a[0])
     out = (ops.matmul(back, b[0]),)
-    for n in range(1, max(len(a), len(b))):
+    for n in range(1, taylor.longer(len(a), len(b))):
         known = matrix_at(a, out, n, 1)
         rest = b[n] if n < len(b) else ops.zeros_like(out[0])
         out = out + (ops.matmul(back, rest if known is None else rest - known),)

@@ -121,7 +121,8 @@ def _nothing(x):
 
 
 @constexpr
-def _longer(a_count, b_count):
+def longer(a_count, b_count):
+    """The larger number. (For max, MindSpore parses five functions.)"""
     return max(a_count, b_count)
 
 
@@ -158,7 +159,7 @@ def square_at(a, n, first=0, sign=1):
 def times(a, b):
     """a b."""
     out = ()
-    for n in range(_longer(len(a), len(b))):
+    for n in range(longer(len(a), len(b))):
         out = out + (at(a, b, n),)
     return out
 
@@ -195,7 +196,7 @@ def negative(a):
 def plus(a, b):
     """a + b, of which either may be the longer one."""
     out = ()
-    for n in range(_longer(len(a), len(b))):
+    for n in range(longer(len(a), len(b))):
         if n >= len(a):
             out = out + (b[n],)
         elif n >= len(b):
@@ -213,7 +214,7 @@ def minus(a, b):
 def divided(a, b):
     """a / b."""
     y = (_div(a[0], b[0]),)
-    for n in range(1, _longer(len(a), len(b))):
+    for n in range(1, longer(len(a), len(b))):
         if len(b) == 1:
             rest = a[n]
         else:
