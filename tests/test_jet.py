@@ -826,6 +826,51 @@ def standardized(x):
     return (x - x.mean(0)) / np.sqrt(x.var(0) + 0.1)
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+LSTM = nn.LSTM(4, 2)
+for _, weight in LSTM.parameters_and_names():
+    weight.set_data(
+        Tensor(np.random.default_rng(weight.size).normal(size=weight.shape), ms.float32)
+    )
+
+
+def recurrence(x):
+    """What the network says, in numpy; the rows of x are the steps."""
+    w_x, w_h, b, c = (p.asnumpy().astype(np.float64) for p in LSTM.get_parameters())
+    h, state, out = np.zeros(2), np.zeros(2), []
+    for row in x:
+        i, f, g, o = np.split(w_x @ row + w_h @ h + b + c, 4)
+        state = sigmoid(f) * state + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(state)
+        out.append(h)
+    return np.stack(out)
+
+
+LABELS, FACTORS = [2, 0, 1], [0.5, 1.0, 2.0, 3.0]
+
+
+def margins(x):
+    own = x[range(3), LABELS][:, None]
+    terms = np.maximum(0.5 - own + x, 0) ** 2 * (np.arange(4) != np.array(LABELS)[:, None])
+    return terms.sum(1) / 4 * np.array(FACTORS)[LABELS]
+
+
+def largest_of_windows(x):
+    """Of 2 x 3 entries, padded by one row above, one column before and two after, in steps of 2."""
+    wide = np.pad(x, ((1, 0), (1, 2)), constant_values=-np.inf)
+    return np.array([[wide[r : r + 2, c : c + 3].max() for c in (0, 2, 4)] for r in (0, 2)])
+
+
+def written(x):
+    out = np.zeros(40)
+    out[PLACES.ravel()] = x.ravel()
+    return out
+
+
+PLACES = np.array([[39, 1, 5, 7], [30, 2, 9, 4], [11, 13, 17, 0]])
 WIDER = Tensor([[0, 0], [1, 2]], ms.int32)
 IN_FLOAT32 = {  # of a table, and what numpy says
     "norm, p=2": (lambda x: ops.LpNorm(axis=1)(x), lambda x: np.sqrt((x * x).sum(1))),
@@ -845,6 +890,29 @@ IN_FLOAT32 = {  # of a table, and what numpy says
     "mirrored": (
         lambda x: ops.MirrorPad("SYMMETRIC")(x, WIDER),
         lambda x: np.pad(x, ((0, 0), (1, 2)), "symmetric"),
+    ),
+    "gated": (lambda x: mint.nn.functional.glu(x), lambda x: x[:, :2] * sigmoid(x[:, 2:])),
+    "LSTM": (lambda x: LSTM(x[:, None])[0], recurrence),
+    "margins": (
+        lambda x: ops.MultiMarginLoss(2, 0.5, "none")(
+            x, Tensor(LABELS, ms.int64), Tensor(FACTORS, ms.float32)
+        ),
+        margins,
+    ),
+    "the largest of windows": (
+        lambda x: ops.MaxPool3D((1, 2, 3), 2, "pad", (0, 0, 1, 0, 1, 1), True)(x[None, None, None]),
+        largest_of_windows,
+    ),
+    "written to places": (
+        lambda x: ops.MaxUnpool2D(2, 2, 0, (1, 1, 5, 8))(
+            (x * x)[None, None], Tensor(PLACES[None, None])
+        ),
+        lambda x: written(x * x),
+    ),
+    "finite": (lambda x: ops.nan_to_num(x * x), lambda x: x * x),
+    "factors of LU": (
+        lambda x: ops.matmul(*ops.lu_unpack(x, Tensor([1, 2, 3], ms.int32))[1:]),
+        lambda x: (np.tril(x[:, :3], -1) + np.eye(3)) @ np.triu(x),
     ),
 }
 

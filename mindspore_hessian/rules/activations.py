@@ -25,6 +25,7 @@ from mindspore_hessian.rules.kit import (
     add,
     all_but_channels,
     any_batched,
+    axis_at,
     channel_shape,
     cotangent_first,
     cotangent_second,
@@ -277,6 +278,7 @@ def glu_grad(d, x, axis):
     return ops.concat((d * s, d * a * s * (1 - s)), axis)
 
 
+batching("GLU")(axis_at(1))
 batching("GluGrad")(two_along)
 
 
@@ -540,6 +542,21 @@ def expanded_prelu(prim):
             wide = wide + (reshape(one, _of_channels(one.shape, y.ndim)),)
         below = taylor.scaled(wide, 1 - above)
         return (y,) + taylor.times(x, taylor.shifted(below, above))[1:]
+
+    return function
+
+
+@by_expansion("GLU")
+def expanded_glu(prim):
+    """a * sigmoid(b), of the two halves along an axis."""
+
+    def function(x, axis):
+        y, axis = prim(x[0], axis), from_end(axis, x[0].ndim)
+        a, b = (), ()
+        for one in x:
+            left, right = ops.chunk(one, 2, axis)
+            a, b = a + (left,), b + (right,)
+        return (y,) + taylor.times(a, taylor.logistic(ops.sigmoid(b[0]), b))[1:]
 
     return function
 

@@ -406,6 +406,8 @@ forward(
     "OnesLike",
     "ZerosLikeExt",
     "OnesLikeExt",
+    "NewOnes",
+    "NewZeros",
 )(without_derivative)
 
 
@@ -560,6 +562,11 @@ def log_slopes(x, y):
 def log1p_slopes(x, y):
     first = ops.reciprocal(1 + x)
     return first, -first * first
+
+
+@by_slopes("NanToNum", kinked=True)
+def nan_to_num_slope(x, y, *options):
+    return ops.cast(ops.isfinite(x), x.dtype)
 
 
 @by_slopes("Abs", kinked=True)

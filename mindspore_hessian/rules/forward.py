@@ -29,6 +29,7 @@ from mindspore_hessian.rules.kit import (
     mul,
     product_of,
     sub,
+    tensors_of,
     zeros_like,
 )
 from mindspore_hessian.rules.registry import Getter, forward
@@ -145,6 +146,11 @@ def value_of(pair):
     if pair[1] == FORWARD:
         return pair[0][0]
     return pair[0]
+
+
+def alone(pair):
+    """The value of an input that carries nothing, or those of a tuple of tensors."""
+    return tensors_of(pair) if isinstance(dim_of(pair), tuple) else pair[0]
 
 
 def values_of(pairs):
@@ -726,9 +732,9 @@ def joint(first: int, second: int) -> Callable:
                     )
                 else:
                     given, firsts, seconds = (
-                        given + (pair[0],),
+                        given + (alone(pair),),
                         firsts + (pair,),
-                        seconds + (pair[0],),
+                        seconds + (alone(pair),),
                     )
             j, dim = usual(*firsts)
             return ((prim(*given), front(j, dim), prim(*seconds)), FORWARD)

@@ -12,7 +12,9 @@ from mindspore_hessian.rules.by_gradients import by_gradients
 from mindspore_hessian.rules.forward import (
     FORWARD,
     allow,
+    alone,
     by_composition,
+    dim_of,
     from_end,
     joint,
     linear,
@@ -24,6 +26,7 @@ from mindspore_hessian.rules.kit import (
     apart,
     attributes_of,
     dims_of,
+    each,
     entries,
     filled,
     front,
@@ -402,18 +405,79 @@ def batched_scatter_update(prim, axis_size):
         if x_pair[1] is None and indices_pair[1] is None and updates_pair[1] is None:
             return prim(x_pair[0], indices_pair[0], updates_pair[0]), None
         x, updates = filled(*x_pair, axis_size), filled(*updates_pair, axis_size)
-        indices, dim = indices_pair
-        if dim is None:
-            x = ops.transpose(x, _first_last(x.ndim))
-            out = prim(x, indices, ops.transpose(updates, _first_last(updates.ndim)))
-            return ops.transpose(out, _last_first(out.ndim)), 0
-        indices = front(indices, dim)
-        own = ops.arange(axis_size).astype(indices.dtype)
-        own = reshape(own, (axis_size,) + (1,) * (indices.ndim - 1))
-        own = ops.broadcast_to(own, indices.shape[:-1] + (1,))
-        return prim(x, ops.concat((own, indices), -1), updates), 0
+        return _scattered(prim, x, indices_pair, updates), 0
 
     return rule
+
+
+def _scattered(prim, x, indices_pair, updates):
+    """prim(x, indices, updates) of each sample of x and updates, their first axis."""
+    indices, dim = indices_pair
+    if dim is None:
+        x = ops.transpose(x, _first_last(x.ndim))
+        out = prim(x, indices, ops.transpose(updates, _first_last(updates.ndim)))
+        return ops.transpose(out, _last_first(out.ndim))
+    indices, count = front(indices, dim), x.shape[0]
+    own = ops.arange(count).astype(indices.dtype)
+    own = reshape(own, (count,) + (1,) * (indices.ndim - 1))
+    own = ops.broadcast_to(own, indices.shape[:-1] + (1,))
+    return prim(x, ops.concat((own, indices), -1), updates)
+
+
+@constexpr
+def _apart_from(shape, sample, count):
+    """(B, 1, ..., V) for values of shape (B, V), to broadcast to (B, K, ...) with the sample's own
+    axes after those that are indexed; and that shape."""
+    wide = (shape[0], count, *sample)
+    return (shape[0], *(1,) * (len(wide) - 2), shape[1]), wide
+
+
+@constexpr
+def _some(dims):
+    """Whether one of several is batched."""
+    return dims is not None and any(dim is not None for dim in dims)
+
+
+@batching("IndexPut")
+def batched_index_put(prim, axis_size):
+    """IndexPut(x, values, indices): see its derivative, below."""
+    prim = primitive(prim)
+    scatter = ops.TensorScatterAdd() if prim.accumulate else ops.TensorScatterUpdate()
+
+    def rule(x_pair, values_pair, indices_pairs):
+        rows, dims = alone(indices_pairs), dim_of(indices_pairs)
+        at_dim = 0 if _some(dims) else None
+        if x_pair[1] is None and values_pair[1] is None and at_dim is None:
+            return prim(x_pair[0], values_pair[0], rows), None
+        x, given = filled(*x_pair, axis_size), filled(*values_pair, axis_size)
+        if at_dim == 0:
+            filled_rows = ()
+            for k in range(len(rows)):
+                filled_rows = filled_rows + (filled(rows[k], dims[k], axis_size),)
+            rows = filled_rows
+        at = _rows(rows)
+        count = at.shape[-2]
+        narrow, wide = _apart_from(given.shape, x.shape[1 + len(rows) :], count)
+        updates = ops.broadcast_to(reshape(given, narrow), wide)
+        return _scattered(scatter, x, (at, at_dim), updates), 0
+
+    return rule
+
+
+@constexpr
+def _longest(shapes):
+    return tuple(max(lengths) for lengths in zip(*shapes, strict=True))
+
+
+def _rows(indices):
+    """A row of all indices for each update."""
+    shapes = ()
+    for one in indices:
+        shapes = shapes + (one.shape,)
+    wide, rows = _longest(shapes), ()
+    for one in indices:
+        rows = rows + (ops.broadcast_to(one, wide),)
+    return ops.stack(rows, -1)
 
 
 # --- several updates of one place -----------------------------------------------------------------
@@ -466,11 +530,6 @@ def _kept(indices, shape):
 
 
 @constexpr
-def _longest(shapes):
-    return max(shape[0] for shape in shapes)
-
-
-@constexpr
 def _all_but_last(rank):
     return tuple(range(rank - 1))
 
@@ -482,13 +541,7 @@ def index_put(prim):
     adds, write = prim.accumulate, ops.IndexPut(0)
 
     def bprop(x, values, indices, out, dout):
-        shapes, zeros = (), ()
-        for one in indices:
-            shapes, zeros = shapes + (one.shape,), zeros + (ops.zeros_like(one),)
-        count, rows = _longest(shapes), ()
-        for one in indices:
-            rows = rows + (ops.broadcast_to(one, (count,)),)
-        at = ops.stack(rows, -1)
+        at, zeros = _rows(indices), each(zeros_like, indices)
         du, dx = ops.gather_nd(dout, at), dout
         if not adds:
             du, dx = _where(_kept(at, x.shape), du), write(dout, ops.zeros_like(values), indices)
@@ -704,7 +757,7 @@ def batched_strided_slice_grad(prim, axis_size):
 # --- forward --------------------------------------------------------------------------------------
 
 
-forward("TensorCopySlices")(joint(0, 1))
+forward("TensorCopySlices", "IndexPut")(joint(0, 1))
 forward("TensorScatterUpdate", "TensorScatterAdd", "TensorScatterSub")(joint(0, 2))
 forward("ScatterNd")(joint(1, 1))
 

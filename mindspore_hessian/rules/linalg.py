@@ -19,19 +19,23 @@ from mindspore_hessian.rules.forward import (
     value_of,
 )
 from mindspore_hessian.rules.kit import (
+    any_batched,
     attributes_of,
     copied_to,
     filled,
     inverse,
     leading,
     one_tensor,
+    paired,
+    primitive,
     reshape,
     shifted,
     transposed,
     two_along,
+    unpaired,
 )
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
-from mindspore_hessian.rules.taylor import bilinear, by_series, matrix_at
+from mindspore_hessian.rules.taylor import bilinear, by_expansion, by_series, matrix_at
 
 # --- inverses and Cholesky factors ----------------------------------------------------------------
 
@@ -180,6 +184,27 @@ def _triangle(rows, columns, lower):
     return Tensor(below if lower else 1 - below)
 
 
+def _parts(lu, lower, upper):
+    """What of two matrices of its size becomes the factors of LU: below the diagonal, and elsewhere."""
+    n = min(lu.shape[-2], lu.shape[-1])
+    below = ops.cast(_triangle(lu.shape[-2], n, True), lu.dtype)
+    above = ops.cast(_triangle(n, lu.shape[-1], False), lu.dtype)
+    return lower[..., :n] * below, upper[..., :n, :] * above
+
+
+@batching("LuUnpack")
+def batched_lu_unpack(prim, axis_size):
+    """The kernel takes batches."""
+    prim = primitive(prim)
+
+    def rule(lu_pair, pivots_pair):
+        if not any_batched((lu_pair[1], pivots_pair[1])):
+            return unpaired(prim(lu_pair[0], pivots_pair[0]))
+        return paired(prim(filled(*lu_pair, axis_size), filled(*pivots_pair, axis_size)))
+
+    return rule
+
+
 @derivative("LuUnpackGrad")
 def lu_unpack_grad(prim):
     """LuUnpackGrad(dl, du, lu) puts the part below the diagonal of dl, and the other of du, in the
@@ -187,10 +212,7 @@ def lu_unpack_grad(prim):
     """
 
     def bprop(dl, du, lu, out, dout):
-        lower, upper = dout
-        n = min(lu.shape[-2], lu.shape[-1])
-        lower = lower[..., :n] * ops.cast(_triangle(lu.shape[-2], n, True), lu.dtype)
-        upper = upper[..., :n, :] * ops.cast(_triangle(n, lu.shape[-1], False), lu.dtype)
+        lower, upper = _parts(lu, *dout)
         return lower, upper, ops.zeros_like(lu)
 
     return bprop
@@ -240,6 +262,23 @@ def batched_trace(prim, x):
 
 forward("Trace", "MatrixBandPart", "MatrixDiagV3")(linear)
 forward("MatrixSetDiagV3")(joint(0, 1))
+
+
+@by_expansion("LuUnpack")
+def expanded_lu_unpack(prim):
+    """The permutation, which carries nothing, and the two factors."""
+
+    def function(lu, pivots):
+        permutation, lower, upper = prim(lu[0], pivots)
+        ls, us = (lower,), (upper,)
+        for one in lu[1:]:
+            below, above = _parts(lu[0], one, one)
+            ls, us = ls + (below,), us + (above,)
+        return (permutation,), ls, us
+
+    return function
+
+
 forward("Cross", "Ger")(product)
 
 

@@ -26,6 +26,7 @@ from mindspore_hessian.rules.kit import (
     front,
     largest,
     merged,
+    paired,
     primitive,
     reshape,
     same_shape,
@@ -412,6 +413,88 @@ def multi_margin_loss(prim):
     return bprop
 
 
+def _classes_of(labels, x):
+    """1 in the column of each label; a negative one has none."""
+    classes = ops.arange(x.shape[-1]).astype(labels.dtype)
+    return ops.cast(ops.equal(ops.expand_dims(labels, -1), classes), x.dtype)
+
+
+def _multilabel_slope(x, labels):
+    """The gradient of sum_jk max(0, 1 - x_j + x_k) / C, over labels j, which end at the first
+    negative one, and all classes k that are none: 1 / C to x_k and -1 / C to x_j where the term is
+    positive."""
+    there = ops.cumprod(ops.cast(labels >= 0, x.dtype), -1)
+    times = (_classes_of(labels, x) * ops.expand_dims(there, -1)).sum(-2)
+    near = ops.expand_dims(x, -2) + 1 > ops.expand_dims(x, -1)
+    others = ops.expand_dims(times, -2) == 0
+    pairs = ops.expand_dims(times, -1) * ops.cast(ops.logical_and(near, others), x.dtype)
+    return (pairs.sum(-2) - pairs.sum(-1)) / x.shape[-1]
+
+
+@derivative("MultilabelMarginLoss", why=REWRITTEN, replaces=True)
+def multilabel_margin_loss(prim):
+    """Its slope times d; which classes are labels has no derivative."""
+    (reduction,) = attributes_of(prim, "reduction")
+
+    def bprop(x, labels, out, dout):
+        d = dout[0]
+        if reduction == "mean" and x.ndim > 1:
+            d = d / x.shape[0]
+        elif reduction == "none" and x.ndim > 1:
+            d = ops.expand_dims(d, -1)
+        return d * _multilabel_slope(x, labels), ops.zeros_like(labels)
+
+    return bprop
+
+
+def _reduced_samples(y, reduction):
+    """The losses of the rows of each sample, as one."""
+    if reduction == "none":
+        return y
+    return y.sum(1) if reduction == "sum" else y.mean(1)
+
+
+@batching("MultiMarginLoss")
+def batched_multi_margin(prim, axis_size):
+    """Rows of all samples together, and then their weights."""
+    prim = primitive(prim)
+    p, margin, reduction = attributes_of(prim, "p", "margin", "reduction")
+    each = ops.MultiMarginLoss(p, margin, "none")
+
+    def rule(x_pair, labels_pair, w_pair):
+        pairs = (x_pair, labels_pair, w_pair)
+        if not any_batched(dims_of(pairs)):
+            return prim(*tensors_of(pairs)), None
+        x, labels = filled(*x_pair, axis_size), filled(*labels_pair, axis_size)
+        y = each(reshape(x, merged(x.shape, 0)), reshape(labels, merged(labels.shape, 0)), None)
+        y = reshape(y, labels.shape)
+        if w_pair[0] is not None:
+            y = y * ops.gather_d(filled(*w_pair, axis_size), 1, labels)
+        return _reduced_samples(y, reduction), 0
+
+    return rule
+
+
+@batching("MultilabelMarginLoss")
+def batched_multilabel_margin(prim, axis_size):
+    """Rows of all samples together."""
+    prim = primitive(prim)
+    (reduction,) = attributes_of(prim, "reduction")
+    each = ops.MultilabelMarginLoss("none")
+
+    def rule(x_pair, labels_pair):
+        if not any_batched((x_pair[1], labels_pair[1])):
+            return unpaired(prim(x_pair[0], labels_pair[0]))
+        x, labels = filled(*x_pair, axis_size), filled(*labels_pair, axis_size)
+        if x.ndim == 2:
+            return paired(each(x, labels))
+        y, is_label = each(reshape(x, merged(x.shape, 0)), reshape(labels, merged(labels.shape, 0)))
+        y = _reduced_samples(reshape(y, x.shape[:2]), reduction)
+        return (y, 0), (reshape(is_label, labels.shape), 0)
+
+    return rule
+
+
 # --- forward --------------------------------------------------------------------------------------
 
 
@@ -576,5 +659,38 @@ def expanded_sparse_softmax_cross_entropy(prim):
         own = ops.one_hot(labels, x[0].shape[1], ops.cast(-1, x[0].dtype), ops.cast(0, x[0].dtype))
         out = taylor.summed(taylor.scaled(_log_softmax(x), own), (-2, -1), False)
         return (prim(x[0], labels),) + taylor.averages(out, x[0].shape[0])[1:]
+
+    return function
+
+
+@by_expansion("MultiMarginLoss")
+def expanded_multi_margin(prim):
+    """sum_j max(0, margin - x_t + x_j)^p w_t / C over all other classes j."""
+    p, margin, reduction = attributes_of(prim, "p", "margin", "reduction")
+
+    def function(x, labels, w):
+        own = _classes_of(labels, x[0])
+        z = taylor.minus(x, taylor.summed(taylor.scaled(x, own), -1, True))
+        z = taylor.shifted(z, ops.cast(margin, x[0].dtype))
+        z = taylor.scaled(z, ops.cast(z[0] > 0, x[0].dtype) * (1 - own))
+        if p == 2:
+            z = taylor.squared(z)
+        if w is not None:
+            z = taylor.scaled(z, (own * w).sum(-1, keepdims=True))
+        out = taylor.averages(taylor.summed(z, -1, False), x[0].shape[-1])
+        return (prim(x[0], labels, w),) + _reduced(out, _REDUCTIONS[reduction])[1:]
+
+    return function
+
+
+@by_expansion("MultilabelMarginLoss")
+def expanded_multilabel_margin(prim):
+    """Its slope times x, but for a constant; and which classes are labels."""
+    (reduction,) = attributes_of(prim, "reduction")
+
+    def function(x, labels):
+        y, is_label = prim(x[0], labels)
+        out = taylor.summed(taylor.scaled(x, _multilabel_slope(x[0], labels)), -1, False)
+        return (y,) + _reduced(out, _REDUCTIONS[reduction])[1:], (is_label,)
 
     return function

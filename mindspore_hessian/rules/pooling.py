@@ -19,7 +19,14 @@ from mindspore_hessian.rules.forward import (
     options_of,
     straight,
 )
-from mindspore_hessian.rules.kit import attributes_of, copied_to, joining
+from mindspore_hessian.rules.kit import (
+    any_batched,
+    attributes_of,
+    copied_to,
+    filled,
+    joining,
+    primitive,
+)
 from mindspore_hessian.rules.registry import (
     KEEPS_ATTRIBUTES,
     REWRITTEN,
@@ -79,13 +86,15 @@ def max_pool(prim):
 
 
 @constexpr
-def _same_padding(shape, kernel, strides):
-    """The (left, right) paddings of pad_mode "same", from the last axis backwards."""
+def _paddings(shape, pooled, kernel, strides, before):
+    """The (left, right) paddings that windows reach into, from the last axis backwards; `before`: the
+    left ones, None where they are half of all. () for none."""
     out = []
-    for k in (-1, -2):
-        total = max((-(-shape[k] // strides[k]) - 1) * strides[k] + kernel[k] - shape[k], 0)
-        out += [total // 2, total - total // 2]
-    return tuple(out)
+    for k in range(-1, -len(kernel) - 1, -1):
+        total = max((pooled[k] - 1) * strides[k] + kernel[k] - shape[k], 0)
+        left = total // 2 if before is None else before[k]
+        out += [left, max(total - left, 0)]
+    return tuple(out) if any(out) else ()
 
 
 @derivative("MaxPoolGrad", why="MindSpore's needs a kernel that CPU lacks", replaces=True)
@@ -96,24 +105,30 @@ def max_pool_grad(prim):
     largest = _places_of_largest(prim)
 
     def bprop(x, y, d, out, dout):
-        index, wide = largest(ops.stop_gradient(x), dout)
+        index, wide = largest(ops.stop_gradient(x), y, dout)
         return ops.zeros_like(x), ops.zeros_like(y), pick(wide, index, 2)
 
     return bprop
 
 
-def _places_of_largest(prim):
-    """``largest(x, d)`` of a MaxPool or its backward: the flat position where each window of x has
-    its (first) maximum, and d padded likewise."""
-    kernel, strides, mode = attributes_of(prim, "kernel_size", "strides", "pad_mode")
-    kernel, strides = tuple(kernel)[-2:], tuple(strides)[-2:]
-    find = ops.MaxPoolWithArgmaxV2(kernel, strides)
-    same = str(mode).upper() in ("SAME", "1")
+_FINDS = {2: ops.MaxPoolWithArgmaxV2, 3: ops.MaxPool3DWithArgmax}
 
-    def largest(x, d):
-        if not same:
+
+def _places_of_largest(prim, spatial=2):
+    """``largest(x, y, d)`` of a max pooling with result y, or its backward: the flat position where each
+    window of x has its (first) maximum, and d padded likewise."""
+    kernel, strides, mode = attributes_of(prim, "kernel_size", "strides", "pad_mode")
+    kernel, strides = tuple(kernel)[-spatial:], tuple(strides)[-spatial:]
+    find, before = _FINDS[spatial](kernel, strides, 0), (0,) * spatial
+    if str(mode).upper() in ("SAME", "1"):
+        before = None
+    elif mode == "CALCULATED":
+        before = tuple(attributes_of(prim, "pad_list")[0])[::2]
+
+    def largest(x, y, d):
+        paddings = _paddings(x.shape, y.shape, kernel, strides, before)
+        if len(paddings) == 0:
             return find(x)[1], d
-        paddings = _same_padding(x.shape, kernel, strides)
         return find(ops.pad(x, paddings, value=-3e38))[1], ops.pad(d, paddings)
 
     return largest
@@ -258,19 +273,78 @@ forward("MaxPoolWithArgmaxV2", "AdaptiveMaxPool2D")(pooling_with_argmax(2))
 forward("MaxPool3DWithArgmax", "AdaptiveMaxPool3D")(pooling_with_argmax(3))
 
 
-@forward("MaxPool")
-@straight
-@allow(0)
-def pushed_max_pool(prim, usual):
+def pushed_max_pool(spatial: int):
     """The maxima, whose places are looked for anew."""
-    largest = _places_of_largest(prim)
 
-    def rule(x_pair):
-        v, j, l = x_pair[0]  # noqa: E741
-        (index, wide), (_, wide_l) = largest(v, j), largest(v, l)
-        return ((prim(v), *_picked((v, wide, wide_l), index, 2)), FORWARD)
+    @straight
+    @allow(0)
+    def getter(prim, usual):
+        largest = _places_of_largest(prim, spatial)
 
-    return rule
+        def rule(x_pair):
+            v, j, l = x_pair[0]  # noqa: E741
+            y = prim(v)
+            (index, wide), (_, wide_l) = largest(v, y, j), largest(v, y, l)
+            return ((y, *_picked((v, wide, wide_l), index, spatial)), FORWARD)
 
+        return rule
+
+    return getter
+
+
+forward("MaxPool")(pushed_max_pool(2))
+forward("MaxPool3D")(pushed_max_pool(3))
+
+
+def _put(values, index, shape):
+    """Zeros of that shape, with values at flat positions of its last axes."""
+    lead = index.shape[: index.ndim - 1]
+    zeros = ops.zeros(shape, values.dtype).reshape(lead + (-1,))
+    return ops.tensor_scatter_elements(zeros, index, values.reshape(index.shape), -1).reshape(shape)
+
+
+def pushed_unpooling(spatial: int):
+    """Linear in x, whose entries go to the flat positions `argmax`."""
+
+    @straight
+    @allow(0)
+    def getter(prim, usual):
+        def rule(x_pair, index_pair):
+            v, j, l = x_pair[0]  # noqa: E741
+            y, index = prim(v, index_pair[0]), index_pair[0]
+            index = index.reshape(index.shape[:-spatial] + (-1,))
+            each = copied_to(index, (j.shape[0],) + index.shape)
+            j = _put(j, each, (j.shape[0],) + y.shape)
+            return ((y, j, _put(l, index, y.shape)), FORWARD)
+
+        return rule
+
+    return getter
+
+
+def batched_unpooling(spatial: int):
+    """A zero for each place of the result, and x written there."""
+
+    def getter(prim, axis_size):
+        prim = primitive(prim)
+
+        def rule(x_pair, index_pair):
+            if not any_batched((x_pair[1], index_pair[1])):
+                return prim(x_pair[0], index_pair[0]), None
+            x, index = filled(*x_pair, axis_size), filled(*index_pair, axis_size)
+            shape = prim(x[0], index[0]).shape
+            index = index.reshape(index.shape[:-spatial] + (-1,))
+            return _put(x, index, (axis_size,) + shape), 0
+
+        return rule
+
+    return getter
+
+
+batching("MaxUnpool2D")(batched_unpooling(2))
+batching("MaxUnpool3D")(batched_unpooling(3))
+batching("MaxPool3D")(joining(1))
+forward("MaxUnpool2D")(pushed_unpooling(2))
+forward("MaxUnpool3D")(pushed_unpooling(3))
 
 forward("AvgPool", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D")(linear)

@@ -11,7 +11,7 @@ from mindspore.ops import constexpr
 
 from mindspore_hessian import _compat
 from mindspore_hessian.rules.formula import pull
-from mindspore_hessian.rules.forward import FORWARD, allow, options_of, value_of
+from mindspore_hessian.rules.forward import FORWARD, allow, linear, options_of, value_of
 from mindspore_hessian.rules.kit import (
     add,
     attributes_of,
@@ -226,6 +226,7 @@ def _moved(x, x_change, grid, padding, align):
 
 
 batching("AffineGrid", "AffineGridGrad")(joining(1, shape=True))
+forward("AffineGrid")(linear)
 
 
 @derivative("AffineGridGrad")

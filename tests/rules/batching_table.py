@@ -105,6 +105,19 @@ def gather_d_last(x, index):
     return gen.GatherD()(x, -1, index)
 
 
+def put(count, adds):
+    """Of one index or of two."""
+    prim = ops.IndexPut(adds)
+
+    def at_two(x, values, i, j):
+        return prim(x, values, (i, j))
+
+    def at_one(x, values, i):
+        return prim(x, values, (i,))
+
+    return at_two if count == 2 else at_one
+
+
 def max_pool_3d_back(x, d):
     return _grad_ops.MaxPool3DGrad(2, 2)(x, ops.MaxPool3D(2, 2)(x), d)
 
@@ -534,6 +547,12 @@ INDEXING = [
     Row("ArgMaxExt", (n(4, 3),), (-1, True)),
     Row("ArgMaxExt", (n(4, 3),), (None, False), option="all"),
     Row("TensorScatterUpdate", (n(4, 3), i((1, 1), 4), n(1, 3)), call=ops.TensorScatterUpdate()),
+    *(
+        Row("IndexPut", (n(4, 3), values, i((2,), 3), i((2,), 3)), call=put(2, adds), option=name)
+        for adds in (0, 1)
+        for name, values in ((f"entries-{adds}", n(2)), (f"one-{adds}", n(1)))
+    ),
+    Row("IndexPut", (n(4, 3), n(3), i((2,), 4)), call=put(1, 0), option="rows"),
     Row(
         "TensorCopySlices",
         (n(4, 3), n(2, 3)),
@@ -543,6 +562,29 @@ INDEXING = [
     Row("UnsortedSegmentSum", (n(5, 3), i((5,), 4)), call=segment_sum),
     Row("UnsortedSegmentSum", (n(2, 3, 2), i((2, 3), 4)), call=segment_sum, option="rank"),
     Row("UnsortedSegmentSum", (n(3), i((5,), 3)), call=beside_a_batch, option="beside"),
+    Row("GLU", (n(3, 4),), call=gen.GLU(-1)),
+    Row("GLU", (n(4, 3),), call=gen.GLU(0), option="rows"),
+    Row("LuUnpack", (n(3, 3), i((3,), 1) + np.int32(1)), call=ops.lu_unpack, axes=(0,)),
+    *(
+        Row(
+            "MultiMarginLoss",
+            (n(2, 3), i((2,), 3).astype(np.int64), t(3)),
+            call=ops.MultiMarginLoss(2, 0.5, reduction),
+            option=reduction,
+        )
+        for reduction in ("none", "sum", "mean")
+    ),
+    Row(
+        "MaxUnpool2D",
+        (n(1, 2, 2, 2), np.array([[[[0, 3], [9, 14]], [[1, 4], [15, 2]]]])),
+        call=ops.MaxUnpool2D(2, 2),
+    ),
+    Row(
+        "MaxUnpool3D",
+        (n(1, 1, 1, 1, 2), np.array([[[[[3, 11]]]]])),
+        call=ops.MaxUnpool3D(2, 2, 0, (1, 1, 2, 2, 4)),
+    ),
+    Row("MaxPool3D", (n(1, 2, 2, 4, 3),), call=ops.MaxPool3D((1, 2, 2), 2, "same")),
     Row("LinSpace", (n(3),), call=linspace),
     Row("Sort", (n(4, 3),), call=ops.Sort(0)),
     Row("Qr", (n(3, 2),), call=ops.Qr(False)),

@@ -63,6 +63,36 @@ def test_formulas_of_other_devices(name):
     assert np.abs((got - slope).asnumpy()).max() < 1e-3
 
 
+@pytest.mark.parametrize("labels", [[2, -1, 0], [3, 0, -1], [1, 2, 0]], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_margin_loss_of_several_labels(reduction, labels):
+    """Of y = x^3: sums of max(0, 1 - y_j + y_k) / C, whose second derivatives are 6 x times the slope
+    by y. Only the value of the loss needs the kernel."""
+    rows = [[*labels, -1], [0, 1, -1, 2]]
+    x = np.array([[0.3, -0.4, 0.6, 0.2], [0.1, 1.2, 0.4, -0.5]])
+    slope = np.zeros_like(x)
+    for row, own, y in zip(slope, rows, x**3, strict=True):
+        own = own[: own.index(-1)]
+        for j in own:
+            for k in set(range(4)) - set(own):
+                if 1 - y[j] + y[k] > 0:
+                    row[j] -= 0.25
+                    row[k] += 0.25
+    loss, target = nn.MultilabelMarginLoss(reduction), Tensor(rows, ms.int32)
+
+    def f(x):
+        return loss(x**3, target).sum()
+
+    expected = slope * 6 * x / (2 if reduction == "mean" else 1)
+    assert np.abs(expected).max() > 0.1
+    x = Tensor(x, ms.float32)
+    for mode in ("forward", "reverse"):
+        found = mh.laplacian(f, mode=mode)(x).asnumpy()
+        np.testing.assert_allclose(found, expected.sum(), rtol=1e-5)
+    found = mh.hvp(f, x, ops.ones_like(x)).asnumpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_log_softmax_of_a_number_has_no_slope():
     """MindSpore's gradient of it hangs."""
 
