@@ -6,11 +6,13 @@ R = 1/N sum (w x - y)^2 for one output: H = 2/N X^T X, whatever w and y.
 
 from __future__ import annotations
 
+import math
+
 import mindspore as ms
 import numpy as np
 import pytest
 from full import FULL
-from mindspore import Parameter, Tensor, amp, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 from scipy.sparse.linalg import cg, eigsh, lobpcg
 
 import mindspore_hessian as mh
@@ -24,6 +26,7 @@ from mindspore_hessian import (
     KFACOperator,
     inverse,
 )
+from mindspore_hessian.operators import risk
 from mindspore_hessian.operators.likelihoods import likelihood_of
 from mindspore_hessian.operators.plan import chunks
 
@@ -514,3 +517,77 @@ def test_mixed_precision_that_mindspore_cannot_compile_is_named(tmp_path, monkey
     data = (Tensor(np.ones((6, 3), np.float32)), Tensor([0, 1, 2, 0, 1, 2], ms.int32))
     with pytest.raises(mh.NotCompilableError, match="level 'O1', 'O2' or 'O3'"):
         quick(data, net, nn.CrossEntropyLoss()).to_dense()
+
+
+# --- large weights go in and out as a Tensor each -------------------------------------------------
+
+
+class Weighed(nn.Cell):
+    """Half the sum of c w^2 for weights of several dtypes and shapes, whose Hessian is diag(c)."""
+
+    def __init__(self, *weights):
+        super().__init__()
+        self.weights = ParameterTuple(
+            Parameter(weight, name=f"w{k}") for k, weight in enumerate(weights)
+        )
+
+    def construct(self, x):
+        total = 0.0
+        for weight in self.weights:
+            total = total + (k_of(weight) * weight * weight).astype(ms.float32).sum() / 2
+        return total * x.mean()
+
+
+@ops.constexpr
+def k_of_shape(shape):
+    return Tensor(np.arange(1, math.prod(shape) + 1).reshape(shape), ms.float16)
+
+
+def k_of(weight):
+    return k_of_shape(weight.shape).astype(weight.dtype)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (((), ms.float32), ((2, 3), ms.float16), ((4,), ms.float32)),
+        (((1, 5), ms.float32),),
+        (((5,), ms.float16), ((), ms.float16)),
+    ],
+    ids=["several", "one row", "half"],
+)
+def test_products_of_weights_of_all_kinds_as_tensors(weights, monkeypatch):
+    monkeypatch.setattr(risk, "LARGE", 0)
+    network = Weighed(*(ops.ones(shape, dtype) for shape, dtype in weights))
+    batches = [(Tensor(np.full(3, 2.0, np.float32)),), (Tensor(np.full(3, 4.0, np.float32)),)]
+    op = mh.HessianOperator(network, None, batches, reduction="mean")
+    entries = np.concatenate([np.arange(1.0, math.prod(shape) + 1) for shape, _ in weights])
+    vector = np.linspace(-1, 2, len(entries)).astype(np.float32)
+    np.testing.assert_allclose(op @ vector, 3 * entries * vector, rtol=2e-3)
+    np.testing.assert_allclose(
+        op @ np.stack([vector, 2 * vector], 1),
+        3 * entries[:, None] * np.stack([vector, 2 * vector], 1),
+        rtol=2e-3,
+    )
+    found = op @ op.unflatten(vector)
+    assert [part.dtype for part in found] == [dtype for _, dtype in weights]
+    np.testing.assert_allclose(op.flatten(found), 3 * entries * vector, rtol=2e-3)
+
+
+def test_a_large_layer_against_its_closed_form():
+    """Least squares, by default: the product with V is 2 V x^T x / (N m)."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 200)), rng.normal(size=(8, 190))
+    network = nn.Dense(200, 190, has_bias=False)
+    batch = (Tensor(x, ms.float32), Tensor(y, ms.float32))
+    op = mh.HessianOperator(network, nn.MSELoss(), [batch])
+    v = rng.normal(size=(190, 200))
+    expected = 2 * v @ (x.T @ x) / (8 * 190)
+    for vector in (v.ravel(), Tensor(v.ravel(), ms.float32)):
+        found = np.asarray(op @ vector).reshape(v.shape)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    (found,) = op @ (Tensor(v, ms.float32),)
+    np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-5 * np.abs(expected).max())
+    v[3, 4] = np.nan
+    with pytest.warns(mh.NonFiniteWarning, match="in the entries of weight"):
+        op @ v.ravel()

@@ -9,6 +9,7 @@ from operator_cases import DTYPES, NAMES, golden, load
 from scenarios import relative_error
 
 import mindspore_hessian as mh
+from mindspore_hessian.operators import risk
 
 #: what the float32 networks of operator_cases reach in their gradients, and once more for the second derivative
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
@@ -37,6 +38,13 @@ def test_products_are_golden(name, dtype, kind):
     assert op.dtype == dtype
     for vector in np.random.default_rng(1).standard_normal((2, op.shape[0])):
         assert relative_error(op @ vector, expected[kind] @ vector) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", some(KINDS, every=2))
+def test_products_of_a_tensor_for_each_weight_are_golden(kind, monkeypatch):
+    """As large weights go in and out."""
+    monkeypatch.setattr(risk, "LARGE", 0)
+    test_products_are_golden(*FINEST[0], kind)
 
 
 @pytest.mark.parametrize(("name", "dtype"), some(FINEST, lambda case: case[0] == "mlp_mse_mean"))

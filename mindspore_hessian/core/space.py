@@ -150,13 +150,13 @@ class Space:
         """
         return split(flat, self.shapes)
 
-    def unravel(self, flat: Any) -> tuple[Tensor, ...]:
-        """One vector as a Tensor for each leaf, in its dtype.
+    def unravel(self, flat: Any, copy: bool = True) -> tuple[Tensor, ...]:
+        """One vector as a Tensor for each leaf, in its dtype; without `copy` in the same memory.
 
         Raises:
             ValueError: it is no vector of that many real numbers.
         """
-        line = np.array(flat)
+        line = np.array(flat) if copy else np.asarray(flat)
         if line.shape != (self.size,) or line.dtype.kind not in "fiub":
             raise ValueError(
                 f"a flat vector of the {self._kind} holds {self.size} real numbers, but got shape "

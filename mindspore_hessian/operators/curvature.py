@@ -160,6 +160,9 @@ class CurvatureOperator(Operator):
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
         return self.space.unravel(flat)
 
+    def _in_parts(self, product: np.ndarray) -> tuple[Tensor, ...]:
+        return self.space.unravel(product, copy=False)
+
     def gradient_and_loss(self) -> tuple[tuple[Tensor, ...], float]:
         """The gradient of the risk, shaped like the weights, and the risk: one pass over the
         data.

@@ -2,15 +2,15 @@
 vectors.
 
 Each builder takes the network and the loss as a `Function` (without a loss the network returns it),
-and the Space of the weights. Vectors are flat, one (N,) or several (k, N), which are batched; so
-are the products.
+and the Space of the weights. Vectors are flat, one (N,) or several (k, N), which are batched, or
+a Tensor a weight in the dtype of flat ones; so are the products.
 """
 
 from __future__ import annotations
 
 from mindspore import Tensor, bfloat16, float16, float32, ops, vmap
 
-from mindspore_hessian.core.space import raveled, unraveled
+from mindspore_hessian.core.space import raveled, selected, unraveled
 from mindspore_hessian.transforms import compose
 
 NOT_ONE = (
@@ -60,9 +60,24 @@ def gradient(function, space):
     return both
 
 
-def on_flat_vectors(product, space):
-    """``product(xs, vs)``, vs a Tensor a weight, as a function of xs and flat vectors."""
-    split = unraveled((), space.parameters)
+@ops.constexpr
+def _is_flat(shape, size):
+    """(Of the only Tensor of a weight of one row, the product is the same either way.)"""
+    return len(shape) in (1, 2) and shape[-1] == size
+
+
+def _in_dtypes(parts, like):
+    out = ()
+    for k in range(len(parts)):
+        out = out + (ops.cast(parts[k], like[k].dtype),)
+    return out
+
+
+def on_vectors(product, space):
+    """``product(xs, vs)``, vs a Tensor a weight, as a function of xs and flat vectors, or of xs and
+    such Tensors, which no kernel cuts or joins."""
+    split, select = unraveled((), space.parameters), selected((), space.parameters)
+    count, size = len(space.shapes), space.size
 
     def one(xs, v):
         return raveled(product(xs, split(xs, v)), v.dtype)
@@ -71,16 +86,17 @@ def on_flat_vectors(product, space):
 
     def run(*tensors):
         xs, v = tensors[:-1], tensors[-1]
-        if v.ndim == 1:
-            return one(xs, v)
-        return many(xs, v)
+        if _is_flat(v.shape, size):
+            return one(xs, v) if v.ndim == 1 else many(xs, v)
+        xs, vs = tensors[:-count], tensors[-count:]
+        return _in_dtypes(product(xs, _in_dtypes(vs, select(xs))), vs)
 
     return run
 
 
 def hessian(function, space):
     """H v of the loss of a batch."""
-    return on_flat_vectors(
+    return on_vectors(
         compose.hessian_product(risk(function), (), space.parameters, "revrev"), space
     )
 
@@ -100,7 +116,7 @@ def _around(function, space, metric):
         inputs = xs[:n]
         return pull(inputs, metric(out(*inputs), xs[n:], push(inputs, vs)))
 
-    return on_flat_vectors(product, space)
+    return on_vectors(product, space)
 
 
 def ggn(function, space):
