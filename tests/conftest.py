@@ -3,6 +3,7 @@ and which cases of the tests are left to the full run."""
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,13 +14,9 @@ import numpy as np
 import pytest
 from _pytest.doctest import DoctestModule
 from full import FULL
-from mindspore import dataset
 
-from mindspore_hessian import _compat
-from mindspore_hessian.device import why_unusable
-
+# MindSpore is imported where a test runs: the process that hands the tests out needs none, which takes seconds
 FRESH = "MINDSPORE_HESSIAN_FRESH"  # set in the process of a test that has one of its own
-DATASET_SEED = dataset.config.get_seed()
 BACKEND_OF_MARKER = {"needs_gpu": "GPU", "needs_ascend": "Ascend"}
 
 
@@ -29,7 +26,7 @@ EVERY = {
     "rules/test_attributes.py": 4,
     "rules/test_batching.py": 10,
     "rules/test_calls.py": 24,
-    "rules/test_derivatives.py": 8,
+    "rules/test_derivatives.py": 12,
     "rules/test_forward_rules.py": 12,
     "rules/test_logsumexp.py": 6,
     "rules/test_negative_padding.py": 4,
@@ -37,21 +34,21 @@ EVERY = {
     "rules/test_repeated_indices.py": 2,
     "rules/test_special_points.py": 12,
     "rules/test_unequal_shapes.py": 5,
-    "test_audit.py": 3,
+    "test_audit.py": 5,
     "test_bad_inputs.py": 4,
     "test_callables.py": 4,
     "test_captured_tensors.py": 5,
     "test_captures.py": 4,
     "test_estimators_golden.py": 6,
     "test_forward.py": 9,
-    "test_in_graph.py": 3,
+    "test_in_graph.py": 4,
     "test_in_graph_options.py": 10,
     "test_influence.py": 5,
     "test_inplace.py": 12,
     "test_interrupt.py": 5,
     "test_jacobian.py": 6,
     "test_jet.py": 20,
-    "test_kfac.py": 20,
+    "test_kfac.py": 24,
     "test_kfac_layers.py": 4,
     "test_laplace.py": 12,
     "test_layers_batched.py": 3,
@@ -125,6 +122,8 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 def pytest_runtest_setup(item):
+    from mindspore_hessian.device import why_unusable
+
     for marker, backend in BACKEND_OF_MARKER.items():
         if item.get_closest_marker(marker) and (reason := why_unusable(backend)):
             pytest.skip(f"{backend}: {reason}")
@@ -136,17 +135,29 @@ def pytest_collect_file():
     return [found for found in (yield) if not isinstance(found, DoctestModule)]
 
 
+@functools.cache
+def dataset_seed():
+    """What MindSpore has at the start."""
+    from mindspore import dataset
+
+    return dataset.config.get_seed()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Random numbers are those of no other test. With the seed that MindSpore has at the start, a
     pipeline shuffles anew in each pass; ``mindspore.set_seed`` in a test ends that."""
-    dataset.config.set_seed(DATASET_SEED)  # (which numpy gets, too)
+    from mindspore import dataset
+
+    dataset.config.set_seed(dataset_seed())  # (which numpy gets, too)
     np.random.seed(0)
 
 
 @pytest.fixture(autouse=True)
 def nothing_recorded():
     """After an exception in ``ms.grad`` MindSpore goes on recording: no other test sees that."""
+    from mindspore_hessian import _compat
+
     yield
     if _compat.is_recording():
         _compat._pynative_executor.clear_res()

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from full import FULL
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -16,7 +17,12 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+TWICE = ("influence",)  # pages about what a notebook that runs by default shows, too
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if FULL or page.stem not in TWICE], ids=lambda path: path.stem
+)
 def test_examples_run(page):
     result = doctest.testfile(
         str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE

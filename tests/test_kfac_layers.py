@@ -313,7 +313,8 @@ def test_positions_before_samples(samples, kind):
         for name, pair in other.factors.items():
             for at in (0, 1):
                 assert relative_error(own.factors[name][at], pair[at]) < 1e-5
-        assert relative_error(own.diagonal(), other.diagonal()) < 1e-4
+        if FULL:
+            assert relative_error(own.diagonal(), other.diagonal()) < 1e-4
 
 
 @pytest.mark.full_run

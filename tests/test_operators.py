@@ -429,7 +429,7 @@ def test_unknown_likelihoods_are_asked_for():
         (6, None, 2**24, "GPU", "1, 1, 1, 1, 1, 1"),
         (5, None, 10, "CPU", "5"),
         (70, None, 10, "CPU", "64, 6"),
-        (2049, None, 2**20, "CPU", "8 at once, " * 256 + "1"),
+        (1025, None, 2**20, "CPU", "8 at once, " * 128 + "1"),
         (20, 6, 10, "CPU", "6 at once, 6 at once, 6 at once, 2"),
         (3, 2, 10, "CPU", "2, 1"),
         (3, 6, 10, "GPU", "3"),

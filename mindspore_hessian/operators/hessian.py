@@ -36,7 +36,7 @@ class HessianOperator(CurvatureOperator):
             mode).
         chunk_size: columns of a matrix that are multiplied at once. None: up to 64, as memory
             allows, of a matrix that has enough for that to pay: more than 4, on the CPU more than
-            2,048 (the first product of several columns at once compiles for seconds). Where
+            1,024 (the first product of several columns at once compiles for seconds). Where
             thousands of columns come in small matrices, give the number that those have, 5 or more.
         distributed: sum over the processes of an ``msrun`` job, each of which holds its shard of
             the data.

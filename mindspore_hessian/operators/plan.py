@@ -64,10 +64,10 @@ class Plan:
 
 
 WIDTHS = (64, 8)
-# Columns up to which a product of several at once does not pay: its first call takes 6 to 29 s
+# Columns up to which a product of several at once does not pay: its first call takes 4 to 15 s
 # instead of 1 to 3. On the CPU it then saves 1 to 12 ms a column, or nothing (ci/bench/at_once.py);
 # on the others, where starting kernels takes the time, more.
-FEW, FEW_ON_CPU = 4, 2048
+FEW, FEW_ON_CPU = 4, 1024
 
 
 def default_chunk(size: int) -> int:
