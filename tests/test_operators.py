@@ -588,6 +588,25 @@ def test_a_large_layer_against_its_closed_form():
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     (found,) = op @ (Tensor(v, ms.float32),)
     np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-5 * np.abs(expected).max())
-    v[3, 4] = np.nan
-    with pytest.warns(mh.NonFiniteWarning, match="in the entries of weight"):
-        op @ v.ravel()
+    for bad in (np.nan, np.inf, -np.inf):
+        v[3, 4] = bad
+        for vector in (v.ravel(), (Tensor(v, ms.float32),)):
+            with pytest.warns(mh.NonFiniteWarning, match="in the entries of weight"):
+                op @ vector
+    with pytest.raises(TypeError, match="vectors of real numbers"):
+        op @ (np.ones_like(v) * 1j,)
+    with pytest.raises(ValueError, match="must have its shape"):
+        op @ (v.T,)
+
+
+class Twice(mh.HessianOperator):
+    def columns(self, matrix):
+        return 2 * super().columns(matrix)
+
+
+def test_an_operator_that_says_its_columns_is_asked_for_them(monkeypatch):
+    """Not passed by where weights are large."""
+    monkeypatch.setattr(risk, "LARGE", 0)
+    network, v = linear(), Tensor([[1.0, 2.0, 3.0]])
+    (found,) = Twice(network, nn.MSELoss(), (Tensor(X), Tensor(Y))) @ (v,)
+    np.testing.assert_allclose(found.asnumpy()[0], 2 * H @ [1.0, 2.0, 3.0], rtol=1e-5)

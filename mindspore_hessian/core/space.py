@@ -123,6 +123,14 @@ class Space:
         Raises:
             TypeError, ValueError: there is not one for each leaf, of its shape.
         """
+        return ravel(self.arrays(structure), dtype)
+
+    def arrays(self, structure: Any) -> list[np.ndarray]:
+        """A Tensor or array for each leaf, as arrays.
+
+        Raises:
+            TypeError, ValueError: there is not one for each leaf, of its shape.
+        """
         if not isinstance(structure, tuple | list):
             raise TypeError(
                 f"a vector shaped like the {self._kind} is a tuple or list of Tensors, but got a "
@@ -142,7 +150,7 @@ class Space:
                     f"the vector for {name} must have its shape {shape}, but has shape "
                     f"{array.shape}"
                 )
-        return ravel(arrays, dtype)
+        return arrays
 
     def split(self, flat: np.ndarray) -> list[np.ndarray]:
         """An array of shape (..., size) as one of shape (..., *shape) for each leaf; views where

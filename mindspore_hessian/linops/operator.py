@@ -136,12 +136,12 @@ class Operator:
         if isinstance(other, Operator):
             return Product(self, other)
         if isinstance(other, tuple | list) and not _is_flat(other):
-            return self._in_parts(self._flat(self.flatten(other)))
+            return self._times_structure(other)
         return in_kind_of(other, self._flat(other))
 
-    def _in_parts(self, product: np.ndarray) -> Any:
-        """A product, which nobody else has, shaped like the weights."""
-        return self.unflatten(product)
+    def _times_structure(self, structure: Any) -> Any:
+        """The product with what is shaped like the weights, and shaped so."""
+        return self.unflatten(self._flat(self.flatten(structure)))
 
     def __rmatmul__(self, other: Any) -> Any:
         flipped = self.T @ as_array(other).T

@@ -160,8 +160,16 @@ class CurvatureOperator(Operator):
     def unflatten(self, flat: np.ndarray) -> tuple[Tensor, ...]:
         return self.space.unravel(flat)
 
-    def _in_parts(self, product: np.ndarray) -> tuple[Tensor, ...]:
-        return self.space.unravel(product, copy=False)
+    def _times_structure(self, structure: Any) -> tuple[Tensor, ...]:
+        """(Large weights go in as they are, without a copy.)"""
+        refuse_recorded(structure)
+        parts = self.space.arrays(structure)
+        ours = type(self).columns is CurvatureOperator.columns and not self.block_diagonal
+        if not (ours and self.risk.apart and all(part.dtype.kind in "fiub" for part in parts)):
+            return super()._times_structure(structure)
+        parts = [part.astype(self.dtype, copy=False) for part in parts]
+        product = self.risk.products(self._make, parts, False, self.progress)
+        return self.space.unravel(product[:, 0], copy=False)
 
     def gradient_and_loss(self) -> tuple[tuple[Tensor, ...], float]:
         """The gradient of the risk, shaped like the weights, and the risk: one pass over the
