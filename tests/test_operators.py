@@ -551,10 +551,11 @@ def k_of(weight):
     "weights",
     [
         (((), ms.float32), ((2, 3), ms.float16), ((4,), ms.float32)),
+        (((1, 5), ms.float32), ((), ms.float32)),
         (((1, 5), ms.float32),),
         (((5,), ms.float16), ((), ms.float16)),
     ],
-    ids=["several", "one row", "half"],
+    ids=["several", "one row", "alone", "half"],
 )
 def test_products_of_weights_of_all_kinds_as_tensors(weights, monkeypatch):
     monkeypatch.setattr(risk, "LARGE", 0)

@@ -62,7 +62,7 @@ def gradient(function, space):
 
 @ops.constexpr
 def _is_flat(shape, size):
-    """(Of the only Tensor of a weight of one row, the product is the same either way.)"""
+    """Whether it is that of flat vectors: no weight beside others has so many entries."""
     return len(shape) in (1, 2) and shape[-1] == size
 
 

@@ -391,8 +391,8 @@ class Risk(BatchRunner):
 
         def times(vectors: np.ndarray, out: np.ndarray) -> bool:
             # read before this returns, so that the memory of the vectors can be shared
-            apart = vectors.ndim == 1 and self.apart
-            given = parts or (self.space.split(vectors) if apart else [vectors])
+            cut = self.apart and vectors.ndim == 1
+            given = parts or (self.space.split(vectors) if cut else [vectors])
             tensors = [Tensor.from_numpy(np.require(one, requirements="C")) for one in given]
             found = self.run(batch, program, (*extras, *tensors))
             if not isinstance(found, tuple):
@@ -417,8 +417,9 @@ class Risk(BatchRunner):
     @property
     def apart(self) -> bool:
         """Whether a vector goes in as a Tensor a weight, which saves two copies and costs 20
-        microseconds a weight."""
-        return self.space.size > LARGE * len(self.space.shapes)
+        microseconds a weight. (That of one weight is flat as it is.)"""
+        count = len(self.space.shapes)
+        return count > 1 and self.space.size > LARGE * count
 
     def _warn(self, part: np.ndarray, program: Program, number: int) -> None:
         bad = [

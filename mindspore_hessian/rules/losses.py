@@ -203,6 +203,12 @@ def kl_div_loss(prim):
 # --- of classes -----------------------------------------------------------------------------------
 
 
+def _classes_of(labels, x):
+    """1 in the column of each label; a negative one has none."""
+    classes = ops.arange(x.shape[-1]).astype(labels.dtype)
+    return ops.cast(ops.equal(ops.expand_dims(labels, -1), classes), x.dtype)
+
+
 @derivative("NLLLossGrad")
 def nll_grad(prim):
     """NLLLossGrad(x, d, labels, w, total, ...)[i, labels_i] = -w d / total: linear in d, zero where
@@ -293,8 +299,7 @@ def batched_sparse_softmax_cross_entropy(prim, axis_size):
         x, labels = filled(*x_pair, axis_size), filled(*labels_pair, axis_size)
         log_p = ops.log_softmax(x, -1)
         if is_grad:
-            own = ops.one_hot(labels, x.shape[-1], ops.cast(1, x.dtype), ops.cast(0, x.dtype))
-            return (ops.exp(log_p) - own) / x.shape[1], 0
+            return (ops.exp(log_p) - _classes_of(labels, x)) / x.shape[1], 0
         return -ops.gather_d(log_p, 2, ops.expand_dims(labels, -1)).mean((1, 2)), 0
 
     return rule
@@ -366,8 +371,7 @@ def sparse_softmax_cross_entropy(prim):
     (is_grad,) = attributes_of(prim, "is_grad")
 
     def softmax_minus_target(x, labels):
-        one_hot = ops.one_hot(labels, x.shape[1], ops.cast(1, x.dtype), ops.cast(0, x.dtype))
-        return (ops.exp(ops.log_softmax(x, -1)) - one_hot) / x.shape[0]
+        return (ops.exp(ops.log_softmax(x, -1)) - _classes_of(labels, x)) / x.shape[0]
 
     def bprop(x, labels, out, dout):
         return dout * softmax_minus_target(x, labels), ops.zeros_like(labels)
@@ -386,7 +390,7 @@ def multi_margin_grad(d, x, target, w, p, margin, reduction):
     column t.
     """
     classes = x.shape[1]
-    own = ops.one_hot(target, classes, ops.cast(1, x.dtype), ops.cast(0, x.dtype))
+    own = _classes_of(target, x)
     z = margin - (x * own).sum(axis=1, keepdims=True) + x
     push = (
         ops.where(z > 0, ops.ones_like(z) if p == 1 else 2 * z, ops.zeros_like(z))
@@ -411,12 +415,6 @@ def multi_margin_loss(prim):
         return multi_margin_grad(dout, x, target, w, p, margin, number), ops.zeros_like(target), dw
 
     return bprop
-
-
-def _classes_of(labels, x):
-    """1 in the column of each label; a negative one has none."""
-    classes = ops.arange(x.shape[-1]).astype(labels.dtype)
-    return ops.cast(ops.equal(ops.expand_dims(labels, -1), classes), x.dtype)
 
 
 def _multilabel_slope(x, labels):
@@ -656,7 +654,7 @@ def expanded_sparse_softmax_cross_entropy(prim):
     def function(x, labels):
         if is_grad:
             return None
-        own = ops.one_hot(labels, x[0].shape[1], ops.cast(-1, x[0].dtype), ops.cast(0, x[0].dtype))
+        own = -_classes_of(labels, x[0])
         out = taylor.summed(taylor.scaled(_log_softmax(x), own), (-2, -1), False)
         return (prim(x[0], labels),) + taylor.averages(out, x[0].shape[0])[1:]
 

@@ -113,6 +113,13 @@ def test_matrices_are_symmetric_and_agree_with_products(function):
     np.testing.assert_allclose(matrix @ V.ravel(), product, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("function", [put, put_one, put_rows, put_added], ids=lambda f: f.__name__)
+def test_put_goes_forward(function):
+    found = mh.laplacian(function, mode="forward")(Tensor(X)).asnumpy()
+    matrix = mh.hessian(function)(Tensor(X)).asnumpy().reshape(12, 12)
+    np.testing.assert_allclose(found, np.trace(matrix), rtol=1e-12)
+
+
 def elements(u):
     return ops.tensor_scatter_elements(Tensor(X), COLUMNS, u, 0)
 
