@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse
 from spectra import SPECTRA, Counting, cosine, dense
 
 from mindspore_hessian.estimators import condition_number, eigsh, negative_curvature
@@ -212,3 +213,14 @@ def test_a_nearly_singular_operator_is_not_taken_for_a_singular_one(smallest, se
     found = condition_number(dense(spectrum, seed), seed=seed, max_products=3000, progress=False)
     assert found.stopped_by != "singular" and found.value <= 1.001 * 3 / abs(smallest[0])
     assert len(smallest) > 1 or (found.resolved and found.num_products < 300)
+
+
+def test_a_basis_of_more_rows_than_a_piece():
+    """It is orthogonalized in pieces: eigenvectors to all digits."""
+    entries = np.linspace(0, 1, 70_001)
+    entries[[5, 40_000, 70_000]] = 3.0, -2.5, 2.0
+    found = eigsh(scipy.sparse.diags(entries), k=3, which="LM", tol=1e-10)
+    np.testing.assert_allclose(found.eigenvalues, [3.0, 2.0, -2.5], rtol=1e-12)
+    rows = np.abs(found.eigenvectors).argmax(0)
+    np.testing.assert_array_equal(rows, [5, 70_000, 40_000])
+    np.testing.assert_allclose(found.eigenvectors.T @ found.eigenvectors, np.eye(3), atol=1e-13)

@@ -15,6 +15,7 @@ _DOUBT = (
     1e-3  # probability that the look for a missed eigenvalue is allowed to fail by its start vector
 )
 _SEARCH, _VERIFY, _REFINE = range(3)
+_PIECE = 2**15  # rows of a basis
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,19 @@ def orthogonal(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
             return q
         vectors = np.where(left > 1e-12, q, generator.standard_normal(q.shape))
     return q
+
+
+def _apart_from(basis: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """w without its part in the span of an orthonormal basis, taken away twice, and its coefficients
+    there. In pieces, so that the second look at the basis finds it in the cache."""
+    column, again, out = basis.T @ w, np.zeros(basis.shape[1]), np.empty_like(basis, shape=w.shape)
+    pieces = [slice(start, start + _PIECE) for start in range(0, len(w), _PIECE)]
+    for piece in pieces:
+        out[piece] = w[piece] - basis[piece] @ column
+        again += basis[piece].T @ out[piece]
+    for piece in pieces:
+        out[piece] -= basis[piece] @ again
+    return out, column + again
 
 
 def dense_pairs(run: Run, k: int, which: str, tol: float) -> Pairs:
@@ -171,11 +185,8 @@ class Search:
         known = self.basis[:, : j + 1]
         w = self.run @ self.basis[:, j]
         norm = np.linalg.norm(w)
-        column = known.T @ w
-        w = w - known @ column
-        again = known.T @ w
-        w = w - known @ again
-        self.matrix[: j + 1, j] = self.matrix[j, : j + 1] = column + again
+        w, column = _apart_from(known, w)
+        self.matrix[: j + 1, j] = self.matrix[j, : j + 1] = column
         self.size, self.steps, self.beta = j + 1, self.steps + 1, float(np.linalg.norm(w))
         self.scale = max(self.scale, float(norm))
         if self.beta > 10 * self.run.eps * self.scale:
