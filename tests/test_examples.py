@@ -26,18 +26,7 @@ def name_of(path: Path) -> str:
 
 
 def test_the_notebooks_are_there():
-    assert {path.stem[:2] for path in NOTEBOOKS} == {
-        "01",
-        "02",
-        "03",
-        "04",
-        "05",
-        "06",
-        "07",
-        "08",
-        "09",
-        "10",
-    }
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, 12)]
     assert set(QUICK) <= {path.stem for path in NOTEBOOKS}
 
 
