@@ -162,11 +162,13 @@ class CurvatureOperator(Operator):
 
     def _times_structure(self, structure: Any) -> tuple[Tensor, ...]:
         """(Large weights go in as they are, without a copy.)"""
+        ours = type(self).columns is CurvatureOperator.columns and not self.block_diagonal
+        if not (ours and self.risk.apart):
+            return super()._times_structure(structure)
         refuse_recorded(structure)
         parts = self.space.arrays(structure)
-        ours = type(self).columns is CurvatureOperator.columns and not self.block_diagonal
-        if not (ours and self.risk.apart and all(part.dtype.kind in "fiub" for part in parts)):
-            return super()._times_structure(structure)
+        if not all(part.dtype.kind in "fiub" for part in parts):
+            return super()._times_structure(structure)  # which says so
         parts = [part.astype(self.dtype, copy=False) for part in parts]
         product = self.risk.products(self._make, parts, False, self.progress)
         return self.space.unravel(product[:, 0], copy=False)

@@ -19,20 +19,17 @@ from mindspore_hessian.rules.forward import (
     value_of,
 )
 from mindspore_hessian.rules.kit import (
-    any_batched,
     attributes_of,
     copied_to,
     filled,
     inverse,
     leading,
     one_tensor,
-    paired,
-    primitive,
     reshape,
+    same_shape,
     shifted,
     transposed,
     two_along,
-    unpaired,
 )
 from mindspore_hessian.rules.registry import REWRITTEN, batching, derivative, expansion, forward
 from mindspore_hessian.rules.taylor import bilinear, by_expansion, by_series, matrix_at
@@ -192,17 +189,7 @@ def _parts(lu, lower, upper):
     return lower[..., :n] * below, upper[..., :n, :] * above
 
 
-@batching("LuUnpack")
-def batched_lu_unpack(prim, axis_size):
-    """The kernel takes batches."""
-    prim = primitive(prim)
-
-    def rule(lu_pair, pivots_pair):
-        if not any_batched((lu_pair[1], pivots_pair[1])):
-            return unpaired(prim(lu_pair[0], pivots_pair[0]))
-        return paired(prim(filled(*lu_pair, axis_size), filled(*pivots_pair, axis_size)))
-
-    return rule
+batching("LuUnpack")(same_shape(2))  # the kernel takes batches, of both
 
 
 @derivative("LuUnpackGrad")
